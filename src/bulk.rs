@@ -1,8 +1,11 @@
-//! `imagesvc embed`: embeds the pictures of folders and lists, and writes one JSON line for each. The
-//! function [`nearest`](fn@nearest) is the command that compares a picture with these.
+//! The commands `embed` and `nearest`, which are clients of the service.
 //!
-//! Both are clients of the service: of a running one, or of one that it starts in this process
-//! on a loopback port. So the cache, the limits and the errors are those of the service.
+//! [`embed`] embeds the pictures of folders and lists, and writes one JSON line for each.
+//! [`nearest`](fn@nearest) compares one picture with these lines. The service is a running one, or
+//! one that the command starts in this process on a loopback port. In both cases the cache, the
+//! limits and the errors are those of the service.
+//!
+//! The parts of a run of `embed`:
 //!
 //! ```text
 //! source ──► feeder ──► lanes ──► client ──► classify ──► writer ──► output, failures
@@ -80,7 +83,7 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     let (target, existing, export) =
         open_target(arguments.out.clone(), arguments.export.clone(), reader.clone()).await?;
     let default_concurrency =
-        if arguments.to.is_some() { SHARED_CONCURRENCY } else { own_concurrency(&config) };
+        if arguments.to.is_some() { SHARED_CONCURRENCY } else { concurrency_in_process(&config) };
     let service =
         Service::open(arguments.to.as_ref(), arguments.save, &arguments.prefix, config).await?;
     let model = service.client.model().await?;
@@ -109,13 +112,14 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     }
 }
 
-/// The number of requests at once to a service in this process: enough to use all permits for calls
-/// to NVIDIA, but not more than the calls of half a minute. A request that would wait for its call past
-/// its deadline would be refused.
-fn own_concurrency(config: &Config) -> usize {
-    let permits = 2 * config.embed.call.max_concurrency;
+/// The number of requests at once to a service in this process. It is twice the number of permits for
+/// calls to NVIDIA, because a request holds a permit for only a part of its time. It is at most the
+/// number of calls in half a minute: a request that would wait for its call past its deadline would be
+/// refused.
+fn concurrency_in_process(config: &Config) -> usize {
+    let twice_the_permits = 2 * config.embed.call.max_concurrency;
     let half_a_minute = config.nvidia.requests_per_minute.map(|calls| (calls as usize / 2).max(1));
-    half_a_minute.map_or(permits, |calls| calls.min(permits))
+    half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
 /// Checks the names of the files that the run would write.
@@ -139,16 +143,16 @@ async fn open_target(
 ) -> Result<(Target, Existing, Option<Export>), BulkError> {
     let Some(path) = out else { return Ok((Target::Standard(reader), Existing::default(), None)) };
     let open = move || {
-        let cannot = |error| OutputError::Io(path.clone(), error);
+        let io_error = |error| OutputError::Io(path.clone(), error);
         let file = output::open(&path)?;
-        let existing = output::read(std::fs::File::open(&path).map_err(cannot)?, &path, &reader)?;
+        let existing = output::read(std::fs::File::open(&path).map_err(io_error)?, &path, &reader)?;
         let export = match export {
             Some(export) => Some(Export::prepare(export, &path, &file, &reader)?),
             None => None,
         };
         let failures = Failures::open(&path, reader, |identity| existing.contains(identity));
-        let rows = Appender::new(file).map_err(cannot)?;
-        Ok((Target::Files(rows, failures.map_err(cannot)?), existing, export))
+        let rows = Appender::new(file).map_err(io_error)?;
+        Ok((Target::Files(rows, failures.map_err(io_error)?), existing, export))
     };
     on_blocking_thread(open).await
 }
@@ -175,6 +179,7 @@ async fn count(
     Ok(Outcome::AllEmbedded)
 }
 
+/// Runs work that blocks on a thread for such work.
 async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BulkError> + Send + 'static,
 ) -> Result<T, BulkError> {

@@ -104,6 +104,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn callers_within_the_maximum_age_share_one_reading() {
         let (sampler, reads) = (Sampler::default(), Arc::new(AtomicUsize::new(0)));
+        // Each reading returns the number of earlier readings.
         let read = || {
             let reads = Arc::clone(&reads);
             sampler.sample(MAX_AGE, TIMEOUT, move || reads.fetch_add(1, Ordering::Relaxed))
@@ -125,7 +126,10 @@ mod tests {
         assert!(poll!(&mut first).is_pending());
         tokio::time::advance(TIMEOUT).await;
         assert_eq!(first.await, Err(NoAnswer));
-        let later = || sampler.sample(MAX_AGE, TIMEOUT, || panic!("only one thread may read"));
+        let later = || {
+            sampler
+                .sample(MAX_AGE, TIMEOUT, || panic!("only the first caller's thread should read"))
+        };
         for _ in 0..100 {
             assert_eq!(poll!(Box::pin(later())), std::task::Poll::Ready(Err(NoAnswer)));
         }

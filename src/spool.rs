@@ -338,7 +338,7 @@ mod tests {
         runtime.block_on(async {
             let hanging_task = spawn_blocking(move || wait_for_release.recv().is_err());
             drop(staging.create_file().unwrap());
-            assert_eq!(file_count(), 1, "the file must be removed on the blocking thread only");
+            assert_eq!(file_count(), 1, "only the blocking thread may remove the file");
             drop(release);
             assert!(hanging_task.await.unwrap());
             // This task runs on the blocking thread after the removal.

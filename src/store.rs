@@ -290,6 +290,7 @@ mod tests {
         Instant::now() + Duration::from_secs(60)
     }
 
+    /// The names of the files in a folder, without hidden files.
     fn files(folder: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(folder)
             .unwrap()
@@ -314,6 +315,7 @@ mod tests {
         let store = open(folder.path()).unwrap();
         for memory_limit in [100, 3, 0] {
             let spooled = receive(&store, memory_limit, &[b"hello ", b"wor", b"ld"]).await;
+            // The hash of "hello world".
             assert!(spooled.sha256.to_string().starts_with("b94d27b9"));
             let content = spooled.content.clone();
             let mut saved = store.save(spooled, "jpg", in_a_minute(), ()).await.unwrap();
@@ -344,11 +346,11 @@ mod tests {
     fn unfinished_files_are_removed_at_start() {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join(".incoming")).unwrap();
-        fs::write(folder.path().join(".incoming/half"), "half").unwrap();
-        fs::write(folder.path().join("whole.jpg"), "whole").unwrap();
+        fs::write(folder.path().join(".incoming/unfinished"), "unfinished").unwrap();
+        fs::write(folder.path().join("saved.jpg"), "saved").unwrap();
         open(folder.path()).unwrap();
         assert!(files(&folder.path().join(".incoming")).is_empty());
-        assert_eq!(files(folder.path()), ["whole.jpg"]);
+        assert_eq!(files(folder.path()), ["saved.jpg"]);
     }
 
     #[test]

@@ -146,21 +146,22 @@ mod tests {
         let problem = Problem { code: "download_failed".into(), detail: "404".into() };
         let Action::Fail(failure) = response(StatusCode::BAD_GATEWAY, None, true, Some(problem))
         else {
-            panic!("a missing picture is final")
+            panic!("a missing picture should be final")
         };
         assert!(!failure.is_retryable);
     }
 
     #[test]
-    fn an_error_that_every_picture_would_get_stops_the_run() {
+    fn an_error_that_every_picture_would_get_stops_the_run_and_a_too_large_body_does_not() {
         for (status, code) in
             [(401, "unauthorized"), (502, "embedding_unauthorized"), (507, "storage_full")]
         {
             assert!(matches!(action(status, code, None), Action::StopRun(_)), "{code}");
         }
         assert!(matches!(response(StatusCode::NOT_FOUND, None, false, None), Action::StopRun(_)));
+        // From a proxy with a limit on the body, since the error has no code.
         let too_large = response(StatusCode::PAYLOAD_TOO_LARGE, None, false, None);
-        assert!(matches!(too_large, Action::Fail(_)), "a proxy refuses only this picture");
+        assert!(matches!(too_large, Action::Fail(_)), "only this picture should fail");
     }
 
     #[test]

@@ -31,7 +31,7 @@ const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the first questions to the service may take.
+/// How long the question for the service's model may take.
 const MODEL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long an idle connection stays open. The service closes it later, so no request is sent on a

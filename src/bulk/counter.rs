@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rows_of_files_are_counted_and_standard_input_is_left_alone() {
+    fn the_rows_of_a_list_are_counted_but_those_of_standard_input_and_devices_are_not() {
         let folder = tempfile::tempdir().unwrap();
         let list = folder.path().join("list.txt");
         fs::write(&list, "a.jpg\n\nb.jpg\n").unwrap();

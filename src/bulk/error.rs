@@ -1,4 +1,4 @@
-//! How a run ends.
+//! How a command ends: with an outcome or an error, and its exit code.
 
 use std::{io, process::ExitCode};
 

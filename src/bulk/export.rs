@@ -1,8 +1,8 @@
 //! Makes a Parquet or NumPy file from the rows when a run ends.
 //!
 //! The rows are always appended to a `.jsonl` file. The other formats cannot be appended to row by row,
-//! so a run that was killed could not be continued with them. The file is written under another name
-//! and then renamed, so that it is complete or absent.
+//! so a run that was killed could not be continued with them. The Parquet or NumPy file is written
+//! under another name and then renamed, so that it is complete or absent.
 
 use std::{
     fs::{self, File},
@@ -82,19 +82,19 @@ pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError
 }
 
 impl Export {
-    /// Prepares the export of the rows in this file, which the caller has locked. Removes what a run
-    /// that was killed has left.
+    /// Prepares to make `file` from the rows in the file `rows`, which the caller has locked. Removes
+    /// the incomplete file of a run that was killed.
     ///
     /// # Errors
-    /// The remains cannot be removed.
+    /// The incomplete file cannot be removed.
     pub(super) fn prepare(
         file: ExportFile,
         rows_path: &Path,
         rows: &File,
         reader: &ItemReader,
     ) -> Result<Self, OutputError> {
-        let remains = temporary(&file.path);
-        remove(&remains).map_err(|error| OutputError::Io(remains, error))?;
+        let incomplete = temporary(&file.path);
+        remove(&incomplete).map_err(|error| OutputError::Io(incomplete, error))?;
         let rows = rows.try_clone();
         let rows = rows.map_err(|error| OutputError::Io(rows_path.to_owned(), error))?;
         Ok(Self { file, rows_path: rows_path.to_owned(), rows, reader: reader.clone() })
@@ -193,6 +193,7 @@ fn temporary(path: &Path) -> PathBuf {
     name.into()
 }
 
+/// Removes a file if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

@@ -1,4 +1,4 @@
-//! The file of failures beside the output. It is itself a valid source.
+//! Writes the file of failures beside the output. This file is itself a valid source.
 //!
 //! The failures of this run are appended to a second file, because the first one may be a source of
 //! this run. At the end, and at the start after a run that was killed, both become one.
@@ -131,6 +131,7 @@ fn merge(
     remove(&current(path))
 }
 
+/// Removes a file if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
@@ -174,6 +175,7 @@ mod tests {
         reader().object(&format!("{{\"path\": \"{path}\"}}"), "", 1)
     }
 
+    /// A run in which these pictures fail and succeed. Returns the paths in the file of failures.
     fn run(out: &Path, failed: &[&str], succeeded: &[&str], is_killed: bool) -> String {
         let mut failures = Failures::open(out, reader(), |_| false).unwrap();
         for path in failed {
@@ -188,15 +190,17 @@ mod tests {
             failures.finish().unwrap();
         }
         let text = fs::read_to_string(out.with_extension("failed.jsonl")).unwrap_or_default();
+        // The path is the first value: the text between the third and the fourth quote.
         text.lines().map(|line| line.split('"').nth(3).unwrap().to_owned()).collect()
     }
 
     #[test]
-    fn failures_of_several_runs_become_one_file_without_what_succeeded() {
+    fn failures_of_several_runs_become_one_file_without_the_pictures_that_succeeded() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.jsonl");
         assert_eq!(run(&out, &["a", "b", "c"], &[], false), "abc");
         assert_eq!(run(&out, &["b"], &["a"], false), "cb");
+        // A killed run leaves the file as it was. The next run adds the failure of `d`.
         assert_eq!(run(&out, &["d"], &["c"], true), "cb");
         assert_eq!(run(&out, &[], &["c"], false), "bd");
         assert_eq!(run(&out, &[], &["b", "d"], false), "");

@@ -1,4 +1,4 @@
-//! The body of an upload: a multipart form with a file (RFC 7578), streamed from the disk.
+//! Builds the body of an upload: a multipart form with a file (RFC 7578), streamed from the disk.
 
 use std::{
     fs::{self, File},

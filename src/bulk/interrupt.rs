@@ -1,4 +1,4 @@
-//! The signals that end a run.
+//! Waits for the signals that end a run.
 
 use std::io;
 

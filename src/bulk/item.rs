@@ -1,4 +1,4 @@
-//! A row of a source: the picture to send, and the object that the output repeats.
+//! Turns a row of a source into an item: the picture to send, and the object that the output repeats.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -41,6 +41,7 @@ pub(super) const NAME_TAKEN: &str = "name_taken";
 pub(super) struct Identity(u64);
 
 impl Identity {
+    /// The identity of a row with this id, path or URL.
     pub(super) fn of(text: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
@@ -121,7 +122,7 @@ pub(super) struct ItemReader {
 }
 
 impl ItemReader {
-    /// An item for a path or URL without a list's row.
+    /// An item for a path or URL that is not a field of an object.
     pub(super) fn plain(&self, picture: Picture) -> Item {
         let (name, text) = match &picture {
             Picture::Url { url, .. } => ("url", url.clone()),
@@ -263,18 +264,18 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_an_earlier_run_is_removed_and_other_errors_stay() {
+    fn the_error_of_an_earlier_run_is_removed_but_an_error_field_of_the_source_stays() {
         let row = r#"{"path": "a.jpg", "n": 1.0}"#;
         let error = r#""error":{"code":"x","detail":"y","retryable":true}"#;
         assert_eq!(read(&json_object::append(row, error)).object, row);
         assert_eq!(read(&json_object::append("{}", error)).object, "{}");
-        let own = r#"{"path": "a.jpg", "error": "none"}"#;
-        assert_eq!(read(own).object, own);
-        assert_eq!(read(own).picture.unwrap_err().code, NAME_TAKEN);
+        let of_source = r#"{"path": "a.jpg", "error": "none"}"#;
+        assert_eq!(read(of_source).object, of_source);
+        assert_eq!(read(of_source).picture.unwrap_err().code, NAME_TAKEN);
     }
 
     #[test]
-    fn a_prefix_frees_the_names_of_the_added_fields() {
+    fn with_a_prefix_a_row_may_have_fields_with_the_names_of_the_added_fields() {
         let row = r#"{"path": "a.jpg", "vector": 1, "sha256": 2}"#;
         assert_eq!(read(row).picture.unwrap_err().code, NAME_TAKEN);
         let prefixed = ItemReader { prefix: "dino_".into(), ..reader() };

@@ -40,7 +40,7 @@ pub(super) fn members_before<'a>(
 /// The text of the error with which [`Collect`] stops.
 const STOPPED: &str = "stopped at the name";
 
-/// Collects members until the name `stop_at`.
+/// Collects members up to the one with the name `stop_at`.
 struct Collect<'m, 'a, 's> {
     members: &'m mut Vec<Member<'a>>,
     stop_at: Option<&'s str>,
@@ -182,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_text_of_an_object_survives_an_addition(
+        fn the_text_of_an_object_is_found_unchanged_after_an_addition(
             names in proptest::collection::btree_map("\\PC{0,6}", "\\PC{0,9}", 0..6),
         ) {
             let object = serde_json::to_string(&names).unwrap();

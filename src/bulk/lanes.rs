@@ -1,4 +1,4 @@
-//! The queue of the rows to send. It has a lane for each host, so that one host does not delay
+//! Queues the rows to send. The queue has a lane for each host, so that one host does not delay the
 //! pictures of others.
 
 use std::{
@@ -33,6 +33,7 @@ pub(super) struct Job {
 }
 
 impl Job {
+    /// A job without attempts.
     pub(super) fn new(item: Item) -> Self {
         Self { item, attempts: 0, deadline: None, round: 0 }
     }
@@ -225,6 +226,7 @@ impl Lanes {
 mod tests {
     use super::{super::item::ItemReader, *};
 
+    /// A job of the lane `a:80` if the URL is `http://a/…`.
     fn job(url: &str) -> Job {
         let reader = ItemReader { field: None, id: None, prefix: String::new() };
         Job::new(reader.plain(Picture::parse(url)))
@@ -234,21 +236,26 @@ mod tests {
         Failure::permanent("download_failed", "busy")
     }
 
-    fn labels(lanes: &mut Lanes, now: Instant) -> Vec<String> {
+    /// Takes all jobs that may start, and returns their labels.
+    fn take_all(lanes: &mut Lanes, now: Instant) -> Vec<String> {
         std::iter::from_fn(|| lanes.take(now)).map(|job| job.item.label).collect()
     }
 
     #[test]
-    fn a_host_runs_at_most_its_limit_and_others_overtake_it() {
+    fn a_host_has_at_most_its_limit_of_running_jobs_and_others_overtake_it() {
         let now = Instant::now();
         let mut lanes = Lanes::new(2);
         for url in ["http://a/1", "http://a/2", "http://a/3", "http://b/1", "file.jpg"] {
             lanes.push(job(url));
         }
-        assert_eq!(labels(&mut lanes, now), ["http://a/1", "http://b/1", "file.jpg", "http://a/2"]);
+        assert_eq!(
+            take_all(&mut lanes, now),
+            ["http://a/1", "http://b/1", "file.jpg", "http://a/2"]
+        );
         assert_eq!(lanes.rows, 1);
         lanes.finish("a:80");
-        assert_eq!(labels(&mut lanes, now), ["http://a/3"]);
+        assert_eq!(take_all(&mut lanes, now), ["http://a/3"]);
+        // The lane of files has an empty name.
         for name in ["a:80", "a:80", "b:80", ""] {
             lanes.finish(name);
         }
@@ -266,9 +273,9 @@ mod tests {
         lanes.pause("a:80", now + Duration::from_secs(5), failure());
         lanes.push_again(taken);
         lanes.finish("a:80");
-        assert_eq!(labels(&mut lanes, now), ["http://b/1"]);
+        assert_eq!(take_all(&mut lanes, now), ["http://b/1"]);
         assert_eq!(lanes.next_end_of_pause(), Some(now + Duration::from_secs(5)));
-        assert_eq!(labels(&mut lanes, now + Duration::from_secs(5)), ["http://a/1"]);
+        assert_eq!(take_all(&mut lanes, now + Duration::from_secs(5)), ["http://a/1"]);
         assert_eq!(lanes.next_end_of_pause(), None);
     }
 
@@ -282,7 +289,7 @@ mod tests {
             assert!(lanes.host_failed("a:80"));
         }
         assert!(!lanes.host_failed("a:80") && !lanes.host_failed("a:80"));
-        assert!(lanes.host_failed("b:80"), "hosts are counted one by one");
+        assert!(lanes.host_failed("b:80"), "the failures of another host should not count");
         lanes.host_answered("a:80");
         assert!(lanes.host_failed("a:80"));
     }
@@ -295,6 +302,7 @@ mod tests {
             lanes.push(job(url));
         }
         lanes.pause("a:80", now + Duration::from_secs(3600), failure());
+        // The job of this host is not hopeless: its pause is short enough.
         lanes.pause("b:80", now + Duration::from_secs(5), failure());
         let longest = Duration::from_secs(300);
         assert!(lanes.take_hopeless(now, longest).is_some());

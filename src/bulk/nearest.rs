@@ -54,9 +54,10 @@ pub async fn nearest(arguments: NearestArguments, config: Config) -> Result<Outc
 async fn find(arguments: NearestArguments, config: Config) -> Result<(), BulkError> {
     let NearestArguments { picture, vectors, count, field, id, prefix, to } = arguments;
     let reader = ItemReader { field, id, prefix };
-    // The file is opened first, so that nothing is paid if it cannot be used.
-    let opened = reader.clone();
-    let file = super::on_blocking_thread(move || Ok(VectorFile::open(&vectors, &opened)?)).await?;
+    // The file is opened first, so that no call to NVIDIA is made if it cannot be used.
+    let file_reader = reader.clone();
+    let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
+    let file = super::on_blocking_thread(open).await?;
     let service = Service::open(to.as_ref(), false, "", config).await?;
     let embedded = embed(&service.client, &picture, &file).await;
     service.stop().await;
@@ -119,7 +120,7 @@ async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Em
     }
 }
 
-/// The vector in the added fields, of which it is the last one.
+/// The vector, which is the last of the added fields.
 fn vector(embedded: &Embedded) -> Result<Vec<f32>, Failure> {
     let mut vector = Vec::new();
     let text = embedded.fields.rsplit(':').next().unwrap_or_default();
@@ -227,9 +228,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_is_printed_on_one_line_and_cannot_control_a_terminal() {
+    fn a_printed_label_is_one_short_line_that_cannot_control_a_terminal() {
         assert_eq!(printable("a \u{1b}[31m\n\u{85}é"), r"a \u001b[31m\u000a\u0085é");
-        assert_eq!(printable(&"é".repeat(9_999)).chars().count(), MAX_LABEL);
+        assert_eq!(printable(&"é".repeat(MAX_LABEL + 1)).chars().count(), MAX_LABEL);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The output: rows are appended one by one, and a later run reads which rows exist.
+//! Appends rows to the output, and reads which rows an earlier run has appended.
 
 use std::{
     collections::HashMap,
@@ -59,20 +59,20 @@ impl Existing {
 /// # Errors
 /// Another run has locked it, or it cannot be written to.
 pub(super) fn open(path: &Path) -> Result<File, OutputError> {
-    let cannot = |error| OutputError::Io(path.to_owned(), error);
+    let io_error = |error| OutputError::Io(path.to_owned(), error);
     let mut file =
-        File::options().create(true).read(true).append(true).open(path).map_err(cannot)?;
+        File::options().create(true).read(true).append(true).open(path).map_err(io_error)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(OutputError::InUse(path.to_owned())),
-        Err(TryLockError::Error(error)) => return Err(cannot(error)),
+        Err(TryLockError::Error(error)) => return Err(io_error(error)),
     }
-    cut_torn_line(&mut file).map_err(cannot)?;
+    cut_incomplete_line(&mut file).map_err(io_error)?;
     Ok(file)
 }
 
 /// Cuts off everything after the last line break.
-fn cut_torn_line(file: &mut File) -> io::Result<()> {
+fn cut_incomplete_line(file: &mut File) -> io::Result<()> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut end = length;
     let mut chunk = vec![0; 64 << 10];
@@ -99,7 +99,7 @@ pub(super) fn read(
     path: &Path,
     reader: &ItemReader,
 ) -> Result<Existing, OutputError> {
-    let cannot = |error| OutputError::Io(path.to_owned(), error);
+    let io_error = |error| OutputError::Io(path.to_owned(), error);
     let mut input = BufReader::with_capacity(1 << 20, input);
     let mut existing = Existing::default();
     let (mut line, mut bytes) = (0, Vec::new());
@@ -107,13 +107,13 @@ pub(super) fn read(
         bytes.clear();
         line += 1;
         let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes);
-        if read.map_err(cannot)? == 0 || !bytes.ends_with(b"\n") && bytes.len() < MAX_LINE {
+        if read.map_err(io_error)? == 0 || !bytes.ends_with(b"\n") && bytes.len() < MAX_LINE {
             // A line without a line break is incomplete: its row was not written.
             return Ok(existing);
         }
         let not_a_row =
             |detail: String| OutputError::NotARow { path: path.to_owned(), line, detail };
-        let (identity, model) = row(&bytes, reader).map_err(not_a_row)?;
+        let (identity, model) = parse_row(&bytes, reader).map_err(not_a_row)?;
         match &existing.model {
             Some(known) if *known != model => {
                 return Err(not_a_row(format!("its model is {model}, not {known}")));
@@ -130,7 +130,7 @@ const MAX_LINE: usize = 16 << 20;
 const MAX_LINE_BYTES: u64 = MAX_LINE as u64;
 
 /// The identity and the model of a row.
-fn row(bytes: &[u8], reader: &ItemReader) -> Result<(Identity, String), String> {
+fn parse_row(bytes: &[u8], reader: &ItemReader) -> Result<(Identity, String), String> {
     if !bytes.ends_with(b"]}\n") {
         return Err("it does not end with a vector".into());
     }
@@ -138,8 +138,8 @@ fn row(bytes: &[u8], reader: &ItemReader) -> Result<(Identity, String), String> 
     let members = json_object::members_before(text, &reader.name("vector"));
     let members = members.map_err(|error| error.to_string())?;
     let find = |name: &str| members.iter().position(|(known, _)| *known == reader.name(name));
-    let added = find("sha256").ok_or("it has no sha256")?;
-    let source = &members[..added];
+    let first_added = find("sha256").ok_or("it has no sha256")?;
+    let source = &members[..first_added];
     let model = find("model").and_then(|at| json_object::as_string(members[at].1));
     let object = json_object::cut_after(text, source);
     let location = reader.location(source);
@@ -198,19 +198,23 @@ mod tests {
         }
     }
 
-    const FIELDS: &str =
+    /// The fields that the command adds to a row.
+    const ADDED: &str =
         r#""sha256":"ab","model":"m","prepared":"original","width":1,"height":1,"vector":[0.5,1]"#;
 
-    fn rows(texts: &[&str]) -> String {
-        texts.iter().map(|text| json_object::append(text, FIELDS) + "\n").collect()
+    /// The text of an output with a row for each of these objects of a source.
+    fn rows(objects: &[&str]) -> String {
+        objects.iter().map(|object| json_object::append(object, ADDED) + "\n").collect()
     }
 
+    /// Reads an output that has this text.
     fn read_text(text: &str) -> Result<Existing, OutputError> {
         read(text.as_bytes(), Path::new("out.jsonl"), &reader())
     }
 
     #[test]
     fn a_row_is_skipped_as_often_as_the_output_contains_it() {
+        // The first two rows have the same path, and therefore the same identity.
         let text = rows(&[r#"{"path":"a"}"#, r#"{"n": 1, "path": "a"}"#, r#"{"path":"b"}"#]);
         let mut existing = read_text(&text).unwrap();
         assert_eq!((existing.rows(), existing.model.as_deref()), (3, Some("m")));
@@ -221,29 +225,29 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_cut_off_wherever_it_was_torn() {
+    fn an_incomplete_last_line_is_cut_off_wherever_it_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         let text = rows(&[r#"{"path":"a"}"#, r#"{"path":"b"}"#]);
-        let first = text.find('\n').unwrap() + 1;
+        let first_line_end = text.find('\n').unwrap() + 1;
         for end in 0..=text.len() {
             std::fs::write(&path, &text[..end]).unwrap();
             let file = open(&path).unwrap();
             let expected = if end == text.len() {
                 end
-            } else if end >= first {
-                first
+            } else if end >= first_line_end {
+                first_line_end
             } else {
                 0
             };
-            assert_eq!(file.metadata().unwrap().len(), expected as u64, "torn at {end}");
+            assert_eq!(file.metadata().unwrap().len(), expected as u64, "the text ended at {end}");
             let rows = read_text(&text[..end]).unwrap().rows();
             assert_eq!(rows, text[..end].matches('\n').count() as u64);
         }
     }
 
     #[test]
-    fn a_second_run_cannot_open_the_output() {
+    fn an_output_that_another_run_uses_cannot_be_opened() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         let _first = open(&path).unwrap();
@@ -251,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_output_is_refused() {
+    fn a_line_that_is_no_row_or_has_another_model_is_refused_with_its_number() {
         for text in ["{}\n", "text\n", "\n", "[1]\n", "{\"vector\":[1]}\n", "\u{0}]}\n"] {
             assert!(matches!(read_text(text), Err(OutputError::NotARow { line: 1, .. })), "{text}");
         }

@@ -19,7 +19,7 @@ const BAR_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a line is written if there is no bar.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The speed is that of this time.
+/// The speed is the average over this time.
 const SPEED_WINDOW: Duration = Duration::from_secs(60);
 
 /// How often the speed is measured.
@@ -85,7 +85,7 @@ impl Progress {
         self.console.clone()
     }
 
-    /// How often [`Self::update`] should be called.
+    /// How often [`Self::update`] should be called. Without a bar, most of these calls write no line.
     pub(super) fn interval(&self) -> Duration {
         if self.console.0.is_some() { BAR_INTERVAL } else { LINE_INTERVAL / 10 }
     }
@@ -264,9 +264,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_progress_has_done_failed_cached_a_second_and_the_time_left() {
+    fn the_progress_shows_the_counts_the_speed_and_the_time_left_if_it_is_known() {
+        // 90 embedded, of which 45 were cached, 10 failed, and none skipped.
         let tally = Tally::of(90, 45, 10, 0);
         let state = State { tally: &tally, total: Some(5000), note: None, per_second: 14.0 };
+        // 4900 rows at 14 a second.
         assert_eq!(state.done(), "100/5000 done, 5m 50s left");
         assert_eq!(state.details(), "10 failed, 45 cached, 14.0 a second");
         let without_total = State { total: None, note: Some("waiting"), ..state };
@@ -305,7 +307,7 @@ mod tests {
     async fn the_speed_is_that_of_the_last_minute() {
         let mut speed = Speed::new(Instant::now());
         let mut sent = 0;
-        let mut run = async |seconds: u64, per_second: u64| {
+        let mut run_for = async |seconds: u64, per_second: u64| {
             for _ in 0..seconds * 4 {
                 advance(Duration::from_millis(250)).await;
                 sent += per_second / 4;
@@ -313,10 +315,12 @@ mod tests {
             }
             (speed.per_second(), speed.earlier.len())
         };
-        assert_eq!(run(20, 8).await.0, 8.0);
-        assert_eq!(run(30, 0).await.0, 3.2);
-        let (per_second, samples) = run(600, 40).await;
+        assert_eq!(run_for(20, 8).await.0, 8.0);
+        // 160 rows in 50 s.
+        assert_eq!(run_for(30, 0).await.0, 3.2);
+        let (per_second, samples) = run_for(600, 40).await;
         assert!((per_second - 40.0).abs() < 0.1, "{per_second}");
+        // One sample a second, for a minute.
         assert!(samples <= 62, "{samples} samples");
     }
 

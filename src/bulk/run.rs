@@ -1,4 +1,4 @@
-//! The run: sends the rows of the sources, and decides what happens after each answer.
+//! Runs `embed`: sends the rows of the sources, and decides what happens after each answer.
 
 use std::time::Duration;
 
@@ -68,6 +68,7 @@ pub(super) struct Run {
 }
 
 impl Run {
+    /// A run that has sent nothing yet.
     pub(super) fn new(
         plan: Plan,
         client: ServiceClient,
@@ -135,7 +136,9 @@ impl Run {
                             if self.taken == 0 {
                                 return Err(BulkError::Source(reason));
                             }
-                            self.tally.add_failure(&reason, &Failure::permanent("unreadable_source", "the rest of this source was not read"));
+                            let detail = "the rest of this source was not read";
+                            let failure = Failure::permanent("unreadable_source", detail);
+                            self.tally.add_failure(&reason, &failure);
                         }
                         None => has_more = false,
                     }

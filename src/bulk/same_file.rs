@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_output_is_a_source_under_each_of_its_names() {
+    fn an_output_that_is_a_source_is_refused_under_each_of_its_names() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("nested")).unwrap();

@@ -1,4 +1,4 @@
-//! The service of a run: a running one, or one that is started in this process.
+//! Opens the service of a run: a running one, or one that it starts in this process.
 
 use std::{env, path::PathBuf};
 
@@ -22,8 +22,8 @@ const KEY_VARIABLE: &str = "IMAGESVC_API_KEY";
 #[derive(Debug)]
 pub(super) struct Service {
     pub client: ServiceClient,
-    /// The service in this process.
-    own: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+    /// Stops the service in this process, and waits for it. `None` for a running service.
+    in_process: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Service {
@@ -39,7 +39,7 @@ impl Service {
             Some(url) => {
                 let key = env::var(KEY_VARIABLE).ok().filter(|key| !key.is_empty());
                 let client = ServiceClient::new(url.clone(), key.as_deref(), save, prefix)?;
-                Ok(Self { client, own: None })
+                Ok(Self { client, in_process: None })
             }
             None => Self::start(save, prefix, config).await,
         }
@@ -67,12 +67,12 @@ impl Service {
             // An error means that the `Service` was dropped. The service then stops, too.
             let _ = stopped.await;
         }));
-        Ok(Self { client, own: Some((stop, task)) })
+        Ok(Self { client, in_process: Some((stop, task)) })
     }
 
     /// Stops the service in this process, and waits until it has written its cache.
     pub(super) async fn stop(self) {
-        if let Some((stop, task)) = self.own {
+        if let Some((stop, task)) = self.in_process {
             let _ = stop.send(()); // fails if the service has stopped already
             let _ = task.await; // fails if the service panicked, which the log reports
         }

@@ -25,12 +25,13 @@ pub(super) struct SourceError {
     detail: String,
 }
 
-/// What a source is.
+/// What a source is. Files differ by the ends of their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Folder,
     Picture,
     Lines,
+    /// CSV or TSV, with this delimiter.
     Delimited(u8),
     Json,
     JsonLines,
@@ -62,15 +63,15 @@ pub(super) fn is_standard_input(path: &Path) -> bool {
 /// # Errors
 /// The first source that does not exist or cannot be opened.
 pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
-    let mut inputs = 0;
+    let mut standard_inputs = 0;
     for path in sources {
         if is_standard_input(path) {
-            inputs += 1;
+            standard_inputs += 1;
         } else if let Err(error) = fs::metadata(path).and_then(|_| File::open(path)) {
             return Err(cannot_read(path, &error));
         }
     }
-    if inputs > 1 {
+    if standard_inputs > 1 {
         let detail = "standard input can be read only once".into();
         return Err(SourceError { place: "-".into(), detail });
     }
@@ -89,7 +90,7 @@ pub(super) fn read(
     for path in sources {
         let is_folder = !is_standard_input(path) && path.is_dir();
         let place = path.display().to_string();
-        let is_complete = match Kind::of(path, is_folder) {
+        let result = match Kind::of(path, is_folder) {
             Kind::Folder => folder::read(path, reader, sink),
             Kind::Picture => Ok(sink(reader.plain(Picture::File(path.clone())))),
             Kind::Lines => lines::read_plain(open(path)?, &place, reader, sink),
@@ -99,7 +100,7 @@ pub(super) fn read(
             }
             Kind::Json => json::read(open(path)?, &place, reader, sink),
         };
-        let wants_more = is_complete.map_err(|error| cannot_read(path, &error))?;
+        let wants_more = result.map_err(|error| cannot_read(path, &error))?;
         if !wants_more {
             break;
         }

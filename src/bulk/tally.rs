@@ -28,6 +28,7 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// A tally with these counts, and without causes.
     #[cfg(test)]
     pub(super) fn of(embedded: u64, cached: u64, failed: u64, skipped: u64) -> Self {
         Self { embedded, cached, failed, skipped, causes: BTreeMap::new() }
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_is_short_whatever_the_service_answers() {
+    fn the_lines_of_the_causes_are_few_and_short_whatever_the_service_answers() {
         let mut tally = Tally::default();
         for n in 0..10_000 {
             let failure = Failure::permanent(&format!("code {n}"), "ä".repeat(10_000));
@@ -103,7 +104,9 @@ mod tests {
         }
         let causes = tally.causes();
         assert_eq!(causes.len(), MAX_CAUSES + 1);
+        // All but the first 100.
         assert!(causes[0].starts_with("  9900 x other, for example öö"), "{}", causes[0]);
+        // A label of 120 characters, a sentence of 300, and the short rest of the line.
         assert!(causes.iter().all(|line| line.chars().count() < 500));
     }
 }

@@ -57,7 +57,7 @@ pub(super) enum VectorsError {
     OtherModel { path: PathBuf, found: String, expected: String },
 }
 
-/// The formats.
+/// The rows of a file, by its format.
 enum Rows {
     JsonLines(JsonLines),
     Npy(Npy),
@@ -79,12 +79,12 @@ impl VectorFile {
     /// # Errors
     /// The file has no rows, or is not a file of this format with vectors.
     pub(super) fn open(path: &Path, reader: &ItemReader) -> Result<Self, VectorsError> {
-        let cannot = |error| VectorsError::Io(path.to_owned(), error);
+        let io_error = |error| VectorsError::Io(path.to_owned(), error);
         // Opening a named pipe would block until another program writes to it.
-        if !fs::metadata(path).map_err(cannot)?.is_file() {
-            return Err(cannot(io::Error::other("it is not a regular file")));
+        if !fs::metadata(path).map_err(io_error)?.is_file() {
+            return Err(io_error(io::Error::other("it is not a regular file")));
         }
-        let file = File::open(path).map_err(cannot)?;
+        let file = File::open(path).map_err(io_error)?;
         let extension = path.extension().and_then(|extension| extension.to_str());
         let mut rows = match extension {
             Some("npy") => Rows::Npy(Npy::open(file, path)?),

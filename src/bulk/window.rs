@@ -1,4 +1,4 @@
-//! How many requests may run at once.
+//! Decides how many requests may run at once.
 //!
 //! A service that refuses a picture because it is busy gets half as many requests at once, and then
 //! slowly more again. Otherwise every picture that it cannot take now would be sent again and again. This
@@ -61,17 +61,18 @@ mod tests {
         for round in 1..9 {
             window.refused(round);
         }
-        assert_eq!(window.size(), 1, "a window is never empty");
+        assert_eq!(window.size(), 1, "a window should never be empty");
     }
 
     #[test]
-    fn the_window_grows_by_one_in_each_round_of_successes_and_never_above_its_limit() {
+    fn the_window_grows_by_one_after_enough_successes_and_never_above_its_limit() {
         let mut window = Window::new(6);
         window.refused(0);
         assert_eq!(window.size(), 3);
+        // Two requests do not fill the window of three, so this success does not count.
         window.succeeded(2);
         (0..3).for_each(|_| window.succeeded(3));
-        assert_eq!(window.size(), 3, "the successes of one round are not quite enough");
+        assert_eq!(window.size(), 3, "three successes should not quite be enough");
         window.succeeded(3);
         assert_eq!(window.size(), 4);
         (0..1000).for_each(|_| window.succeeded(6));

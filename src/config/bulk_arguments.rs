@@ -5,7 +5,7 @@ use clap::Arg;
 use super::{parse, raw::RawSettings, telemetry, upstream};
 
 /// Which messages the log contains unless `IMAGESVC_LOG` is set. The commands themselves report every
-/// failure, so the log of the requests would only repeat these.
+/// failure, which the log of the requests would only repeat.
 const LOG_FILTER: &str = "error,imagesvc::web=off";
 
 /// An argument with a name and a value.
@@ -25,8 +25,8 @@ pub(super) fn to() -> Arg {
 }
 
 /// Adapts the settings to the command. Without a service in this process, no key for NVIDIA is needed.
-pub(super) fn adapt(raw: &mut RawSettings, has_own_service: bool) {
-    if !has_own_service {
+pub(super) fn adapt(raw: &mut RawSettings, starts_service: bool) {
+    if !starts_service {
         raw.values.insert(upstream::SANDBOX.info.name, "true".into());
     }
     raw.values.entry(telemetry::LOG.info.name).or_insert_with(|| LOG_FILTER.into());

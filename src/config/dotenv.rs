@@ -95,6 +95,7 @@ mod tests {
 
     use super::*;
 
+    /// The name and the value of a line, or why it is invalid.
     fn parse_one(line: &str) -> Result<(&str, &str), &'static str> {
         let mut parsed_lines = parse(line);
         assert_eq!(parsed_lines.len(), 1, "{line}");
@@ -102,8 +103,8 @@ mod tests {
     }
 
     #[test]
-    fn values_are_taken_literally() {
-        // Only `export` as a word of its own is skipped.
+    fn a_value_is_taken_literally_without_surrounding_quotes_and_a_comment() {
+        // Only the whole word `export` is skipped.
         assert_eq!(parse_one("exported=b"), Ok(("exported", "b")));
         for (line, value) in [
             ("A=b", "b"),

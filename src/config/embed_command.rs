@@ -66,6 +66,7 @@ pub enum ExportFormat {
 struct Out {
     /// The `.jsonl` file.
     rows: PathBuf,
+    /// The file that is made from it, if `--out` names another format.
     export: Option<ExportFile>,
 }
 
@@ -178,6 +179,7 @@ mod tests {
     use super::*;
     use crate::config::command_line;
 
+    /// The arguments of a command with this `--out`.
     fn parse(out: &str) -> Result<EmbedArguments, String> {
         let arguments = ["imagesvc", "embed", "photos", "--out", out];
         let matches = command_line().try_get_matches_from(arguments);
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_settings_are_accepted_beside_the_command() {
+    fn the_command_may_be_followed_by_sources_options_and_flags_of_settings() {
         let arguments = ["imagesvc", "embed", "a", "b.csv", "--sandbox", "--field", "x.y"];
         let matches = command_line().try_get_matches_from(arguments).unwrap();
         let embed = super::arguments(matches.subcommand_matches(EMBED).unwrap());

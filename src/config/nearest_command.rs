@@ -99,6 +99,7 @@ mod tests {
     use super::*;
     use crate::config::command_line;
 
+    /// The arguments of a command with these words.
     fn parse(arguments: &str) -> Result<NearestArguments, String> {
         let words = ["imagesvc", NEAREST].into_iter().chain(arguments.split_whitespace());
         let matches =
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_and_a_file_of_a_known_format_are_required() {
+    fn a_picture_and_a_file_of_a_known_format_are_required_and_other_values_are_checked() {
         let arguments = parse("http://a/b.jpg --in dir/v.jsonl --sandbox").unwrap();
         assert_eq!(arguments.picture, "http://a/b.jpg");
         assert_eq!((arguments.vectors, arguments.count.get()), ("dir/v.jsonl".into(), 10));

@@ -53,14 +53,14 @@ mod tests {
     use crate::config::RawSettings;
 
     #[test]
-    fn the_service_for_one_client_listens_on_loopback_and_accepts_only_its_key() {
+    fn the_service_for_one_client_listens_on_loopback_with_one_key_and_without_a_rate_limit() {
         let raw = RawSettings::from_pairs([
             ("IMAGESVC_SANDBOX", "true"),
             ("IMAGESVC_API_KEYS", "a,b"),
             ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1"),
             ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8"),
         ]);
-        let keys = ClientKeys::parse("own").unwrap();
+        let keys = ClientKeys::parse("one-key").unwrap();
         let config = Config::resolve(&raw).unwrap().for_own_client(keys, Some("cache".into()));
         assert!(config.server.listen.ip().is_loopback() && config.server.listen.port() == 0);
         assert_eq!(format!("{:?}", config.web.keys), "ClientKeys(1 redacted)");

@@ -139,6 +139,7 @@ mod tests {
         }
     }
 
+    /// Merges the settings of a command line, an environment and a file `.env`.
     fn merge(flags: &[&str], environment: &[(&str, &str)], dotenv: &str) -> RawSettings {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(".env");
@@ -200,6 +201,7 @@ mod tests {
 
     #[test]
     fn an_invalid_value_in_dotenv_is_an_error_unless_another_program_uses_the_variable() {
+        // A `$` without single quotes is invalid, because other programs insert a variable there.
         assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").read_errors.len(), 1);
         let raw = merge(&[], &[], "DATABASE_URL=postgres://$USER\nIMAGESVC_PORT=3\n");
         assert!(raw.read_errors.is_empty());

@@ -2,6 +2,7 @@
 
 use super::*;
 
+/// Resolves settings with these names and values.
 fn resolve(pairs: &[(&str, &str)]) -> Result<Config, SettingErrors> {
     Config::resolve(&RawSettings::from_pairs(pairs.iter().copied()))
 }
@@ -24,7 +25,7 @@ fn the_nvidia_key_is_the_only_required_setting_and_missing_client_keys_cause_a_w
 }
 
 #[test]
-fn client_keys_are_read_from_a_file_and_invalid_values_are_errors() {
+fn client_keys_are_read_from_a_file_and_the_error_of_an_invalid_value_names_its_setting() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "first\nsecond\n").unwrap();
     let path = file.path().to_str().unwrap();
@@ -108,6 +109,7 @@ fn the_sandbox_ignores_a_key_and_adds_a_warning() {
 
 #[test]
 fn a_memory_limit_that_is_too_small_for_one_picture_is_an_error() {
+    // By default, IMAGESVC_MAX_BUFFERED_BYTES is 128 MiB.
     let errors =
         resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_MAX_IMAGE_BYTES", "200MiB")]).unwrap_err();
     assert!(errors.to_string().contains("IMAGESVC_MAX_BUFFERED_BYTES"));

@@ -78,6 +78,7 @@ mod tests {
         let job = plan_job(&pixel, Target::Converted { max_len: 0 }, 512 * MIB).unwrap();
         let needed = memory_to_reserve(&job);
         assert!((MIN_RESERVED_MEMORY..MIN_RESERVED_MEMORY + MIB).contains(&needed), "{needed}");
+        // A quarter is reserved. A quarter of 199 MiB is too little for the smallest picture.
         let reserved_mib =
             [199, 200, 512].map(|mib| memory_reserved_for_small_jobs(mib * MIB) / MIB);
         assert_eq!(reserved_mib, [0, 50, 128]);

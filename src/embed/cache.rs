@@ -231,6 +231,7 @@ mod tests {
         Embedding { vector, prepared, provenance, attempts: 2, valid_until: None }
     }
 
+    /// The first four characters of a vector's text.
     fn start_of_text(found: &Embedding) -> String {
         found.vector.json().get().chars().take(4).collect()
     }

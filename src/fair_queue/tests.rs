@@ -183,6 +183,8 @@ async fn permits_before_newcomer(
 #[tokio::test]
 async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
     for permits in [1, 2, 3, 4, 8] {
+        // Large jobs get at most 75 of the 100 bytes. Two jobs of 36 bytes fit into them, but not a job
+        // of 36 and one of 41, and no large job fits beside one of 75.
         for (flood_memory, newcomer_memory) in [(36, 41), (20, 75), (26, 75), (10, 20)] {
             let queue = with_memory(permits);
             let ended = permits_before_newcomer(&queue, 1, flood_memory, newcomer_memory).await;

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_recognized_and_other_compressions_are_refused() {
+    fn gzip_is_recognized_other_compressions_are_refused_and_other_values_are_ignored() {
         for ignored in
             ["", " ", "identity", "Identity", "aws-chunked", "UTF-8", "none", ",", "base64"]
         {

@@ -235,9 +235,12 @@ mod tests {
         Crafted::new((1000, 1000), photometric, bits)
     }
 
+    // The pictures of these tests have a million pixels: a million bytes are one byte for each pixel.
+
     #[test]
     fn several_scans_raise_the_estimate_of_a_jpeg() {
         let single_scan = estimate(&jpeg(0xc0, 3)).unwrap();
+        // Encoding needs 7 bytes for each of the million pixels.
         assert!((7_000_000..8_000_000).contains(&(single_scan - METADATA)), "{single_scan}");
         for several_scans in [jpeg(0xc2, 3), jpeg(0xc2, 1)] {
             assert!(estimate(&several_scans).unwrap() > single_scan + 1_500_000);

@@ -86,6 +86,7 @@ pub(super) struct PacePermit {
 }
 
 impl PaceLimiter {
+    /// A limiter of `calls_per_window` calls in any period of length `window`.
     pub(super) fn new(calls_per_window: u32, window: Duration, clients: Clients) -> Self {
         let calls_per_window = usize::try_from(calls_per_window).unwrap_or(usize::MAX);
         let rule = Rule { calls_per_window, window, clients };
@@ -171,7 +172,7 @@ impl PaceLimiter {
                         state.log.next_expiry().map_or(time, |expiry| expiry.min(time))
                     }
                     _ => {
-                        // After an expiry, another call may come first. It does not know that yet.
+                        // After an expiry, another call may be the next one, but its task still waits.
                         if mem::take(&mut was_next) {
                             self.0.changed.notify_waiters();
                         }
@@ -252,13 +253,13 @@ impl State {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             Demand { client_network, is_spread: true, count }
         });
-        // The earlier calls of the client itself come first.
-        let (own, mut all): (Vec<_>, Vec<_>) = waiting
+        // The client's earlier calls come before the new ones.
+        let (of_client, mut demands): (Vec<_>, Vec<_>) = waiting
             .chain(reserved)
             .partition(|other| other.client_network == demand.client_network);
-        let own_count: usize = own.iter().map(|own| own.count).sum();
-        all.push(Demand { count: own_count.saturating_add(demand.count), ..demand });
-        self.log.expected_time(all, now)
+        let earlier: usize = of_client.iter().map(|other| other.count).sum();
+        demands.push(Demand { count: earlier.saturating_add(demand.count), ..demand });
+        self.log.expected_time(demands, now)
     }
 }
 

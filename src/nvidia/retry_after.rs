@@ -99,6 +99,7 @@ mod tests {
         shared.record(Duration::from_secs(1), start);
         assert_eq!(shared.pending(after(119)), Some(after(120)));
         assert_eq!(shared.pending(after(120)), None);
+        // The maximum is 600 s.
         shared.record(Duration::MAX, after(120));
         assert_eq!(shared.pending(after(200)), Some(after(720)));
     }

@@ -123,16 +123,19 @@ mod tests {
         PHOTOS.iter().map(|bytes| image_rs::load_from_memory(bytes).unwrap().into_rgb8()).collect()
     }
 
+    /// The cosine of the angle between two vectors of length 1.
     fn cosine(a: &[f32], b: &[f32]) -> f32 {
         a.iter().zip(b).map(|(a, b)| a * b).sum()
     }
 
+    /// Whether a vector has the dimensions of the model, and the length 1.
     fn is_unit(vector: &[f32]) -> bool {
         vector.len() == DIMENSIONS
             && vector.iter().all(|n| n.is_finite())
             && (cosine(vector, vector) - 1.0).abs() < 1e-4
     }
 
+    /// The photo, encoded and decoded again.
     fn reencoded(
         photo: &RgbImage,
         encode: impl Fn(&DynamicImage, &mut std::io::Cursor<Vec<u8>>),

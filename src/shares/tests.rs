@@ -1,3 +1,5 @@
+//! Tests of limits that clients share.
+
 use std::{collections::HashSet, time::Duration};
 
 use proptest::prelude::*;
@@ -17,6 +19,8 @@ fn take_all(shares: &Shares, client: ClientNetwork) -> SharePermit {
 
 #[test]
 fn a_client_that_is_alone_leaves_a_quarter_of_the_units_to_a_second_client() {
+    // A quarter of fewer than four units is less than one. The client may always have the `largest`
+    // number of units that one permit may need.
     for (total, largest, first_client_gets) in
         [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 3), (100, 1, 75), (100, 90, 90)]
     {

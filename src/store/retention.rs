@@ -269,16 +269,16 @@ mod tests {
             format!("{old}"),
         ];
         for name in &foreign_names {
-            fs::write(folder.path().join(name), "not ours").unwrap();
+            fs::write(folder.path().join(name), "saved by somebody else").unwrap();
         }
         fs::create_dir(folder.path().join(format!("{old}.png"))).unwrap();
         std::os::unix::fs::symlink("holiday.jpg", folder.path().join(format!("{old}.gif")))
             .unwrap();
-        let own = put(folder.path(), 10, 10);
+        let saved = put(folder.path(), 10, 10);
         let before = remaining(folder.path()).len();
         assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, remaining_bytes: 0 });
         assert_eq!(remaining(folder.path()).len(), before - 1);
-        assert!(!folder.path().join(own).exists());
+        assert!(!folder.path().join(saved).exists());
         assert!(foreign_names.iter().all(|name| folder.path().join(name).exists()));
     }
 

@@ -67,6 +67,7 @@ mod tests {
     #[test]
     fn the_longest_shape_fits_in_the_header() {
         let header = header(u64::MAX, usize::MAX);
+        // 118 (0x76) bytes follow the length.
         assert_eq!(&header[..10], b"\x93NUMPY\x01\x00\x76\x00");
         let text = str::from_utf8(&header[10..]).unwrap();
         let start = "{'descr': '<f4', 'fortran_order': False, \

@@ -1,10 +1,12 @@
+//! Tests that make files from rows.
+
 use std::sync::atomic::AtomicBool;
 
 use tempfile::TempDir;
 
 use super::*;
 
-/// A folder with rows, from which files are made.
+/// A folder with the rows `out.jsonl`, from which files are made.
 pub(super) struct Rows {
     folder: TempDir,
     prefix: &'static str,
@@ -27,6 +29,7 @@ impl Rows {
         self.folder.path().join(name)
     }
 
+    /// Prepares to make a file with this name.
     fn export(&self, name: &str, format: ExportFormat) -> Export {
         let file = ExportFile { path: self.path(name), format };
         let rows_path = self.path("out.jsonl");
@@ -51,17 +54,17 @@ impl Rows {
     }
 }
 
-/// A row without own fields, with these numbers.
+/// A row without fields of the source, with these numbers.
 pub(super) fn row(vector: &str) -> String {
-    own_row("{}", vector)
+    row_of("{}", vector)
 }
 
-/// A row with these own fields and numbers.
-pub(super) fn own_row(own: &str, vector: &str) -> String {
-    let fields = format!(
+/// A row with this object of the source and these numbers.
+pub(super) fn row_of(object: &str, vector: &str) -> String {
+    let added = format!(
         r#""sha256":"ab","model":"m","prepared":"jpeg","width":3,"height":2,"vector":[{vector}]"#
     );
-    super::super::json_object::append(own, &fields) + "\n"
+    super::super::json_object::append(object, &added) + "\n"
 }
 
 /// All formats of this build.
@@ -82,10 +85,11 @@ pub(super) const ABOVE_MIDDLE: (&str, f32) =
 fn a_numpy_file_has_a_header_and_the_nearest_f32_of_each_number_in_the_order_of_the_rows() {
     let numbers = [("-0.0", -0.0), ("1E-3", 0.001), ABOVE_MIDDLE, ("1e-60", 0.0)];
     let texts = numbers.map(|(text, _)| text);
-    let rows = row(&texts.join(" , ")) + &own_row(r#"{"n": 1}"#, "1,2,3,4");
+    let rows = row(&texts.join(" , ")) + &row_of(r#"{"n": 1}"#, "1,2,3,4");
     let rows = Rows::new(&rows);
     assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 2);
     let bytes = fs::read(rows.path("out.file")).unwrap();
+    // A header of 128 bytes: the magic text, version 1.0, and the length of the other 118 (0x76) bytes.
     let (header, data) = bytes.split_at(128);
     assert!(header.ends_with(b" \n") && header.starts_with(b"\x93NUMPY\x01\x00\x76\x00{"));
     let header = String::from_utf8_lossy(&header[10..]);
@@ -97,15 +101,16 @@ fn a_numpy_file_has_a_header_and_the_nearest_f32_of_each_number_in_the_order_of_
 }
 
 #[test]
-fn without_rows_a_file_has_no_rows_and_the_width_of_the_model() {
+fn without_rows_a_numpy_file_declares_no_rows_and_the_vector_length_of_the_model() {
     let rows = Rows::new("");
     assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 0);
     let bytes = fs::read(rows.path("out.file")).unwrap();
+    // Only the header, with the shape.
     assert!(bytes.len() == 128 && String::from_utf8_lossy(&bytes).contains("(0, 1536)"));
 }
 
 #[test]
-fn a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
+fn the_line_of_a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
     let good = row("1,2");
     for (line, message) in [
         (row("1"), "line 2: its vector has 1 numbers, and the first row's has 2"),
@@ -136,10 +141,11 @@ fn a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
 }
 
 #[test]
-fn an_interrupted_export_leaves_nothing() {
+fn an_interrupted_export_leaves_no_file_except_the_rows() {
     for format in formats() {
         let rows = Rows::new(&row("1,2"));
-        let made = rows.export("out.file", format).write(&AtomicBool::new(true));
+        let is_interrupted = AtomicBool::new(true);
+        let made = rows.export("out.file", format).write(&is_interrupted);
         assert!(matches!(made, Err(ExportError::Interrupted)));
         assert_eq!(rows.names(), ["out.jsonl"]);
     }
@@ -160,9 +166,9 @@ fn the_rows_stay_locked_until_the_export_ends() {
 }
 
 #[test]
-fn what_a_killed_run_has_left_is_removed_and_a_link_in_its_place_is_not_followed() {
+fn the_incomplete_file_of_a_killed_run_is_removed_and_a_link_in_its_place_is_not_followed() {
     let rows = Rows::new(&row("1,2"));
-    fs::write(rows.path("out.file.new"), "half").unwrap();
+    fs::write(rows.path("out.file.new"), "incomplete").unwrap();
     let export = rows.export("out.file", ExportFormat::Npy);
     assert_eq!(rows.names(), ["out.jsonl"]);
     fs::write(rows.path("victim"), "unchanged").unwrap();
@@ -178,12 +184,14 @@ fn only_a_file_that_this_command_may_have_made_is_replaced() {
         let file = ExportFile { path: rows.path(name), format: ExportFormat::Npy };
         check(&file, &rows.path(rows_name)).map_err(|error| error.to_string())
     };
-    fs::write(rows.path("own.npy"), "").unwrap();
+    fs::write(rows.path("existing.npy"), "").unwrap();
     fs::create_dir(rows.path("folder.npy")).unwrap();
-    std::os::unix::fs::symlink("own.npy", rows.path("link.npy")).unwrap();
+    std::os::unix::fs::symlink("existing.npy", rows.path("link.npy")).unwrap();
     check_with("new.npy", "new.jsonl").unwrap();
-    check_with("own.npy", "out.jsonl").unwrap();
-    assert!(check_with("own.npy", "own.jsonl").unwrap_err().contains("has not made it"));
+    // The rows exist, so an earlier run may have made the file.
+    check_with("existing.npy", "out.jsonl").unwrap();
+    let error = check_with("existing.npy", "missing.jsonl").unwrap_err();
+    assert!(error.contains("has not made it"), "{error}");
     for name in ["folder.npy", "link.npy"] {
         assert!(check_with(name, "out.jsonl").unwrap_err().contains("not a regular file"));
     }

@@ -16,6 +16,7 @@ pub(in crate::bulk) struct Query {
 }
 
 impl Query {
+    /// Prepares a vector for comparisons.
     pub(in crate::bulk) fn new(vector: &[f32]) -> Self {
         let vector: Vec<_> = vector.iter().map(|number| f64::from(*number)).collect();
         let norm = vector.iter().map(|number| number * number).sum::<f64>().sqrt();
@@ -132,12 +133,15 @@ mod tests {
     }
 
     #[test]
-    fn the_cosine_of_a_zero_vector_is_zero_and_extreme_numbers_do_no_harm() {
+    fn the_cosine_of_a_zero_vector_is_zero_and_that_of_extreme_vectors_is_right() {
+        // One number more than `LANES`.
         let zero = [0.0; 9];
         let any = [1.0, -2.0, 3.0, 0.5, 1.0, 1.0, 1.0, 1.0, 7.0];
         assert_eq!([cosine(&zero, &any), cosine(&any, &zero), cosine(&zero, &zero)], [0.0; 3]);
+        // 7 times the first scale is still finite. The last one is subnormal.
         for scale in [f32::MAX / 8.0, f32::MIN_POSITIVE, 1e-40] {
             let scaled = any.map(|number| number * scale);
+            // Subnormal numbers have fewer digits, so that scaling rounds them.
             assert!((cosine(&any, &scaled) - 1.0).abs() < 1e-3, "{scale}");
             assert!((cosine(&scaled, &scaled) - 1.0).abs() < 1e-12, "{scale}");
         }
@@ -158,6 +162,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_ranking_equals_a_stable_sort(
+            // Many of these cosines are equal.
             cosines in prop::collection::vec((-4_i8..4).prop_map(|n| f64::from(n) / 4.0), 0..40),
             count in 1..12_usize,
         ) {
@@ -174,7 +179,7 @@ mod tests {
         }
 
         #[test]
-        fn the_cosine_equals_the_textbook_formula(
+        fn the_cosine_equals_the_dot_product_divided_by_the_norms(
             pairs in prop::collection::vec((-9.0_f32..9.0, -9.0_f32..9.0), 1..40),
         ) {
             let (a, b): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();

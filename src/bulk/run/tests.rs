@@ -72,14 +72,16 @@ async fn serve(mut stream: TcpStream, reply: String, count: Arc<AtomicUsize>) {
     }
 }
 
+/// A service's answer to a picture.
 const EMBEDDED: &str =
     r#"{"sha256":"ab","model":"m","prepared":"original","width":4,"height":4,"vector":[0.5]}"#;
 
+/// The body of an error with this code.
 fn problem(code: &str) -> String {
     format!(r#"{{"code":"{code}","detail":"Sentence."}}"#)
 }
 
-/// A run of 8 requests at once, and the folder of its output.
+/// A run of at most 8 requests at once, 2 of them for one host, and the folder of its output.
 fn start(service: SocketAddr) -> (Run, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let reader = ItemReader { field: None, id: None, prefix: String::new() };
@@ -124,7 +126,9 @@ async fn a_run_stops_if_the_service_never_answers() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (outcome, seconds, failures) = send(silent.local_addr().unwrap(), 1000).await;
     assert_eq!(outcome, Outcome::Stopped);
+    // The run stops after 900 s, and then waits for its last requests, for at most 420 s.
     assert!((900..1400).contains(&seconds), "{seconds} s");
+    // At most two pictures of one host are sent at once.
     assert!(failures.len() <= 2, "most pictures must be left for the next run");
 }
 
@@ -134,18 +138,24 @@ async fn a_run_stops_if_the_service_is_always_busy_and_until_then_sends_one_requ
     let (outcome, seconds, failures) = send(service.address, 1000).await;
     assert_eq!((outcome, failures.len()), (Outcome::Stopped, 0));
     assert!((900..920).contains(&seconds), "{seconds} s");
+    // One request every two seconds, and a few more at the start.
     assert!(service.requests() < 500, "{} requests", service.requests());
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_picture_of_a_host_that_always_fails_is_tried_but_not_every_one_five_times() {
+async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_ones_again() {
     for (status, code) in [(502, "download_failed"), (504, "download_timeout")] {
         let service = FakeService::replying(status, "", &problem(code)).await;
         let (outcome, seconds, failures) = send(service.address, 1000).await;
         assert_eq!((outcome, failures.len()), (Outcome::SomeFailed, 1000));
         assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
+        // After 20 failures of the host in a row, each picture is sent only once.
         assert!((1000..1030).contains(&service.requests()), "{} requests", service.requests());
-        assert!(seconds > 15, "the first pictures are tried again, but the run took {seconds} s");
+        // The waits between the five attempts of a picture are 1, 2, 4 and 8 s: 15 s.
+        assert!(
+            seconds > 15,
+            "the first pictures should be tried again, but the run took {seconds} s"
+        );
     }
 }
 

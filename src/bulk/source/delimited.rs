@@ -1,4 +1,4 @@
-//! CSV and TSV. The first row contains the names of the fields.
+//! Reads CSV and TSV. The first row contains the names of the fields.
 
 use std::io::{self, Read};
 
@@ -21,6 +21,7 @@ pub(super) fn read(
 ) -> io::Result<bool> {
     let (input, allowance) = Limited::new(input);
     let mut rows = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(input);
+    // The names as JSON strings.
     let names: Vec<String> = rows.headers()?.iter().map(string).collect();
     if let Some(name) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
         let detail = format!("the first row contains {} twice", name.1);

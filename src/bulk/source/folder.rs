@@ -1,4 +1,4 @@
-//! A folder, with all folders inside it.
+//! Reads a folder, with all folders inside it.
 
 use std::{
     ffi::OsStr,

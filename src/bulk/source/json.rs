@@ -1,4 +1,4 @@
-//! A JSON file that contains a list of objects.
+//! Reads a JSON file that contains a list of objects.
 
 use std::io::{self, BufReader, Read};
 

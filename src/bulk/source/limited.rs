@@ -46,6 +46,7 @@ impl Allowance {
 }
 
 impl<R: Read> Limited<R> {
+    /// Allows one row. The [`Allowance`] allows the others.
     pub(super) fn new(inner: R) -> (Self, Allowance) {
         let left = Rc::new(Cell::new(MAX_ROW_BYTES));
         (Self { inner, left: Rc::clone(&left) }, Allowance(left))

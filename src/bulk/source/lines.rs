@@ -1,4 +1,4 @@
-//! Lists with one entry per line: paths and URLs, or JSON objects.
+//! Reads lists with one entry per line: paths and URLs, or JSON objects.
 
 use std::io::{self, BufRead, BufReader, Read};
 

@@ -1,4 +1,4 @@
-//! Tests of all kinds of sources, through files.
+//! Tests that read sources of all kinds from files.
 
 use std::{fs, os::unix::fs::symlink};
 
@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// The items of files with these names and contents.
+/// Writes files with these names and contents, and reads their items.
 fn items(files: &[(&str, &[u8])]) -> Result<Vec<Item>, String> {
     let folder = tempfile::tempdir().unwrap();
     let paths: Vec<_> = files.iter().map(|(name, _)| folder.path().join(name)).collect();
@@ -28,6 +28,7 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<Item>, String> {
     Ok(items)
 }
 
+/// The objects of the items of one file.
 fn objects(name: &str, text: &str) -> Vec<String> {
     let items = items(&[(name, text.as_bytes())]).unwrap();
     items.into_iter().map(|item| item.object).collect()
@@ -49,22 +50,30 @@ fn csv_fields_may_have_quotes_line_breaks_and_a_byte_order_mark() {
 }
 
 #[test]
-fn a_csv_row_with_too_few_fields_fails_and_the_next_row_is_read() {
+fn a_csv_row_with_too_few_fields_or_other_bytes_than_utf8_fails_alone() {
     let list = items(&[("list.csv", b"url,n\nx\nhttp://a/1,2\n\xff,1\n")]).unwrap();
-    let codes = list.iter().map(|item| item.picture.as_ref().map_err(|f| f.code.as_str()).err());
-    assert_eq!(codes.collect::<Vec<_>>(), [Some("invalid_row"), None, Some("invalid_row")]);
+    let code = |item: &Item| item.picture.as_ref().err().map(|failure| failure.code.clone());
+    let codes: Vec<_> = list.iter().map(code).collect();
+    let invalid = || Some("invalid_row".to_owned());
+    assert_eq!(codes, [invalid(), None, invalid()]);
+}
+
+#[test]
+fn a_csv_file_with_two_fields_of_the_same_name_is_refused() {
     assert!(items(&[("list.csv", b"url,url\nx,y\n")]).unwrap_err().contains("twice"));
 }
 
 #[test]
-fn a_row_that_never_ends_is_an_error_and_not_held_in_memory() {
+fn a_row_that_is_too_long_ends_a_source_with_an_error_but_a_too_long_line_fails_alone() {
+    // More than the 4 MiB that a row may have.
+    const TOO_LONG: usize = 10 << 20;
     let mut csv = b"url\n\"".to_vec();
-    csv.resize(10 << 20, b'x');
+    csv.resize(TOO_LONG, b'x');
     assert!(items(&[("list.csv", &csv)]).unwrap_err().contains("4 MiB"));
     let mut json = b"[{\"url\": \"".to_vec();
-    json.resize(10 << 20, b'x');
+    json.resize(TOO_LONG, b'x');
     assert!(items(&[("list.json", &json)]).unwrap_err().contains("4 MiB"));
-    let mut lines = vec![b'x'; 10 << 20];
+    let mut lines = vec![b'x'; TOO_LONG];
     lines.extend(b"\nlast.jpg\n");
     let items = items(&[("list.txt", &lines)]).unwrap();
     assert_eq!((items.len(), items[0].picture.is_err()), (2, true));
@@ -72,7 +81,7 @@ fn a_row_that_never_ends_is_an_error_and_not_held_in_memory() {
 }
 
 #[test]
-fn lines_are_paths_and_urls() {
+fn each_line_is_a_path_or_a_url_and_utf16_is_refused() {
     assert_eq!(
         objects("list.txt", "\u{feff}a b.jpg\r\n\r\n  \nhttps://a.example/x?y=1\nlast"),
         [r#"{"path":"a b.jpg"}"#, r#"{"url":"https://a.example/x?y=1"}"#, r#"{"path":"last"}"#]
@@ -89,13 +98,17 @@ fn json_objects_keep_their_text_but_not_their_line_breaks() {
         objects("list.json", spread),
         ["{\"url\": \"http://a/1\",\t\"n\": 1.50}", r#"{"url": "b"}"#]
     );
+}
+
+#[test]
+fn a_json_file_that_is_no_list_or_is_damaged_is_an_error() {
     for damaged in ["{}", "[{\"url\": 1}", "", "[1,]", "[{}] x"] {
         assert!(items(&[("list.json", damaged.as_bytes())]).is_err(), "{damaged}");
     }
 }
 
 #[test]
-fn a_folder_is_read_with_nested_folders_and_without_hidden_files() {
+fn a_folder_is_read_with_nested_folders_but_without_hidden_files_and_linked_folders() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::create_dir_all(at("a/b")).unwrap();
@@ -116,7 +129,7 @@ fn a_folder_is_read_with_nested_folders_and_without_hidden_files() {
 }
 
 #[test]
-fn a_name_that_is_not_utf8_fails_alone() {
+fn a_file_with_a_name_that_is_not_utf8_fails() {
     use std::os::unix::ffi::OsStrExt;
     let folder = TempDir::new().unwrap();
     fs::write(folder.path().join(std::ffi::OsStr::from_bytes(b"\xff.jpg")), "").unwrap();
@@ -150,14 +163,17 @@ fn reading_stops_when_no_more_items_are_wanted() {
             count += 1;
             false
         };
+        // The second source must not be read either.
         read(&[path.clone(), path], &reader, take).unwrap();
-        assert_eq!(count, 1, "{name}");
+        assert_eq!(count, 1, "{name} should be read only to its first row");
     }
 }
 
 proptest! {
     #[test]
-    fn csv_values_survive(rows in prop::collection::vec(("\\PC{0,8}[\"\n,]?", "[a-z]{1,5}"), 0..9)) {
+    fn csv_values_are_read_as_they_were_written(
+        rows in prop::collection::vec(("\\PC{0,8}[\"\n,]?", "[a-z]{1,5}"), 0..9),
+    ) {
         let mut csv = csv::Writer::from_writer(Vec::new());
         csv.write_record(["n", "url"]).unwrap();
         for (name, url) in &rows {
@@ -165,10 +181,11 @@ proptest! {
         }
         let text = csv.into_inner().unwrap();
         let items = items(&[("list.csv", &text)]).unwrap();
-        let values: Vec<_> = items
-            .iter()
-            .map(|item| serde_json::from_str::<serde_json::Value>(&item.object).unwrap()["n"].as_str().unwrap().to_owned())
-            .collect();
+        let value = |item: &Item| {
+            let object: serde_json::Value = serde_json::from_str(&item.object).unwrap();
+            object["n"].as_str().unwrap().to_owned()
+        };
+        let values: Vec<_> = items.iter().map(value).collect();
         prop_assert_eq!(values, rows.into_iter().map(|(name, _)| name).collect::<Vec<_>>());
     }
 

@@ -18,7 +18,7 @@ pub(super) struct JsonLines {
     input: BufReader<File>,
     path: PathBuf,
     reader: ItemReader,
-    /// How the text after the last field before the vector begins.
+    /// The name of the vector's field, as a JSON string.
     vector_key: String,
     bytes: Vec<u8>,
     /// The number of lines that were read.
@@ -26,6 +26,7 @@ pub(super) struct JsonLines {
 }
 
 impl JsonLines {
+    /// The lines of an open file. `path` is for errors.
     pub(super) fn new(file: File, path: &Path, reader: ItemReader) -> Self {
         Self {
             input: BufReader::with_capacity(1 << 20, file),
@@ -37,6 +38,10 @@ impl JsonLines {
         }
     }
 
+    /// Reads the next row into `row`. Returns whether there was one.
+    ///
+    /// # Errors
+    /// The line is not a row of `imagesvc embed`, or the file cannot be read.
     pub(super) fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
         if !self.next_line()? {
             return Ok(false);

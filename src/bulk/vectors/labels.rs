@@ -1,4 +1,4 @@
-//! The labels of rows whose file has none: those of the `.jsonl` file from which it was made.
+//! Reads the labels of rows whose file contains none from the `.jsonl` file beside it.
 
 use std::{
     collections::HashMap,

@@ -40,11 +40,11 @@ impl Npy {
     /// # Errors
     /// The file is not of this format, or its length is not the one that its header declares.
     pub(super) fn open(file: File, path: &Path) -> Result<Self, VectorsError> {
-        let cannot = |error| VectorsError::Io(path.to_owned(), error);
+        let io_error = |error| VectorsError::Io(path.to_owned(), error);
         let refuse = |detail: String| VectorsError::File { path: path.to_owned(), detail };
-        let file_bytes = file.metadata().map_err(cannot)?.len();
+        let file_bytes = file.metadata().map_err(io_error)?.len();
         let mut input = BufReader::with_capacity(1 << 20, file);
-        let (text, header_bytes) = read_header(&mut input).map_err(cannot)?.map_err(refuse)?;
+        let (text, header_bytes) = read_header(&mut input).map_err(io_error)?.map_err(refuse)?;
         let shape = Parser(&text).header().and_then(Header::rows_and_length);
         let (rows, length) = shape.map_err(refuse)?;
         let row_bytes = length * NUMBER_BYTES;
@@ -65,6 +65,10 @@ impl Npy {
         Ok(Self { input, path: path.to_owned(), bytes: vec![0; row_bytes], rows_left: rows })
     }
 
+    /// Reads the next row into `row`. Returns whether there was one.
+    ///
+    /// # Errors
+    /// A number is infinite or not a number, or the file cannot be read.
     pub(super) fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
         if self.rows_left == 0 {
             return Ok(false);
@@ -88,9 +92,9 @@ impl Npy {
 /// inner error is for a file of another format.
 fn read_header(input: &mut impl Read) -> io::Result<Result<(String, u64), String>> {
     const NO_NPY: &str = "this is not a .npy file: ";
-    let mut begin = Vec::new();
-    input.take(MAGIC.len() as u64 + 2).read_to_end(&mut begin)?;
-    let length_bytes = match begin.strip_prefix(MAGIC) {
+    let mut beginning = Vec::new();
+    input.take(MAGIC.len() as u64 + 2).read_to_end(&mut beginning)?;
+    let length_bytes = match beginning.strip_prefix(MAGIC) {
         Some([1, _]) => 2,
         Some([2 | 3, _]) => 4,
         Some([version, _]) => {
@@ -106,7 +110,7 @@ fn read_header(input: &mut impl Read) -> io::Result<Result<(String, u64), String
     }
     let mut text = Vec::new();
     let read = input.take(length.into()).read_to_end(&mut text)?;
-    let before = (begin.len() + length_bytes + read) as u64;
+    let before = (beginning.len() + length_bytes + read) as u64;
     Ok(match String::from_utf8(text) {
         Ok(text) if read as u64 == u64::from(length) => Ok((text, before)),
         _ => Err(format!("{NO_NPY}its header is incomplete or no text")),
@@ -217,12 +221,13 @@ impl<'a> Parser<'a> {
 mod tests {
     use super::*;
 
+    /// The number of rows and the length of a row that a header with this text declares.
     fn shape(text: &str) -> Result<(u64, usize), String> {
         Parser(text).header().and_then(Header::rows_and_length)
     }
 
     #[test]
-    fn headers_as_numpy_and_others_write_them_are_read() {
+    fn headers_are_read_as_numpy_and_other_programs_write_them() {
         for text in [
             "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 1536), }   \n",
             "{\"shape\":(3,1536),\"fortran_order\":False,\"descr\":\"<f4\"}",
@@ -233,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_of_other_data_is_refused_with_the_reason() {
+    fn a_header_that_declares_anything_but_rows_of_32_bit_floats_is_refused_with_the_reason() {
         let header = |descr: &str, order: &str, shape: &str| {
             format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}")
         };
@@ -245,6 +250,7 @@ mod tests {
             (header("<f4", "False", "()"), "two dimensions"),
             (header("<f4", "False", "(3, 4, 5)"), "two dimensions"),
             (header("<f4", "False", "(3, 0)"), "0 numbers"),
+            // The largest u64, and one more.
             (header("<f4", "False", "(3, 18446744073709551615)"), "numbers, not 1 to"),
             (header("<f4", "False", "(3, 18446744073709551616)"), "not that of"),
             (header("<f4", "False", "(-3, 4)"), "not that of"),

@@ -26,7 +26,8 @@ pub(super) fn check(vector: &[f32]) -> Result<(), String> {
     if vector.is_empty() {
         return Err("its vector is empty".into());
     }
-    // A sum is quicker to check than each number.
+    // An infinite number or NaN makes its product NaN, and thereby the sum. One sum is quicker to
+    // check than each number.
     if vector.iter().map(|number| number * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
     }

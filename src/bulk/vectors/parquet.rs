@@ -64,12 +64,12 @@ impl Parquet {
             }
         }
         let is_wanted = |name: &str| {
-            let own = [&reader.id, &reader.field].into_iter().flatten();
-            let is_prefix = |path: &str| {
+            let mut chosen_fields = [&reader.id, &reader.field].into_iter().flatten();
+            let contains_field = |path: &str| {
                 path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
             [&vector, &model].contains(&&name.to_owned())
-                || own.into_iter().any(|path| is_prefix(path))
+                || chosen_fields.any(|path| contains_field(path))
                 || reader.field.is_none() && USUAL_FIELDS.contains(&name)
         };
         let wanted = columns.enumerate().filter(|(_, name)| is_wanted(name)).map(|(at, _)| at);
@@ -89,6 +89,10 @@ impl Parquet {
         Ok(Self { batches, batch: None, position: 0, rows_left, path, reader })
     }
 
+    /// Reads the next row into `row`. Returns whether there was one.
+    ///
+    /// # Errors
+    /// The row has no usable model or vector, or the file is damaged.
     pub(super) fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
         without_panic(|| self.next_checked(row)).map_err(|detail| VectorsError::Row {
             path: self.path.clone(),

@@ -16,7 +16,8 @@ use parquet::{
 /// The most values in a page. Writers make pages of 1 to 100 MB.
 const MAX_PAGE_VALUES: u64 = 32 << 20;
 
-/// The largest page with texts. A row may repeat a text of the dictionary, so this limits a row.
+/// The most bytes of a page with texts. Many rows may repeat the longest text of a dictionary page,
+/// which is therefore limited, too.
 const MAX_TEXT_PAGE: usize = 16 << 20;
 
 /// All row groups of a file.
@@ -40,8 +41,8 @@ impl CheckedRowGroups {
         let file = Arc::new(file);
         let mut rows = 0_usize;
         for row_group in metadata.row_groups() {
-            let more = usize::try_from(row_group.num_rows()).ok();
-            rows = more.and_then(|more| rows.checked_add(more)).ok_or_else(impossible)?;
+            let added = usize::try_from(row_group.num_rows()).ok();
+            rows = added.and_then(|added| rows.checked_add(added)).ok_or_else(impossible)?;
             let columns = row_group.columns().iter().enumerate();
             for (_, column) in columns.filter(|(index, _)| mask.leaf_included(*index)) {
                 check_column(column, file_bytes)?;
@@ -209,6 +210,7 @@ impl PageReader for CheckedPages {
 mod tests {
     use super::*;
 
+    /// A data page with this many bytes and values.
     fn data(bytes: usize, num_values: u32, encoding: Encoding) -> Page {
         Page::DataPage {
             buf: vec![0; bytes].into(),
@@ -224,6 +226,7 @@ mod tests {
         data(bytes, num_values, Encoding::PLAIN)
     }
 
+    /// A dictionary page with this many bytes and values.
     fn dictionary(bytes: usize, num_values: u32) -> Page {
         let buf = vec![0; bytes].into();
         Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }
@@ -246,6 +249,7 @@ mod tests {
 
     #[test]
     fn a_dictionary_cannot_have_more_values_than_bytes() {
+        // The values of a dictionary are not counted as values of the column.
         assert!(are_possible(1, Type::FLOAT, &[dictionary(8, 2)]));
         assert!(!are_possible(u64::MAX, Type::FLOAT, &[dictionary(8, 9)]));
         assert!(!are_possible(u64::MAX, Type::BYTE_ARRAY, &[dictionary(8, u32::MAX)]));

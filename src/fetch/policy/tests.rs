@@ -181,7 +181,8 @@ fn an_exception_allows_only_its_own_network_or_server() {
     assert_eq!(checked(&policy, "http://169.254.1.1/"), Ok(false));
     // No exception allows a metadata endpoint.
     assert!(is_denied(&policy, "http://169.254.169.254/"));
-    assert!(policy.check_address("::ffff:169.254.169.254".parse().unwrap(), true).is_err());
+    let (metadata, is_exception) = ("::ffff:169.254.169.254".parse().unwrap(), true);
+    assert!(policy.check_address(metadata, is_exception).is_err());
 }
 
 #[test]
@@ -202,8 +203,8 @@ fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
         let result = with_exceptions.check_address(address, false);
         assert_eq!(result.is_ok(), is_allowed_with_exceptions, "{address}");
     }
-    let metadata = "64:ff9b::a9fe:a9fe".parse().unwrap();
-    assert!(with_exceptions.check_address(metadata, true).is_err());
+    let (metadata, is_exception) = ("64:ff9b::a9fe:a9fe".parse().unwrap(), true);
+    assert!(with_exceptions.check_address(metadata, is_exception).is_err());
 }
 
 #[test]
@@ -343,9 +344,15 @@ proptest! {
 
     #[test]
     fn no_allowed_url_contains_a_private_address(
-        scheme in prop_oneof![Just("http://"), Just("HTTPS://"), Just("http:\\\\"), Just("http:///"), Just("http:")],
+        scheme in prop_oneof![
+            Just("http://"), Just("HTTPS://"), Just("http:\\\\"), Just("http:///"), Just("http:"),
+        ],
         user in prop_oneof![4 => Just(""), 1 => Just("example.com@"), 1 => Just("example.com%40")],
-        host in prop_oneof![spelling(), any_address().prop_map(|address| format!("[{address}]")), "[0-9a-fx.:%\\[\\]]{1,20}"],
+        host in prop_oneof![
+            spelling(),
+            any_address().prop_map(|address| format!("[{address}]")),
+            "[0-9a-fx.:%\\[\\]]{1,20}",
+        ],
         rest in "[ -~]{0,20}",
     ) {
         let url = format!("{scheme}{user}{host}{rest}");

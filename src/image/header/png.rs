@@ -99,13 +99,14 @@ mod tests {
     }
 
     #[test]
-    fn missing_truncated_and_absurdly_long_chunks_give_no_orientation() {
+    fn missing_truncated_and_far_too_long_chunks_give_no_orientation() {
         let exif = chunk(b"eXIf", EXIF);
-        let absurdly_long = [&u32::MAX.to_be_bytes()[..], b"tEXt"].concat();
+        let longer_than_the_file = [&u32::MAX.to_be_bytes()[..], b"tEXt"].concat();
         for chunks in [
             vec![],
             vec![exif[..20].to_vec()],
-            vec![absurdly_long, exif.clone()],
+            vec![longer_than_the_file, exif.clone()],
+            // More than the 64 KiB of EXIF that are read.
             vec![chunk(b"eXIf", &[0; 70_000])],
             vec![chunk(b"eXIf", b"MM"), exif],
         ] {
@@ -116,6 +117,7 @@ mod tests {
     #[test]
     fn a_truncated_header_and_a_size_of_zero_are_damaged() {
         let complete = png(&[]);
+        // The signature has 8 bytes, and the chunk IHDR has 25.
         for len in 0..33 {
             assert_eq!(read_bytes(&complete[..len]), Err(HeaderError::Damaged));
         }

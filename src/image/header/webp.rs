@@ -146,11 +146,13 @@ mod tests {
     use super::*;
     use crate::image::Content;
 
+    /// A chunk, with a byte of padding if its length is odd.
     fn chunk(name: &[u8; 4], data: &[u8]) -> Vec<u8> {
         let length = (data.len() as u32).to_le_bytes();
         [&name[..], &length, data, &[0][..data.len() % 2]].concat()
     }
 
+    /// A WebP file with these chunks.
     fn riff(chunks: &[Vec<u8>]) -> Vec<u8> {
         let chunks = chunks.concat();
         [b"RIFF", &(chunks.len() as u32 + 4).to_le_bytes()[..], b"WEBP", &chunks].concat()
@@ -219,11 +221,12 @@ mod tests {
     #[test]
     fn missing_and_invalid_exif_and_invalid_lengths_give_no_orientation() {
         let exif = chunk(b"EXIF", EXIF);
-        let absurdly_long = [b"ICCP", &u32::MAX.to_le_bytes()[..]].concat();
+        let longer_than_the_file = [b"ICCP", &u32::MAX.to_le_bytes()[..]].concat();
         for chunks in [
-            vec![absurdly_long, exif.clone()],
+            vec![longer_than_the_file, exif.clone()],
             vec![chunk(b"EXIF", b"II*\0"), exif.clone()],
             vec![exif[..20].to_vec()],
+            // More than the 64 KiB of EXIF that are read.
             vec![chunk(b"EXIF", &[0; 70_000])],
             vec![chunk(b"ALPH", &[]); 10],
             vec![],

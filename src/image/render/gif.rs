@@ -77,6 +77,7 @@ mod tests {
 
     /// The headers of a file, before its blocks. `table` is empty or contains four colours.
     fn screen(width: u16, height: u16, table: &[u8]) -> Vec<u8> {
+        // 0x80 is for a table, and its lowest bits are for two (0) or four colours (1).
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let size = [width.to_le_bytes(), height.to_le_bytes()].concat();
         [b"GIF89a", &size[..], &[flags, 0, 0], table].concat()
@@ -119,7 +120,7 @@ mod tests {
         let grey = [[0; 3], [1; 3], [2; 3], [3; 3]];
         assert_eq!(pixels(&[&screen(4, 1, &[]), &without_table, b";"]), grey);
         let mut screen_of_two_colors = screen(4, 1, &TABLE[..6]);
-        screen_of_two_colors[10] = 0x80; // the flags
+        screen_of_two_colors[10] = 0x80; // the flags for a table of two colours
         let expected = [A, B, [0; 3], [0; 3]];
         assert_eq!(pixels(&[&screen_of_two_colors, &without_table, b";"]), expected);
     }
@@ -173,7 +174,7 @@ mod tests {
     #[test]
     fn interlaced_rows_are_put_in_order() {
         let mut interlaced = encoded_frame([0, 0, 1, 5], &[], &[0, 1, 2, 3, 1]);
-        interlaced[9] |= 0x40; // the flags
+        interlaced[9] |= 0x40; // the flag for interlaced rows
         let image = decoded_image(&[&screen(1, 5, &TABLE), &interlaced]);
         // The file contains the rows 0, 4, 2, 1 and 3, in this order.
         assert_eq!(image.pixels().map(|pixel| pixel.0).collect::<Vec<_>>(), [A, D, C, B, B]);

@@ -1,5 +1,5 @@
-//! The calls of the last window, and the rule for the next call. Nothing here reads the clock: the time
-//! is an argument.
+//! Keeps the calls of the last window, and decides which call is next and when. Nothing here reads the
+//! clock: the time is an argument.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -53,6 +53,7 @@ struct ClientCalls {
 }
 
 impl CallLog {
+    /// A log without calls.
     pub(super) fn new(rule: Rule) -> Self {
         Self { rule, calls: VecDeque::new(), by_client: HashMap::new() }
     }

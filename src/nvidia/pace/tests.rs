@@ -1,3 +1,5 @@
+//! Tests of the limiter in simulated time.
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
@@ -8,6 +10,7 @@ use tokio::{
 
 use super::*;
 
+// Two clients.
 const FIRST: ClientNetwork = ClientNetwork::UNKNOWN;
 const SECOND: ClientNetwork = client(2);
 
@@ -18,6 +21,7 @@ const fn client(number: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::V4(Ipv4Addr::new(127, 0, 0, number)))
 }
 
+/// A limiter for many clients.
 fn pace(calls_per_window: u32) -> PaceLimiter {
     PaceLimiter::new(calls_per_window, WINDOW, Clients::Many)
 }
@@ -46,10 +50,10 @@ async fn calls(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) 
 /// the last one.
 fn fewest_and_most(times: &[Instant], period: Duration) -> (usize, usize) {
     let last = *times.last().unwrap();
-    let complete = times.iter().enumerate().filter(|(_, start)| **start + period <= last);
-    let counts = complete.map(|(index, start)| {
-        let after = times[index..].iter().take_while(|time| **time < *start + period);
-        after.count()
+    let starts = times.iter().enumerate().filter(|(_, start)| **start + period <= last);
+    let counts = starts.map(|(index, start)| {
+        let in_period = times[index..].iter().take_while(|time| **time < *start + period);
+        in_period.count()
     });
     let counts: Vec<usize> = counts.collect();
     (*counts.iter().min().unwrap(), *counts.iter().max().unwrap())
@@ -59,6 +63,7 @@ fn fewest_and_most(times: &[Instant], period: Duration) -> (usize, usize) {
 #[derive(Debug, Clone, Copy)]
 enum Use {
     Now,
+    /// Uses the permit after this many milliseconds.
     After(u64),
     Never,
 }
@@ -99,13 +104,14 @@ proptest! {
             times.sort_unstable();
             times
         });
-        for window in times.windows(limit as usize + 1) {
-            prop_assert!(window[limit as usize] - window[0] > Duration::from_secs(60));
+        // The calls in each of these slices are one more than the limit.
+        for calls in times.windows(limit as usize + 1) {
+            prop_assert!(calls[limit as usize] - calls[0] > Duration::from_secs(60));
         }
     }
 
     #[test]
-    fn reserved_calls_are_made_by_their_deadline_if_no_new_client_comes(
+    fn reserved_calls_are_made_by_their_deadline_if_no_other_client_has_reserved_any(
         earlier in 0usize..60,
         reservations in proptest::collection::vec((1u8..4, 1usize..30), 1..6),
         limit in 1u32..50,
@@ -114,7 +120,9 @@ proptest! {
             let pace = pace(limit);
             let deadline = Instant::now() + Duration::from_secs(100);
             for _ in 0..earlier {
-                if let Ok(permit) = pace.take_permit(FIRST, true, Instant::now() + Duration::from_millis(1)).await {
+                // Makes only calls that need not wait.
+                let soon = Instant::now() + Duration::from_millis(1);
+                if let Ok(permit) = pace.take_permit(FIRST, true, soon).await {
                     permit.use_now();
                 }
             }
@@ -123,8 +131,8 @@ proptest! {
                 let guard = pace.reserve(client(number), count, Instant::now(), deadline);
                 guards.extend(guard.map(|guard| (number, count, guard)));
             }
-            // A later reservation of another client may delay an earlier one, but only to share the
-            // calls evenly. So only the first client's reservations are certain if it stays alone.
+            // A later reservation of another client may delay an earlier one, so that they share the
+            // calls evenly. The calls are certain to be in time only if one client has reserved them all.
             let first = guards.first().map(|(number, ..)| *number);
             let is_alone = guards.iter().all(|(number, ..)| Some(*number) == first);
             let mut tasks = JoinSet::new();
@@ -132,7 +140,10 @@ proptest! {
                 drop(guard);
                 for _ in 0..count {
                     let pace = pace.clone();
-                    tasks.spawn(async move { pace.take_permit(client(number), true, deadline).await.map(PacePermit::use_now) });
+                    tasks.spawn(async move {
+                        let permit = pace.take_permit(client(number), true, deadline).await;
+                        permit.map(PacePermit::use_now)
+                    });
                 }
             }
             let results = tasks.join_all().await;
@@ -157,10 +168,10 @@ async fn batch(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) 
     let mut reservation = pace.reserve(client_network, count, now, deadline).unwrap();
     let mut tasks = JoinSet::new();
     for _ in 0..count {
-        let (pace, one) = (pace.clone(), reservation.split_one());
+        let (pace, one_call) = (pace.clone(), reservation.split_one());
         tasks.spawn(async move {
-            let is_spread = one.is_spread();
-            drop(one);
+            let is_spread = one_call.is_spread();
+            drop(one_call);
             pace.take_permit(client_network, is_spread, deadline).await.unwrap().use_now();
             Instant::now()
         });
@@ -171,11 +182,11 @@ async fn batch(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_batch_that_fits_is_made_at_once_and_one_call_stays_free() {
+async fn the_calls_of_a_batch_that_fits_are_made_at_once_and_one_call_stays_free() {
     let (pace, start) = (pace(40), Instant::now());
     assert_eq!(batch(&pace, FIRST, 39).await, [start; 39]);
     assert_eq!(call(&pace, SECOND).await, start);
-    // With few calls a minute, none stays free.
+    // If the limit is less than 20, no call stays free.
     let pace = self::pace(10);
     assert_eq!(batch(&pace, FIRST, 10).await, [start; 10]);
     assert_eq!(call(&pace, SECOND).await, start + WINDOW);
@@ -184,8 +195,10 @@ async fn a_batch_that_fits_is_made_at_once_and_one_call_stays_free() {
 #[tokio::test(start_paused = true)]
 async fn half_of_the_calls_are_made_at_once_and_the_rest_is_spread_over_the_minute() {
     let start = Instant::now();
+    // One client gets 39 of 40 calls a minute: one stays free for others.
     let times = calls(&pace(40), FIRST, 39).await;
     assert_eq!(times[..20], [start; 20]);
+    // 19 calls in the minute after the first 20 are about 3 s apart.
     let gaps: Vec<f64> =
         times[19..].windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     assert!(gaps.iter().all(|gap| (3.0..3.1).contains(gap)), "{gaps:?}");
@@ -193,6 +206,7 @@ async fn half_of_the_calls_are_made_at_once_and_the_rest_is_spread_over_the_minu
 
 #[tokio::test(start_paused = true)]
 async fn a_new_client_waits_for_seconds_and_a_run_of_another_client_gets_all_other_calls() {
+    // How many calls the run makes at once, and when the new client comes.
     for (at_once, seconds) in [(500, 7), (500, 70), (500, 333), (8, 30), (8, 200)] {
         let pace = pace(40);
         let run = tokio::spawn({
@@ -225,7 +239,7 @@ async fn a_new_client_waits_for_seconds_and_a_run_of_another_client_gets_all_oth
         }
         let times = run.await.unwrap();
         let minutes = (*times.last().unwrap() - times[0]).as_secs_f64() / 60.0;
-        assert!(minutes < 13.2, "500 calls at 39 a minute take 12.8 minutes, not {minutes}");
+        assert!(minutes < 13.2, "500 calls at 39 a minute should take 12.8 minutes, not {minutes}");
         let (_, most) = fewest_and_most(&times, Duration::from_secs(60));
         assert!(most <= 40, "{most} calls in a minute");
     }
@@ -237,6 +251,7 @@ async fn a_run_without_other_clients_uses_the_limit_in_every_ten_minutes() {
     let times = calls(&pace, FIRST, 1200).await;
     let (fewest, _) = fewest_and_most(&times, Duration::from_secs(600));
     let (_, most) = fewest_and_most(&times, Duration::from_secs(60));
+    // The limit of 40 holds for 60.5 s, so 397 calls are possible in ten minutes.
     assert!(fewest >= 390 && most <= 40, "{fewest} in ten minutes, {most} in one");
 }
 
@@ -245,12 +260,12 @@ async fn two_clients_get_equally_many_calls() {
     let pace = pace(40);
     let (first, second) = tokio::join!(calls(&pace, FIRST, 300), calls(&pace, SECOND, 100));
     let end = *second.last().unwrap();
-    let first = first.iter().filter(|time| **time <= end).count();
-    assert!((95..=105).contains(&first), "the first client got {first} calls, the second 100");
+    let first_calls = first.iter().filter(|time| **time <= end).count();
+    assert!((95..=105).contains(&first_calls), "{first_calls} calls for the first client, not 100");
 }
 
 #[test]
-fn reserved_calls_count_before_they_wait() {
+fn reserved_calls_count_before_they_wait_for_a_permit() {
     paused(async {
         let (pace, now) = (pace(2), Instant::now());
         let deadline = now + Duration::from_secs(60);
@@ -295,10 +310,10 @@ async fn another_call_may_use_the_time_of_a_dropped_permit() {
     assert_eq!(pace.waiting(), 1);
     drop(permit);
     assert_eq!(waiting.await.unwrap(), start + Duration::from_secs(5));
-    // A caller that no longer waits leaves no trace.
-    let gone =
+    // A caller that no longer waits is not counted.
+    let given_up =
         timeout(Duration::from_secs(1), pace.take_permit(FIRST, true, start + NO_DEADLINE)).await;
-    assert!(gone.is_err() && pace.waiting() == 0);
+    assert!(given_up.is_err() && pace.waiting() == 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -314,6 +329,7 @@ async fn a_permit_counts_from_its_use() {
 fn the_largest_reservation_is_the_largest_that_is_not_refused() {
     paused(async {
         let now = Instant::now();
+        // From 20 calls a minute, one call stays free for other clients.
         for limit in [1, 2, 10, 19, 20, 40, 100] {
             for seconds in [1, 30, 60, 61, 200] {
                 let (pace, time) = (pace(limit), Duration::from_secs(seconds));
@@ -343,6 +359,7 @@ async fn a_call_that_comes_first_only_after_an_expiry_is_made_at_that_time() {
 #[tokio::test(start_paused = true)]
 async fn a_refused_reservation_changes_nothing() {
     let pace = pace(7);
+    // Six calls of three clients, at different times.
     for seconds in [1, 20, 30] {
         sleep(Duration::from_secs(seconds)).await;
         calls(&pace, client(seconds as u8), 2).await;
@@ -354,6 +371,7 @@ async fn a_refused_reservation_changes_nothing() {
     let before = state();
     let now = Instant::now();
     let refused = pace.reserve(FIRST, 300, now, now + Duration::from_secs(1));
+    // At 7 calls a window, 300 calls take more than 40 windows.
     assert!(refused.unwrap_err() > WINDOW * 40);
     assert_eq!(state(), before);
 }

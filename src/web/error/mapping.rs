@@ -295,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn multiples_of_a_mebibyte_are_formatted_in_mebibytes() {
+    fn multiples_of_a_mebibyte_are_formatted_in_mebibytes_and_other_sizes_in_bytes() {
         assert_eq!(format_bytes(20 << 20), "20 MiB");
         assert_eq!(format_bytes(1000), "1000 bytes");
         assert_eq!(format_bytes((20 << 20) + 1), "20971521 bytes");

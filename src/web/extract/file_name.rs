@@ -26,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_unprintable_characters_are_removed() {
+    fn unprintable_characters_are_removed_and_a_long_name_is_shortened() {
         for (name, expected) in [
             ("IMG_0042.JPG", Some("IMG_0042.JPG")),
             ("../../etc/passwd", Some("../../etc/passwd")),

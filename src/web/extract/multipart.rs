@@ -302,6 +302,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_form_is_read_regardless_of_how_it_is_split_into_chunks(
+            // The form has 212 bytes. Positions behind its end are ignored.
             splits in proptest::collection::btree_set(0usize..260, 0..40),
         ) {
             let form = [
@@ -355,7 +356,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_part_whose_header_is_too_long_is_refused() {
-        // A header of 1600 KiB, of which the parser must not get more than a few chunks.
+        // A header of 1600 KiB, in chunks of 16 KiB.
         let start = Bytes::from("--x\r\nContent-Disposition: ");
         let mut chunks = vec![start];
         chunks.resize(101, Bytes::from(vec![b'a'; 16 * 1024]));

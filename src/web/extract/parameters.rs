@@ -173,7 +173,8 @@ mod tests {
             ],
         ) {
             let parsed = Parameterized::parse(&text);
-            let total: usize = parsed.parameters.iter().map(|(name, value)| name.len() + value.len()).sum();
+            let lengths = parsed.parameters.iter().map(|(name, value)| name.len() + value.len());
+            let total: usize = lengths.sum();
             prop_assert!(total <= text.len());
         }
     }

@@ -220,12 +220,12 @@ mod tests {
     }
 
     #[test]
-    fn own_pages_may_call_the_service_by_an_ip_address_or_a_configured_host_name() {
+    fn pages_of_the_service_may_call_it_by_an_ip_address_or_a_configured_host_name() {
         let rules = |host_names: Option<&[&str]>| PageRules {
             origins: Origins::parse(&["https://app.example.com".to_owned()]).unwrap(),
             host_names: host_names.map(|names| names.iter().map(ToString::to_string).collect()),
         };
-        let from_own_page = |host: &str| {
+        let from_page_of_service = |host: &str| {
             let origin = format!("http://{host}");
             header_map(&[("host", host), ("origin", &origin), ("sec-fetch-site", "same-origin")])
         };
@@ -241,7 +241,7 @@ mod tests {
             "Images.Example:8000",
             "images.example.:8000",
         ] {
-            assert!(without_client_keys.check(&from_own_page(host)).is_ok(), "{host}");
+            assert!(without_client_keys.check(&from_page_of_service(host)).is_ok(), "{host}");
         }
         for host in [
             "evil.example:8000",
@@ -250,9 +250,9 @@ mod tests {
             "127.0.0.1.evil.example",
             "1",
         ] {
-            let refused = without_client_keys.check(&from_own_page(host));
+            let refused = without_client_keys.check(&from_page_of_service(host));
             assert!(matches!(refused, Err(Error::UnknownHost(name)) if name == host), "{host}");
-            assert!(with_client_keys.check(&from_own_page(host)).is_ok(), "{host}");
+            assert!(with_client_keys.check(&from_page_of_service(host)).is_ok(), "{host}");
         }
         let check_headers =
             |headers: &[(&'static str, &str)]| without_client_keys.check(&header_map(headers));
@@ -277,7 +277,7 @@ mod tests {
     const HOST: (&str, &str) = ("host", "images.example:8000");
 
     #[test]
-    fn programs_and_own_pages_may_call_the_service() {
+    fn programs_and_pages_of_the_service_may_call_it() {
         for headers in [
             &[HOST][..],
             &[HOST, ("sec-fetch-site", "same-origin"), ("origin", "http://images.example:8000")],

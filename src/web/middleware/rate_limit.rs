@@ -136,6 +136,7 @@ mod tests {
 
     #[test]
     fn a_client_may_send_a_burst_of_one_minute_and_then_one_request_per_interval() {
+        // Six requests a minute are one every ten seconds.
         let limit = RateLimit::per_minute(6);
         let count = |caller, seconds| {
             let now = limit.started + Duration::from_secs(seconds);

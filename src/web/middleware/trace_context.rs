@@ -87,6 +87,7 @@ mod tests {
         let zeros = |length| "0".repeat(length);
         for text in [
             String::new(),
+            // The standard forbids the version ff, and ids of zeros.
             format!("ff-{TRACE}-{SPAN}-01"),
             format!("00-{}-{SPAN}-01", zeros(32)),
             format!("00-{TRACE}-{}-01", zeros(16)),

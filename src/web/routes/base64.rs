@@ -220,20 +220,31 @@ mod tests {
         fn the_output_of_any_base64_encoder_is_decoded(
             bytes in proptest::collection::vec(any::<u8>(), 1..400),
             line_length in 1usize..100,
-            line_break in prop_oneof![Just("\n"), Just("\r\n"), Just("\\n"), Just("\\r\\n"), Just("\\t"), Just("")],
+            line_break in prop_oneof![
+                Just("\n"), Just("\r\n"), Just("\\n"), Just("\\r\\n"), Just("\\t"), Just(""),
+            ],
             slash in prop_oneof![Just("/"), Just("\\/"), Just("\\u002f")],
-            prefix in prop_oneof![Just(""), Just("data:image/png;base64,"), Just("DATA:image\\/png;base64,")],
+            prefix in prop_oneof![
+                Just(""), Just("data:image/png;base64,"), Just("DATA:image\\/png;base64,"),
+            ],
             blanks in proptest::collection::vec("( |\\\\t|\\\\n|\\\\r\\\\n|\\\\u0020){0,3}", 3),
             extra_padding in "={0,5}",
         ) {
-            for engine in [&BASE64_STANDARD, &BASE64_STANDARD_NO_PAD, &BASE64_URL_SAFE, &BASE64_URL_SAFE_NO_PAD] {
+            for engine in [
+                &BASE64_STANDARD,
+                &BASE64_STANDARD_NO_PAD,
+                &BASE64_URL_SAFE,
+                &BASE64_URL_SAFE_NO_PAD,
+            ] {
                 let text = engine.encode(&bytes);
-                let lines: Vec<_> =
-                    text.as_bytes().chunks(line_length).map(|line| std::str::from_utf8(line).unwrap()).collect();
+                let lines = text.as_bytes().chunks(line_length);
+                let lines: Vec<_> = lines.map(|line| std::str::from_utf8(line).unwrap()).collect();
                 // A control character marks the line breaks until slashes and padding are escaped.
-                let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d").replace('\u{1}', line_break);
+                let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d");
+                let text = text.replace('\u{1}', line_break);
                 // If the text has no padding, one added `=` may be too few. Four are always enough.
-                let padding = if extra_padding.is_empty() || text.ends_with("003d") { &extra_padding } else { "====" };
+                let is_any_padding_valid = extra_padding.is_empty() || text.ends_with("003d");
+                let padding = if is_any_padding_valid { &extra_padding } else { "====" };
                 let [before, between, after] = &blanks[..] else { unreachable!() };
                 let text = format!("{before}{prefix}{between}{text}{padding}{after}");
                 prop_assert_eq!(picture(&text), Ok(bytes.clone()), "{}", text);
@@ -259,6 +270,7 @@ mod tests {
 
     #[test]
     fn invalid_base64_is_refused_with_a_reason() {
+        // "QQ==" is the Base64 of "A", "QUI=" of "AB", and "QUJD" of "ABC".
         for (text, reason) in [
             ("", Base64Error::Empty),
             ("\\n", Base64Error::Empty),

@@ -1,3 +1,5 @@
+//! Tests that make Parquet files, and read them.
+
 use std::fs;
 
 use arrow_array::{
@@ -7,7 +9,7 @@ use arrow_array::{
 };
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
-use super::super::tests::{ABOVE_MIDDLE, Rows, own_row, row};
+use super::super::tests::{ABOVE_MIDDLE, Rows, row, row_of};
 use super::*;
 use crate::config::ExportFormat;
 
@@ -25,6 +27,7 @@ fn read(rows: &Rows) -> RecordBatch {
     batch.clone()
 }
 
+/// The texts in a column.
 fn column(batch: &RecordBatch, name: &str) -> Vec<Option<String>> {
     let column = batch.column_by_name(name).unwrap().as_string::<i32>();
     column.iter().map(|text| text.map(ToOwned::to_owned)).collect()
@@ -35,11 +38,11 @@ fn some(texts: &[&str]) -> Vec<Option<String>> {
 }
 
 #[test]
-fn own_fields_become_text_columns_in_the_order_in_which_they_first_occur() {
+fn fields_of_the_source_become_text_columns_in_the_order_in_which_they_first_occur() {
     let text = [
-        own_row(r#"{"b": 1.50, "b.c": null, "": true}"#, "1,2"),
-        own_row("{}", "3,4"),
-        own_row(r#"{"a": {"n": [1]}, "b": "x", "b": "Gr\u00fc\u00df \"e\""}"#, "5,6"),
+        row_of(r#"{"b": 1.50, "b.c": null, "": true}"#, "1,2"),
+        row_of("{}", "3,4"),
+        row_of(r#"{"a": {"n": [1]}, "b": "x", "b": "Gr\u00fc\u00df \"e\""}"#, "5,6"),
     ];
     let batch = read(&Rows::new(&text.concat()));
     let schema = batch.schema();
@@ -68,21 +71,21 @@ fn added_fields_have_their_types_and_the_nearest_f32_of_each_number() {
 }
 
 #[test]
-fn a_prefix_separates_added_fields_from_own_ones_of_the_same_name() {
-    let own = r#"{"vector": [7], "sha256": "own"}"#;
+fn a_prefix_separates_added_fields_from_those_of_the_source_with_the_same_names() {
+    let object = r#"{"vector": [7], "sha256": "from the source"}"#;
     let added = r#""d_sha256":"ab","d_model":"m","d_prepared":"jpeg","d_width":3,"d_height":2,"d_vector":[1]"#;
-    let text = json_object::append(own, added) + "\n";
+    let text = json_object::append(object, added) + "\n";
     let batch = read(&Rows::new(&text).prefixed("d_"));
     assert_eq!(column(&batch, "vector"), some(&["[7]"]));
     assert_eq!(
         (column(&batch, "sha256"), column(&batch, "d_sha256")),
-        (some(&["own"]), some(&["ab"]))
+        (some(&["from the source"]), some(&["ab"]))
     );
     assert_eq!(batch.column_by_name("d_vector").unwrap().as_fixed_size_list().value_length(), 1);
 }
 
 #[test]
-fn a_file_without_rows_has_the_columns_of_the_command() {
+fn a_file_without_rows_has_vectors_of_the_length_that_the_model_has() {
     let file = open(&Rows::new(""));
     assert_eq!(file.metadata().file_metadata().num_rows(), 0);
     let vector = file.schema().field_with_name("vector").unwrap();
@@ -96,14 +99,16 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     let rows: Vec<_> = file.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
     assert_eq!(rows, [MAX_GROUP_ROWS as i64, 10]);
 
+    // 23 rows with texts of 3 MiB: more than two groups of 32 MiB.
     const TEXT: usize = 3 << 20;
     let text = |n: usize| format!("{n}{}", "a".repeat(TEXT));
-    let large = |n| own_row(&format!("{{\"a\": \"{}\"}}", text(n)), "1");
+    let large = |n| row_of(&format!("{{\"a\": \"{}\"}}", text(n)), "1");
     let rows = Rows::new(&(0..23).map(large).collect::<String>());
     let file = open(&rows);
     let sizes: Vec<_> =
         file.metadata().row_groups().iter().map(|group| group.total_byte_size() as usize).collect();
     assert!(sizes.len() >= 3, "{sizes:?}");
+    // A group ends with the batch that fills it. A batch ends with the row that fills it with 4 MiB.
     assert!(sizes.iter().all(|size| *size <= MAX_GROUP_BYTES + 2 * TEXT), "{sizes:?}");
     let texts = column(&read(&rows), "a");
     assert!(texts.iter().enumerate().all(|(n, found)| found.as_deref() == Some(&text(n))));
@@ -119,8 +124,8 @@ fn a_row_with_other_types_and_a_row_with_too_many_fields_are_errors() {
         let rows = Rows::new(&(good.clone() + &line));
         assert_eq!(rows.make(ExportFormat::Parquet).unwrap_err(), message);
     }
-    let own: Vec<_> = (0..1001).map(|n| format!("\"{n}\": 1")).collect();
-    let rows = Rows::new(&own_row(&format!("{{{}}}", own.join(",")), "1"));
+    let members: Vec<_> = (0..1001).map(|n| format!("\"{n}\": 1")).collect();
+    let rows = Rows::new(&row_of(&format!("{{{}}}", members.join(",")), "1"));
     let error = rows.make(ExportFormat::Parquet).unwrap_err();
     assert!(error.contains("more than 1000 different fields"), "{error}");
     assert!(

@@ -1,4 +1,4 @@
-//! Tests of the format `.parquet`, through files: types, damage, and declared sizes.
+//! Tests that read `.parquet` files: types of columns, labels, and damaged files.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::bulk::vectors::tests::{ReadRow, read, usual_fields};
 
 use super::*;
 
-/// A file with these columns.
+/// A file with these columns, in row groups of two rows.
 fn file(columns: &[(&str, ArrayRef)]) -> Vec<u8> {
     let batch = RecordBatch::try_from_iter(columns.to_vec()).unwrap();
     let properties = WriterProperties::builder().set_max_row_group_row_count(Some(2)).build();
@@ -23,21 +23,24 @@ fn file(columns: &[(&str, ArrayRef)]) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
+/// A column of texts.
 fn texts(texts: &[Option<&str>]) -> ArrayRef {
     Arc::new(StringArray::from(texts.to_vec()))
 }
 
+/// The column of models.
 fn models(rows: usize) -> ArrayRef {
     texts(&vec![Some("m"); rows])
 }
 
-/// A column with the vectors `[0, 0.5]`, `[1, 1.5]` and so on.
+/// A column of lists of fixed length, with the vectors `[0, 0.5]`, `[1, 1.5]` and so on.
 fn fixed(rows: usize) -> ArrayRef {
     let numbers: Vec<_> = (0..rows * 2).map(|n| n as f32 / 2.0).collect();
     let field = Arc::new(Field::new("item", DataType::Float32, false));
     Arc::new(FixedSizeListArray::new(field, 2, Arc::new(Float32Array::from(numbers)), None))
 }
 
+/// A column of lists of variable length.
 fn list_of_floats(rows: &[&[f32]]) -> ArrayRef {
     let mut list = ListBuilder::new(Float32Builder::new());
     for row in rows {
@@ -46,6 +49,7 @@ fn list_of_floats(rows: &[&[f32]]) -> ArrayRef {
     Arc::new(list.finish())
 }
 
+/// A file with five rows, in three row groups.
 fn small_file() -> Vec<u8> {
     file(&[
         ("path", texts(&[Some("a"), Some("b"), Some("c"), Some("d"), Some("e")])),
@@ -54,12 +58,13 @@ fn small_file() -> Vec<u8> {
     ])
 }
 
+/// Reads a file with these bytes.
 fn rows_of(bytes: Vec<u8>, reader: &ItemReader) -> Result<Vec<ReadRow>, String> {
     read("v.parquet", bytes, reader)
 }
 
 #[test]
-fn lists_of_both_kinds_and_both_sizes_of_floats_are_read_over_row_groups() {
+fn lists_of_fixed_and_of_variable_length_are_read_with_floats_of_both_sizes() {
     let mut doubles = ListBuilder::new(Float64Builder::new());
     for row in 0..5 {
         doubles.append_value([f64::from(row), f64::from(row) + 0.5].map(Some));
@@ -118,7 +123,7 @@ fn labels_come_from_texts_numbers_and_fields_within_json() {
 }
 
 #[test]
-fn a_file_of_another_kind_is_refused_with_the_reason() {
+fn a_file_without_usable_models_or_vectors_is_refused_with_the_reason() {
     let numbers = || Arc::new(Int32Array::from(vec![1, 2])) as ArrayRef;
     let mut with_null = ListBuilder::new(Float32Builder::new());
     with_null.append_value([Some(1.0), None]);
@@ -154,16 +159,17 @@ fn a_file_of_another_kind_is_refused_with_the_reason() {
 }
 
 #[test]
-fn a_torn_file_is_refused_wherever_it_was_torn() {
+fn an_incomplete_file_is_refused_wherever_it_ends() {
     let whole = small_file();
     for end in 0..whole.len() {
         let error = rows_of(whole[..end].to_vec(), &usual_fields()).unwrap_err();
-        assert!(error.starts_with("v.parquet: "), "torn at {end}: {error}");
+        // The error names no row: the file is refused before its first row is read.
+        assert!(error.starts_with("v.parquet: "), "the file ended at {end}: {error}");
     }
 }
 
 #[test]
-fn every_changed_byte_is_read_or_refused() {
+fn a_changed_byte_causes_no_panic_and_is_often_refused() {
     let whole = small_file();
     let mut errors = Vec::new();
     for at in 0..whole.len() {
@@ -173,6 +179,7 @@ fn every_changed_byte_is_read_or_refused() {
             errors.extend(rows_of(bytes, &usual_fields()).err());
         }
     }
+    // Of the five changes of a byte, more than one is noticed on average.
     assert!(errors.len() > whole.len(), "only {} changes were noticed", errors.len());
     // One of the changes declares another compression.
     assert!(errors.iter().any(|error| error.contains("its pages are compressed by SNAPPY")));
@@ -186,7 +193,7 @@ fn a_panic_of_the_reader_becomes_an_error() {
 
 proptest! {
     #[test]
-    fn several_changed_bytes_are_read_or_refused(
+    fn a_file_with_changed_bytes_is_refused_or_its_numbers_are_finite(
         changes in prop::collection::vec((0..10_000_usize, any::<u8>()), 2..9),
     ) {
         let mut bytes = small_file();

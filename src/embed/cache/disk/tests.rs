@@ -173,7 +173,7 @@ fn a_clean_up_removes_unfinished_files_and_enforces_a_lowered_limit() {
         disk.write(&key_of(n), &cached("0.5"));
         set_age(&disk, &key_of(n), 1000 - u64::from(n));
     }
-    fs::write(disk.folder.join(STAGING_FOLDER).join("0"), "half").unwrap();
+    fs::write(disk.folder.join(STAGING_FOLDER).join("0"), "unfinished").unwrap();
     let disk = open(&folder, file_size() * 3);
     disk.clean_up();
     assert_eq!(total_size(&disk), file_size() * 3);

@@ -126,6 +126,7 @@ mod tests {
 
     use super::*;
 
+    /// A vector that begins with these numbers. The others are 0.5.
     fn vector(numbers: &[String]) -> Vector {
         let mut list = numbers.to_vec();
         list.resize(DIMENSIONS, "0.5".into());
@@ -143,13 +144,16 @@ mod tests {
             numbers in proptest::collection::vec(r"-?(0|[1-9][0-9]{0,12})(\.[0-9]{1,25})?([eE]-?[0-9]{1,2})?", 1..50)
         ) {
             let encoding = Encoding { is_base64: true, is_normalized: false };
-            let EncodedVector::Base64(text) = encode(encoding, &numbers) else { panic!("the vector should be Base64") };
+            let EncodedVector::Base64(text) = encode(encoding, &numbers) else {
+                panic!("the vector should be Base64")
+            };
             // The Base64 of 1536 numbers of 4 bytes.
             prop_assert_eq!(text.len(), 8192);
             let bytes = BASE64_STANDARD.decode(text).unwrap();
             for (number, bytes) in numbers.iter().zip(bytes.chunks(4)) {
                 let expected: f32 = number.parse().unwrap();
-                prop_assert_eq!(f32::from_le_bytes(bytes.try_into().unwrap()).to_bits(), expected.to_bits());
+                let found = f32::from_le_bytes(bytes.try_into().unwrap());
+                prop_assert_eq!(found.to_bits(), expected.to_bits());
             }
         }
 
@@ -159,7 +163,9 @@ mod tests {
         ) {
             let texts: Vec<_> = numbers.iter().map(|number| format!("{number}e{exponent}")).collect();
             let encoding = Encoding { is_base64: false, is_normalized: true };
-            let EncodedVector::Numbers(scaled) = encode(encoding, &texts) else { panic!("the vector should be a list of numbers") };
+            let EncodedVector::Numbers(scaled) = encode(encoding, &texts) else {
+                panic!("the vector should be a list of numbers")
+            };
             let length = scaled.iter().map(|number| number * number).sum::<f64>().sqrt();
             prop_assert!((length - 1.0).abs() < 1e-12, "{}", length);
             // The cosine of the angle between both vectors must be 1. The original numbers are
