@@ -88,11 +88,11 @@ fn assert_alerts(cases: &[Value]) {
 /// those of the second for an hour.
 fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String> {
     let values_before = samples(before);
-    let series = samples(after).into_iter().map(|(name, after)| {
+    let series = samples(after).into_iter().map(|(name, value_after)| {
         // The first scrape may lack the series.
         let first_five =
-            values_before.get(&name).map_or("_x5".to_owned(), |before| format!("{before}x4"));
-        (name, format!("{first_five} {after}x60"))
+            values_before.get(&name).map_or("_x5".to_owned(), |value| format!("{value}x4"));
+        (name, format!("{first_five} {value_after}x60"))
     });
     series.collect()
 }
@@ -101,9 +101,9 @@ fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String>
 /// 40 minutes, they grow by the difference between the two scrapes.
 fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
     let values_before = samples(before);
-    let series = samples(after).into_iter().map(|(name, after)| {
-        let before = values_before.get(&name).copied().unwrap_or(0.0);
-        (name, format!("{before}+{}x40", (after - before).max(0.0)))
+    let series = samples(after).into_iter().map(|(name, value_after)| {
+        let value_before = values_before.get(&name).copied().unwrap_or(0.0);
+        (name, format!("{value_before}+{}x40", (value_after - value_before).max(0.0)))
     });
     series.collect()
 }

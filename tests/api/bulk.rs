@@ -130,12 +130,13 @@ async fn the_failures_file_can_be_a_source_and_a_run_without_failures_makes_none
     let rows = bulk.read("vectors.jsonl");
     assert!(rows.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""), "{rows:.500}");
     assert_eq!(rows.lines().count(), 2);
+    // The list no longer has the bad line. Its failure would stay, because no run tries it again.
     bulk.write("list.jsonl", "{\"n\": 1.0, \"path\": \"a.png\"}\n");
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(0);
-    let names = std::fs::read_dir(bulk.folder()).unwrap();
+    let entries = std::fs::read_dir(bulk.folder()).unwrap();
     let mut names: Vec<_> =
-        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     assert_eq!(names, [".cache", "a.png", "b.png", "list.jsonl", "vectors.jsonl"]);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 2, "a row that exists must not be added again");
@@ -194,6 +195,6 @@ async fn one_picture_without_an_output_is_one_row_on_standard_output() {
     assert_eq!((&row["path"], &row["width"]), (&json!("rocket.jpg"), &json!(640)));
     assert_eq!(row["vector"].as_array().unwrap().len(), 1536);
     assert!(run.stdout.ends_with("]}\n") && run.stdout.lines().count() == 1);
-    let names = std::fs::read_dir(bulk.folder()).unwrap();
-    assert_eq!(names.count(), 2, "only the picture and the cache must exist");
+    let entries = std::fs::read_dir(bulk.folder()).unwrap();
+    assert_eq!(entries.count(), 2, "only the picture and the cache must exist");
 }

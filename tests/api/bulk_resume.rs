@@ -78,10 +78,10 @@ async fn a_torn_last_line_is_cut_off_and_its_row_is_written_again() {
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(3);
     bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
-    let complete = bulk.read("vectors.jsonl");
+    let complete_output = bulk.read("vectors.jsonl");
     // the line break, the end of the vector, and more than half of the last row
     for missing_len in [1, 20, 10_000] {
-        bulk.write("vectors.jsonl", &complete[..complete.len() - missing_len]);
+        bulk.write("vectors.jsonl", &complete_output[..complete_output.len() - missing_len]);
         let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
         assert!(run.stderr.contains("1 embedded (1 cached), 0 failed"), "{}", run.stderr);
         assert!(run.stderr.contains("2 skipped"), "{}", run.stderr);
