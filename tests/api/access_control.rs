@@ -1,4 +1,5 @@
-//! Who may call the service: client keys, the rate limit, trusted proxies, and pages of other sites.
+//! Who may call the service: client keys, the rate limit, trusted proxies, and pages of other
+//! sites.
 
 use reqwest::Method;
 use tokio::{

@@ -21,8 +21,8 @@ fn rules() -> String {
     blocks.into_iter().find(|block| block.language == "yaml").unwrap().text
 }
 
-/// Runs promtool with `input` as its standard input. Returns `None` if promtool is not installed. If
-/// promtool reports a problem, the error is its output.
+/// Runs promtool with `input` as its standard input. Returns `None` if promtool is not installed.
+/// If promtool reports a problem, the error is its output.
 fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     let tool = Command::new("promtool")
         .args(arguments)

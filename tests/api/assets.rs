@@ -1,5 +1,5 @@
-//! A picture that is too large to be sent inline needs three calls to NVIDIA, and a fourth to delete
-//! the asset. These tests check every byte of these calls.
+//! A picture that is too large to be sent inline needs three calls to NVIDIA, and a fourth to
+//! delete the asset. These tests check every byte of these calls.
 
 use image_rs::ImageFormat;
 
@@ -123,7 +123,8 @@ async fn the_base64_route_and_the_url_route_upload_a_large_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(HUBBLE).await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
-    // The second picture has other bytes, because otherwise its embedding would come from the cache.
+    // The first picture has other bytes, because otherwise the second embedding would come from the
+    // cache.
     app.base64(&variant(HUBBLE, 1)).await.vector();
     app.by_url(&picture_server.url("/hubble.jpg")).await.vector();
     // Each picture needs four calls.

@@ -19,8 +19,8 @@ const HTML: &[u8] = b"<!doctype html><title>A page</title>";
 /// Without this option, LangChain sends tokens, which are numbers. The error names the option.
 const TOKENS_REFUSED: &str = "check_embedding_ctx_length=False";
 
-/// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the error's
-/// sentence.
+/// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the
+/// error's sentence.
 fn assert_openai_problem(answer: &Answer, status: u16, code: &str, param: Option<&str>) -> String {
     let problem = assert_problem(answer, status, code);
     let error = &problem["error"];
@@ -43,7 +43,8 @@ async fn the_error_of_an_item_contains_the_index_of_the_item() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&web_page).start().await;
     let text_refused = "embeds pictures only";
-    let not_a_picture = "input[1] is not a picture: send a string, {\"image\": \"…\"} or {\"image_url\": {\"url\": \"…\"}},";
+    let not_a_picture = "input[1] is not a picture: send a string, {\"image\": \"…\"} or \
+                         {\"image_url\": {\"url\": \"…\"}},";
     let text_as_base64 = BASE64_STANDARD.encode("a text that looks like Base64");
     let html = data_url(HTML);
     let pdf = BASE64_STANDARD.encode(b"%PDF-1.7 and so on");
@@ -288,8 +289,8 @@ async fn if_the_query_is_errors_item_each_item_has_its_own_outcome() {
         assert_eq!(entry["error"]["type"], "invalid_request_error");
         assert!(entry["error"]["message"].as_str().unwrap().contains(&format!("input[{index}]")));
     }
-    // The picture that NVIDIA rejected stays saved, as on the other routes, and the error contains the
-    // file's name.
+    // The picture that NVIDIA rejected stays saved, as on the other routes, and the error contains
+    // the file's name.
     let saved_as = outcomes[2]["saved_as"].as_str().unwrap();
     assert_eq!(app.saved_bytes(saved_as), tiny(2));
     assert_eq!(app.saved().len(), 3);

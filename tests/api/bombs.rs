@@ -25,10 +25,11 @@ const MIB: u64 = 1 << 20;
 /// The memory that all decoders together may use, in bytes. It is the default of
 /// `IMAGESVC_MAX_DECODE_BYTES`.
 const MAX_DECODE_MEMORY: u64 = 512 * MIB;
-/// The service's own memory may grow by less than this many bytes. The service itself decodes nothing.
+/// The service's own memory may grow by less than this many bytes. The service itself decodes
+/// nothing.
 const MAX_GROWTH: u64 = 60 * MIB;
-/// Every upload must be answered within this time. A decoder may use 20 s of processor time, and the
-/// machine may be busy.
+/// Every upload must be answered within this time. A decoder may use 20 s of processor time, and
+/// the machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(120);
 /// The service itself has the same deadline.
 const LONG_TIMEOUT: (&str, &str) = ("IMAGESVC_REQUEST_TIMEOUT", "120s");
@@ -102,8 +103,8 @@ impl Target {
         Self { process, client, folder, idle_memory, decoder_memory }
     }
 
-    /// Uploads a picture. Returns the status, the body, and the time until the answer. If there is no
-    /// answer, the status is 0.
+    /// Uploads a picture. Returns the status, the body, and the time until the answer. If there is
+    /// no answer, the status is 0.
     fn upload(&self, picture: &[u8]) -> impl Future<Output = (u16, String, Duration)> + use<> {
         let request = self.process.upload_request(&self.client, picture);
         async move {
@@ -118,8 +119,8 @@ impl Target {
         }
     }
 
-    /// Uploads pictures, at most `max_concurrent` at the same time. The expected answers are the statuses
-    /// in `refusals`, and 200, because the decoders accept some of the hostile pictures.
+    /// Uploads pictures, at most `max_concurrent` at the same time. The expected answers are the
+    /// statuses in `refusals`, and 200, because the decoders accept some of the hostile pictures.
     async fn attack(&self, bombs: Vec<Bomb>, max_concurrent: usize, refusals: &[u16]) -> Outcomes {
         let mut outcomes = Outcomes::default();
         let mut running = JoinSet::new();
@@ -181,8 +182,8 @@ impl Target {
     }
 }
 
-/// The outcomes of an attack: the numbers of embedded and of refused pictures, and a description of each
-/// unexpected outcome.
+/// The outcomes of an attack: the numbers of embedded and of refused pictures, and a description of
+/// each unexpected outcome.
 #[derive(Default)]
 struct Outcomes {
     embedded: usize,
@@ -190,8 +191,8 @@ struct Outcomes {
     unexpected: Vec<String>,
 }
 
-/// Whether the service sends a picture of this format to NVIDIA without decoding it, if the picture is
-/// within the inline limit. The name of a hostile picture begins with its format.
+/// Whether the service sends a picture of this format to NVIDIA without decoding it, if the picture
+/// is within the inline limit. The name of a hostile picture begins with its format.
 fn can_be_sent_unchanged((name, _): &Bomb) -> bool {
     name.starts_with("jpeg") || name.starts_with("png")
 }
@@ -208,7 +209,8 @@ fn inference_count(nvidia: &FakeNvidia) -> usize {
     nvidia.lines().iter().filter(|line| **line == INFER).count()
 }
 
-/// Attacks a service with a fake NVIDIA. Asserts that only embedded pictures are saved and sent to NVIDIA.
+/// Attacks a service with a fake NVIDIA. Asserts that only embedded pictures are saved and sent to
+/// NVIDIA.
 async fn attack_with_nvidia(
     bombs: Vec<Bomb>,
     max_concurrent: usize,
@@ -239,8 +241,8 @@ async fn hostile_pictures_do_no_harm_when_they_are_shrunk() {
     assert!(outcomes.refused > 10, "more than 10 should be refused, not {}", outcomes.refused);
 }
 
-/// The sandbox decodes every picture. The service saves a picture before it sends it to the sandbox, so
-/// it also saves the pictures that the sandbox rejects.
+/// The sandbox decodes every picture. The service saves a picture before it sends it to the
+/// sandbox, so it also saves the pictures that the sandbox rejects.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
     let target = Target::sandbox().await;
@@ -289,8 +291,8 @@ async fn assert_small_pictures_are_served(target: &Target, numbers: Range<usize>
 #[tokio::test(flavor = "multi_thread")]
 async fn small_pictures_are_served_while_large_and_endless_pictures_are_decoded() {
     let nvidia = FakeNvidia::healthy().await;
-    // Requests for endless pictures end after 20 s. A TIFF of 12 megapixels has 36 MB, which is more
-    // than the default limit of 20 MiB.
+    // Requests for endless pictures end after 20 s. A TIFF of 12 megapixels has 36 MB, which is
+    // more than the default limit of 20 MiB.
     let settings = [("IMAGESVC_REQUEST_TIMEOUT", "20s"), ("IMAGESVC_MAX_IMAGE_BYTES", "40000000")];
     let target = Target::with_nvidia(&nvidia, &settings).await;
     let large_pictures = [large_picture(ImageFormat::WebP, 0), large_picture(ImageFormat::Tiff, 1)];
