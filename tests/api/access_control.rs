@@ -1,4 +1,5 @@
-//! Who may call the service: client keys, the rate limit, trusted proxies, and pages of other sites.
+//! Who may call the service: client keys, the rate limit, trusted proxies, and pages of other
+//! sites.
 
 use reqwest::Method;
 use tokio::{
@@ -30,10 +31,12 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
     let protected = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
         (Method::GET, "/metrics"),
+        (Method::GET, "/metrics/"),
+        // a wrong method
         (Method::GET, "/vectorize-image"),
+        // Paths that do not exist. Two of them begin like an open path.
         (Method::GET, "/nothing"),
         (Method::GET, "/docsx"),
-        (Method::GET, "/metrics/"),
         (Method::GET, "/health//"),
     ]);
     for (method, path) in protected {
@@ -56,7 +59,7 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
         for valid_value in ["Bearer first-client-key", "bearer second-client-key"] {
             let headers = [("authorization", valid_value)];
             let answer = send(&app, method.clone(), path, &headers).await;
-            assert_ne!(answer.status, 401, "{path}");
+            assert_ne!(answer.status, 401, "the key must be accepted on {path}");
         }
     }
     let open = [
@@ -95,9 +98,9 @@ async fn a_request_without_a_key_is_refused_before_its_body_is_read() {
             "the first answer should be a 401, not a 100: {answer}"
         );
     }
-    // A client that sends its body without waiting receives the 401 as well.
-    let large = vec![0; 5 << 20];
-    assert_problem(&app.upload(&large, "a.jpg").await, 401, "unauthorized");
+    // A client that sends a large body without waiting receives the 401 as well.
+    let five_mib = vec![0; 5 << 20];
+    assert_problem(&app.upload(&five_mib, "a.jpg").await, 401, "unauthorized");
     assert!(app.saved().is_empty());
 }
 
@@ -115,18 +118,18 @@ async fn each_client_key_has_its_own_rate_limit() {
     }
     let answer = upload("first-client-key").await;
     assert_problem(&answer, 429, "rate_limited");
-    let seconds: u64 = answer.header("retry-after").parse().unwrap();
+    let retry_after: u64 = answer.header("retry-after").parse().unwrap();
     assert!(
-        (15..=20).contains(&seconds),
-        "Retry-After should be a third of a minute, or a little less: {seconds} s"
+        (15..=20).contains(&retry_after),
+        "Retry-After should be a third of a minute, or a little less: {retry_after} s"
     );
     upload("second-client-key").await.vector();
-    // The limit counts pictures only.
+    // The limit counts pictures only, so other requests with the first key are answered.
     for _ in 0..5 {
         let key = [("authorization", "Bearer first-client-key")];
         assert_eq!(send(&app, Method::GET, "/metrics", &key).await.status, 200);
     }
-    assert_eq!(app.saved().len(), 4, "the refused picture must not be saved");
+    assert_eq!(app.saved().len(), 3 + 1, "the refused picture must not be saved");
 }
 
 /// Uploads a picture with this `X-Forwarded-For`, and returns the status.
@@ -138,9 +141,9 @@ async fn upload_forwarded_for(app: &TestApp, forwarded_for: &str) -> u16 {
 #[tokio::test]
 async fn without_keys_the_rate_limit_counts_by_the_client_address_that_a_trusted_proxy_reports() {
     let nvidia = FakeNvidia::healthy().await;
-    let limit = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
+    let two_per_minute = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
     let app = TestApp::builder(&nvidia)
-        .settings(&[limit])
+        .settings(&[two_per_minute])
         .setting("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8")
         .start()
         .await;
@@ -156,7 +159,7 @@ async fn without_keys_the_rate_limit_counts_by_the_client_address_that_a_trusted
         assert_eq!(upload_forwarded_for(&app, forwarded_for).await, status, "{expectation}");
     }
 
-    let app = TestApp::builder(&nvidia).settings(&[limit]).start().await;
+    let app = TestApp::builder(&nvidia).settings(&[two_per_minute]).start().await;
     for (forwarded_for, status) in
         [("198.51.100.1", 200), ("198.51.100.2", 200), ("198.51.100.3", 429)]
     {
@@ -171,29 +174,30 @@ async fn without_keys_the_rate_limit_counts_by_the_client_address_that_a_trusted
 #[tokio::test]
 async fn a_trusted_proxy_is_exempt_from_the_connection_limit_per_peer() {
     let nvidia = FakeNvidia::healthy().await;
-    for (trusted, expected) in [("127.0.0.1", 4), ("10.0.0.0/8", 2)] {
+    // The test connects from 127.0.0.1. Only the first value contains this address.
+    for (trusted_proxies, expected) in [("127.0.0.1", 4), ("10.0.0.0/8", 2)] {
         let app = TestApp::builder(&nvidia)
             .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "2")
-            .setting("IMAGESVC_TRUSTED_PROXIES", trusted)
+            .setting("IMAGESVC_TRUSTED_PROXIES", trusted_proxies)
             .start()
             .await;
         let mut answered = 0;
-        let mut open = Vec::new();
+        let mut open_connections = Vec::new();
         for _ in 0..4 {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
             let mut status = [0; 12];
             // The service closes or resets a connection over the limit, so writing and reading may
             // fail.
-            let sent = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            let written = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
             let read = stream.read_exact(&mut status).await;
-            if sent.is_ok() && read.is_ok() && &status == b"HTTP/1.1 200" {
+            if written.is_ok() && read.is_ok() && &status == b"HTTP/1.1 200" {
                 answered += 1;
             }
-            open.push(stream);
+            open_connections.push(stream);
         }
         assert_eq!(
             answered, expected,
-            "with the trusted proxies {trusted}, {expected} connections should be answered"
+            "with the trusted proxies {trusted_proxies}, {expected} connections should be answered"
         );
     }
 }
@@ -205,7 +209,9 @@ async fn a_request_from_a_page_of_another_origin_is_refused_on_every_picture_rou
     for path in PICTURE_ROUTES {
         for headers in [
             &[("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")][..],
+            // the page of a mobile app
             &[("origin", "capacitor://localhost")],
+            // a page in a sandboxed frame
             &[("origin", "null")],
             &[("sec-fetch-site", "cross-site")],
         ] {
@@ -213,6 +219,7 @@ async fn a_request_from_a_page_of_another_origin_is_refused_on_every_picture_rou
             let problem = assert_problem(&answer, 403, "cross_origin");
             let detail = problem["detail"].as_str().unwrap();
             assert!(detail.contains("IMAGESVC_CORS_ORIGINS"), "{detail}");
+            // The error quotes the origin, or calls it unknown if the request has none.
             let origin = headers.iter().find(|(name, _)| *name == "origin");
             assert!(detail.contains(origin.map_or("unknown", |(_, origin)| origin)), "{detail}");
             assert!(!answer.headers.contains_key("access-control-allow-origin"));
@@ -221,6 +228,7 @@ async fn a_request_from_a_page_of_another_origin_is_refused_on_every_picture_rou
         for headers in [
             &[("sec-fetch-site", "same-origin"), ("origin", own_origin.as_str())][..],
             &[("origin", own_origin.as_str())],
+            // a client that is not a browser
             &[],
         ] {
             let answer = send(&app, Method::POST, path, headers).await;
@@ -248,8 +256,12 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
             ("access-control-request-method", "POST"),
             ("access-control-request-headers", "authorization, content-type"),
         ];
-        let allowed = send(&app, Method::OPTIONS, "/vectorize-image-upload", &preflight).await;
-        assert_eq!((allowed.status, allowed.header("access-control-allow-origin")), (200, origin));
+        let preflight_answer =
+            send(&app, Method::OPTIONS, "/vectorize-image-upload", &preflight).await;
+        assert_eq!(
+            (preflight_answer.status, preflight_answer.header("access-control-allow-origin")),
+            (200, origin)
+        );
         for header in [
             "authorization",
             "content-type",
@@ -258,9 +270,12 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
             "traceparent",
             "tracestate",
         ] {
-            assert!(allowed.header("access-control-allow-headers").contains(header), "{header}");
+            assert!(
+                preflight_answer.header("access-control-allow-headers").contains(header),
+                "{header}"
+            );
         }
-        assert!(allowed.header("access-control-allow-methods").contains("POST"));
+        assert!(preflight_answer.header("access-control-allow-methods").contains("POST"));
 
         let upload_with_key = |key: &str| {
             let request = app.upload_request(&tiny(1), "a.png").bearer_auth(key);
@@ -276,8 +291,8 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
             assert!(answer.header("vary").contains("origin"));
         }
     }
-    let other = [("origin", "https://other.example"), ("sec-fetch-site", "cross-site")];
-    let answer = send(&app, Method::POST, "/vectorize-image", &other).await;
+    let other_origin = [("origin", "https://other.example"), ("sec-fetch-site", "cross-site")];
+    let answer = send(&app, Method::POST, "/vectorize-image", &other_origin).await;
     assert_problem(&answer, 403, "cross_origin");
     assert!(!answer.headers.contains_key("access-control-allow-origin"));
 }
@@ -286,17 +301,18 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
 async fn the_log_contains_the_client_address_that_a_trusted_proxy_reports() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(
+    let service = ServiceProcess::start_with(
         &nvidia,
         folder.path(),
         &[("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32")],
     );
     let client = reqwest::Client::new();
+    // The proxy appends the client's address, so a client may have forged any address before it.
     for forwarded_for in ["198.51.100.7", "1.2.3.4, 198.51.100.8"] {
-        let request = client.get(child.url("/nothing")).header("x-forwarded-for", forwarded_for);
+        let request = client.get(service.url("/nothing")).header("x-forwarded-for", forwarded_for);
         assert_eq!(request.send().await.unwrap().status(), 404);
     }
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     let events = log.iter().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let clients: Vec<_> =
         events.filter_map(|event| Some(event.get("client")?.as_str()?.to_owned())).collect();
@@ -320,6 +336,7 @@ async fn under_an_unknown_host_name_the_home_page_shows_a_warning_and_its_upload
     };
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // To the browser, the page and the service have the same origin: that of the unknown host.
     let problem = assert_problem(&upload(&app, &FROM_PAGE).await, 403, "cross_origin");
     let detail = problem["detail"].as_str().unwrap();
     assert!(detail.contains(HOST) && detail.contains("IMAGESVC_HOSTS"), "{detail}");
@@ -330,7 +347,9 @@ async fn under_an_unknown_host_name_the_home_page_shows_a_warning_and_its_upload
         "there should be no warning if the host is an IP address"
     );
     assert_eq!(nvidia.count(), 0);
+    // A client that is not a browser sends no origin, and may use any host name.
     upload(&app, &[]).await.vector();
+    // Each of these settings allows the page's origin.
     for (name, value) in [
         ("IMAGESVC_HOSTS", "images.example, evil.example"),
         ("IMAGESVC_CORS_ORIGINS", "http://evil.example:8000"),
@@ -338,7 +357,7 @@ async fn under_an_unknown_host_name_the_home_page_shows_a_warning_and_its_upload
         let app = TestApp::builder(&nvidia).setting(name, value).start().await;
         upload(&app, &FROM_PAGE).await.vector();
     }
-    // With client keys every host name is allowed, since an attacker's page has no key.
+    // With client keys every host name is allowed, because an attacker's page has no key.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     assert_problem(&upload(&app, &FROM_PAGE).await, 401, "unauthorized");
     let with_key = [&FROM_PAGE[..], &[("authorization", "Bearer k-1")]].concat();

@@ -9,13 +9,13 @@ use std::{
     },
 };
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{
     Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
-/// Listens on 127.0.0.1 and ::1, and counts the connections. The service must make none.
+/// Listens on 127.0.0.1 and ::1, and counts the connections. The service must not connect to it.
 struct Trap {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -40,9 +40,10 @@ impl Trap {
 
     /// Asserts that no connection was made. Then makes two, to check that the trap counts them.
     async fn assert_no_connection(&self) {
-        assert_eq!(self.connections.load(Ordering::SeqCst), 0);
+        let connections = self.connections.load(Ordering::SeqCst);
+        assert_eq!(connections, 0, "the service must not connect to this machine");
         for host in ["127.0.0.1", "::1"] {
-            tokio::net::TcpStream::connect((host, self.port)).await.unwrap();
+            TcpStream::connect((host, self.port)).await.unwrap();
         }
         while self.connections.load(Ordering::SeqCst) < 2 {
             tokio::task::yield_now().await;
@@ -50,7 +51,7 @@ impl Trap {
     }
 }
 
-/// URLs that lead to this machine, with its address in many spellings.
+/// URLs of this machine with its address in many spellings, and of two addresses in its network.
 fn urls_of_this_machine(port: u16) -> Vec<String> {
     [
         "127.0.0.1",
@@ -78,9 +79,11 @@ fn urls_of_this_machine(port: u16) -> Vec<String> {
         "[::ffff:127.0.0.1]",
         "[::ffff:7f00:1]",
         "[::127.0.0.1]",
+        // 127.0.0.1 in an address of NAT64, 6to4 and Teredo
         "[64:ff9b::7f00:1]",
         "[2002:7f00:1::]",
         "[2001:0:7f00:1::]",
+        // a link-local and a site-local address
         "[fe80::1]",
         "[fec0::1]",
     ]
@@ -132,7 +135,7 @@ async fn no_redirect_to_this_machine_is_followed() {
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    // A request line contains only ASCII, so the server cannot receive the other URLs.
+    // A request line contains only ASCII, so the picture server cannot receive the other URLs.
     let ascii_urls = urls_of_this_machine(trap.port).into_iter().filter(|url| url.is_ascii());
     let other_schemes =
         ["gopher", "ftp", "file"].map(|scheme| format!("{scheme}://127.0.0.1:{}/", trap.port));
@@ -151,8 +154,8 @@ async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_addre
     let trap = Trap::start().await;
     let allowed = Ipv4Addr::new(127, 0, 0, 2);
     let listener = TcpListener::bind((allowed, trap.port)).await.unwrap();
-    let connections = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&connections);
+    let allowed_connections = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&allowed_connections);
     tokio::spawn(async move {
         use tokio::io::AsyncWriteExt;
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -177,13 +180,14 @@ async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_addre
     let (mut fetches, mut denials) = (0, 0);
     for _ in 0..1000 {
         match app.by_url(&format!("http://rebinding.example:{}/", trap.port)).await.status {
+            // The service fetched the bytes, which are not a picture.
             415 => fetches += 1,
             403 => denials += 1,
             status => panic!("unexpected status {status}"),
         }
     }
-    assert_eq!((fetches, denials), (500, 500));
-    assert_eq!(connections.load(Ordering::SeqCst), 500);
+    assert_eq!((fetches, denials), (500, 500), "every second look-up should be denied");
+    assert_eq!(allowed_connections.load(Ordering::SeqCst), 500);
     trap.assert_no_connection().await;
 }
 
@@ -198,6 +202,7 @@ async fn a_host_name_with_an_allowed_and_a_denied_address_is_refused() {
             let (allowed, denied) = (IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 1]));
             Ok(match name {
                 "allowed-first.example" => vec![allowed, denied],
+                // `denied-first.example`
                 _ => vec![denied, allowed],
             })
         })
@@ -215,20 +220,24 @@ async fn proxy_variables_in_the_environment_are_ignored() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
-    let proxy = format!("http://127.0.0.1:{}", trap.port);
-    let allowed = picture_server.address.to_string();
-    let mut settings = vec![("IMAGESVC_FETCH_ALLOW", allowed.as_str())];
+    let proxy_url = format!("http://127.0.0.1:{}", trap.port);
+    let allowed_address = picture_server.address.to_string();
+    let mut settings = vec![("IMAGESVC_FETCH_ALLOW", allowed_address.as_str())];
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
     {
-        settings.push((name, &proxy));
+        settings.push((name, &proxy_url));
     }
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = child.url_request(&client, &picture_server.url("/rocket.jpg"));
+    let request = service.url_request(&client, &picture_server.url("/rocket.jpg"));
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 200);
-    assert_eq!((picture_server.received().len(), nvidia.received().len()), (1, 1));
+    assert_eq!(
+        (picture_server.count(), nvidia.count()),
+        (1, 1),
+        "the service should call both servers directly"
+    );
     trap.assert_no_connection().await;
 }
 
@@ -244,6 +253,6 @@ async fn outside_of_sandbox_mode_the_port_of_the_service_itself_is_denied() {
     let metrics = app.get("/metrics").await.text();
     assert!(
         !metrics.contains("route=\"/health\""),
-        "the service should make no request to itself: {metrics}"
+        "the service must make no request to itself: {metrics}"
     );
 }

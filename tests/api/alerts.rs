@@ -1,5 +1,5 @@
 //! Runs promtool, a tool of Prometheus, on the metrics of a real service. promtool evaluates the
-//! alert rules of `docs/operating.md`, and checks both formats of the metrics.
+//! alert rules of `docs/operating.md`, and checks the metrics in Prometheus's text format.
 
 use std::{
     collections::BTreeMap,
@@ -21,8 +21,8 @@ fn rules() -> String {
     blocks.into_iter().find(|block| block.language == "yaml").unwrap().text
 }
 
-/// Runs promtool with `input` as its standard input. Returns `None` if promtool is not installed. If
-/// promtool reports a problem, the error is its output.
+/// Runs promtool with `input` as its standard input. Returns `None` if promtool is not installed.
+/// If promtool reports a problem, the error is its output.
 fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     let tool = Command::new("promtool")
         .args(arguments)
@@ -39,8 +39,8 @@ fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
     stdin.write_all(input.as_bytes()).unwrap();
     drop(stdin);
     let output = tool.wait_with_output().unwrap();
-    let printed = [output.stdout, output.stderr].concat();
-    let printed = String::from_utf8_lossy(&printed).into_owned();
+    let output_bytes = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&output_bytes).into_owned();
     // `promtool check` prints warnings and still succeeds. `promtool test` always prints something.
     let has_no_warning = printed.is_empty() || arguments[0] == "test";
     Some(if output.status.success() && has_no_warning { Ok(()) } else { Err(printed) })
@@ -55,8 +55,8 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
 
 /// One case for `promtool test rules`. `series` contains the values of each series, one per minute,
 /// in promtool's notation: `3x4` is 3 and four repetitions, `3+2x4` is 3 and four increments by 2,
-/// and `_x5` is five missing values. `expected` lists points in time, and whether the alert fires
-/// then.
+/// and `_x5` is five missing values. `expected` lists points in time, each with whether the alert
+/// fires then.
 fn case(series: &BTreeMap<String, String>, alert: &str, expected: &[(&str, bool)]) -> Value {
     let series: Vec<_> =
         series.iter().map(|(name, values)| json!({ "series": name, "values": values })).collect();
@@ -75,10 +75,10 @@ fn assert_alerts(cases: &[Value]) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("rules.yml"), rules()).unwrap();
     // promtool reads YAML, and JSON is YAML.
-    let test = json!({ "rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": cases })
-        .to_string();
+    let test_file =
+        json!({ "rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": cases });
     let path = folder.path().join("test.yml");
-    std::fs::write(&path, test).unwrap();
+    std::fs::write(&path, test_file.to_string()).unwrap();
     if let Some(result) = promtool(&["test", "rules", path.to_str().unwrap()], "") {
         assert_eq!(result, Ok(()));
     }
@@ -87,26 +87,28 @@ fn assert_alerts(cases: &[Value]) {
 /// Makes series from two scrapes. They have the values of the first scrape for five minutes, then
 /// those of the second for an hour.
 fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String> {
-    let before = samples(before);
-    let series = samples(after).into_iter().map(|(name, after)| {
+    let values_before = samples(before);
+    let series = samples(after).into_iter().map(|(name, value_after)| {
         // The first scrape may lack the series.
-        let start = before.get(&name).map_or("_x5".to_owned(), |before| format!("{before}x4"));
-        (name, format!("{start} {after}x60"))
+        let first_five =
+            values_before.get(&name).map_or("_x5".to_owned(), |value| format!("{value}x4"));
+        (name, format!("{first_five} {value_after}x60"))
     });
     series.collect()
 }
 
-/// Makes series from two scrapes. They start with the values of the first scrape. Every minute they
-/// grow by the difference between the two scrapes.
+/// Makes series from two scrapes. They start with the values of the first scrape. Every minute, for
+/// 40 minutes, they grow by the difference between the two scrapes.
 fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
-    let before = samples(before);
-    let series = samples(after).into_iter().map(|(name, after)| {
-        let before = before.get(&name).copied().unwrap_or(0.0);
-        (name, format!("{before}+{}x40", (after - before).max(0.0)))
+    let values_before = samples(before);
+    let series = samples(after).into_iter().map(|(name, value_after)| {
+        let value_before = values_before.get(&name).copied().unwrap_or(0.0);
+        (name, format!("{value_before}+{}x40", (value_after - value_before).max(0.0)))
     });
     series.collect()
 }
 
+/// Prometheus sees no increase in a counter that first appears with the value 1.
 #[tokio::test]
 async fn the_counters_that_alerts_use_start_at_zero() {
     let nvidia = FakeNvidia::healthy().await;
@@ -140,18 +142,20 @@ async fn the_counters_that_alerts_use_start_at_zero() {
     assert_eq!(
         rules().matches("- alert:").count(),
         3,
-        "the number of alerts has changed: this test must check the series of each"
+        "the number of alerts has changed: this test must check the series of each alert"
     );
 }
 
 #[tokio::test]
-async fn one_refusal_of_the_api_key_or_the_account_raises_the_key_alert() {
+async fn one_refusal_by_nvidia_of_its_key_or_the_account_raises_the_key_alert() {
+    // For ROCKET, NVIDIA refuses the inference. For HUBBLE, it refuses the creation of an asset.
     for (status, picture) in [(401, ROCKET), (402, ROCKET), (403, ROCKET), (401, HUBBLE)] {
         let nvidia = FakeNvidia::replying(vec![Reply::status(status)]).await;
         let app = TestApp::start(&nvidia).await;
         let before = app.get("/metrics").await.text();
         assert!(app.upload(picture, "a.jpg").await.status >= 500);
         let after = app.get("/metrics").await.text();
+        // The refusal is in minute 5. The alert looks at the last 15 minutes.
         let fires_for_a_while = [("4m", false), ("6m", true), ("15m", true), ("25m", false)];
         let series = series_with_one_change(&before, &after);
         assert_alerts(&[case(&series, "ImagesvcKeyRefused", &fires_for_a_while)]);
@@ -168,6 +172,7 @@ async fn one_refusal_of_the_api_key_or_the_account_raises_the_key_alert() {
 
 #[tokio::test]
 async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() {
+    // The alert fires if, for ten minutes, more than one in twenty pictures has an error 5xx.
     // To the tiny pictures 400 and 503, NVIDIA replies with the status of the same number.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
@@ -176,7 +181,8 @@ async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() 
     })
     .await;
     let app = TestApp::start(&nvidia).await;
-    let start = app.get("/metrics").await.text();
+    let at_start = app.get("/metrics").await.text();
+    // The alert counts no errors 4xx.
     assert_eq!(app.base64(&tiny(400)).await.status, 422);
     for n in 0..30 {
         app.base64(&tiny(n)).await.vector();
@@ -191,12 +197,12 @@ async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() 
     let never_fires = [("15m", false), ("30m", false)];
     let fires_later = [("5m", false), ("30m", true)];
     assert_alerts(&[
-        case(&growing_series(&start, &no_error), "ImagesvcFailing", &never_fires),
-        // one error in 32 requests
-        case(&growing_series(&start, &one_error), "ImagesvcFailing", &never_fires),
-        // three errors in 34 requests
-        case(&growing_series(&start, &three_errors), "ImagesvcFailing", &fires_later),
-        // nothing but errors
+        case(&growing_series(&at_start, &no_error), "ImagesvcFailing", &never_fires),
+        // one error 502 in 32 requests
+        case(&growing_series(&at_start, &one_error), "ImagesvcFailing", &never_fires),
+        // three errors 502 in 34 requests
+        case(&growing_series(&at_start, &three_errors), "ImagesvcFailing", &fires_later),
+        // nothing but errors 502
         case(&growing_series(&no_error, &one_error), "ImagesvcFailing", &fires_later),
     ]);
 }
@@ -209,20 +215,21 @@ async fn a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() {
     assert!(samples(&app.get("/metrics").await.text()).contains_key(metric_name));
     let free_space = |values: &str| BTreeMap::from([(metric_name.to_owned(), values.to_owned())]);
     // For 30 hours (1800 minutes) the free space shrinks by one gigabyte per hour, which would be
-    // 96 GB in four days. The rule computes this trend from the last day.
+    // 96 GB in four days. The alert computes this trend from the last day. Of 100 GB, more than
+    // 96 GB are free after 30 minutes, and 75 GB after 25 hours.
     let shrinking_from = |gigabytes: u64| {
         free_space(&format!("{}-{}x1800", gigabytes * 1_000_000_000, 1_000_000_000 / 60))
     };
-    let constant = free_space("50000000000x1800");
+    let constant_50_gb = free_space("50000000000x1800");
     assert_alerts(&[
         case(&shrinking_from(100), "ImagesvcDiskFillsUp", &[("30m", false), ("25h", true)]),
         case(&shrinking_from(1000), "ImagesvcDiskFillsUp", &[("2h", false), ("25h", false)]),
-        case(&constant, "ImagesvcDiskFillsUp", &[("25h", false)]),
+        case(&constant_50_gb, "ImagesvcDiskFillsUp", &[("25h", false)]),
     ]);
 }
 
 #[tokio::test]
-async fn both_metrics_formats_contain_the_same_samples_and_promtool_accepts_them() {
+async fn both_metrics_formats_contain_the_same_series_and_promtool_accepts_the_text_format() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let scrape_as_prometheus_text = async || {
@@ -230,6 +237,7 @@ async fn both_metrics_formats_contain_the_same_samples_and_promtool_accepts_them
         app.send(request).await
     };
     let at_start = scrape_as_prometheus_text().await;
+    // Pictures and requests of several kinds, so that more series appear.
     app.upload(ROCKET, "a.jpg").await.vector();
     app.upload(HUBBLE, "a.jpg").await.vector();
     app.upload(&converted(CHELSEA, image_rs::ImageFormat::WebP), "a").await.vector();
@@ -249,8 +257,8 @@ async fn both_metrics_formats_contain_the_same_samples_and_promtool_accepts_them
     assert!(!prometheus.contains("# EOF") && !prometheus.contains("# UNIT"));
     let names = |text: &str| samples(text).into_keys().collect::<Vec<_>>();
     assert_eq!(names(&open_metrics), names(&prometheus));
-    let saved = "imagesvc_pictures_saved_total";
-    assert_eq!((metric(&open_metrics, saved), metric(&prometheus, saved)), (3.0, 3.0));
-    assert!(prometheus.contains(&format!("# TYPE {saved} counter\n")));
+    let saved_total = "imagesvc_pictures_saved_total";
+    assert_eq!((metric(&open_metrics, saved_total), metric(&prometheus, saved_total)), (3.0, 3.0));
+    assert!(prometheus.contains(&format!("# TYPE {saved_total} counter\n")));
     assert!(prometheus.contains("# TYPE imagesvc_build_info gauge\n"));
 }

@@ -1,5 +1,5 @@
-//! A picture that is too large to be sent inline needs three calls to NVIDIA, and a fourth to delete
-//! the asset. These tests check every byte of these calls.
+//! A picture that is too large to be sent inline needs three calls to NVIDIA, and a fourth to
+//! delete the asset. These tests check every byte of these calls.
 
 use image_rs::ImageFormat;
 
@@ -11,7 +11,7 @@ use crate::support::{
 
 const DESCRIPTION: &str = "imagesvc picture";
 
-/// What NVIDIA should receive.
+/// What NVIDIA should receive as the asset.
 enum Expected {
     /// The picture's own bytes.
     Unchanged,
@@ -27,6 +27,9 @@ async fn assert_uploaded(picture: &[u8], expected: Expected, media_type: &str) {
     app.upload(picture, "secret-name.jpg").await.vector();
 
     let received = nvidia.wait_for(4).await;
+    let [creation, upload, inference, deletion] = &received[..] else {
+        panic!("NVIDIA should receive four requests: {:?}", nvidia.lines())
+    };
     let asset = FakeNvidia::ASSET;
     assert_eq!(
         nvidia.lines(),
@@ -40,44 +43,45 @@ async fn assert_uploaded(picture: &[u8], expected: Expected, media_type: &str) {
     let agent = concat!("user-agent: imagesvc/", env!("CARGO_PKG_VERSION")).to_owned();
     let key = format!("authorization: Bearer {KEY}");
 
-    let create = format!(r#"{{"contentType":"{media_type}","description":"{DESCRIPTION}"}}"#);
-    assert_eq!(String::from_utf8_lossy(&received[0].body), create);
+    let creation_body =
+        format!(r#"{{"contentType":"{media_type}","description":"{DESCRIPTION}"}}"#);
+    assert_eq!(String::from_utf8_lossy(&creation.body), creation_body);
     assert_eq!(
-        received[0].sorted_headers(),
+        creation.sorted_headers(),
         [
             "accept: application/json".to_owned(),
             key.clone(),
-            format!("content-length: {}", create.len()),
+            format!("content-length: {}", creation_body.len()),
             "content-type: application/json".to_owned(),
             agent.clone(),
         ]
     );
-    let sent = &received[1].body[..];
+    let uploaded = &upload.body[..];
     match expected {
         Expected::Unchanged => {
-            assert!(sent == picture, "the uploaded bytes must be those of the picture");
+            assert!(uploaded == picture, "the uploaded bytes must be those of the picture");
         }
         Expected::Jpeg => {
-            assert!(sent.starts_with(&[0xff, 0xd8, 0xff]), "the uploaded bytes must be a JPEG");
-            let [sent, original] =
-                [sent, picture].map(|bytes| image_rs::load_from_memory(bytes).unwrap().to_rgb8());
-            assert_eq!(sent.dimensions(), original.dimensions());
+            assert!(uploaded.starts_with(&[0xff, 0xd8, 0xff]), "the uploaded bytes must be a JPEG");
+            let [uploaded_size, original_size] = [uploaded, picture]
+                .map(|bytes| image_rs::load_from_memory(bytes).unwrap().to_rgb8().dimensions());
+            assert_eq!(uploaded_size, original_size);
         }
     }
     assert_eq!(
-        received[1].sorted_headers(),
+        upload.sorted_headers(),
         [
             "accept: */*".to_owned(),
-            format!("content-length: {}", received[1].body.len()),
+            format!("content-length: {}", uploaded.len()),
             format!("content-type: {media_type}"),
             agent.clone(),
             format!("x-amz-meta-nvcf-asset-description: {DESCRIPTION}"),
         ],
         "the presigned URL must not receive the key"
     );
-    assert_eq!(received[2].body, br#"{"messages":[]}"#);
+    assert_eq!(inference.body, br#"{"messages":[]}"#);
     assert_eq!(
-        received[2].sorted_headers(),
+        inference.sorted_headers(),
         [
             "accept: application/json".to_owned(),
             key.clone(),
@@ -88,7 +92,7 @@ async fn assert_uploaded(picture: &[u8], expected: Expected, media_type: &str) {
             agent.clone(),
         ]
     );
-    assert_eq!(received[3].sorted_headers(), ["accept: application/json".to_owned(), key, agent]);
+    assert_eq!(deletion.sorted_headers(), ["accept: application/json".to_owned(), key, agent]);
 }
 
 #[tokio::test]
@@ -104,7 +108,7 @@ async fn a_large_png_is_uploaded_unchanged() {
 #[tokio::test]
 async fn a_picture_of_several_megabytes_is_uploaded_completely() {
     let picture = noise_png(1200, 1000);
-    assert!(picture.len() > 3_000_000);
+    assert!(picture.len() > 3_000_000, "the picture must have several megabytes");
     assert_uploaded(&picture, Expected::Unchanged, "image/png").await;
 }
 
@@ -119,9 +123,12 @@ async fn the_base64_route_and_the_url_route_upload_a_large_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(HUBBLE).await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
+    // The first picture has other bytes, because otherwise the second embedding would come from the
+    // cache.
     app.base64(&variant(HUBBLE, 1)).await.vector();
     app.by_url(&picture_server.url("/hubble.jpg")).await.vector();
-    let received = nvidia.wait_for(8).await;
+    // Each picture needs four calls.
+    let received = nvidia.wait_for(2 * 4).await;
     let uploads: Vec<_> = received.iter().filter(|request| request.method == "PUT").collect();
     assert_eq!(uploads.len(), 2);
     assert!(uploads[0].body == variant(HUBBLE, 1) && uploads[1].body == HUBBLE);
@@ -145,24 +152,27 @@ async fn a_hanging_deletion_does_not_delay_the_answer_or_the_shutdown() {
 
 #[tokio::test]
 async fn an_asset_is_deleted_if_its_inference_fails() {
+    // The service does not retry a call after the status 402.
     let nvidia =
         FakeNvidia::healthy_except(|request| (request.line() == INFER).then(|| Reply::status(402)))
             .await;
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.status, 503);
-    nvidia.wait_for(4).await;
-    assert_eq!(nvidia.received()[3].method, "DELETE");
+    let received = nvidia.wait_for(4).await;
+    assert_eq!(received[3].method, "DELETE");
 }
 
 #[tokio::test]
 async fn a_failed_creation_and_a_failed_upload_of_an_asset_are_retried() {
     use std::sync::atomic::{AtomicUsize, Ordering};
-    let puts = AtomicUsize::new(0);
-    let creates = AtomicUsize::new(0);
+    let (creations, uploads) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    // The first creation and the first upload fail.
     let nvidia = FakeNvidia::healthy_except(move |request| match request.method.as_str() {
-        "PUT" => (puts.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::CloseAfter(Vec::new())),
+        "PUT" => {
+            (uploads.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::CloseAfter(Vec::new()))
+        }
         "POST" if request.line() == CREATE_ASSET => {
-            (creates.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::status(503))
+            (creations.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::status(503))
         }
         _ => None,
     })
@@ -171,6 +181,7 @@ async fn a_failed_creation_and_a_failed_upload_of_an_asset_are_retried() {
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     let received = nvidia.wait_for(6).await;
     let methods: Vec<_> = received.iter().map(|request| request.method.as_str()).collect();
+    // two creations, two uploads, one inference and one deletion
     assert_eq!(methods, ["POST", "POST", "PUT", "PUT", "POST", "DELETE"]);
     assert!(received[3].body == HUBBLE, "the second attempt must send the whole picture");
 }

@@ -7,18 +7,23 @@ use crate::support::{Answer, FakeNvidia, ROCKET, TestApp, assert_problem};
 
 const ROUTE: &str = "/vectorize-image-base64";
 
+/// Sends a body to the Base64 route with the content type of `curl -d`.
 async fn post(app: &TestApp, body: impl Into<Vec<u8>>) -> Answer {
-    // the Content-Type that `curl -d` sends
     app.post(ROUTE, "application/x-www-form-urlencoded", body).await
 }
 
+/// The Python service is the one that this service replaces. The program `base64` wraps its output
+/// after 76 characters.
 #[tokio::test]
 async fn the_example_of_the_python_service_works_with_wrapped_lines_and_the_content_type_of_curl() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let text = BASE64_STANDARD.encode(ROCKET);
-    let lines: Vec<_> =
-        text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let picture_base64 = BASE64_STANDARD.encode(ROCKET);
+    let lines: Vec<_> = picture_base64
+        .as_bytes()
+        .chunks(76)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect();
     for line_break in ["\n", "\r\n"] {
         let wrapped = lines.join(line_break);
         let body = format!(
@@ -64,7 +69,7 @@ async fn bodies_written_by_mobile_and_browser_clients_are_accepted() {
 async fn an_empty_or_invalid_base64_text_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for (text, word) in [
+    for (text, words) in [
         ("", "empty"),
         ("data:image/png;base64,", "empty"),
         ("data:image/png;base64", "comma"),
@@ -76,7 +81,7 @@ async fn an_empty_or_invalid_base64_text_is_refused() {
     ] {
         let answer = post(&app, json!({ "image_base64": text }).to_string()).await;
         let problem = assert_problem(&answer, 400, "invalid_base64");
-        assert!(problem["detail"].as_str().unwrap().contains(word), "{problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{problem}");
     }
     assert!(app.saved().is_empty());
 }
@@ -85,6 +90,7 @@ async fn an_empty_or_invalid_base64_text_is_refused() {
 async fn the_error_for_a_malformed_body_contains_an_error_type_and_the_field() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // An error that concerns no single field has an empty `field` here.
     for (body, field, error_type) in [
         ("{}", "image_base64", "missing"),
         (r#"{"image_base64": null}"#, "image_base64", "missing"),
@@ -103,8 +109,8 @@ async fn the_error_for_a_malformed_body_contains_an_error_type_and_the_field() {
         assert_eq!(error["type"], error_type, "{problem}");
         assert_eq!(error["loc"][0], "body");
         if !field.is_empty() {
-            assert_eq!(error["loc"][1], field);
-            assert!(problem["detail"].as_str().unwrap().contains(field));
+            assert_eq!(error["loc"][1], field, "{problem}");
+            assert!(problem["detail"].as_str().unwrap().contains(field), "{problem}");
         }
     }
 }

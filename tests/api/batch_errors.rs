@@ -1,10 +1,12 @@
 //! Errors of batches: which item or field caused the error, and the effect on the other pictures.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
 use crate::{
-    batches::{assert_entries, batch_of, nvidia_with_numbered_embeddings},
+    batches::{assert_entries, batch_of},
     cache::embedding_filled_with,
     support::{
         Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, avif,
@@ -12,8 +14,13 @@ use crate::{
     },
 };
 
-/// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the error's
-/// sentence.
+const HTML: &[u8] = b"<!doctype html><title>A page</title>";
+
+/// Without this option, LangChain sends tokens, which are numbers. The error names the option.
+const TOKENS_REFUSED: &str = "check_embedding_ctx_length=False";
+
+/// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the
+/// error's sentence.
 fn assert_openai_problem(answer: &Answer, status: u16, code: &str, param: Option<&str>) -> String {
     let problem = assert_problem(answer, status, code);
     let error = &problem["error"];
@@ -31,19 +38,19 @@ fn assert_openai_problem(answer: &Answer, status: u16, code: &str, param: Option
 }
 
 #[tokio::test]
-async fn the_error_of_an_item_contains_the_place_of_the_item() {
-    let web_page = FakeServer::serving(b"<!doctype html><title>A page</title>").await;
+async fn the_error_of_an_item_contains_the_index_of_the_item() {
+    let web_page = FakeServer::serving(HTML).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&web_page).start().await;
     let text_refused = "embeds pictures only";
-    let no_picture = "input[1] is not a picture: send a string, {\"image\": \"…\"} or {\"image_url\": {\"url\": \"…\"}},";
+    let not_a_picture = "input[1] is not a picture: send a string, {\"image\": \"…\"} or \
+                         {\"image_url\": {\"url\": \"…\"}},";
     let text_as_base64 = BASE64_STANDARD.encode("a text that looks like Base64");
-    let html = data_url(b"<!doctype html><title>A page</title>");
-    // LangChain sends tokens, which are numbers, unless this option is set.
-    let tokens_refused = "check_embedding_ctx_length=False";
+    let html = data_url(HTML);
     let pdf = BASE64_STANDARD.encode(b"%PDF-1.7 and so on");
     let avif = BASE64_STANDARD.encode(avif());
     let part = json!({ "image_url": { "url": data_url(ROCKET) } });
+    // Each item is sent behind a valid picture, so its index is 1.
     for (item, status, code, words) in [
         (json!("two words"), 422, "validation_failed", text_refused),
         (json!(""), 422, "validation_failed", text_refused),
@@ -64,19 +71,19 @@ async fn the_error_of_an_item_contains_the_place_of_the_item() {
             json!({ "content": [part, { "type": "input_audio" }] }),
             422,
             "validation_failed",
-            no_picture,
+            not_a_picture,
         ),
-        (json!({ "content": { "image": "x" } }), 422, "validation_failed", no_picture),
-        (json!([["data:,QUJD"]]), 422, "validation_failed", no_picture),
-        (json!({ "content": [] }), 422, "validation_failed", no_picture),
-        (json!({ "image": 7 }), 422, "validation_failed", no_picture),
-        (json!({ "image_url": { "href": "x" } }), 422, "validation_failed", no_picture),
-        (json!({ "image": "x", "image_url": "x" }), 422, "validation_failed", no_picture),
-        (json!({}), 422, "validation_failed", no_picture),
-        (json!(null), 422, "validation_failed", no_picture),
-        (json!(true), 422, "validation_failed", no_picture),
-        (json!([1, 2]), 422, "validation_failed", tokens_refused),
-        (json!(7), 422, "validation_failed", tokens_refused),
+        (json!({ "content": { "image": "x" } }), 422, "validation_failed", not_a_picture),
+        (json!([["data:,QUJD"]]), 422, "validation_failed", not_a_picture),
+        (json!({ "content": [] }), 422, "validation_failed", not_a_picture),
+        (json!({ "image": 7 }), 422, "validation_failed", not_a_picture),
+        (json!({ "image_url": { "href": "x" } }), 422, "validation_failed", not_a_picture),
+        (json!({ "image": "x", "image_url": "x" }), 422, "validation_failed", not_a_picture),
+        (json!({}), 422, "validation_failed", not_a_picture),
+        (json!(null), 422, "validation_failed", not_a_picture),
+        (json!(true), 422, "validation_failed", not_a_picture),
+        (json!([1, 2]), 422, "validation_failed", TOKENS_REFUSED),
+        (json!(7), 422, "validation_failed", TOKENS_REFUSED),
         (json!("data:image/png;base64,%%"), 400, "invalid_base64", "input[1] contains characters"),
         (json!("data:image/png;base64,"), 400, "invalid_base64", "input[1] is empty"),
         (json!("data:image/png;base64,QUJD"), 415, "unsupported_image", "input[1]"),
@@ -94,8 +101,9 @@ async fn the_error_of_an_item_contains_the_place_of_the_item() {
         assert!(detail.contains(words) && detail.contains("input[1]"), "{item}: {detail}");
     }
     assert_eq!(app.saved().len(), 0);
-    let alone = app.batch(&json!({ "input": "two words" })).await;
-    assert_openai_problem(&alone, 422, "validation_failed", Some("input"));
+    // An item that is not in a list has no index.
+    let without_list = app.batch(&json!({ "input": "two words" })).await;
+    assert_openai_problem(&without_list, 422, "validation_failed", Some("input"));
 }
 
 #[tokio::test]
@@ -103,15 +111,14 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let picture = data_url(ROCKET);
-    let message = json!([{ "role": "user", "content": [{ "image_url": picture }] }]);
-    let tokens_refused = "check_embedding_ctx_length=False";
+    let message = json!({ "role": "user", "content": [{ "image_url": picture }] });
     for (body, status, code, param, words) in [
         (json!({}), 422, "validation_failed", "input", "missing"),
         (json!({ "input": null }), 422, "validation_failed", "input", "missing"),
         (json!({ "input": [] }), 422, "validation_failed", "input", "empty"),
-        (json!({ "input": [1, 2, 3] }), 422, "validation_failed", "input", tokens_refused),
-        (json!({ "input": [[1, 2], [3]] }), 422, "validation_failed", "input", tokens_refused),
-        (json!({ "input": vec![1; 5000] }), 422, "validation_failed", "input", tokens_refused),
+        (json!({ "input": [1, 2, 3] }), 422, "validation_failed", "input", TOKENS_REFUSED),
+        (json!({ "input": [[1, 2], [3]] }), 422, "validation_failed", "input", TOKENS_REFUSED),
+        (json!({ "input": vec![1; 5000] }), 422, "validation_failed", "input", TOKENS_REFUSED),
         (
             json!({ "input": vec![&picture; 33] }),
             422,
@@ -119,9 +126,10 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
             "input",
             "33 pictures, and one request may have 32",
         ),
+        // LangChain's option for the number of pictures in one request
         (json!({ "input": vec![&picture; 33] }), 422, "validation_failed", "input", "chunk_size"),
         (
-            json!({ "input": picture, "messages": message }),
+            json!({ "input": picture, "messages": [message] }),
             422,
             "validation_failed",
             "messages",
@@ -142,14 +150,14 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
             "messages must have one picture",
         ),
         (
-            json!({ "messages": [{ "content": "words" }, message[0]] }),
+            json!({ "messages": [{ "content": "words" }, message] }),
             422,
             "validation_failed",
             "messages",
             "without text",
         ),
         (
-            json!({ "messages": [message[0], message[0]] }),
+            json!({ "messages": [message, message] }),
             422,
             "validation_failed",
             "messages",
@@ -209,7 +217,7 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
         let detail = assert_openai_problem(&answer, status, code, Some(param));
         assert!(detail.contains(words), "{:.100}: {detail}", body.to_string());
     }
-    assert_eq!(nvidia.lines().len(), 0);
+    assert_eq!(nvidia.count(), 0, "no picture must be sent to NVIDIA");
 }
 
 #[tokio::test]
@@ -220,6 +228,7 @@ async fn a_declared_length_over_the_limit_is_refused_and_the_error_lists_client_
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "16MiB")
         .start()
         .await;
+    // A batch may use a quarter of the memory for bodies. The declared length is one byte more.
     let head = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 4194305\r\n\r\n";
     let answer = exchange(app.address, head.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
@@ -231,13 +240,15 @@ async fn a_declared_length_over_the_limit_is_refused_and_the_error_lists_client_
 }
 
 #[tokio::test]
-async fn a_failed_batch_saves_nothing_and_its_retry_sends_only_pictures_that_are_not_cached() {
-    let must_reject = std::sync::atomic::AtomicBool::new(true);
+async fn a_failed_batch_saves_nothing_and_if_repeated_sends_only_pictures_that_are_not_cached() {
+    // NVIDIA rejects picture 3 only once.
+    let must_reject = AtomicBool::new(true);
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
-        3 if must_reject.swap(false, std::sync::atomic::Ordering::Relaxed) => Reply::status(422),
+        3 if must_reject.swap(false, Ordering::Relaxed) => Reply::status(422),
         number => embedding_filled_with(number),
     })
     .await;
+    // With one call at a time, picture 4 is sent only after the outcome of picture 3.
     let app = TestApp::builder(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1).start().await;
     let answer = app.batch(&batch_of(0..5)).await;
     let detail = assert_openai_problem(&answer, 422, "embedding_rejected", Some("input[3]"));
@@ -245,19 +256,19 @@ async fn a_failed_batch_saves_nothing_and_its_retry_sends_only_pictures_that_are
     let problem = answer.json();
     assert!(problem.get("saved_as").is_none() && problem.get("path").is_none());
     app.wait_for_saved_count(0).await;
-    assert_eq!(nvidia.lines().len(), 4, "the fifth picture must not be sent");
+    assert_eq!(nvidia.count(), 4, "picture 4 must not be sent after picture 3 failed");
 
     let cache_values: Vec<_> = assert_entries(&app.batch(&batch_of(0..5)).await)
         .iter()
         .map(|entry| entry["imagesvc"]["cache"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(cache_values, ["hit", "hit", "hit", "miss", "miss"]);
-    assert_eq!(nvidia.lines().len(), 6);
-    assert_eq!(app.saved().len(), 5);
+    assert_eq!(nvidia.count(), 4 + 2, "only pictures 3 and 4 must be sent");
+    assert_eq!(app.saved().len(), 5, "all pictures must be saved");
 }
 
 #[tokio::test]
-async fn with_errors_item_each_picture_has_its_own_outcome() {
+async fn if_the_query_is_errors_item_each_item_has_its_own_outcome() {
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         2 => Reply::status(422),
         number => embedding_filled_with(number),
@@ -265,6 +276,7 @@ async fn with_errors_item_each_picture_has_its_own_outcome() {
     .await;
     let app = TestApp::start(&nvidia).await;
     let picture = |number| json!(data_url(&tiny(number)));
+    // The three items in the middle fail.
     let input = json!([picture(1), "some text", picture(2), "data:,%%", picture(4)]);
     let request = app.json_request("/v1/embeddings?errors=item", &json!({ "input": input }));
     let outcomes = assert_entries(&app.send(request).await);
@@ -277,16 +289,17 @@ async fn with_errors_item_each_picture_has_its_own_outcome() {
         assert_eq!(entry["error"]["type"], "invalid_request_error");
         assert!(entry["error"]["message"].as_str().unwrap().contains(&format!("input[{index}]")));
     }
-    // The picture that NVIDIA rejected stays saved, as on the other routes, and the error contains the
-    // file's name.
+    // The picture that NVIDIA rejected stays saved, as on the other routes, and the error contains
+    // the file's name.
     let saved_as = outcomes[2]["saved_as"].as_str().unwrap();
     assert_eq!(app.saved_bytes(saved_as), tiny(2));
     assert_eq!(app.saved().len(), 3);
 
     let no_pictures = json!({ "input": ["text", "more text"] });
     let request = app.json_request("/v1/embeddings?errors=item", &no_pictures);
-    let answer = app.send(request).await;
-    assert!(assert_entries(&answer).iter().all(|entry| entry["object"] == "error"));
+    let outcomes = assert_entries(&app.send(request).await);
+    assert_eq!(outcomes.len(), 2);
+    assert!(outcomes.iter().all(|entry| entry["object"] == "error"), "{outcomes:?}");
 }
 
 #[tokio::test]
@@ -310,6 +323,7 @@ async fn errors_have_the_openai_shape_on_the_openai_paths_only() {
 
 #[tokio::test]
 async fn x_should_retry_is_false_for_errors_that_only_the_operator_can_resolve() {
+    // If a retry may help, there is no such header.
     for (status, code, expected_header) in [
         (402, "embedding_exhausted", "false"),
         (401, "embedding_unauthorized", "false"),
@@ -320,6 +334,7 @@ async fn x_should_retry_is_false_for_errors_that_only_the_operator_can_resolve()
         let answer = app.batch(&batch_of([1])).await;
         assert_eq!(answer.json()["code"], code);
         assert_eq!(answer.header("x-should-retry"), expected_header, "{code}");
+        // The routes for one picture have this header, too.
         let answer = app.upload(ROCKET, "a.jpg").await;
         assert_eq!(answer.header("x-should-retry"), expected_header, "{code}");
     }
@@ -328,7 +343,7 @@ async fn x_should_retry_is_false_for_errors_that_only_the_operator_can_resolve()
 #[tokio::test]
 async fn x_should_retry_is_false_if_a_download_would_fail_again() {
     let nvidia = FakeNvidia::healthy().await;
-    for (reply, should_retry) in [
+    for (reply, expected_header) in [
         (Reply::status(404), "false"),
         (Reply::status(403), "false"),
         (Reply::new(200, &[("content-encoding", "br")], "x"), "false"),
@@ -337,21 +352,21 @@ async fn x_should_retry_is_false_if_a_download_would_fail_again() {
         (Reply::new(200, &[], ROCKET).broken_off(), ""),
         (Reply::CloseAfter(Vec::new()), ""),
     ] {
-        let origin = FakeServer::start(move |_, _| reply.clone()).await;
-        let app = TestApp::builder(&nvidia).may_fetch_from(&origin).start().await;
-        let url = origin.url("/a.jpg");
+        let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
+        let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
+        let url = picture_server.url("/a.jpg");
         let single = app.by_url(&url).await;
         let batch = app.batch(&json!({ "input": url })).await;
         for answer in [single, batch] {
             assert_eq!(answer.json()["code"], "download_failed");
-            assert_eq!(answer.header("x-should-retry"), should_retry, "{}", answer.json());
+            assert_eq!(answer.header("x-should-retry"), expected_header, "{}", answer.json());
         }
     }
 }
 
 #[tokio::test]
-async fn the_error_of_a_picture_over_the_limits_contains_the_place_of_the_picture() {
-    let nvidia = nvidia_with_numbered_embeddings().await;
+async fn the_error_of_a_picture_over_the_limits_contains_the_index_of_the_picture() {
+    let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
         .setting("IMAGESVC_MAX_IMAGE_PIXELS", "1000")
@@ -363,5 +378,5 @@ async fn the_error_of_a_picture_over_the_limits_contains_the_place_of_the_pictur
         let answer = app.batch(&json!({ "input": input })).await;
         assert_openai_problem(&answer, 413, "image_too_large", Some("input[1]"));
     }
-    assert_eq!(nvidia.lines().len(), 0);
+    assert_eq!(nvidia.count(), 0, "no picture must be sent to NVIDIA");
 }

@@ -38,7 +38,7 @@ pub fn assert_entries(answer: &Answer) -> Vec<Value> {
     entries
 }
 
-/// The numbers of the only embedding of an answer, as text.
+/// The numbers of the only embedding of an answer, as the texts in the answer.
 fn only_embedding(answer: &Answer) -> Vec<String> {
     assert_eq!(assert_entries(answer).len(), 1);
     let text = answer.text();
@@ -55,20 +55,20 @@ fn number_in(entry: &Value) -> f64 {
 }
 
 #[tokio::test]
-async fn a_picture_is_found_in_every_shape_of_input_and_in_messages() {
+async fn every_shape_of_input_and_messages_gives_the_embedding_of_its_picture() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
-    let address = picture_server.url("/photo.jpg");
-    for text in [data_url(ROCKET), BASE64_STANDARD.encode(ROCKET), address] {
-        let part = json!({ "type": "image_url", "image_url": { "url": text } });
+    let http_url = picture_server.url("/photo.jpg");
+    for picture in [data_url(ROCKET), BASE64_STANDARD.encode(ROCKET), http_url] {
+        let part = json!({ "type": "image_url", "image_url": { "url": picture } });
         let items = [
-            json!(text),
-            json!({ "image": text }),
-            json!({ "image_url": text }),
-            json!({ "image_url": { "url": text, "detail": "low" } }),
-            json!({ "type": "image_url", "image_url": text }),
-            json!({ "type": "input_image", "image_url": text }),
+            json!(picture),
+            json!({ "image": picture }),
+            json!({ "image_url": picture }),
+            json!({ "image_url": { "url": picture, "detail": "low" } }),
+            json!({ "type": "image_url", "image_url": picture }),
+            json!({ "type": "input_image", "image_url": picture }),
             part.clone(),
             json!({ "content": [part] }),
             json!({ "content": [{ "type": "text", "text": " " }, part] }),
@@ -86,18 +86,22 @@ async fn a_picture_is_found_in_every_shape_of_input_and_in_messages() {
         let answer = app.batch(&json!({ "messages": messages })).await;
         assert_eq!(only_embedding(&answer), numbers());
     }
-    assert_eq!(nvidia.lines().len(), 1, "only the first request should call NVIDIA");
+    assert_eq!(nvidia.count(), 1, "only the first request should call NVIDIA");
 }
 
 #[tokio::test]
 async fn base64_may_contain_line_breaks_and_escapes_as_on_the_base64_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let text = BASE64_STANDARD.encode(ROCKET);
-    let wrapped: Vec<_> =
-        text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    for input in [wrapped.join("\n"), wrapped.join("\\n"), text.replace('/', "\\/")] {
-        let body = format!(r#"{{"input": ["{input}", "data:image\/jpeg;base64,{input}"]}}"#);
+    let picture_base64 = BASE64_STANDARD.encode(ROCKET);
+    let lines: Vec<_> = picture_base64
+        .as_bytes()
+        .chunks(76)
+        .map(|line| std::str::from_utf8(line).unwrap())
+        .collect();
+    // line breaks as they are, line breaks that JSON escapes, and escaped slashes
+    for text in [lines.join("\n"), lines.join("\\n"), picture_base64.replace('/', "\\/")] {
+        let body = format!(r#"{{"input": ["{text}", "data:image\/jpeg;base64,{text}"]}}"#);
         let answer = app.post("/v1/embeddings", "text/plain", body).await;
         assert_eq!(assert_entries(&answer).len(), 2);
     }
@@ -125,13 +129,13 @@ async fn the_embeddings_of_an_answer_are_in_the_order_of_the_input_and_describe_
         assert_eq!(details["prepared"], "original");
         assert_eq!(details["cache"], "miss");
     }
-    let again = app.batch(&batch_of((0..20).rev())).await;
-    assert_eq!(again.header("x-cache"), "hit");
-    let again = assert_entries(&again);
-    assert!(again.iter().all(|entry| entry["imagesvc"]["cache"] == "hit"));
-    assert!(again.iter().rev().zip(&embeddings).all(|(a, b)| a["embedding"] == b["embedding"]));
-    assert_eq!(nvidia.lines().len(), 20);
-    assert_eq!(app.saved().len(), 40);
+    let reversed_answer = app.batch(&batch_of((0..20).rev())).await;
+    assert_eq!(reversed_answer.header("x-cache"), "hit");
+    let reversed = assert_entries(&reversed_answer);
+    assert!(reversed.iter().all(|entry| entry["imagesvc"]["cache"] == "hit"));
+    assert!(reversed.iter().rev().zip(&embeddings).all(|(a, b)| a["embedding"] == b["embedding"]));
+    assert_eq!(nvidia.count(), 20);
+    assert_eq!(app.saved().len(), 2 * 20, "each batch should save its pictures");
 }
 
 #[tokio::test]
@@ -158,8 +162,8 @@ async fn a_base64_embedding_contains_the_numbers_as_32_bit_floats() {
     let body = json!({ "input": data_url(ROCKET), "encoding_format": "base64" });
     let entry = assert_entries(&app.batch(&body).await).remove(0);
     let text = entry["embedding"].as_str().unwrap();
-    // 1536 floats of 4 bytes; Base64 writes 3 bytes as 4 characters.
-    assert_eq!(text.len(), 8192);
+    // Base64 writes 3 bytes as 4 characters.
+    assert_eq!(text.len(), 1536 * 4 / 3 * 4);
     let bytes = BASE64_STANDARD.decode(text).unwrap();
     let floats = bytes.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
     let expected: Vec<f32> = numbers().iter().map(|number| number.parse().unwrap()).collect();
@@ -171,6 +175,7 @@ async fn a_normalized_vector_has_length_1_and_the_cached_vector_is_not_normalize
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let body = json!({ "input": data_url(ROCKET), "normalized": true });
+    // The second request gets the cached vector.
     for _ in 0..2 {
         let normalized: Vec<f64> = only_embedding(&app.batch(&body).await)
             .iter()
@@ -179,12 +184,12 @@ async fn a_normalized_vector_has_length_1_and_the_cached_vector_is_not_normalize
         let original: Vec<f64> = numbers().iter().map(|number| number.parse().unwrap()).collect();
         let length = original.iter().map(|number| number * number).sum::<f64>().sqrt();
         for (original, normalized) in original.iter().zip(&normalized) {
-            assert!((original / length - normalized).abs() < 1e-12);
+            assert!((original / length - normalized).abs() < 1e-12, "{original} {normalized}");
         }
     }
     assert_eq!(app.upload(ROCKET, "a.jpg").await.header("x-cache"), "hit");
     assert_eq!(only_embedding(&app.batch(&json!({ "input": data_url(ROCKET) })).await), numbers());
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1, "only the first request should call NVIDIA");
 }
 
 #[tokio::test]
@@ -193,7 +198,7 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", 0)
         .setting("IMAGESVC_CACHE_DISK", 0)
-        // One call after the other, so that equal pictures cannot join a running call.
+        // With one call at a time, an equal picture cannot join a running call.
         .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()
         .await;
@@ -203,8 +208,8 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     assert_eq!(picture_numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
     let cache_values: Vec<_> = embeddings.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
     assert_eq!(cache_values, ["miss", "miss", "hit", "hit", "hit"]);
-    assert_eq!(nvidia.lines().len(), 2);
-    assert_eq!(app.saved().len(), 5, "each picture should be saved");
+    assert_eq!(nvidia.count(), 2, "each different picture should be sent once");
+    assert_eq!(app.saved().len(), 5, "each picture should be saved, also if it is equal");
 }
 
 #[tokio::test]
@@ -214,6 +219,7 @@ async fn large_pictures_and_other_formats_are_prepared_as_on_the_other_routes() 
     let gif = crate::support::converted(&tiny(1), image_rs::ImageFormat::Gif);
     let input = [data_url(HUBBLE), data_url(&gif)];
     let embeddings = assert_entries(&app.batch(&json!({ "input": input })).await);
+    // The large JPEG is uploaded as it is. NVIDIA accepts no GIF, so the service converts it.
     assert_eq!(embeddings[0]["imagesvc"]["prepared"], "original");
     assert_eq!(embeddings[1]["imagesvc"]["prepared"], "jpeg");
     assert_eq!(embeddings[1]["imagesvc"]["content_type"], "image/gif");
@@ -231,12 +237,14 @@ async fn the_query_and_cache_control_have_the_same_effect_as_on_the_other_routes
     let entry = assert_entries(&answer).remove(0);
     assert!(entry["imagesvc"].get("saved_as").is_none() && entry["imagesvc"].get("path").is_none());
     assert_eq!(app.saved().len(), 0);
+    // Parameters with an invalid value are refused.
     assert_problem(&send("?backend=clip", batch_of([1])).await, 422, "validation_failed");
     assert_problem(&send("?errors=some", batch_of([1])).await, 422, "validation_failed");
     let request = app.json_request("/v1/embeddings", &batch_of([1]));
     let answer = app.send(request.header("cache-control", "no-cache")).await;
     assert_eq!(assert_entries(&answer)[0]["imagesvc"]["cache"], "miss");
-    assert_eq!(nvidia.lines().len(), 2);
+    assert_eq!(nvidia.count(), 2, "`no-cache` should cause a second call for the same picture");
+    // The same route without `/v1`.
     let answer = app.send(app.json_request("/embeddings", &batch_of([1]))).await;
     assert_eq!(number_in(&assert_entries(&answer)[0]), 1.0);
 }
@@ -257,6 +265,7 @@ async fn the_model_is_listed_and_found_by_each_of_its_names() {
     let not_utf8 = app.get("/v1/models/%FF").await;
     assert!(assert_problem(&not_utf8, 404, "model_not_found")["error"].is_object());
 
+    // The sandbox has a model of its own.
     let app = TestApp::sandbox().start().await;
     let id = app.get("/v1/models").await.json()["data"][0]["id"].as_str().unwrap().to_owned();
     assert_eq!(app.get(&format!("/v1/models/{id}")).await.json()["id"], *id);

@@ -13,21 +13,23 @@ use crate::support::{
     base64_body, form, is_missing,
 };
 
-/// The size limit of a picture in [`start_limited`].
+/// The largest picture that the service of [`start_limited`] accepts, in bytes.
 const MAX_PICTURE_BYTES: usize = 1 << 20;
 
 /// For each route: its path, a content type, and a body that is too large. On the upload and the
-/// Base64 route, the picture has one byte too many.
-fn too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
+/// Base64 route, the picture has one byte too many. The URL route accepts bodies up to 64 KiB, and
+/// here the URL alone has this length.
+fn bodies_that_are_too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; MAX_PICTURE_BYTES + 1 - ROCKET.len()]].concat();
-    let long_url = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
+    let body_with_long_url = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
     [
         ("/vectorize-image-upload", FORM_CONTENT_TYPE, form(&picture)),
         ("/vectorize-image-base64", "application/json", base64_body(&picture).into()),
-        ("/vectorize-image", "application/json", long_url.into()),
+        ("/vectorize-image", "application/json", body_with_long_url.into()),
     ]
 }
 
+/// Starts a service that accepts pictures up to [`MAX_PICTURE_BYTES`].
 async fn start_limited(nvidia: &FakeNvidia) -> TestApp {
     TestApp::builder(nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", MAX_PICTURE_BYTES).start().await
 }
@@ -36,7 +38,7 @@ async fn start_limited(nvidia: &FakeNvidia) -> TestApp {
 #[derive(Clone, Copy, Debug)]
 enum DeclaredLength {
     Exact,
-    /// The client declares ten gigabytes, but sends only the body.
+    /// The client declares ten gigabytes, but ends its side of the connection after the body.
     TooLong,
     /// The client declares no length, and sends the body in chunks.
     Chunked,
@@ -85,7 +87,8 @@ async fn send_then_read(
 async fn a_client_that_reads_only_after_sending_a_body_that_is_too_large_always_receives_the_413() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
-    for (route, content_type, body) in too_large() {
+    for (route, content_type, body) in bodies_that_are_too_large() {
+        // If the service reset connections, a client would lose the answer only sometimes.
         for round in 0..100 {
             let length = match round % 3 {
                 0 => DeclaredLength::Exact,
@@ -94,7 +97,7 @@ async fn a_client_that_reads_only_after_sending_a_body_that_is_too_large_always_
             };
             let answer = send_then_read(app.address, route, content_type, &body, length).await;
             assert!(answer.starts_with("HTTP/1.1 413 "), "{route} {round} {length:?}: {answer}");
-            assert!(answer.contains("\"image_too_large\""));
+            assert!(answer.contains("\"image_too_large\""), "{answer}");
             assert_eq!(
                 answer.matches("HTTP/1.1").count(),
                 1,
@@ -109,9 +112,10 @@ async fn a_client_that_reads_only_after_sending_a_body_that_is_too_large_always_
 async fn reqwest_always_receives_the_413_for_a_body_that_is_too_large() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
-    for (route, content_type, body) in too_large() {
+    for (route, content_type, body) in bodies_that_are_too_large() {
         for round in 0..100 {
             let request = app.client.post(app.url(route)).header("content-type", content_type);
+            // With a `Content-Length`, or in chunks.
             let request = if round % 2 == 0 {
                 request.body(body.clone())
             } else {
@@ -133,12 +137,12 @@ async fn curl_always_receives_the_413_for_a_body_that_is_too_large() {
     }
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
-    for (route, content_type, body) in too_large() {
+    for (route, content_type, body) in bodies_that_are_too_large() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &body).unwrap();
         for round in 0..100 {
             // With a `Content-Length` or in chunks, and with `Expect: 100-continue` or without.
-            // curl adds that header to a large body, unless `-H Expect:` removes it.
+            // curl adds `Expect` to a large body, unless `-H Expect:` removes it.
             let headers: &[&str] = match round % 4 {
                 0 => &["-H", "Expect:"],
                 1 => &["-H", "Transfer-Encoding: chunked", "-H", "Expect:"],
@@ -161,22 +165,23 @@ async fn curl_always_receives_the_413_for_a_body_that_is_too_large() {
 }
 
 #[tokio::test]
-async fn a_client_that_waits_for_100_continue_receives_the_413_for_a_large_body_at_once() {
+async fn a_client_that_waits_for_100_continue_receives_the_413_before_it_sends_the_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
-    for (route, content_type, body) in too_large() {
-        // The route must refuse the declared length at once. One byte too many would not be enough,
-        // because a form or JSON has other bytes besides the picture.
-        let length = body.len() + 2 * MAX_PICTURE_BYTES;
+    for (route, content_type, body) in bodies_that_are_too_large() {
+        // The declared length alone must exceed the limit. One byte too many would not be enough,
+        // because a form or JSON may have many bytes besides the picture.
+        let declared_length = body.len() + 2 * MAX_PICTURE_BYTES;
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = format!(
             "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n\
-             content-length: {length}\r\nexpect: 100-continue\r\n\r\n"
+             content-length: {declared_length}\r\nexpect: 100-continue\r\n\r\n"
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        // The service closes the connection at once, without waiting for the body.
-        timeout(Duration::from_secs(3), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+        // The service should close the connection at once, without waiting for the body.
+        let read = timeout(Duration::from_secs(3), stream.read_to_string(&mut answer));
+        read.await.expect("the service should close the connection within 3 s").unwrap();
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
         assert!(answer.contains("connection: close"), "{answer}");
     }
@@ -188,6 +193,7 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
     let app = TestApp::start(&nvidia).await;
     for route in ["/health", "/nothing", "/vectorize-image-upload"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
+        // The smuggled request is the body of the first request. A second request comes after it.
         let requests = format!(
             "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{SMUGGLED}\
              GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
@@ -196,6 +202,7 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
         stream.write_all(requests.as_bytes()).await.unwrap();
         let mut answers = String::new();
         stream.read_to_string(&mut answers).await.unwrap();
+        // The smuggled request asks for the metrics.
         assert!(
             !answers.contains("openmetrics"),
             "the smuggled request must not be answered: {answers}"
@@ -209,6 +216,8 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
 
 #[tokio::test]
 async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
+    // A host that sends without end exceeds the fetch timeout if it is slow, and otherwise the
+    // limit on the size of a picture or of the head of a response.
     let ok_and = |rest: &[u8]| [b"HTTP/1.1 200 OK\r\n", rest].concat();
     for (reply, status, code) in [
         (Reply::Hang, 504, "download_timeout"),
@@ -246,10 +255,10 @@ async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_the_refusal() {
     let nvidia = FakeNvidia::healthy().await;
-    let with_limit = start_limited(&nvidia).await;
-    let with_keys = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
-    for (app, status) in [(&with_limit, "413"), (&with_keys, "401")] {
-        for (route, content_type, body) in too_large() {
+    let limited_app = start_limited(&nvidia).await;
+    let keyed_app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
+    for (app, status) in [(&limited_app, "413"), (&keyed_app, "401")] {
+        for (route, content_type, body) in bodies_that_are_too_large() {
             for _ in 0..30 {
                 let mut stream = TcpStream::connect(app.address).await.unwrap();
                 let head = format!(
@@ -258,8 +267,8 @@ async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_t
                     body.len()
                 );
                 stream.write_all(head.as_bytes()).await.unwrap();
-                // Waits until the service sends a `100 Continue` or the refusal, but does not read
-                // it before the whole body is sent.
+                // The client waits until the service sends a `100 Continue` or the refusal, but
+                // reads it only after the whole body is sent.
                 stream.readable().await.unwrap();
                 for piece in body.chunks(64 * 1024) {
                     stream.write_all(piece).await.unwrap();
@@ -267,8 +276,8 @@ async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_t
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
                 // If the declared length is within the limit, a `100 Continue` comes first.
-                let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
-                assert!(last.starts_with(status), "{answer}");
+                let final_answer = answer.rsplit("HTTP/1.1 ").next().unwrap();
+                assert!(final_answer.starts_with(status), "{answer}");
             }
         }
     }

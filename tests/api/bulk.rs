@@ -4,28 +4,32 @@ use std::{io::Write, process::Stdio};
 
 use serde_json::{Value, json};
 
-use crate::support::{Bulk, CHELSEA, FakeNvidia, FakeServer, Finished, HUBBLE, ROCKET, tiny};
+use crate::support::{
+    Bulk, CHELSEA, FakeNvidia, FakeServer, Finished, HUBBLE, ROCKET, Reply, tiny,
+};
 
-/// The names of a row's members, in the order of the text.
+/// The names of a row's members, in the order of the text. The vector must be the last member.
 fn member_names(line: &str) -> Vec<String> {
-    let text = line.split("[").next().unwrap();
-    let quoted = text.split("\":").map(|part| part.rsplit('"').next().unwrap().to_owned());
-    let mut names: Vec<_> = quoted.collect();
-    names.pop(); // the text after the last name
+    let before_numbers = line.split("[").next().unwrap();
+    // Each part except the last ends with a name.
+    let parts = before_numbers.split("\":");
+    let mut names: Vec<_> = parts.map(|part| part.rsplit('"').next().unwrap().to_owned()).collect();
+    names.pop();
     names
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_folder_becomes_one_row_per_picture_and_a_bad_picture_becomes_a_failure() {
+async fn a_folder_becomes_one_row_per_picture_and_a_jpg_without_a_picture_becomes_a_failure() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write("photos/rocket.jpg", ROCKET);
     bulk.write("photos/nested/large.JPG", HUBBLE);
     bulk.write("photos/nested/large.png", CHELSEA);
     bulk.write("photos/text.jpg", "no picture");
+    // The ending is not that of a picture, so the command ignores this file.
     bulk.write("photos/notes.txt", "no picture");
-    let run = bulk.run("photos --out out/../vectors.jsonl");
-    assert_eq!(run.code, Some(2), "the folder of the output must exist: {}", run.stderr);
+    let run = bulk.run("photos --out missing_folder/../vectors.jsonl");
+    assert_eq!(run.code, Some(2), "a missing folder should be a mistake: {}", run.stderr);
     let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(1);
     let rows = bulk.rows("vectors.jsonl");
     let mut paths: Vec<_> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
@@ -44,7 +48,9 @@ async fn a_folder_becomes_one_row_per_picture_and_a_bad_picture_becomes_a_failur
     assert_eq!(failure["error"]["code"], "unsupported_image");
     assert_eq!(failure["error"]["retryable"], false);
     assert!(run.stderr.contains("3 embedded (0 cached), 1 failed"), "{}", run.stderr);
-    assert!(run.stderr.contains("1 x unsupported_image, for example photos/text.jpg: "));
+    let example = "1 x unsupported_image, for example photos/text.jpg: ";
+    assert!(run.stderr.contains(example), "{}", run.stderr);
+    // The command says where its cache is.
     assert!(run.stderr.contains(".cache/imagesvc"), "{}", run.stderr);
     assert!(!bulk.path("downloads").exists(), "no picture must be saved without --save");
 }
@@ -52,15 +58,16 @@ async fn a_folder_becomes_one_row_per_picture_and_a_bad_picture_becomes_a_failur
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_lists_keep_their_own_fields_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
-    let origin = FakeServer::start(|request, _| {
+    let picture_server = FakeServer::start(|request, _| {
         let n = request.target.trim_matches('/').parse().unwrap();
-        crate::support::Reply::new(200, &[], tiny(n))
+        Reply::new(200, &[], tiny(n))
     })
     .await;
-    let bulk = Bulk::new(&nvidia).setting("IMAGESVC_FETCH_ALLOW", origin.address);
+    let bulk = Bulk::new(&nvidia).setting("IMAGESVC_FETCH_ALLOW", picture_server.address);
     bulk.write("1.png", tiny(1));
-    let url = |n: usize| origin.url(&format!("/{n}"));
+    let url = |n: usize| picture_server.url(&format!("/{n}"));
     bulk.write("people.csv", format!("name,photo\n\"Ada, \"\"A\"\"\",{}\nBob,1.png\n", url(2)));
+    // The spaces and the last zero of 1.50 must stay.
     let object = format!(r#"{{"n": 1.50, "images": {{"profile_image": "{}"}} }}"#, url(3));
     bulk.write("people.jsonl", format!("{object}\n"));
     bulk.write("people.json", format!("[\n{object},\n{object}\n]"));
@@ -78,8 +85,9 @@ async fn rows_of_lists_keep_their_own_fields_unchanged() {
         assert!(line.starts_with(&format!("{unchanged},\"dino_sha256\":\"")), "{line:.200}");
         assert!(serde_json::from_str::<Value>(line).unwrap()["dino_vector"].is_array());
     }
+    // The three objects contain the same URL.
     assert!(run.stderr.contains("3 embedded (2 cached)"), "{}", run.stderr);
-    assert_eq!(nvidia.count(), 3, "equal pictures must be paid for once");
+    assert_eq!(nvidia.count(), 3, "each of the pictures 1, 2 and 3 must be sent to NVIDIA once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,13 +105,14 @@ async fn paths_on_standard_input_become_rows_on_standard_output() {
     assert!(
         run.stderr.contains(r#"{"path":"photos/missing.png","error":{"code":"unreadable_file","#)
     );
-    let saved = bulk.run("photos/0.png --save").expect_exit_code(0);
-    assert_eq!(saved.stdout.lines().count(), 1);
-    assert!(bulk.path("downloads").is_dir(), "{}", saved.stderr);
+    // A single picture also becomes a row on standard output. With --save, the service saves it.
+    let run = bulk.run("photos/0.png --save").expect_exit_code(0);
+    assert_eq!(run.stdout.lines().count(), 1);
+    assert!(bulk.path("downloads").is_dir(), "{}", run.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_failures_file_is_a_source_and_is_removed_when_all_succeed() {
+async fn the_failures_file_can_be_a_source_and_a_run_without_failures_makes_none() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write(
@@ -111,21 +120,23 @@ async fn the_failures_file_is_a_source_and_is_removed_when_all_succeed() {
         "{\"n\": 1.0, \"path\": \"a.png\"}\n{\"n\": 2, \"path\": \"b.png\"}\nbad\n",
     );
     bulk.write("b.png", tiny(2));
+    // `a.png` is missing, and the last line is not JSON.
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(1);
     assert_eq!(bulk.rows("vectors.failed.jsonl").len(), 2);
     bulk.write("a.png", tiny(1));
     bulk.run("vectors.failed.jsonl --out vectors.jsonl").expect_exit_code(1);
-    let [failure] = &bulk.rows("vectors.failed.jsonl")[..] else { panic!("one row has failed") };
+    let [failure] = &bulk.rows("vectors.failed.jsonl")[..] else { panic!("one row should fail") };
     assert_eq!((&failure["source"], &failure["line"]), (&json!("list.jsonl"), &json!(3)));
-    let lines = bulk.read("vectors.jsonl");
-    assert!(lines.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""));
-    assert_eq!(lines.lines().count(), 2);
+    let rows = bulk.read("vectors.jsonl");
+    assert!(rows.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""), "{rows:.500}");
+    assert_eq!(rows.lines().count(), 2);
+    // The list no longer has the bad line. Its failure would stay, because no run tries it again.
     bulk.write("list.jsonl", "{\"n\": 1.0, \"path\": \"a.png\"}\n");
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(0);
-    let names = std::fs::read_dir(bulk.folder()).unwrap();
+    let entries = std::fs::read_dir(bulk.folder()).unwrap();
     let mut names: Vec<_> =
-        names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     assert_eq!(names, [".cache", "a.png", "b.png", "list.jsonl", "vectors.jsonl"]);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 2, "a row that exists must not be added again");
@@ -138,6 +149,7 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
     bulk.write("list.txt", "http://localhost/a\nphotos/1.png\n");
     let run = bulk.run("photos list.txt --dry-run --out vectors.jsonl").expect_exit_code(0);
     assert!(run.stdout.contains("12 pictures to send: 11 files and 1 URLs"), "{}", run.stdout);
+    // Twelve pictures at 40 a minute take 18 s.
     assert!(run.stdout.contains("NVIDIA_REQUESTS_PER_MINUTE=40, at most 18s"), "{}", run.stdout);
     assert!(!bulk.path("vectors.jsonl").exists() && !bulk.path(".cache").exists());
     let run = bulk.run("photos list.txt --dry-run --limit 3").expect_exit_code(0);
@@ -149,6 +161,7 @@ async fn a_mistake_in_the_arguments_exits_with_2_before_a_picture_is_sent() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
+    // The list has a field with the name of a field that the command adds.
     bulk.write("taken.jsonl", "{\"path\": \"photos/0.png\", \"vector\": 1}\n");
     bulk.write("broken.json", "{}");
     for (arguments, message) in [
@@ -156,9 +169,11 @@ async fn a_mistake_in_the_arguments_exits_with_2_before_a_picture_is_sent() {
         ("photos --out vectors.csv", "must end in .jsonl, .parquet or .npy"),
         ("photos --concurrency 0", "concurrency"),
         ("photos --to nowhere", "--to"),
+        // Nobody listens on port 1.
         ("photos --to http://127.0.0.1:1", "does not answer"),
         ("taken.jsonl --out vectors.jsonl", "set --prefix"),
         ("broken.json --out vectors.jsonl", "list of objects"),
+        // The folder `broken.jsonl` does not exist.
         ("broken.json --out broken.jsonl/x.jsonl", "x.jsonl: "),
     ] {
         let run = bulk.run(arguments).expect_exit_code(2);
@@ -180,6 +195,6 @@ async fn one_picture_without_an_output_is_one_row_on_standard_output() {
     assert_eq!((&row["path"], &row["width"]), (&json!("rocket.jpg"), &json!(640)));
     assert_eq!(row["vector"].as_array().unwrap().len(), 1536);
     assert!(run.stdout.ends_with("]}\n") && run.stdout.lines().count() == 1);
-    let names = std::fs::read_dir(bulk.folder()).unwrap();
-    assert_eq!(names.count(), 2, "only the picture and the cache must exist");
+    let entries = std::fs::read_dir(bulk.folder()).unwrap();
+    assert_eq!(entries.count(), 2, "only the picture and the cache must exist");
 }

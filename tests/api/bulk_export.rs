@@ -15,15 +15,19 @@ use tokio::sync::watch;
 
 use crate::support::{Bulk, FakeNvidia, FakeServer, Finished, Reply, ServiceProcess, embedding};
 
-/// The signal to a program that exceeds the limit on the size of files.
+/// The signal that the kernel sends to a program that exceeds the limit on the size of files.
 const SIGXFSZ: i32 = 25;
 
-/// The length of a NumPy file with this many vectors.
+/// The length of a NumPy file's header in bytes.
+const NPY_HEADER_LEN: usize = 128;
+
+/// The length of a NumPy file with this many vectors, in bytes. A vector has 1536 floats of 4
+/// bytes.
 fn npy_len(rows: usize) -> usize {
-    128 + rows * 1536 * 4
+    NPY_HEADER_LEN + rows * 1536 * 4
 }
 
-/// The length of a NumPy file.
+/// The length of a file in bytes.
 fn len(bulk: &Bulk, name: &str) -> usize {
     fs::read(bulk.path(name)).unwrap().len()
 }
@@ -38,7 +42,7 @@ fn names(bulk: &Bulk) -> Vec<String> {
     names
 }
 
-/// Writes an output with this many rows, and none for `photos`.
+/// Writes an output with this many rows. Their pictures are not in the folder `photos`.
 fn write_rows(bulk: &Bulk, name: &str, rows: usize) {
     let vector = vec!["0.25"; 1536].join(",");
     let row = |n| {
@@ -58,11 +62,12 @@ fn signal(process: &Child, name: &str) {
 
 /// Runs the command in a shell, after these shell commands.
 fn run_after(bulk: &Bulk, commands: &str, arguments: &str) -> (ExitStatus, String) {
-    let program = bulk.command("");
+    // Only the environment of this command is used.
+    let environment = bulk.command("");
     let script = format!("{commands}; exec \"$0\" embed {arguments}");
     let mut shell = Command::new("bash");
     shell.args(["-c", &script, ServiceProcess::PROGRAM]).current_dir(bulk.folder()).env_clear();
-    shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.envs(environment.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let output = shell.output().unwrap();
     (output.status, String::from_utf8(output.stderr).unwrap())
 }
@@ -98,13 +103,15 @@ async fn a_run_that_has_nothing_left_to_send_makes_the_file_again() {
         fs::remove_file(bulk.path("vectors.npy")).unwrap();
     }
     assert_eq!(nvidia.count(), 2);
-    let empty = bulk.run("photos --dry-run --out vectors.npy").expect_exit_code(0);
-    assert!(empty.stdout.contains("2 rows are in the output already"), "{}", empty.stdout);
+    let dry_run = bulk.run("photos --dry-run --out vectors.npy").expect_exit_code(0);
+    assert!(dry_run.stdout.contains("2 rows are in the output already"), "{}", dry_run.stdout);
     assert!(!bulk.path("vectors.npy").exists(), "a dry run must write nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_stopped_makes_no_file_and_says_so() {
+    // This fake service embeds only the first picture. Its vectors have a single number. The error
+    // for the other pictures stops a run, because it concerns all pictures.
     let service = FakeServer::start(|request, nth| match (request.line().as_str(), nth) {
         ("GET /v1/models", _) => Reply::json(200, r#"{"data":[{"id":"m"}]}"#),
         (_, 1) => Reply::json(
@@ -126,7 +133,11 @@ async fn a_run_that_stopped_makes_no_file_and_says_so() {
     assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl"]);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
     bulk.run(&format!("{arguments} --limit 0")).expect_exit_code(0);
-    assert_eq!(len(&bulk, "vectors.npy"), 128 + 4, "a limit of 0 makes the file at once");
+    assert_eq!(
+        len(&bulk, "vectors.npy"),
+        NPY_HEADER_LEN + 4,
+        "a limit of 0 should make the file of the existing row at once"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -161,7 +172,8 @@ async fn a_run_that_is_killed_while_it_makes_the_file_leaves_no_part_of_it() {
     write_rows(&bulk, "vectors.jsonl", 40);
     for earlier in [None, Some("earlier")] {
         earlier.inspect(|text| bulk.write("vectors.npy", text));
-        // The system kills a program that writes more than this limit to a file.
+        // The system kills a program that writes more than 100 KiB to a file. A NumPy file with 40
+        // vectors has 240 KiB. `-c 0` prevents a core dump.
         let (status, stderr) =
             run_after(&bulk, "ulimit -c 0 -f 100", "photos --limit 0 --out vectors.npy");
         assert_eq!(status.signal(), Some(SIGXFSZ), "{stderr}");
@@ -178,6 +190,7 @@ async fn a_run_that_is_killed_while_it_makes_the_file_leaves_no_part_of_it() {
 async fn an_interrupt_ends_the_making_and_leaves_no_part_of_the_file() {
     let bulk = Bulk::new(&FakeNvidia::healthy().await);
     bulk.write_pictures(1);
+    // With this many rows, making the file takes long enough for a signal to arrive.
     write_rows(&bulk, "vectors.jsonl", 4000);
     // On a busy machine, a signal may come too late. Then another run is interrupted.
     for _ in 0..20 {
@@ -194,7 +207,7 @@ async fn an_interrupt_ends_the_making_and_leaves_no_part_of_the_file() {
         assert_eq!(last, "vectors.npy contains 4000 rows");
         fs::remove_file(bulk.path("vectors.npy")).unwrap();
     }
-    panic!("no run was interrupted");
+    panic!("at least one of the runs should be interrupted");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +221,8 @@ async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
     for format in formats {
         let file = format!("vectors.{format}");
         bulk.write(&file, "earlier");
-        // The limit on the size of files has the same effect as a full disk.
+        // The limit of 100 KiB on the size of files has the same effect as a full disk, because the
+        // program ignores the signal. A file with 20 vectors has 120 KiB.
         let (status, stderr) =
             run_after(&bulk, "trap '' XFSZ; ulimit -f 100", &format!("photos --out {file}"));
         assert_eq!(status.code(), Some(1), "{stderr}");
@@ -220,7 +234,7 @@ async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
         );
         assert!(!bulk.path(&format!("{file}.new")).exists());
         bulk.run(&format!("photos --out {file}")).expect_exit_code(0);
-        assert!(len(&bulk, &file) > 20 * 1536 * 4);
+        assert!(len(&bulk, &file) > 20 * 1536 * 4, "the file must contain all vectors");
     }
     assert_eq!(nvidia.count(), 20);
 }
@@ -231,7 +245,7 @@ async fn an_output_that_is_a_source_or_belongs_to_somebody_else_is_refused_uncha
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
     bulk.write("list.jsonl", "{\"path\": \"photos/0.png\"}\n");
-    bulk.write("own.npy", "own");
+    bulk.write("foreign.npy", "foreign");
     bulk.write("empty.jsonl", "");
     symlink("empty.jsonl", bulk.path("link.jsonl")).unwrap();
     fs::create_dir(bulk.path("folder.npy")).unwrap();
@@ -242,13 +256,14 @@ async fn an_output_that_is_a_source_or_belongs_to_somebody_else_is_refused_uncha
         ("photos list.jsonl --out list.npy", "list.jsonl is also a source"),
         ("empty.jsonl --out photos/../link.npy", "link.jsonl is also a source"),
         ("photos --dry-run list.jsonl --out list.npy", "list.jsonl is also a source"),
-        ("own.npy --out own.npy", "own.npy is also a source"),
-        ("photos --out own.npy", "own.npy exists without own.jsonl"),
+        ("foreign.npy --out foreign.npy", "foreign.npy is also a source"),
+        ("photos --out foreign.npy", "foreign.npy exists without foreign.jsonl"),
         ("photos --out folder.npy", "folder.npy is not a regular file"),
     ] {
         let run = bulk.run(arguments).expect_exit_code(2);
         assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
     }
+    // The source and the output are the same file, of which one is standard input or output.
     let open = |name: &str| File::options().append(true).read(true).open(bulk.path(name)).unwrap();
     let mut command = bulk.command("- --out empty.jsonl");
     let run =
@@ -260,7 +275,7 @@ async fn an_output_that_is_a_source_or_belongs_to_somebody_else_is_refused_uncha
     assert!(run.stderr.contains("standard output is also a source"), "{}", run.stderr);
     assert_eq!(names(&bulk), before);
     assert_eq!(bulk.read("list.jsonl"), "{\"path\": \"photos/0.png\"}\n");
-    assert_eq!((bulk.read("own.npy").as_str(), nvidia.count()), ("own", 0));
+    assert_eq!((bulk.read("foreign.npy").as_str(), nvidia.count()), ("foreign", 0));
 }
 
 #[cfg(feature = "parquet")]
@@ -284,8 +299,9 @@ async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
     let mut reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
     let batch = reader.next().unwrap().unwrap();
     for (n, row) in bulk.rows("people.jsonl").iter().enumerate() {
-        let texts = ["name", "path", "n", "dino_sha256", "dino_model", "dino_prepared"];
-        for name in texts {
+        // A Parquet file contains the fields of the source as text, also the number `n`.
+        let text_columns = ["name", "path", "n", "dino_sha256", "dino_model", "dino_prepared"];
+        for name in text_columns {
             let found = batch[name].as_string::<i32>().iter().nth(n).unwrap();
             let expected = match &row[name] {
                 Value::String(text) => Some(text.clone()),
@@ -299,7 +315,7 @@ async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
             .as_array()
             .unwrap()
             .iter()
-            .map(|n| n.to_string().parse().unwrap())
+            .map(|number| number.to_string().parse().unwrap())
             .collect();
         assert_eq!(vector.as_primitive::<Float32Type>().values()[..], expected);
     }

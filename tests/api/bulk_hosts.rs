@@ -1,20 +1,24 @@
 //! `imagesvc embed`: how it treats the hosts of pictures.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
-use crate::support::{Bulk, FakeNvidia, FakeServer, Reply, tiny};
+use crate::support::{Bulk, FakeNvidia, FakeServer, Finished, Reply, tiny};
 
-/// Sends the tiny picture whose number is the path.
-fn picture(target: &str) -> Reply {
+/// The reply with the tiny picture whose number is the path.
+fn picture_reply(target: &str) -> Reply {
     Reply::new(200, &[], tiny(target.trim_matches('/').parse().unwrap()))
 }
 
-/// A list of URLs of a server, with the pictures `numbers`.
+/// A list of URLs of a server, one for each of these tiny pictures.
 fn urls(server: &FakeServer, numbers: std::ops::Range<usize>) -> String {
     numbers.map(|n| server.url(&format!("/{n}")) + "\n").collect()
 }
 
-fn bulk(nvidia: &FakeNvidia, servers: [&FakeServer; 2]) -> Bulk {
+/// Prepares runs that may fetch from these servers.
+fn bulk_with_hosts<const N: usize>(nvidia: &FakeNvidia, servers: [&FakeServer; N]) -> Bulk {
     let allowed = servers.map(|server| server.address.to_string()).join(",");
     Bulk::new(nvidia).setting("IMAGESVC_FETCH_ALLOW", allowed)
 }
@@ -22,53 +26,57 @@ fn bulk(nvidia: &FakeNvidia, servers: [&FakeServer; 2]) -> Bulk {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_host_gets_two_requests_at_once_and_does_not_delay_another_host() {
     let nvidia = FakeNvidia::healthy().await;
-    let slow =
-        FakeServer::start(|request, _| picture(&request.target).after(Duration::from_millis(300)))
-            .await;
-    let fast = FakeServer::start(|request, _| picture(&request.target)).await;
-    let bulk = bulk(&nvidia, [&slow, &fast]);
-    // All URLs of the slow host come first.
+    let slow = FakeServer::start(|request, _| {
+        picture_reply(&request.target).after(Duration::from_millis(300))
+    })
+    .await;
+    let fast = FakeServer::start(|request, _| picture_reply(&request.target)).await;
+    let bulk = bulk_with_hosts(&nvidia, [&slow, &fast]);
+    // All URLs of the slow host come first. Two at a time, its twelve pictures take 1.8 s.
     bulk.write("list.txt", urls(&slow, 0..12) + &urls(&fast, 100..130));
     let run = bulk.start("list.txt --out vectors.jsonl");
     fast.wait_for(30).await;
     assert!(slow.count() < 12, "the fast host must not wait for the slow one");
-    crate::support::Finished::from(run).expect_exit_code(0);
-    assert_eq!(bulk.rows("vectors.jsonl").len(), 42);
-    assert_eq!(slow.most_delayed(), 2);
+    Finished::from(run).expect_exit_code(0);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 12 + 30);
+    assert_eq!(slow.most_delayed(), 2, "the default of --per-host should be used");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_is_left_alone_for_the_time_in_its_retry_after_and_others_go_on() {
+async fn no_picture_is_fetched_from_a_host_during_its_retry_after_and_other_hosts_do_not_wait() {
     let nvidia = FakeNvidia::healthy().await;
-    let times = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
-    let script_times = std::sync::Arc::clone(&times);
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let recorded_times = Arc::clone(&times);
     let busy = FakeServer::start(move |request, nth| {
-        script_times.lock().unwrap().push(Instant::now());
+        recorded_times.lock().unwrap().push(Instant::now());
         match nth {
+            // A run sends two requests to a host at once.
             0 | 1 => Reply::new(429, &[("retry-after", "2")], ""),
-            _ => picture(&request.target),
+            _ => picture_reply(&request.target),
         }
     })
     .await;
-    let other = FakeServer::start(|request, _| picture(&request.target)).await;
-    let bulk = bulk(&nvidia, [&busy, &other]);
+    let other = FakeServer::start(|request, _| picture_reply(&request.target)).await;
+    let bulk = bulk_with_hosts(&nvidia, [&busy, &other]);
     bulk.write("list.txt", urls(&busy, 0..6) + &urls(&other, 100..120));
     let run = bulk.start("list.txt --out vectors.jsonl");
     other.wait_for(20).await;
     assert!(busy.count() <= 2, "the other host must not wait for the busy one");
-    crate::support::Finished::from(run).expect_exit_code(0);
-    assert_eq!(bulk.rows("vectors.jsonl").len(), 26);
+    Finished::from(run).expect_exit_code(0);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 6 + 20);
     let times = times.lock().unwrap();
-    assert_eq!(times.len(), 8);
-    assert!(times[2] - times[1] >= Duration::from_secs(2), "{:?}", times[2] - times[1]);
+    assert_eq!(times.len(), 2 + 6, "only the two refused pictures should be requested again");
+    let pause = times[2] - times[1];
+    assert!(pause >= Duration::from_secs(2), "the pause should be the Retry-After, not {pause:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_host_that_wants_a_long_pause_fails_its_pictures_and_the_run_ends() {
+async fn if_a_host_asks_for_a_long_pause_all_its_pictures_fail_after_one_request() {
     let nvidia = FakeNvidia::healthy().await;
+    // The host asks for a day. A run waits for at most five minutes.
     let closed = FakeServer::start(|_, _| Reply::new(503, &[("retry-after", "86400")], "")).await;
-    let other = FakeServer::start(|request, _| picture(&request.target)).await;
-    let bulk = bulk(&nvidia, [&closed, &other]);
+    let other = FakeServer::start(|request, _| picture_reply(&request.target)).await;
+    let bulk = bulk_with_hosts(&nvidia, [&closed, &other]);
     bulk.write("list.txt", urls(&closed, 0..50) + &urls(&other, 100..105));
     bulk.run("list.txt --out vectors.jsonl --per-host 1").expect_exit_code(1);
     assert_eq!(closed.count(), 1);
@@ -79,23 +87,26 @@ async fn a_host_that_wants_a_long_pause_fails_its_pictures_and_the_run_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_download_that_may_succeed_soon_is_tried_again_and_another_one_is_not() {
+async fn a_download_is_tried_again_only_if_it_may_succeed_soon() {
     let nvidia = FakeNvidia::healthy().await;
-    let origin = FakeServer::start(|request, nth| match (request.target.as_str(), nth) {
-        // All pictures are requested once before the first one is requested again.
+    let picture_server = FakeServer::start(|request, nth| match (request.target.as_str(), nth) {
+        // The first six requests are for six different pictures, because a run waits before it
+        // requests a picture again. The first download of three pictures fails: with an error of
+        // the server, in the middle of the picture, and in the middle of the head.
         ("/0", 0..6) => Reply::status(500),
-        ("/1", 0..6) => picture("/1").broken_off(),
+        ("/1", 0..6) => picture_reply("/1").broken_off(),
         ("/2", 0..6) => Reply::new(200, &[], "").broken_off(),
+        // Two pictures never succeed.
         ("/3", _) => Reply::status(404),
         ("/4", _) => Reply::status(403),
-        (target, _) => picture(target),
+        (target, _) => picture_reply(target),
     })
     .await;
-    let bulk = bulk(&nvidia, [&origin, &origin]);
-    bulk.write("list.txt", urls(&origin, 0..6));
+    let bulk = bulk_with_hosts(&nvidia, [&picture_server]);
+    bulk.write("list.txt", urls(&picture_server, 0..6));
     let run = bulk.run("list.txt --out vectors.jsonl --per-host 6").expect_exit_code(1);
     assert!(run.stderr.contains("4 embedded (0 cached), 2 failed"), "{}", run.stderr);
-    assert_eq!(origin.count(), 6 + 3, "three pictures are fetched twice");
+    assert_eq!(picture_server.count(), 6 + 3, "three pictures should be requested twice");
     let failures = bulk.rows("vectors.failed.jsonl");
     assert!(failures.iter().all(|row| row["error"]["retryable"] == false), "{failures:?}");
     let example = failures[0]["error"]["detail"].as_str().unwrap();
@@ -105,15 +116,15 @@ async fn a_download_that_may_succeed_soon_is_tried_again_and_another_one_is_not(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_picture_is_fetched_once_and_fails() {
     let nvidia = FakeNvidia::healthy().await;
-    let origin = FakeServer::start(|request, _| match request.target.as_str() {
+    let picture_server = FakeServer::start(|request, _| match request.target.as_str() {
         "/1" => Reply::status(404),
-        target => picture(target),
+        target => picture_reply(target),
     })
     .await;
-    let bulk = bulk(&nvidia, [&origin, &origin]);
-    bulk.write("list.txt", urls(&origin, 0..3));
+    let bulk = bulk_with_hosts(&nvidia, [&picture_server]);
+    bulk.write("list.txt", urls(&picture_server, 0..3));
     let run = bulk.run("list.txt --out vectors.jsonl").expect_exit_code(1);
-    assert_eq!(origin.count(), 3);
+    assert_eq!(picture_server.count(), 3, "each picture should be requested once");
     assert!(run.stderr.contains("1 x download_failed, for example http://"), "{}", run.stderr);
     assert!(run.stderr.contains("404"), "{}", run.stderr);
 }

@@ -3,21 +3,23 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Bulk, FakeNvidia, FakeServer, Finished, Received, Reply, TestApp, embedding, tiny,
+    Bulk, FakeNvidia, FakeServer, Finished, Received, Reply, TestApp, embedding, noise_png,
 };
 
 const MODELS: &str = "GET /v1/models";
 
-/// The service's reply to a picture.
-fn answer() -> Reply {
+/// The reply of a fake service that has embedded a picture. The model is `m`, and the vector has
+/// one number.
+fn embedded_reply() -> Reply {
     Reply::json(
         200,
         r#"{"sha256":"ab","model":"m","prepared":"original","width":4,"height":4,"vector":[0.5]}"#,
     )
 }
 
-/// A fake service whose replies to pictures come from a script. The script gets the number of earlier
-/// requests, of which the first one asks for the model.
+/// A fake service with the model `m`, whose replies to pictures come from a script. The script gets
+/// the number of earlier requests. The first request asks for the model, so the first picture has
+/// the number 1.
 async fn fake_service(
     script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
 ) -> FakeServer {
@@ -28,7 +30,7 @@ async fn fake_service(
     .await
 }
 
-/// An error of the service.
+/// A fake service's error.
 fn problem(status: u16, code: &str, headers: &[(&str, &str)]) -> Reply {
     Reply::new(status, headers, format!(r#"{{"code":"{code}","detail":"Sentence."}}"#))
 }
@@ -38,18 +40,19 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "first,second").start().await;
     let arguments = format!("photos --out vectors.jsonl --to {}", app.url("/"));
-    for (key, message) in [("", "set IMAGESVC_API_KEY"), ("third", "set IMAGESVC_API_KEY")] {
-        let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", key);
+    for wrong_key in ["", "third"] {
+        let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", wrong_key);
         bulk.write_pictures(1);
         let run = bulk.run(&arguments).expect_exit_code(2);
-        assert!(run.stderr.contains(message), "{}", run.stderr);
+        assert!(run.stderr.contains("set IMAGESVC_API_KEY"), "{}", run.stderr);
     }
     let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", "second");
     bulk.write_pictures(20);
-    // A file above the limit for sending from memory.
-    bulk.write("photos/large.jpg", crate::support::noise_png(300, 300));
+    // The command sends a file of more than 128 KiB in parts. This file has 270 KB.
+    bulk.write("photos/large.jpg", noise_png(300, 300));
     let run = bulk.run(&arguments).expect_exit_code(0);
     assert!(run.stderr.contains("21 embedded"), "{}", run.stderr);
+    // Without --save the service saves nothing. The command itself needs no cache.
     assert!(app.saved().is_empty() && !bulk.path(".cache").exists());
     bulk.run(&arguments.replace("vectors", "again").replace("photos", "photos --save"))
         .expect_exit_code(0);
@@ -59,6 +62,7 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limits_for_other_clients_do_not_apply_to_the_command() {
     let nvidia = FakeNvidia::healthy().await;
+    // This machine does not have the address 192.0.2.1, so a service could not listen on it.
     let bulk = Bulk::new(&nvidia)
         .setting("IMAGESVC_API_KEYS", "first")
         .setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", 1)
@@ -70,7 +74,7 @@ async fn the_limits_for_other_clients_do_not_apply_to_the_command() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_running_service_gets_eight_requests_at_once() {
+async fn a_running_service_gets_eight_requests_at_once_by_default() {
     let nvidia =
         FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(100)))).await;
     let app = TestApp::start(&nvidia).await;
@@ -81,11 +85,11 @@ async fn a_running_service_gets_eight_requests_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_busy_service_is_left_alone_for_the_time_in_its_retry_after() {
+async fn no_picture_is_sent_to_a_busy_service_during_its_retry_after() {
     let service = fake_service(|_, nth| match nth {
         1..=3 => problem(503, "overloaded", &[("retry-after", "1")]),
         4 => problem(429, "rate_limited", &[("retry-after", "1")]),
-        _ => answer(),
+        _ => embedded_reply(),
     })
     .await;
     let bulk = Bulk::without_nvidia();
@@ -94,24 +98,28 @@ async fn a_busy_service_is_left_alone_for_the_time_in_its_retry_after() {
     bulk.run(&format!("photos --out vectors.jsonl --concurrency 2 --to {}", service.url("")))
         .expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 4);
-    // Two pictures are refused together, and then one after each of two pauses.
-    assert!(started.elapsed() >= Duration::from_secs(3), "{:?}", started.elapsed());
-    assert_eq!(service.count(), 1 + 4 + 4);
+    // The service refuses two pictures together, and then one after each of two pauses. These are
+    // three pauses of 1 s.
+    let elapsed = started.elapsed();
+    assert!(elapsed >= Duration::from_secs(3), "the run should take at least 3 s, not {elapsed:?}");
+    assert_eq!(service.count(), 1 + 4 + 4, "one request for the model, 4 refused, 4 embedded");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_was_busy_gets_half_as_many_requests_at_once() {
     let service = fake_service(|_, nth| match nth {
+        // the eight requests that a run sends at once
         1..=8 => problem(503, "overloaded", &[("retry-after", "1")]),
-        _ => answer().after(Duration::from_millis(100)),
+        _ => embedded_reply().after(Duration::from_millis(100)),
     })
     .await;
     let bulk = Bulk::without_nvidia();
     bulk.write_pictures(16);
     bulk.run(&format!("photos --out vectors.jsonl --to {}", service.url(""))).expect_exit_code(0);
-    assert_eq!(service.count(), 1 + 8 + 16, "no picture must be refused again");
+    assert_eq!(service.count(), 1 + 8 + 16, "one request for the model, 8 refused, 16 embedded");
+    // Each round of successes allows one request more.
     let most = service.most_delayed();
-    assert!((4..=6).contains(&most), "{most} requests at once");
+    assert!((4..=6).contains(&most), "4 to 6 requests should run at once, not {most}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -125,11 +133,12 @@ async fn the_command_sends_as_many_pictures_at_once_as_it_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_picture_is_sent_again_after_a_broken_answer_but_not_for_ever() {
+async fn a_picture_is_sent_again_after_a_broken_answer_and_a_502_but_not_after_a_415() {
+    // With one request at once, the first picture gets the first three replies.
     let service = fake_service(|_, nth| match nth {
-        1 => answer().broken_off(),
+        1 => embedded_reply().broken_off(),
         2 => problem(502, "embedding_unavailable", &[]),
-        3 => answer(),
+        3 => embedded_reply(),
         _ => problem(415, "unsupported_image", &[]),
     })
     .await;
@@ -139,7 +148,7 @@ async fn a_picture_is_sent_again_after_a_broken_answer_but_not_for_ever() {
         bulk.run(&format!("photos --out vectors.jsonl --concurrency 1 --to {}", service.url("")));
     let run = run.expect_exit_code(1);
     assert!(run.stderr.contains("1 embedded (0 cached), 1 failed"), "{}", run.stderr);
-    assert_eq!(service.count(), 5);
+    assert_eq!(service.count(), 1 + 3 + 1, "the second picture should be sent once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,14 +159,18 @@ async fn an_error_that_concerns_every_picture_stops_the_run() {
     let arguments = format!("photos --out vectors.jsonl --concurrency 2 --to {}", service.url(""));
     let run = bulk.run(&arguments).expect_exit_code(1);
     assert!(run.stderr.contains("stopped: Sentence."), "{}", run.stderr);
-    assert!(service.count() <= 3, "{} requests", service.count());
-    let other = FakeServer::start(|_, _| Reply::new(200, &[], "a web page")).await;
-    let run = bulk.run(&format!("photos --to {}", other.url(""))).expect_exit_code(2);
+    assert!(
+        service.count() <= 1 + 2,
+        "after the request for the model, at most 2 pictures should be sent: {}",
+        service.count()
+    );
+    let website = FakeServer::start(|_, _| Reply::new(200, &[], "a web page")).await;
+    let run = bulk.run(&format!("photos --to {}", website.url(""))).expect_exit_code(2);
     assert!(run.stderr.contains("is not this service"), "{}", run.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_restarts_in_the_middle_of_a_run_is_waited_for() {
+async fn a_run_waits_for_a_service_that_restarts() {
     let nvidia =
         FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(20)))).await;
     let app = TestApp::start(&nvidia).await;
@@ -173,13 +186,13 @@ async fn a_service_that_restarts_in_the_middle_of_a_run_is_waited_for() {
         TestApp::builder(&nvidia).folder(folder).setting("IMAGESVC_PORT", port).start().await;
     Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 60);
-    assert_eq!(nvidia.count(), 60, "a stopping service finishes its calls");
+    assert_eq!(nvidia.count(), 60, "the stopping service should finish its calls");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_of_another_model_stops_the_run() {
     let service = fake_service(|_, nth| match nth {
-        1 => answer(),
+        1 => embedded_reply(),
         _ => Reply::json(
             200,
             r#"{"sha256":"a","model":"other","prepared":"jpeg","width":1,"height":1,"vector":[1]}"#,
@@ -188,9 +201,9 @@ async fn an_answer_of_another_model_stops_the_run() {
     .await;
     let bulk = Bulk::without_nvidia();
     bulk.write_pictures(5);
-    bulk.write("one.png", tiny(9));
     let run =
         bulk.run(&format!("photos --out vectors.jsonl --concurrency 1 --to {}", service.url("")));
-    assert!(run.expect_exit_code(1).stderr.contains("vectors of other, not m"));
+    let run = run.expect_exit_code(1);
+    assert!(run.stderr.contains("vectors of other, not m"), "{}", run.stderr);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
 }

@@ -17,7 +17,7 @@ use crate::support::{Bulk, FakeNvidia, FakeServer, Finished, Reply, tiny};
 async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_failures() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
-    let odd = [
+    let odd_names = [
         "-rf.png",
         "a b.png",
         "tab\there.png",
@@ -30,17 +30,20 @@ async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_f
         "folder.png/inner.png",
         "deep/er/and/deeper.png",
     ];
-    for (n, name) in odd.iter().enumerate() {
+    for (n, name) in odd_names.iter().enumerate() {
         bulk.write(&format!("photos/{name}"), tiny(n));
     }
+    // The command ignores hidden files, hidden folders, and files with another ending.
     for name in [".hidden.png", ".git/x.png", "deep/.x/y.png", "notes.txt", "photo.svg"] {
         bulk.write(&format!("photos/{name}"), tiny(100));
     }
     bulk.write("elsewhere/outside.png", tiny(200));
     let photo = |name: &str| bulk.path(&format!("photos/{name}"));
+    // The command follows a link to a picture, but no link to a folder.
     symlink(bulk.path("elsewhere/outside.png"), photo("link.png")).unwrap();
     symlink(bulk.path("elsewhere"), photo("linked_folder")).unwrap();
     symlink(bulk.path("photos"), photo("deep/circle")).unwrap();
+    // The files from here on become failures.
     symlink("nowhere.png", photo("broken_link.png")).unwrap();
     symlink("loop.png", photo("loop.png")).unwrap();
     bulk.write("photos/empty.png", "");
@@ -50,65 +53,66 @@ async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_f
     fs::write(not_utf8, tiny(300)).unwrap();
 
     // The second run tries only the failures again, and has the same result.
-    for embedded in [odd.len() + 1, 0] {
+    for embedded in [odd_names.len() + 1, 0] {
         let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(1);
         let counts = format!("{embedded} embedded (0 cached), 5 failed");
         assert!(run.stderr.contains(&counts), "{}", run.stderr);
         let rows = bulk.rows("vectors.jsonl");
         let path_of = |row: &Value| row["path"].as_str().unwrap().to_owned();
         let paths: BTreeSet<String> = rows.iter().map(path_of).collect();
-        let expected: BTreeSet<String> =
-            odd.iter().chain(&["link.png"]).map(|name| format!("photos/{name}")).collect();
-        assert_eq!(paths, expected);
-        assert_eq!(rows.len(), expected.len());
+        let expected_paths: BTreeSet<String> =
+            odd_names.iter().chain(&["link.png"]).map(|name| format!("photos/{name}")).collect();
+        assert_eq!(paths, expected_paths);
+        assert_eq!(rows.len(), expected_paths.len(), "no path must have two rows");
         let failures = bulk.rows("vectors.failed.jsonl");
         let codes: BTreeMap<_, _> = failures
             .iter()
             .map(|row| (row["path"].as_str().unwrap(), row["error"]["code"].as_str().unwrap()))
             .collect();
-        let expected = [
+        let expected_codes = [
             ("photos/broken_link.png", "unreadable_file"),
             ("photos/empty.png", "empty_image"),
             ("photos/loop.png", "unreadable_file"),
             ("photos/pipe.png", "unreadable_file"),
             ("photos/\u{fffd}.png", "invalid_name"),
         ];
-        assert_eq!(codes, BTreeMap::from(expected));
-        assert_eq!(failures.len(), expected.len());
+        assert_eq!(codes, BTreeMap::from(expected_codes));
+        assert_eq!(failures.len(), expected_codes.len(), "no path must have two failures");
     }
-    assert_eq!(nvidia.count(), odd.len() + 1);
+    assert_eq!(nvidia.count(), odd_names.len() + 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_command_reads_lists_of_every_kind_with_byte_order_marks_and_quotes() {
     let nvidia = FakeNvidia::healthy().await;
-    let origin = FakeServer::start(|request, _| {
+    let picture_server = FakeServer::start(|request, _| {
         Reply::new(200, &[], tiny(request.target.trim_matches('/').parse().unwrap()))
     })
     .await;
-    let bulk = Bulk::new(&nvidia).setting("IMAGESVC_FETCH_ALLOW", origin.address);
+    let bulk = Bulk::new(&nvidia).setting("IMAGESVC_FETCH_ALLOW", picture_server.address);
     bulk.write_pictures(10);
-    let url = |n: usize| origin.url(&format!("/{n}"));
+    let url = |n: usize| picture_server.url(&format!("/{n}"));
     bulk.write("a.txt", format!("\u{feff}photos/0.png\r\n\r\n{}\r\n", url(100)));
-    let rows = format!("photos/1.png,\"a \"\"b\"\",\nc\"\r\n{},\r\n", url(101));
-    bulk.write("b.csv", format!("\u{feff}url,n\r\n{rows}"));
+    let csv_rows = format!("photos/1.png,\"a \"\"b\"\",\nc\"\r\n{},\r\n", url(101));
+    bulk.write("b.csv", format!("\u{feff}url,n\r\n{csv_rows}"));
     bulk.write("c.tsv", format!("n\tphoto\na \"b\",c\tphotos/2.png\nd\t{}\n", url(102)));
-    let json = r#"{"image": "photos/3.png", "deep": {"n": [1, {}]}, "\u00e4": null}"#;
-    bulk.write("d.json", format!("\u{feff}[\n{json}]"));
-    let first = r#"{"path": "photos/4.png", "n": 12345678901234567890.10, "n2": -0.0}"#;
-    bulk.write("e.jsonl", format!("{first}\r\n\n{{\"photo\": \"photos/5.png\"}}"));
+    let json_object = r#"{"image": "photos/3.png", "deep": {"n": [1, {}]}, "\u00e4": null}"#;
+    bulk.write("d.json", format!("\u{feff}[\n{json_object}]"));
+    let jsonl_object = r#"{"path": "photos/4.png", "n": 12345678901234567890.10, "n2": -0.0}"#;
+    bulk.write("e.jsonl", format!("{jsonl_object}\r\n\n{{\"photo\": \"photos/5.png\"}}"));
     let arguments = "a.txt b.csv c.tsv d.json e.jsonl photos/6.png - --out vectors.jsonl";
     let mut process = bulk.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
     process.stdin.take().unwrap().write_all("\u{feff}photos/7.png\n".as_bytes()).unwrap();
     let run = Finished::from(process).expect_exit_code(0);
     assert!(run.stderr.contains("11 embedded (0 cached), 0 failed"), "{}", run.stderr);
     let output = bulk.read("vectors.jsonl");
-    for own in [
+    // The fields of each row's source, which come before the added fields.
+    for source_fields in [
         r#"{"path":"photos/0.png""#,
         r#"{"url":"photos/1.png","n":"a \"b\",\nc""#,
         r#"{"n":"a \"b\",c","photo":"photos/2.png""#,
-        json.strip_suffix('}').unwrap(),
-        first.strip_suffix('}').unwrap(),
+        json_object.strip_suffix('}').unwrap(),
+        jsonl_object.strip_suffix('}').unwrap(),
         r#"{"photo": "photos/5.png""#,
         r#"{"path":"photos/6.png""#,
         r#"{"path":"photos/7.png""#,
@@ -116,13 +120,16 @@ async fn one_command_reads_lists_of_every_kind_with_byte_order_marks_and_quotes(
         &format!(r#"{{"url":"{}","n":"""#, url(101)),
         &format!(r#"{{"n":"d","photo":"{}""#, url(102)),
     ] {
-        let start = format!("{own},\"sha256\":\"");
-        assert!(output.lines().any(|line| line.starts_with(&start)), "no row has {own}");
+        let start = format!("{source_fields},\"sha256\":\"");
+        assert!(
+            output.lines().any(|line| line.starts_with(&start)),
+            "a row should begin with {source_fields}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn equal_pictures_are_paid_once_and_counted() {
+async fn equal_pictures_are_sent_to_nvidia_once_and_the_others_count_as_cached() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     for n in 0..50 {
@@ -139,6 +146,7 @@ async fn each_run_with_a_limit_takes_the_next_pictures() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(5);
+    // Each run adds two rows, until there is a row for each of the five pictures.
     for rows in [2, 4, 5, 5] {
         bulk.run("photos --out vectors.jsonl --limit 2").expect_exit_code(0);
         assert_eq!(bulk.rows("vectors.jsonl").len(), rows);
@@ -151,9 +159,10 @@ async fn a_standard_output_that_is_full_stops_the_run() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(50);
+    // On Linux, every write to /dev/full fails because of a full disk.
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let run = bulk.command("photos --concurrency 2").stdout(full).spawn().unwrap();
     let run = Finished::from(run).expect_exit_code(1);
     assert!(run.stderr.contains("the output cannot be written: No space left"), "{}", run.stderr);
-    assert!(nvidia.count() < 50, "{} calls", nvidia.count());
+    assert!(nvidia.count() < 50, "the run must not send all 50 pictures");
 }
