@@ -112,7 +112,7 @@ async fn paths_on_standard_input_become_rows_on_standard_output() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_failures_file_can_be_a_source_and_a_run_without_failures_makes_none() {
+async fn the_failures_file_can_be_a_source_and_is_removed_after_a_run_without_failures() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write(
@@ -131,15 +131,18 @@ async fn the_failures_file_can_be_a_source_and_a_run_without_failures_makes_none
     assert!(rows.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""), "{rows:.500}");
     assert_eq!(rows.lines().count(), 2);
     // The list no longer has the bad line. Its failure would stay, because no run tries it again.
-    bulk.write("list.jsonl", "{\"n\": 1.0, \"path\": \"a.png\"}\n");
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
+    bulk.write("list.jsonl", "{\"path\": \"a.png\"}\n{\"path\": \"c.png\"}\n");
+    bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(1);
+    assert_eq!(bulk.rows("vectors.failed.jsonl").len(), 1, "c.png is missing");
+    bulk.write("c.png", tiny(3));
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(0);
     let entries = std::fs::read_dir(bulk.folder()).unwrap();
     let mut names: Vec<_> =
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, [".cache", "a.png", "b.png", "list.jsonl", "vectors.jsonl"]);
-    assert_eq!(bulk.rows("vectors.jsonl").len(), 2, "a row that exists must not be added again");
+    assert_eq!(names, [".cache", "a.png", "b.png", "c.png", "list.jsonl", "vectors.jsonl"]);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 3, "a row that exists must not be added again");
 }
 
 #[test]

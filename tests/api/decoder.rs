@@ -226,7 +226,7 @@ async fn a_decoder_inherits_only_its_picture_from_the_service() {
     let list = folder.path().join("inherited");
     // Lists the variables and the open files of the decoder in a file.
     let script = format!(
-        "{{ /usr/bin/env; ls -l /proc/self/fd; }} > '{}' 2>&1; kill -ABRT $$",
+        "{{ /usr/bin/env && echo env ran; ls -l /proc/self/fd; }} > '{}' 2>&1; kill -ABRT $$",
         list.display()
     );
     let program = fake_decoder(&folder, &script);
@@ -239,6 +239,7 @@ async fn a_decoder_inherits_only_its_picture_from_the_service() {
     let picture = converted(&noise_png(400, 400), ImageFormat::Bmp);
     assert_problem(&app.upload(&picture, "noise.bmp").await, 415, "unsupported_image");
     let inherited = fs::read_to_string(list).unwrap();
+    assert!(inherited.contains("env ran"), "the variables should be listed: {inherited}");
     let variables = inherited.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
     let set_by_the_shell = ["PWD", "OLDPWD", "SHLVL", "_"];
     let variables: Vec<_> = variables.filter(|name| !set_by_the_shell.contains(name)).collect();

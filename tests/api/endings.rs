@@ -136,7 +136,7 @@ impl Servers {
                 app.by_url(&self.picture_server.url("/broken.jpg")).map(status).await == 502
             }
             Ending::RefusedByNvidia => {
-                app.upload(&refused_picture(n), "a.png").map(status).await >= 400
+                app.upload(&refused_picture(n), "a.png").map(status).await == 422
             }
             Ending::Stalled => {
                 let mut stream = self.send_part(n, &form(HUBBLE)[..100_000], 900_000).await;

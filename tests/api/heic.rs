@@ -190,10 +190,13 @@ async fn the_refusal_of_an_unsupported_kind_names_the_kind_and_nothing_is_saved(
 async fn contradictory_and_truncated_files_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    let mut bad_files = 0;
     for (name, picture) in files_with_prefix("bad-") {
+        bad_files += 1;
         let detail = refusal_detail(&app.upload(&picture, "IMG_0042.HEIC").await);
         assert!(detail.contains("HEIC"), "{name}: {detail}");
     }
+    assert!(bad_files >= 12, "the folder of fixtures should have the files");
     for name in ["iphone-grid", "alpha", "thumbnail", "large-single"] {
         // Truncated to 1/16, 2/16 and so on.
         let picture = file(&format!("{name}.heic"));

@@ -90,6 +90,7 @@ async fn polling_ends_at_the_deadline_of_the_request() {
     let answer = app.upload(ROCKET, "rocket.jpg").await;
     assert_problem(&answer, 504, "embedding_timeout");
     let lines = nvidia.lines();
+    assert_eq!(lines[1], *POLL, "the result should be polled before the deadline");
     assert!(lines[1..].iter().all(|line| *line == *POLL), "only polls should follow: {lines:?}");
 }
 
