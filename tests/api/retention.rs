@@ -16,7 +16,7 @@ async fn wait_until_removed(app: &TestApp, count: f64) {
 async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture_in_use() {
     let (release, _) = watch::channel(false);
     let held_reply = embedding().held_until(&release);
-    // Picture 0 is uploaded first and gets its reply last. Until then, its file is in use, and is
+    // Picture 0 is uploaded first, and gets its reply last. Until then, its file is in use, and is
     // the oldest.
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
         0 => held_reply.clone(),

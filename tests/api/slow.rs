@@ -42,8 +42,8 @@ async fn the_connection_of_a_stalling_client_is_closed() {
         stream.write_all(opening).await.unwrap();
         assert!(
             closes_in_time(&mut stream).await,
-            "the connection of a client that stalls after {:?} should be closed",
-            opening.escape_ascii().to_string()
+            "the connection of a client that stalls after `{}` should be closed",
+            opening.escape_ascii()
         );
     }
     // The header timer also closes an idle keep-alive connection.

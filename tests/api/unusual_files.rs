@@ -127,7 +127,7 @@ async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reaso
 }
 
 #[tokio::test]
-async fn the_variants_of_one_picture_get_similar_vectors() {
+async fn the_coloured_variants_of_one_picture_get_similar_vectors() {
     let app = TestApp::sandbox().start().await;
     let plain = app.upload(&fixture("plain.png"), "plain").await.vector();
     let turned = app.upload(&fixture("exif6.jpg"), "turned").await.vector();

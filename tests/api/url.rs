@@ -129,7 +129,7 @@ async fn no_connection_is_made_to_a_denied_address() {
     let port = denied_server.address.port();
     // The port is allowed, so only the address can be the reason of a refusal.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", port).start().await;
-    // All of these are loopback addresses, or lead to one.
+    // A connection to any of these would reach the denied server.
     for host in [
         "127.0.0.1",
         "localhost",
@@ -183,8 +183,8 @@ async fn the_connection_goes_to_the_address_that_was_checked() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let port = picture_server.address.port();
-    // Only this test's look-up knows the address of `pictures.example`. A second look-up by the
-    // HTTP client, which uses the system's resolver, would find nothing.
+    // Only this test's look-up, whose addresses the service checks, knows `pictures.example`. The
+    // system's resolver would find nothing.
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", port)
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.1/32")
@@ -259,7 +259,7 @@ async fn an_unexpected_status_or_an_unusable_body_is_a_failed_download() {
         // A body that is shorter than its length, and an empty body without a length.
         Reply::CloseAfter([b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat()),
         Reply::CloseAfter(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()),
-        // A body that is not gzip, as its header says.
+        // A body that is not gzip, although the header says so.
         Reply::new(200, &[("content-encoding", "gzip")], ROCKET),
     ] {
         assert_problem(&fetch(reply).await, 502, "download_failed");
