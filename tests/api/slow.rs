@@ -18,7 +18,8 @@ const OPENINGS: [&[u8]; 6] = [
     b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"image_url\":",
-    b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+    b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\n\
+      content-type: multipart/form-data; boundary=x\r\n\
       transfer-encoding: chunked\r\n\r\n5\r\n--x\r\n\r\n",
 ];
 

@@ -46,7 +46,8 @@ fn systemd_is_notified_when_the_service_is_ready_alive_and_stopping() {
         wait_for_message_with(&socket, "WATCHDOG=1");
     }
     let mut stalled_client = std::net::TcpStream::connect(service.address).unwrap();
-    let head = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 99\r\n\r\n";
+    let head = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n\
+                 content-length: 99\r\n\r\n";
     stalled_client.write_all(head).unwrap();
     // The service responds with `HTTP/1.1 100 Continue`, so the request is running.
     stalled_client.read_exact(&mut [0; "HTTP/1.1 100 Continue\r\n\r\n".len()]).unwrap();
