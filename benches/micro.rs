@@ -17,8 +17,8 @@ use serde_json::value::RawValue;
 #[path = "service/samples.rs"]
 mod samples;
 
-/// The sizes of the pictures in bytes. The first two pictures can be sent inline; the second is almost
-/// as large as an inline picture can be. The third picture must be uploaded.
+/// The sizes of the pictures in bytes. The first two can be sent to NVIDIA inline; the second is
+/// almost as large as an inline picture can be. The third must be uploaded to NVIDIA as an asset.
 const SIZES: [usize; 3] = [34 * 1024, 149_000, 2 << 20];
 
 /// The size of the chunks in which hyper delivers a body, in bytes.
@@ -38,13 +38,14 @@ fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let retention = Retention::default();
     let path = folder.path().to_owned();
-    let space = DiskSpace::new(path.clone(), 0);
+    let space = DiskSpace::new(path.clone(), 0); // without a reserve of free space
     let settings = Settings { folder: path, space, retention };
     let store = Store::open(&settings).unwrap();
     let chunks: Vec<_> = jpeg(len).chunks(CHUNK_LEN).map(Bytes::copy_from_slice).collect();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     bencher.counter(BytesCount::new(len)).bench_local(|| {
         runtime.block_on(async {
+            // A picture that can be sent inline stays in memory. 200,000 is NVIDIA's limit.
             let mut picture = store.spool(InlineImage::largest_picture(200_000));
             for chunk in &chunks {
                 picture.write(chunk).await.unwrap();
@@ -54,12 +55,15 @@ fn spool(bencher: Bencher<'_, '_>, len: usize) {
     });
 }
 
+/// Reads the format and the size from a picture's header.
 #[divan::bench(args = SIZES)]
 fn probe_header(bencher: Bencher<'_, '_>, len: usize) {
     let content = Content::Memory(jpeg(len).into());
-    bencher.bench(|| probe(content.clone(), 64_000_000).unwrap());
+    let max_pixels = 64_000_000;
+    bencher.bench(|| probe(content.clone(), max_pixels).unwrap());
 }
 
+/// Encodes a picture as the body of a request to NVIDIA.
 #[divan::bench(args = &SIZES[..2])]
 fn inline_body(bencher: Bencher<'_, '_>, len: usize) {
     let picture = jpeg(len);
@@ -68,6 +72,7 @@ fn inline_body(bencher: Bencher<'_, '_>, len: usize) {
         .bench(|| InlineImage::new("image/jpeg", black_box(&picture)));
 }
 
+/// Checks the numbers of NVIDIA's embedding.
 #[divan::bench]
 fn check_vector(bencher: Bencher<'_, '_>) {
     let raw = embedding();
@@ -76,7 +81,7 @@ fn check_vector(bencher: Bencher<'_, '_>) {
         .bench(|| Vector::from_json(black_box(&raw)).unwrap());
 }
 
-/// Serializes a vector. The vector is the largest part of an answer.
+/// Serializes a vector, the largest part of an answer.
 #[divan::bench]
 fn serialize_vector(bencher: Bencher<'_, '_>) {
     let vector = Vector::from_json(&embedding()).unwrap();
@@ -85,6 +90,7 @@ fn serialize_vector(bencher: Bencher<'_, '_>) {
         .bench(|| serde_json::to_vec(black_box(&vector)).unwrap());
 }
 
+/// Decodes a picture's Base64 text in pieces, as the Base64 route does.
 #[divan::bench(args = SIZES)]
 fn decode_base64(bencher: Bencher<'_, '_>, len: usize) {
     use base64::{Engine, prelude::BASE64_STANDARD};

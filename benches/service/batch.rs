@@ -1,5 +1,5 @@
-//! Measures batches: their processor time, how long another picture waits while a batch is processed,
-//! and how soon a batch that cannot be served in time is refused.
+//! Measures batches: their processor time, how long another picture takes while a batch is
+//! processed, and how soon a batch that cannot be served in time is refused.
 
 use std::{
     thread,
@@ -16,7 +16,7 @@ use crate::{
     request::Request,
 };
 
-/// The number of pictures in a batch. It is the default limit.
+/// The number of pictures in a batch: the most that the service accepts by default.
 const PICTURES: u64 = 32;
 
 impl Bench {
@@ -26,9 +26,9 @@ impl Bench {
         self.refusal_of_batch();
     }
 
-    /// Compares the processor time of a batch of cached pictures with that of the same number of
-    /// pictures sent one by one. A batch is a single request, so the processor time of the other
-    /// requests, as measured with health checks, is subtracted first.
+    /// Compares the processor time of a batch of cached pictures with that of the same pictures
+    /// sent one by one. A batch is one request, so the comparison also counts the cost of a request
+    /// only once. A health check has this cost and no other.
     fn cpu_of_batch(&mut self) {
         heading(
             "4 clients, keep-alive; pictures that are in the cache",
@@ -51,26 +51,27 @@ impl Bench {
         self.report.goal("CPU of a batch against single requests", batch / one_by_one, 1.6);
     }
 
-    /// Measures how long a single picture waits while a batch uses the queue for calls to NVIDIA.
+    /// Measures how long an upload takes while the pictures of a batch wait for calls to NVIDIA.
     fn single_picture_beside_batch(&mut self) {
         let folder = self.folder("beside");
+        // So few that the batch needs several rounds of calls.
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));
         let address = service.address;
         let batch_thread = thread::spawn(move || {
-            let sent = Instant::now();
+            let batch_started = Instant::now();
             let request = Request::batch(SMALL, PICTURES);
             let response = Connection::open(address).unwrap().exchange(&request.bytes).unwrap();
             assert_eq!(response.status, 200);
-            sent.elapsed().as_secs_f64()
+            batch_started.elapsed().as_secs_f64()
         });
-        thread::sleep(Duration::from_millis(200)); // until the batch has filled the queue
-        let sent = Instant::now();
+        thread::sleep(Duration::from_millis(200)); // until the batch's first calls are running
+        let upload_started = Instant::now();
         let mut connection = Connection::open(service.address).unwrap();
         let response = connection.exchange(&Request::upload(SMALL).bytes).unwrap();
         assert_eq!(response.status, 200);
-        let single_s = sent.elapsed().as_secs_f64();
+        let single_s = upload_started.elapsed().as_secs_f64();
         let batch_s = batch_thread.join().unwrap();
         self.nvidia.set_delay(Duration::ZERO);
         println!(
@@ -79,8 +80,8 @@ impl Bench {
         self.report.goal("a single picture beside a batch, s", single_s, 1.3);
     }
 
-    /// Measures the time from the last byte of a batch to its refusal. The limit on calls per minute
-    /// is too low for the batch.
+    /// Measures the time from the last byte of a batch to its refusal. The limit on calls per
+    /// minute is too low for the batch.
     fn refusal_of_batch(&mut self) {
         let folder = self.folder("refusal");
         let settings = [("NVIDIA_REQUESTS_PER_MINUTE", "10")];
@@ -89,11 +90,11 @@ impl Bench {
         let body = Request::batch(SMALL, PICTURES).bytes;
         let (all_but_last, last_byte) = body.split_at(body.len() - 1);
         connection.send(all_but_last).unwrap();
-        thread::sleep(Duration::from_millis(100));
-        let sent = Instant::now();
+        thread::sleep(Duration::from_millis(100)); // until the service has read these bytes
+        let last_byte_sent = Instant::now();
         let response = connection.exchange(last_byte).unwrap();
         assert_eq!(response.status, 422);
-        let elapsed_ms = sent.elapsed().as_secs_f64() * 1000.0;
+        let elapsed_ms = last_byte_sent.elapsed().as_secs_f64() * 1000.0;
         self.report.goal("refusal of a batch that needs too many calls, ms", elapsed_ms, 50.0);
     }
 }

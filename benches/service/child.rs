@@ -28,7 +28,7 @@ pub struct Service {
     process: Child,
 }
 
-/// Processor time, in milliseconds.
+/// Processor time in milliseconds, in the program and in the kernel.
 #[derive(Clone, Copy)]
 pub struct Cpu {
     pub user: f64,
@@ -50,7 +50,8 @@ impl Cpu {
 }
 
 impl Service {
-    /// Starts the service in a folder with a fake NVIDIA, and waits for the service's first response.
+    /// Starts the service in a folder, and waits for its first response. The service calls the fake
+    /// NVIDIA.
     pub fn start(folder: &Path, nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
         // The port is free now. Another process is unlikely to use it before the service does.
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -60,6 +61,7 @@ impl Service {
             .env_clear()
             .env("MALLOC_ARENA_MAX", "2") // as in the systemd unit and the container image
             .env("IMAGESVC_HOST", "127.0.0.1")
+            // All clients of the benchmark have the same address.
             .envs([("IMAGESVC_LOG_FORMAT", "json"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")])
             .env("IMAGESVC_PORT", address.port().to_string())
             .env("IMAGESVC_FETCH_ALLOW", nvidia.address.to_string())
@@ -88,14 +90,15 @@ impl Service {
         self.read_cpu(13)
     }
 
-    /// Reads two fields of `/proc/<id>/stat`: the user time at index `user_field`, and the system time
-    /// at the next index. Index 0 is the first field after the program's name.
+    /// Reads two fields of `/proc/<id>/stat`: the user time at index `user_field`, and the system
+    /// time at the next index. Index 0 is the first field after the program's name.
     fn read_cpu(&self, user_field: usize) -> Cpu {
         let stat = fs::read_to_string(self.proc("stat")).unwrap();
         // The name is in parentheses, and may itself contain spaces and parentheses.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         let hundredths = |field: usize| fields[field].parse::<f64>().unwrap();
-        // The kernel reports these times in hundredths of a second, whatever its timer frequency is.
+        // The kernel reports these times in hundredths of a second, whatever its timer frequency
+        // is.
         Cpu { user: hundredths(user_field) * 10.0, system: hundredths(user_field + 1) * 10.0 }
     }
 
@@ -109,18 +112,19 @@ impl Service {
         memory_field(self.process.id(), "VmHWM:").unwrap()
     }
 
+    /// Starts a new measurement of the peak.
     pub fn reset_peak_memory(&self) {
-        fs::write(self.proc("clear_refs"), "5").unwrap();
+        fs::write(self.proc("clear_refs"), "5").unwrap(); // 5 resets `VmHWM`
     }
 
     /// The highest resident memory of any decoder while `work` runs, in MB. This reads the memory
     /// every half millisecond, so it may miss a peak just before a decoder ends.
     pub fn peak_of_decoders(&self, work: impl FnOnce()) -> f64 {
-        let has_ended = AtomicBool::new(false);
+        let work_has_ended = AtomicBool::new(false);
         thread::scope(|scope| {
             let watcher = scope.spawn(|| {
                 let mut peak = 0.0_f64;
-                while !has_ended.load(Ordering::Relaxed) {
+                while !work_has_ended.load(Ordering::Relaxed) {
                     peak = self
                         .decoders()
                         .filter_map(|id| memory_field(id, "VmHWM:"))
@@ -130,13 +134,13 @@ impl Service {
                 peak
             });
             work();
-            has_ended.store(true, Ordering::Relaxed);
+            work_has_ended.store(true, Ordering::Relaxed);
             watcher.join().unwrap()
         })
     }
 
-    /// The process ids of the decoders. A child that has been forked but does not run the decoder's
-    /// program yet is left out: it still has the memory of the service.
+    /// The process ids of the decoders. Leaves out a child that has been forked but does not run
+    /// the decoder's program yet, because such a child still has the memory of the service.
     fn decoders(&self) -> impl Iterator<Item = u32> {
         let threads = fs::read_dir(self.proc("task")).unwrap().flatten();
         let children =
@@ -152,6 +156,7 @@ impl Service {
         })
     }
 
+    /// The path of a file of the service's process in `/proc`.
     fn proc(&self, file: &str) -> String {
         format!("/proc/{}/{file}", self.process.id())
     }

@@ -16,8 +16,8 @@ use crate::{
     request::Request,
 };
 
-/// These settings turn off the cache in memory, which would add to the measured memory.
-const SETTINGS: [(&str, &str); 1] = [("IMAGESVC_CACHE_MEMORY", "0")];
+/// Turns off the cache in memory, which would add to the measured memory.
+const NO_MEMORY_CACHE: (&str, &str) = ("IMAGESVC_CACHE_MEMORY", "0");
 
 /// How many times the delay of small uploads is measured. The report contains the median of these
 /// measurements, so that other work on the machine matters less.
@@ -26,8 +26,8 @@ const ROUNDS: usize = 3;
 impl Bench {
     pub fn decode(&mut self) {
         let photographs = Photographs::new();
-        let service = Service::start(&self.folder("decode"), &self.nvidia, &SETTINGS);
-        thread::sleep(Duration::from_millis(500));
+        let service = Service::start(&self.folder("decode"), &self.nvidia, &[NO_MEMORY_CACHE]);
+        thread::sleep(Duration::from_millis(500)); // until the start is complete
         let idle = service.memory();
         self.fresh_uploads().run(&service, &self.nvidia);
         let after_uploads = service.memory();
@@ -39,17 +39,18 @@ impl Bench {
         );
         self.photograph("WebP", &photographs.webp, &service);
         self.photograph("TIFF", &photographs.tiff, &service);
-        let (turned, child) = self.photograph("turned", &photographs.turned, &service);
-        let shrink = [SETTINGS[0], ("NVIDIA_LARGE_IMAGES", "shrink")];
-        let shrinking = Service::start(&self.folder("decode"), &self.nvidia, &shrink);
-        self.photograph("JPEG", &photographs.jpeg, &shrinking);
-        drop(shrinking);
-        self.report.goal("a turned JPEG of 12 megapixels, ms of processor time", turned, 400.0);
-        self.report.goal("a turned JPEG of 12 megapixels, MB in the child", child, 120.0);
+        let (turned_cpu, turned_memory) = self.photograph("turned", &photographs.turned, &service);
+        // An upright JPEG is decoded only to make it smaller.
+        let settings = [NO_MEMORY_CACHE, ("NVIDIA_LARGE_IMAGES", "shrink")];
+        let shrinking_service = Service::start(&self.folder("decode"), &self.nvidia, &settings);
+        self.photograph("JPEG", &photographs.jpeg, &shrinking_service);
+        drop(shrinking_service);
+        self.report.goal("a turned JPEG of 12 megapixels, ms of processor time", turned_cpu, 400.0);
+        self.report.goal("a turned JPEG of 12 megapixels, MB in the child", turned_memory, 120.0);
         let after_decoding = service.memory();
         self.uploads_beside_decoders(&photographs, &service);
 
-        thread::sleep(Duration::from_secs(1));
+        thread::sleep(Duration::from_secs(1)); // until the last decoders have ended
         let after_both = service.memory();
         println!(
             "resident, MB: {idle:.1} after start, {after_uploads:.1} after uploads alone, {after_decoding:.1} after decoding, {after_both:.1} after both at once"
@@ -57,19 +58,20 @@ impl Bench {
         self.report.goal("resident after both at once, MB over start", after_both - idle, 16.0);
     }
 
-    /// Measures how long decoding a picture of one pixel takes. Uploads of a picture that is decoded
-    /// alternate with uploads of a picture that is not, so that other work on the machine affects
-    /// both equally.
+    /// Measures how long decoding a picture of one pixel takes. Uploads of a picture that is
+    /// decoded alternate with uploads of a picture that is not, so that other work on the machine
+    /// affects both equally.
     fn one_pixel(&mut self, service: &Service) {
         let (gif, png) = one_pixel_pictures();
-        let (gif, png) = (upload(&gif, self.load_time), upload(&png, self.load_time));
-        let (mut gif_client, mut png_client) = (gif.client(service), png.client(service));
+        let [gif_load, png_load] = [gif, png].map(|picture| upload(&picture, self.load_time));
+        let (mut gif_client, mut png_client) = (gif_load.client(service), png_load.client(service));
         let (mut decoded, mut not_decoded) = (Vec::new(), Vec::new());
         let (started, cpu_before) = (Instant::now(), service.cpu_of_decoders());
         while started.elapsed() < self.load_time {
-            not_decoded.push(png_client.send(&png));
-            decoded.push(gif_client.send(&gif));
+            not_decoded.push(png_client.send(&png_load));
+            decoded.push(gif_client.send(&gif_load));
         }
+        // Each GIF was decoded by a child of its own.
         let children = decoded.len() as f64;
         let cpu = service.cpu_of_decoders().per_request_since(cpu_before, children);
         let (decoded, not_decoded) = (Percentiles::of(decoded), Percentiles::of(not_decoded));
@@ -84,12 +86,12 @@ impl Bench {
         self.report.goal("one child for one pixel, ms", decoded.p50 - not_decoded.p50, 4.0);
     }
 
-    /// Measures one photograph. Returns the processor time in ms, and the child's peak memory in
-    /// MB.
+    /// Measures uploads of one photograph. Returns the processor time of an upload in ms, and a
+    /// child's peak memory in MB.
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
         let load = upload(picture, self.load_time);
         let result = load.run(service, &self.nvidia);
-        // Measured separately, because sampling the memory needs processor time.
+        // Measured separately, because reading the memory often needs processor time.
         let mut client = load.client(service);
         let child_memory = service.peak_of_decoders(|| {
             for _ in 0..3 {
@@ -119,26 +121,25 @@ impl Bench {
             "34 KB uploads of 16 clients: alone, and beside two clients that send a WebP and a TIFF of 12 megapixels",
             &["beside", "req/s", "p50 ms", "p99 ms", "decoded"],
         );
-        let print_row = |name: &str, result: &LoadResult, decoded: u64| {
+        let print_row = |beside: &str, result: &LoadResult, decoded: u64| {
             let LoadResult { per_second, latency, .. } = *result;
-            row(&[name.into()], &[per_second, latency.p50, latency.p99, decoded as f64]);
+            row(&[beside.into()], &[per_second, latency.p50, latency.p99, decoded as f64]);
         };
         let small = self.fresh_uploads();
         let mut ratios = [0.0; ROUNDS];
         for ratio in &mut ratios {
             let alone = small.run(service, &self.nvidia);
             print_row("nothing", &alone, 0);
-            let heavy = [&photographs.webp, &photographs.tiff]
+            let decoded_loads = [&photographs.webp, &photographs.tiff]
                 .map(|picture| upload(picture, self.load_time));
             let (beside, decoded) =
-                run_under_load(&heavy, service, || small.run(service, &self.nvidia));
+                run_under_load(&decoded_loads, service, || small.run(service, &self.nvidia));
             print_row("decoding", &beside, decoded);
             *ratio = beside.latency.p99 / alone.latency.p99;
         }
         ratios.sort_by(f64::total_cmp);
-        // The median of the ratios.
-        let name = "p99 of an upload, beside decoders against alone";
-        self.report.goal(name, ratios[ROUNDS / 2], 4.0);
+        let median = ratios[ROUNDS / 2];
+        self.report.goal("p99 of an upload, beside decoders against alone", median, 4.0);
     }
 }
 
@@ -147,26 +148,26 @@ fn upload(picture: &[u8], run_for: Duration) -> Load {
     Load { request: Request::upload_of(picture), is_fresh: true, clients: 1, run_for }
 }
 
-/// Runs `work`. At the same time, one client for each load sends requests without a pause. Returns the
-/// result of `work`, and the number of the clients' requests that were answered while it ran.
+/// Runs `work`. At the same time, one client for each load sends requests without a pause. Returns
+/// the result of `work`, and the number of the clients' requests that were answered while it ran.
 fn run_under_load<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T) -> (T, u64) {
-    let (has_ended, answered) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (work_has_ended, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         for load in loads {
-            let (has_ended, answered) = (&has_ended, &answered);
+            let (work_has_ended, answered) = (&work_has_ended, &answered);
             scope.spawn(move || {
                 let mut client = load.client(service);
-                while !has_ended.load(Ordering::Relaxed) {
+                while !work_has_ended.load(Ordering::Relaxed) {
                     client.send(load);
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
         thread::sleep(Duration::from_millis(500)); // until the first decodes run
-        let before = answered.load(Ordering::Relaxed);
+        let answered_before = answered.load(Ordering::Relaxed);
         let result = work();
-        let answered_during_work = answered.load(Ordering::Relaxed) - before;
-        has_ended.store(true, Ordering::Relaxed);
+        let answered_during_work = answered.load(Ordering::Relaxed) - answered_before;
+        work_has_ended.store(true, Ordering::Relaxed);
         (result, answered_during_work)
     })
 }

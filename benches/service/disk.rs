@@ -1,4 +1,5 @@
-//! Measures how long the disk alone needs to save a picture. The service cannot save a picture faster.
+//! Measures how long the disk alone needs to save a picture. The service cannot save a picture
+//! faster.
 
 use std::{
     fs::{self, File},
@@ -18,13 +19,13 @@ pub struct DiskResult {
     pub cpu: f64,
 }
 
-/// Saves files of this length on several threads for as long as `run_for`. A file is saved as the
-/// service does it: write, fsync, rename, fsync of the folder.
+/// Saves files of `len` bytes on several threads, for the time `run_for`. Each is saved as the
+/// service saves a picture: write, fsync, rename, fsync of the folder.
 pub fn measure(folder: &Path, len: usize, thread_count: usize, run_for: Duration) -> DiskResult {
     let bytes = jpeg(len);
     fs::create_dir_all(folder.join("staged")).unwrap();
     let started = Instant::now();
-    let work = |thread_index: usize| {
+    let save_files = |thread_index: usize| {
         let (cpu_before, mut latencies) = (cpu_of_this_thread(), Vec::new());
         while started.elapsed() < run_for {
             let save_started = Instant::now();
@@ -35,9 +36,9 @@ pub fn measure(folder: &Path, len: usize, thread_count: usize, run_for: Duration
     };
     let (mut all_latencies, mut total_cpu) = (Vec::new(), 0.0);
     thread::scope(|scope| {
-        let work = &work;
+        let save_files = &save_files;
         let handles: Vec<_> =
-            (0..thread_count).map(|index| scope.spawn(move || work(index))).collect();
+            (0..thread_count).map(|index| scope.spawn(move || save_files(index))).collect();
         for handle in handles {
             let (latencies, cpu) = handle.join().unwrap();
             all_latencies.extend(latencies);
@@ -62,5 +63,6 @@ fn save(folder: &Path, name: &str, bytes: &[u8]) {
 /// The processor time of this thread, in milliseconds.
 fn cpu_of_this_thread() -> f64 {
     let stat = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    // The first field is in nanoseconds.
     stat.split(' ').next().unwrap().parse::<f64>().unwrap() / 1e6
 }

@@ -1,5 +1,6 @@
-//! A fake NVIDIA that responds without delay, and a fake picture server. Both use blocking threads,
-//! which need little processor time. The measured service has to share the processors with them.
+//! A fake NVIDIA that responds without delay unless a benchmark sets one, and a fake picture
+//! server. They share the processors with the measured service. Both use blocking threads, because
+//! these need little processor time.
 
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -67,7 +68,8 @@ impl FakeNvidia {
         Self { address, state }
     }
 
-    /// The URL of a picture. The URL ends in the picture's number.
+    /// The URL of a picture of this length, [`SMALL`] or [`LARGE`]. The URL ends in the picture's
+    /// number, which is 0 here and replaced before each request.
     pub fn picture_url(&self, len: usize) -> String {
         let name = if len == SMALL { "small" } else { "large" };
         format!("http://{}/{name}/{:0NUMBER_LEN$}", self.address, 0)
@@ -93,7 +95,7 @@ impl State {
             let mut received = 0;
             let head_len = loop {
                 match stream.read(&mut buffer[received..])? {
-                    0 => return Ok(()),
+                    0 => return Ok(()), // the client has closed the connection
                     read => received += read,
                 }
                 if let Some(end) = find(&buffer[..received], b"\r\n\r\n") {
@@ -101,6 +103,7 @@ impl State {
                 }
             };
             let head = std::str::from_utf8(&buffer[..head_len]).unwrap();
+            // How much of the body is not in the buffer.
             let unread = content_length(head).unwrap_or(0) - (received - head_len);
             let mut words = head.split(' ').map(str::to_owned);
             let (method, path) = (words.next().unwrap(), words.next().unwrap());
@@ -138,6 +141,7 @@ impl State {
     }
 }
 
+/// A complete response with status 200.
 fn ok(media_type: &str, body: &[u8]) -> Vec<u8> {
     let len = body.len();
     let head =
@@ -148,6 +152,7 @@ fn ok(media_type: &str, body: &[u8]) -> Vec<u8> {
 /// Writes a response whose last bytes are replaced by `end`.
 fn write_with_end(mut stream: &TcpStream, response: &[u8], end: &[u8]) -> io::Result<()> {
     let start = &response[..response.len() - end.len()];
+    // A single system call usually writes everything.
     let written = stream.write_vectored(&[IoSlice::new(start), IoSlice::new(end)])?;
     match written.checked_sub(start.len()) {
         Some(written_of_end) => stream.write_all(&end[written_of_end..]),

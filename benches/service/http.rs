@@ -45,6 +45,7 @@ impl Connection {
         };
         let head = std::str::from_utf8(&self.buffer[..head_len]).unwrap();
         let response = Response {
+            // After `HTTP/1.1 `.
             status: head.get(9..12).and_then(|status| status.parse().ok()).unwrap(),
             is_cache_hit: head.contains("x-cache: hit"),
         };
@@ -57,10 +58,12 @@ impl Connection {
     }
 }
 
+/// The position of `pattern`.
 pub fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
     bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
+/// The value of `Content-Length`.
 pub fn content_length(head: &str) -> Option<usize> {
     head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;

@@ -27,7 +27,7 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 /// The requests of a load.
 pub struct Load {
     pub request: Request,
-    /// Whether each request contains a new picture.
+    /// Whether each request contains a new picture. Otherwise all contain the same.
     pub is_fresh: bool,
     /// The number of clients that send requests at the same time.
     pub clients: usize,
@@ -72,6 +72,7 @@ impl Percentiles {
 impl Load {
     /// Runs the load, after a short warm-up that is not measured.
     pub fn run(&self, service: &Service, nvidia: &FakeNvidia) -> LoadResult {
+        // If all requests have the same picture, this puts it into the cache.
         self.client(service).send(self);
         // The main thread also waits at both barriers, and reads the counters in between.
         let (ready, start) = (Barrier::new(self.clients + 1), Barrier::new(self.clients + 1));
@@ -80,7 +81,7 @@ impl Load {
                 .map(|_| {
                     scope.spawn(|| {
                         let mut client = self.client(service);
-                        client.run(self, self.run_for / 10);
+                        client.run(self, self.run_for / 10); // the warm-up
                         ready.wait();
                         start.wait();
                         client.run(self, self.run_for)
@@ -112,6 +113,7 @@ impl Load {
         })
     }
 
+    /// Connects one client of this load.
     pub fn client(&self, service: &Service) -> Client {
         let connection = Connection::open(service.address).unwrap();
         Client { connection, request: self.request.clone() }
@@ -139,10 +141,10 @@ impl Client {
         if load.is_fresh {
             self.request.set_number(NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
         }
-        let sent = Instant::now();
+        let started = Instant::now();
         let response = self.connection.exchange(&self.request.bytes).unwrap();
-        let elapsed = sent.elapsed();
-        assert_eq!(response.status, 200, "service.log in the service's folder has the reason");
+        let elapsed = started.elapsed();
+        assert_eq!(response.status, 200, "the reason is in service.log in the service's folder");
         assert!(!(load.is_fresh && response.is_cache_hit), "a new picture must not be a cache hit");
         elapsed
     }
@@ -154,9 +156,9 @@ pub fn measure_directly(nvidia: &FakeNvidia, run_for: Duration) -> Percentiles {
     let mut connection = Connection::open(nvidia.address).unwrap();
     let mut latencies = Vec::new();
     while started.elapsed() < run_for {
-        let sent = Instant::now();
+        let request_started = Instant::now();
         connection.exchange(&request.bytes).unwrap();
-        latencies.push(sent.elapsed());
+        latencies.push(request_started.elapsed());
     }
     Percentiles::of(latencies)
 }

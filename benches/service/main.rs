@@ -107,8 +107,8 @@ impl Drop for Bench {
 impl Bench {
     /// Creates an empty folder for a service.
     ///
-    /// Folders are removed only at the end. After a removal, ext4 without a journal creates files more
-    /// slowly for minutes, because it avoids recently freed inodes.
+    /// Folders are removed only at the end. After a removal, ext4 without a journal creates files
+    /// more slowly for minutes, because it avoids recently freed inodes.
     fn folder(&mut self, name: &str) -> PathBuf {
         self.folder_count += 1;
         let folder = self.root.join(format!("{}-{name}", self.folder_count));
@@ -126,23 +126,26 @@ impl Bench {
         service
     }
 
+    /// 16 clients that upload new small pictures.
     fn fresh_uploads(&self) -> Load {
         let request = Request::upload(SMALL);
         Load { request, is_fresh: true, clients: 16, run_for: self.load_time }
     }
 
+    /// Measures the time of a start, and the memory after it.
     fn start(&mut self) {
         let folder = self.folder("start");
         let startup_time = |_| Service::start(&folder, &self.nvidia, &[]).startup_time;
         let startup_times = load::Percentiles::of((0..15).map(startup_time).collect());
         let service = Service::start(&folder, &self.nvidia, &[]);
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_millis(500)); // until the start is complete
         let program_mb = fs::metadata(program()).unwrap().len() as f64 / 1e6;
         self.report.goal("start to first answer, ms", startup_times.p50, 60.0);
         self.report.goal("resident after start, MB", service.memory(), 12.0);
         self.report.goal("program, MB", program_mb, 24.0);
     }
 
+    /// Measures the disk without the service.
     fn disk(&mut self) {
         heading(
             "the disk alone: write, fsync, rename, fsync of the folder",
@@ -161,6 +164,7 @@ impl Bench {
         }
     }
 
+    /// Measures each route for single pictures, with small and large, new and cached pictures.
     fn load(&mut self) {
         let service = self.start_warm("load");
         heading(
@@ -207,6 +211,7 @@ impl Bench {
         println!("resident after these loads, including the cache: {:.1} MB", service.memory());
     }
 
+    /// Measures the time that the service adds to a call to NVIDIA.
     fn latency(&mut self) {
         let disk_ms = disk::measure(&self.folder("disk"), SMALL, 1, self.load_time / 2).latency.p50;
         let service = self.start_warm("latency");
@@ -218,8 +223,8 @@ impl Bench {
             println!(
                 "one client, fake NVIDIA of {delay} ms: {direct_ms:.3} ms direct, {through_ms:.3} ms through the service; disk {disk_ms:.3} ms"
             );
-            // The service saves the picture while it waits for NVIDIA, so the time of the disk
-            // matters only without a delay.
+            // The service saves the picture while it waits for NVIDIA. If NVIDIA responds at once,
+            // the service still waits for the disk.
             let max_added_ms = if delay == 0 { 1.0 + disk_ms } else { 1.0 };
             let name = format!("added latency, fake NVIDIA of {delay} ms, ms");
             self.report.goal(&name, through_ms - direct_ms, max_added_ms);
@@ -234,7 +239,7 @@ impl Bench {
         let folder = self.folder("memory");
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.fresh_uploads().run(&service, &self.nvidia);
-        thread::sleep(Duration::from_secs(1));
+        thread::sleep(Duration::from_secs(1)); // until the memory of the load is freed
         self.report.goal("resident after load, MB", service.memory(), 16.0);
 
         let folder = self.folder("memory");
@@ -259,16 +264,16 @@ impl Bench {
     fn scale(&mut self) {
         let service_with_new_folder = self.start_warm("new");
         let full_folder = self.folder("full");
-        let run = |service: &Service| self.fresh_uploads().run(service, &self.nvidia);
-        let new = run(&service_with_new_folder);
+        let run_load = |service: &Service| self.fresh_uploads().run(service, &self.nvidia);
+        let new = run_load(&service_with_new_folder);
         drop(service_with_new_folder);
         scale::fill(&full_folder.join("downloads"));
-        // A limit that is high enough for all vectors, so that the service removes none.
+        // The cache's limit is high enough for all vectors, so that the service removes none.
         let settings = [("IMAGESVC_CACHE_DISK", "4GiB")];
         let service = Service::start(&full_folder, &self.nvidia, &settings);
         let startup_ms = service.startup_time.as_secs_f64() * 1000.0;
-        run(&service); // warms the service up, as `start_warm` does
-        let full = run(&service);
+        run_load(&service); // warms the service up, as `start_warm` does
+        let full = run_load(&service);
         println!(
             "full folder, 100,000 pictures and 50,000 vectors: {:.0} req/s, {:.3} CPU ms, {:.1} MB (new folder: {:.0}, {:.3}, {:.1})",
             full.per_second,

@@ -11,15 +11,15 @@ use tiff::encoder::{Compression, DeflateLevel, Predictor, TiffEncoder, colortype
 
 use crate::{pictures::NUMBER_LEN, samples::JPEG};
 
-/// 12 megapixels.
+/// The width and height of a photograph of 12 megapixels.
 const SIZE: (u32, u32) = (4000, 3000);
 
 /// A JPEG's EXIF segment with orientation 6, a rotation by 90°.
 const EXIF_ORIENTATION_6: &[u8] =
     b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
-/// One photograph in several formats. Each file ends with some bytes for a number, which decoders
-/// ignore.
+/// One photograph in several formats. Each file ends with space for the number of a request's
+/// picture, which decoders ignore.
 pub struct Photographs {
     pub jpeg: Vec<u8>,
     /// The JPEG with EXIF orientation 6.
@@ -45,7 +45,7 @@ impl Photographs {
             .write_image::<RGB8>(SIZE.0, SIZE.1, &photograph)
             .unwrap();
         let mut turned = jpeg.clone();
-        turned.splice(2..2, EXIF_ORIENTATION_6.iter().copied());
+        turned.splice(2..2, EXIF_ORIENTATION_6.iter().copied()); // after the start marker
         let [jpeg, turned, webp, tiff] =
             [jpeg, turned, webp.into_inner(), tiff.into_inner()].map(with_space_for_number);
         Self { jpeg, turned, webp, tiff }
@@ -65,8 +65,8 @@ fn make_photograph() -> RgbImage {
     large
 }
 
-/// A GIF and a PNG of one pixel, with the same number of bytes. The service must decode the GIF, and
-/// sends the PNG unchanged.
+/// A GIF and a PNG of one pixel, padded to the same number of bytes. The service must decode the
+/// GIF, and sends the PNG unchanged.
 pub fn one_pixel_pictures() -> (Vec<u8>, Vec<u8>) {
     let [mut gif, mut png] = [ImageFormat::Gif, ImageFormat::Png].map(|format| {
         let mut pixel = Cursor::new(Vec::new());
@@ -79,6 +79,7 @@ pub fn one_pixel_pictures() -> (Vec<u8>, Vec<u8>) {
     (with_space_for_number(gif), with_space_for_number(png))
 }
 
+/// Appends space for a picture's number.
 fn with_space_for_number(mut picture: Vec<u8>) -> Vec<u8> {
     picture.extend([0; NUMBER_LEN]);
     picture

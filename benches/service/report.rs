@@ -6,8 +6,8 @@ use crate::load::LoadResult;
 #[derive(Default)]
 pub struct Report {
     goals: Vec<Goal>,
-    /// The processor time of an upload of a new picture of 34 KB, in milliseconds. The processor times
-    /// of the other routes are compared with this.
+    /// The processor time of an upload of a new picture of 34 KB, in milliseconds. The processor
+    /// times of the other routes are compared with this. `None` if this load was not run.
     upload_cpu: Option<f64>,
 }
 
@@ -25,12 +25,12 @@ enum Limit {
 }
 
 impl Report {
-    /// Adds a figure, and the highest value that meets the goal.
+    /// Adds a figure, and the highest value that meets its goal.
     pub fn goal(&mut self, name: &str, measured: f64, max: f64) {
         self.goals.push(Goal { name: name.into(), measured, limit: Limit::AtMost(max) });
     }
 
-    /// Adds a figure, and the lowest value that meets the goal.
+    /// Adds a figure, and the lowest value that meets its goal.
     pub fn goal_at_least(&mut self, name: &str, measured: f64, min: f64) {
         self.goals.push(Goal { name: name.into(), measured, limit: Limit::AtLeast(min) });
     }
@@ -59,14 +59,15 @@ impl Report {
         }
     }
 
+    /// Prints every figure with its goal, and whether the figure meets the goal.
     pub fn print(&self) {
         heading("goals", &[]);
         for Goal { name, measured, limit } in &self.goals {
-            let (holds, word, limit) = match limit {
+            let (is_met, word, limit) = match limit {
                 Limit::AtMost(max) => (measured <= max, "of", max),
                 Limit::AtLeast(min) => (measured >= min, "of at least", min),
             };
-            let outcome = if holds { "holds" } else { "MISSED" };
+            let outcome = if is_met { "holds" } else { "MISSED" };
             println!("{name:<55} {measured:>9.3} {word} {limit:>7.3}  {outcome}");
         }
     }

@@ -8,7 +8,8 @@ use crate::{
     samples::jpeg,
 };
 
-/// A request as bytes. A number in these bytes makes the picture different from other pictures.
+/// A request as bytes. A number in these bytes makes its picture different from those of other
+/// requests.
 #[derive(Clone)]
 pub struct Request {
     pub bytes: Vec<u8>,
@@ -17,6 +18,7 @@ pub struct Request {
 }
 
 impl Request {
+    /// An upload of a picture of `len` bytes.
     pub fn upload(len: usize) -> Self {
         Self::upload_of(&jpeg(len))
     }
@@ -31,16 +33,18 @@ impl Request {
         Self::new("/vectorize-image-upload", media_type, &body, after.len())
     }
 
+    /// A request to the Base64 route, with a picture of about `len` bytes. The number replaces the
+    /// last characters of the Base64 text.
     pub fn base64(len: usize) -> Self {
-        // The length is a multiple of three, so that the number replaces whole characters of the text.
+        // The length is a multiple of three, so that the text does not end in `=`.
         let text = BASE64_STANDARD.encode(jpeg(len / 3 * 3));
         let after = r#"","filename":"photo.jpg"}"#;
         let body = format!(r#"{{"image_base64":"{text}{after}"#);
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
     }
 
-    /// A batch of different pictures as Base64. Every batch contains the same pictures, so its
-    /// number must not be set.
+    /// A batch of different pictures as Base64. Every batch contains the same pictures.
+    /// [`Self::set_number`] must not be called, because it would overwrite other bytes.
     pub fn batch(len: usize, pictures: u64) -> Self {
         let pictures = (0..pictures).map(|number| {
             let mut picture = jpeg(len / 3 * 3);
@@ -53,7 +57,8 @@ impl Request {
         Self::new("/v1/embeddings", "application/json", body.as_bytes(), 0)
     }
 
-    /// A health check, for which the service does nothing except to respond. It contains no number.
+    /// A health check, for which the service does nothing except to respond. It contains no
+    /// picture, so [`Self::set_number`] must not be called.
     pub fn health() -> Self {
         Self { bytes: b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n".to_vec(), number_at: 0 }
     }

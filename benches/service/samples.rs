@@ -1,9 +1,10 @@
 //! The pictures and embeddings of both benchmarks.
 
+/// A photograph of 528 KB.
 pub const JPEG: &[u8] = include_bytes!("../../tests/fixtures/hubble_deep_field.jpg");
 
-/// A JPEG of exactly `len` bytes. Only its header is valid. That is enough, because the service does
-/// not decode its pixels.
+/// A JPEG of exactly `len` bytes. Only its header is certain to be valid. That is enough, because
+/// the service does not decode the pixels of an upright JPEG.
 pub fn jpeg(len: usize) -> Vec<u8> {
     let mut bytes = JPEG[..len.min(JPEG.len())].to_vec();
     bytes.resize(len, 0);

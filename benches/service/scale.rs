@@ -5,10 +5,11 @@ use std::{
     path::Path,
 };
 
+// The numbers of saved pictures and of cached vectors.
 const PICTURES: u64 = 100_000;
 const VECTORS: u64 = 50_000;
 
-/// The size of a file in the cache, in bytes.
+/// The size of a cached vector's file, in bytes.
 const VECTOR_BYTES: u64 = 19_000;
 
 /// Creates files with the names and sizes of saved pictures and cached vectors. The files have no
@@ -20,6 +21,7 @@ pub fn fill(downloads: &Path) {
         File::create(downloads.join(name)).unwrap().set_len(34 * 1024).unwrap();
     }
     let vectors = downloads.join(".vectors");
+    // The cache uses a subfolder for each first byte of a vector's key.
     for folder in 0..256 {
         fs::create_dir_all(vectors.join(format!("{folder:02x}"))).unwrap();
     }

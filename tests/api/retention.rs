@@ -16,15 +16,18 @@ async fn wait_until_removed(app: &TestApp, count: f64) {
 async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture_in_use() {
     let (release, _) = watch::channel(false);
     let held_reply = embedding().held_until(&release);
-    // The first picture gets its reply last. Until then, its file is in use and is the oldest.
+    // Picture 0 is uploaded first, and gets its reply last. Until then, its file is in use, and is
+    // the oldest.
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
         0 => held_reply.clone(),
         _ => embedding(),
     })
     .await;
-    let max_bytes = 20 * 4096; // each file takes at least one block
+    // Room for 20 pictures: each takes one block of the disk, which is counted as 4096 bytes.
+    let max_bytes = 20 * 4096;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_BYTES", max_bytes).start().await;
+    // The last name is a UUID of version 4. The names of saved pictures are of version 7.
     let other_files = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
     for name in other_files {
         fs::write(app.folder().join(name), vec![0; 10_000]).unwrap();
@@ -32,12 +35,12 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
     let first_picture = tiny(0);
     let first = app.upload(&first_picture, "first.png");
     let others = async {
-        nvidia.wait_for(1).await;
+        nvidia.wait_for(1).await; // the call for picture 0
         let uploads = stream::iter(1..200).map(async |n| {
             app.upload(&tiny(n), "a.png").await.vector();
         });
         uploads.buffer_unordered(8).collect::<()>().await;
-        wait_until_removed(&app, 150.0).await;
+        wait_until_removed(&app, 180.0).await; // all of the 200 pictures except 20
         let saved = app.saved();
         let pictures: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
         assert!(
@@ -57,16 +60,17 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
             "{name} must not be removed, because the service did not write it"
         );
     }
-    // After its request has ended, the first picture is removed like any other.
+    // After its request has ended, the first picture is removed like any other. The rocket alone is
+    // larger than `max_bytes`, so the oldest pictures must be removed.
     app.upload(ROCKET, "large.jpg").await.vector();
-    let removal = async {
+    let first_picture_is_removed = async {
         while app.saved().contains(&first_name) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(30), removal)
+    timeout(Duration::from_secs(30), first_picture_is_removed)
         .await
-        .expect("the oldest picture should be removed within 30 s");
+        .expect("the first picture should be removed within 30 s of the end of its request");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -77,8 +81,8 @@ async fn a_picture_older_than_the_age_limit_is_removed_but_its_vector_stays_cach
         app.upload(&variant(ROCKET, n), "a.jpg").await.vector();
     }
     wait_until_removed(&app, 3.0).await;
-    assert!(app.saved().is_empty());
-    // No variant is equal to the original picture.
+    assert!(app.saved().is_empty(), "all three pictures should be removed");
+    // Only variants of the rocket were uploaded so far, so the rocket itself is not in the cache.
     assert_eq!(app.upload(ROCKET, "a.jpg").await.header("x-cache"), "miss");
     assert_eq!(app.upload(&variant(ROCKET, 1), "a.jpg").await.header("x-cache"), "hit");
 }

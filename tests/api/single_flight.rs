@@ -1,5 +1,6 @@
 //! Single flight: concurrent requests with the same picture share one call to NVIDIA. The leader is
-//! the request that started the call. The call continues after its clients disconnect.
+//! the request that started the call. The call continues after its clients disconnect. A request
+//! that started no call has `x-cache: hit` in its answer.
 
 use std::time::Duration;
 
@@ -14,13 +15,16 @@ use crate::{
     },
 };
 
+/// Allows 200 connections from one address. The default is 64, but the hundred clients of a test
+/// all connect from 127.0.0.1.
+const ALLOW_A_HUNDRED_CLIENTS: (&str, &str) = ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200");
+
 #[tokio::test]
 async fn a_hundred_identical_pictures_at_once_make_one_call() {
     let (release, _) = watch::channel(false);
     let reply = embedding().held_until(&release);
     let nvidia = FakeNvidia::replying(vec![reply]).await;
-    let app =
-        TestApp::builder(&nvidia).setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200").start().await;
+    let app = TestApp::builder(&nvidia).settings(&[ALLOW_A_HUNDRED_CLIENTS]).start().await;
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
         // The reply is released only when all hundred requests wait for the call.
@@ -28,9 +32,9 @@ async fn a_hundred_identical_pictures_at_once_make_one_call() {
         release.send(true).unwrap();
     };
     let (answers, ()) = tokio::join!(uploads, release_reply);
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1);
     let misses = answers.iter().filter(|answer| answer.header("x-cache") == "miss").count();
-    assert_eq!(misses, 1);
+    assert_eq!(misses, 1, "only the leader should have a cache miss");
     assert!(answers.iter().all(|answer| answer.vector().len() == 1536));
     assert_eq!(app.saved().len(), 100);
 }
@@ -42,10 +46,11 @@ async fn a_call_serves_later_clients_after_the_client_that_started_it_disconnect
     let app = TestApp::start(&nvidia).await;
     tokio::select! {
         _ = app.upload(ROCKET, "leader.jpg") => panic!("no answer may precede NVIDIA's reply"),
-        _ = nvidia.wait_for(1) => {} // dropping the upload disconnects its client
+        _ = nvidia.wait_for(1) => {} // drops the upload, which disconnects its client
     }
     let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
+        // The picture of the disconnected client counts until its call ends: one and ten.
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 11.0).await;
         release.send(true).unwrap();
     };
@@ -53,7 +58,7 @@ async fn a_call_serves_later_clients_after_the_client_that_started_it_disconnect
         answer.vector();
         assert_eq!(answer.header("x-cache"), "hit");
     }
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1);
 }
 
 #[tokio::test]
@@ -65,12 +70,12 @@ async fn when_every_client_disconnects_the_call_finishes_and_the_next_request_is
         let uploads = (0..5).map(|_| app.upload(ROCKET, "a.jpg"));
         tokio::select! {
             _ = join_all(uploads) => panic!("no answer may precede NVIDIA's reply"),
-            _ = nvidia.wait_for(1) => {}
+            _ = nvidia.wait_for(1) => {} // drops all uploads, which disconnects their clients
         }
     }
     release.send(true).unwrap();
     assert_x_cache(&app, ROCKET, "hit").await;
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1);
 }
 
 #[tokio::test]
@@ -84,65 +89,71 @@ async fn the_call_for_a_large_picture_finishes_after_the_client_disconnects() {
     let app = TestApp::start(&nvidia).await;
     tokio::select! {
         _ = app.upload(HUBBLE, "a.jpg") => panic!("no answer may precede NVIDIA's reply"),
-        _ = nvidia.wait_for(1) => {}
+        _ = nvidia.wait_for(1) => {} // drops the upload, which disconnects its client
     }
     release.send(true).unwrap();
+    // The service creates the asset, uploads the picture, requests the embedding, and deletes the
+    // asset.
     let received = nvidia.wait_for(4).await;
-    assert!(received[1].body == HUBBLE, "the call must still read the picture's file");
+    assert!(received[1].body == HUBBLE, "the whole picture should be uploaded to NVIDIA");
     assert_x_cache(&app, HUBBLE, "hit").await;
 }
 
 #[tokio::test]
 async fn a_request_that_joined_a_call_late_succeeds_although_the_call_misses_its_deadline() {
-    // The first call hangs until the deadline of the request that started it.
+    // The first call hangs until the leader's deadline. Then the late request makes a call of its
+    // own, because it has 0.3 s left, which is more than a quarter of its time.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
-    let late = async {
+    let upload_late = async {
         nvidia.wait_for(1).await;
         tokio::time::sleep(Duration::from_millis(300)).await;
         app.upload(ROCKET, "late.jpg").await
     };
-    let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), late);
+    let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), upload_late);
     assert_eq!(leader.status, 504);
     late.vector();
-    assert_eq!(nvidia.lines().len(), 2);
+    assert_eq!(nvidia.count(), 2);
 }
 
 #[tokio::test]
 async fn a_request_that_joined_a_call_late_succeeds_if_the_call_has_no_time_for_a_retry() {
-    // The first attempt fails with a `Retry-After` that ends after the deadline of the request that
-    // started the call, but before the deadline of the late request.
-    let wait = Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
-    let nvidia = FakeNvidia::replying(vec![wait, embedding()]).await;
+    // The first attempt fails after 0.6 s, and NVIDIA asks to wait until 1.6 s. The leader's
+    // deadline is at 1.5 s, that of the late request at 1.9 s.
+    let unavailable =
+        Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
+    let nvidia = FakeNvidia::replying(vec![unavailable, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1500ms").start().await;
-    let late = async {
+    let upload_late = async {
         nvidia.wait_for(1).await;
         tokio::time::sleep(Duration::from_millis(400)).await;
         app.upload(ROCKET, "late.jpg").await
     };
-    let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), late);
+    let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), upload_late);
     assert_eq!((leader.status, leader.header("retry-after")), (502, "1"));
     late.vector();
-    assert_eq!(nvidia.lines().len(), 2);
+    assert_eq!(nvidia.count(), 2);
 }
 
 #[tokio::test]
 async fn a_hundred_requests_that_share_a_hanging_call_make_no_further_call() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
-        .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
-        .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200")
+        .settings(&[("IMAGESVC_REQUEST_TIMEOUT", "1s"), ALLOW_A_HUNDRED_CLIENTS])
         .start()
         .await;
+    // All requests arrive at about the same time. When the call misses the leader's deadline, the
+    // other requests have no time for another call.
     for answer in join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg"))).await {
         assert_eq!(answer.status, 504);
     }
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1);
 }
 
 #[tokio::test]
 async fn an_error_is_shared_but_not_cached() {
     let (release, _) = watch::channel(false);
+    // The service does not retry a 422.
     let refused = Reply::status(422).held_until(&release);
     let nvidia = FakeNvidia::replying(vec![refused, embedding()]).await;
     let app = TestApp::start(&nvidia).await;
@@ -159,7 +170,7 @@ async fn an_error_is_shared_but_not_cached() {
         );
         assert!(app.saved().contains(&answer.saved_as()));
     }
-    assert_eq!(nvidia.lines().len(), 1);
+    assert_eq!(nvidia.count(), 1);
     assert_x_cache(&app, ROCKET, "miss").await;
 }
 
@@ -185,10 +196,11 @@ async fn a_no_cache_request_makes_a_new_call_and_joins_no_other_call() {
     let (first, second) = tokio::join!(first, second);
     assert!(is_filled_with(&first, 1) && is_filled_with(&second, 2));
     assert_eq!(second.header("x-cache"), "miss");
+    // The picture is cached now.
     let third = upload_with_no_cache().await;
     assert!(is_filled_with(&third, 3));
     // The cache contains the newest vector.
     let hit = assert_x_cache(&app, ROCKET, "hit").await;
     assert!(is_filled_with(&hit, 3));
-    assert_eq!(nvidia.lines().len(), 3);
+    assert_eq!(nvidia.count(), 3);
 }

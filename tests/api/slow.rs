@@ -10,18 +10,21 @@ use tokio::{
 
 use crate::support::{FakeNvidia, ROCKET, ServiceProcess, TestApp, connect_from, form, post_head};
 
-/// What a stalling client sends before it stops.
+/// What a stalling client sends before it stops: nothing, a part of a header, or a header and a
+/// part of a body. The fourth is the start of HTTP/2, which the service does not support.
 const OPENINGS: [&[u8]; 6] = [
     b"",
     b"G",
     b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"image_url\":",
-    b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n\
+    b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\n\
+      content-type: multipart/form-data; boundary=x\r\n\
       transfer-encoding: chunked\r\n\r\n5\r\n--x\r\n\r\n",
 ];
 
-/// Whether the service closes or resets the connection within 20 s.
+/// Whether the service closes or resets the connection within 20 s, which is longer than any
+/// timeout of the service in these tests.
 async fn closes_in_time(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
     timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await.is_ok()
@@ -40,7 +43,7 @@ async fn the_connection_of_a_stalling_client_is_closed() {
         stream.write_all(opening).await.unwrap();
         assert!(
             closes_in_time(&mut stream).await,
-            "the connection should be closed after {}",
+            "the connection of a client that stalls after `{}` should be closed",
             opening.escape_ascii()
         );
     }
@@ -58,6 +61,7 @@ async fn a_trickling_header_does_not_extend_the_header_timeout() {
     let (mut reader, mut writer) = stream.into_split();
     let trickle = tokio::spawn(async move {
         let mut sent_bytes = 0;
+        // The client sends the name of one header, and never its end.
         while writer.write_all(b"x").await.is_ok() {
             sent_bytes += 1;
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -70,16 +74,17 @@ async fn a_trickling_header_does_not_extend_the_header_timeout() {
     assert!(trickle.await.unwrap() < 500, "the client should send for less than 10 s");
 }
 
-/// Uploads a picture at once, from an address that no stalling client uses.
-async fn prompt_upload(child: &ServiceProcess) -> String {
-    let mut stream = connect_from([127, 9, 9, 9], child.address).await.unwrap();
+/// Uploads a picture without a pause, from an address that no stalling client uses. Returns the
+/// response as text.
+async fn upload_without_pause(service: &ServiceProcess) -> String {
+    let mut stream = connect_from([127, 9, 9, 9], service.address).await.unwrap();
     let body = form(ROCKET);
     let request = post_head("/vectorize-image-upload", body.len(), "connection: close\r\n");
     stream.write_all(&request).await.unwrap();
     stream.write_all(&body).await.unwrap();
-    let mut answer = String::new();
-    timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
-    answer
+    let mut response = String::new();
+    timeout(Duration::from_secs(20), stream.read_to_string(&mut response)).await.unwrap().unwrap();
+    response
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,40 +92,44 @@ async fn a_thousand_stalling_clients_do_not_delay_another_client() {
     let nvidia = FakeNvidia::healthy().await;
     let settings = [("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
+    // The service refuses most connections from one address. Those from a thousand addresses stay
+    // below its limit of 1024 connections.
     for is_one_peer in [true, false] {
         let mut stalling = Vec::new();
         for n in 0..1000usize {
             let source = if is_one_peer {
                 [127, 0, 0, 1]
             } else {
-                [127, 1, (n / 250) as u8, (n % 250) as u8 + 1]
+                [127, 1, (n / 250) as u8, (n % 250) as u8 + 1] // another address for each `n`
             };
-            // A connection over the limit may be closed before its opening is sent.
-            if let Ok(mut stream) = connect_from(source, child.address).await {
+            // A refused connection may be closed before its opening is sent.
+            if let Ok(mut stream) = connect_from(source, service.address).await {
                 let _ = stream.write_all(OPENINGS[n % OPENINGS.len()]).await;
                 stalling.push(stream);
             }
         }
-        let answer = prompt_upload(&child).await;
-        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");
+        let response = upload_without_pause(&service).await;
+        assert!(response.starts_with("HTTP/1.1 200 OK"), "{response:.300}");
         for stream in &mut stalling {
             assert!(closes_in_time(stream).await);
         }
     }
-    assert!(prompt_upload(&child).await.starts_with("HTTP/1.1 200 OK"));
+    // All connections of stalling clients are closed now.
+    assert!(upload_without_pause(&service).await.starts_with("HTTP/1.1 200 OK"));
 }
 
 #[tokio::test]
 async fn the_connection_of_a_client_that_reads_no_response_is_closed() {
-    // Unit tests check the write timer with simulated time. This test checks that connections use
-    // that timer: if they do, a shutdown with such a client ends long before the drain timeout.
+    // Unit tests check the write timer of 10 s with simulated time. This test checks that
+    // connections use it: if they do, a shutdown with such a client ends long before the drain
+    // timeout of 70 s.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(app.address).await.unwrap();
-    // The responses exceed the sockets' buffers.
+    // All responses together exceed the sockets' buffers.
     for _ in 0..20 {
         stream
             .write_all(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -131,6 +140,6 @@ async fn the_connection_of_a_client_that_reads_no_response_is_closed() {
     timeout(Duration::from_secs(40), app.stop()).await.unwrap();
     assert!(
         started.elapsed() < Duration::from_secs(30),
-        "the write timer should close the connection long before the drain timeout of 70 s"
+        "the write timer should close the connection, so that the service stops within 30 s"
     );
 }

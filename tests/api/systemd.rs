@@ -8,6 +8,7 @@ use std::{
 
 use crate::support::ServiceProcess;
 
+/// Receives the next message.
 fn receive(socket: &UnixDatagram) -> String {
     let mut buffer = [0; 4096];
     let len = socket
@@ -17,7 +18,7 @@ fn receive(socket: &UnixDatagram) -> String {
 }
 
 /// Receives messages until one contains this line, and returns that message.
-fn wait_for(socket: &UnixDatagram, line: &str) -> String {
+fn wait_for_message_with(socket: &UnixDatagram, line: &str) -> String {
     loop {
         let message = receive(socket);
         if message.lines().any(|received| received == line) {
@@ -35,29 +36,31 @@ fn systemd_is_notified_when_the_service_is_ready_alive_and_stopping() {
     let settings = [
         ("IMAGESVC_SANDBOX", "true"),
         ("NOTIFY_SOCKET", path.to_str().unwrap()),
-        ("WATCHDOG_USEC", "200000"),
+        ("WATCHDOG_USEC", "200000"), // 0.2 s, in microseconds
     ];
-    let child = ServiceProcess::start(folder.path(), &settings);
-    let ready = wait_for(&socket, "READY=1");
-    let status_line = format!("STATUS=serving on {}", child.address);
+    let service = ServiceProcess::start(folder.path(), &settings);
+    let ready = wait_for_message_with(&socket, "READY=1");
+    let status_line = format!("STATUS=serving on {}", service.address);
     assert!(ready.lines().any(|line| line == status_line), "{ready}");
     for _ in 0..3 {
-        wait_for(&socket, "WATCHDOG=1");
+        wait_for_message_with(&socket, "WATCHDOG=1");
     }
-    let mut stalled = std::net::TcpStream::connect(child.address).unwrap();
-    let head = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 99\r\n\r\n";
-    stalled.write_all(head).unwrap();
-    stalled.read_exact(&mut [0; 25]).unwrap(); // `100 Continue`, so the request is running
-    child.terminate();
-    let stopping = wait_for(&socket, "STOPPING=1");
+    let mut stalled_client = std::net::TcpStream::connect(service.address).unwrap();
+    let head = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n\
+                 content-length: 99\r\n\r\n";
+    stalled_client.write_all(head).unwrap();
+    // The service responds with `HTTP/1.1 100 Continue`, so the request is running.
+    stalled_client.read_exact(&mut [0; "HTTP/1.1 100 Continue\r\n\r\n".len()]).unwrap();
+    service.terminate();
+    let stopping = wait_for_message_with(&socket, "STOPPING=1");
     assert!(stopping.contains("STATUS=stopping"), "{stopping}");
-    // Watchdog messages continue while the service waits for the stalled request.
-    wait_for(&socket, "STATUS=stopping: waiting for running requests");
+    // Watchdog messages continue while the service waits for the stalled client.
+    wait_for_message_with(&socket, "STATUS=stopping: waiting for running requests");
     for _ in 0..2 {
-        wait_for(&socket, "WATCHDOG=1");
+        wait_for_message_with(&socket, "WATCHDOG=1");
     }
-    drop(stalled);
-    let (status, _) = child.wait();
+    drop(stalled_client);
+    let (status, _) = service.wait();
     assert_eq!(status.code(), Some(0));
 }
 
@@ -70,15 +73,15 @@ fn no_watchdog_message_is_sent_if_watchdog_pid_is_the_id_of_another_process() {
     let settings = [
         ("IMAGESVC_SANDBOX", "true"),
         ("NOTIFY_SOCKET", path.to_str().unwrap()),
-        ("WATCHDOG_USEC", "1000"),
+        ("WATCHDOG_USEC", "1000"), // so short that a message would precede STOPPING=1
         ("WATCHDOG_PID", "1"),
     ];
-    let child = ServiceProcess::start(folder.path(), &settings);
-    wait_for(&socket, "READY=1");
-    child.terminate();
-    let next = receive(&socket);
-    assert!(next.contains("STOPPING=1"), "{next}");
-    child.wait();
+    let service = ServiceProcess::start(folder.path(), &settings);
+    wait_for_message_with(&socket, "READY=1");
+    service.terminate();
+    let message = receive(&socket);
+    assert!(message.contains("STOPPING=1"), "no watchdog message should come first: {message}");
+    service.wait();
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! The service sends no request to a server whose certificate is invalid.
+//! The service sends no request to a picture host or to NVIDIA if the server's certificate is
+//! invalid.
 
 use std::path::Path;
 
@@ -51,7 +52,8 @@ impl Authority {
     }
 }
 
-/// Server configurations with invalid certificates, each with the reason.
+/// Server configurations with invalid certificates for `localhost`. Each comes with a
+/// description of its certificate.
 fn invalid_configs(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
     [
         ("for another name", authority.certify("other.example", 2100)),
@@ -72,24 +74,27 @@ fn saved_count(folder: &Path) -> usize {
 async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new();
-    let picture = |_: &_, _| Reply::new(200, &[], ROCKET);
-    let valid = FakeServer::start_tls(authority.certify("localhost", 2100), picture).await;
+    let reply_with_picture = |_: &_, _| Reply::new(200, &[], ROCKET);
+    let valid =
+        FakeServer::start_tls(authority.certify("localhost", 2100), reply_with_picture).await;
+    // Each server with a description of its certificate. The valid one is the first.
     let mut picture_servers = vec![("valid", valid)];
-    for (reason, config) in invalid_configs(&authority) {
-        picture_servers.push((reason, FakeServer::start_tls(config, picture).await));
+    for (certificate, config) in invalid_configs(&authority) {
+        picture_servers
+            .push((certificate, FakeServer::start_tls(config, reply_with_picture).await));
     }
-    let address =
+    let host_and_port =
         |picture_server: &FakeServer| format!("localhost:{}", picture_server.address.port());
-    let allow: Vec<_> =
-        picture_servers.iter().map(|(_, picture_server)| address(picture_server)).collect();
-    let (allow, trust) = (allow.join(","), authority.trust_variable(folder.path()));
+    let allowed: Vec<_> =
+        picture_servers.iter().map(|(_, picture_server)| host_and_port(picture_server)).collect();
+    let (allowed, trust) = (allowed.join(","), authority.trust_variable(folder.path()));
     let settings =
-        [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allow), (trust.0, &trust.1)];
-    let child = ServiceProcess::start(folder.path(), &settings);
+        [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allowed), (trust.0, &trust.1)];
+    let service = ServiceProcess::start(folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (certificate, picture_server) in &picture_servers {
-        let url = format!("https://{}/", address(picture_server));
-        let answer = child.url_request(&client, &url).send().await.unwrap();
+        let url = format!("https://{}/", host_and_port(picture_server));
+        let answer = service.url_request(&client, &url).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
         if *certificate == "valid" {
             answer.vector();
@@ -102,17 +107,19 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
                 "no request should be sent to a host whose certificate is {certificate}"
             );
         }
-        // The picture of the valid host is the first, and stays the only one.
-        assert_eq!(saved_count(folder.path()), 1);
+        // The valid host is the first.
+        assert_eq!(saved_count(folder.path()), 1, "only the valid host's picture should be saved");
     }
 }
 
 #[tokio::test]
 async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_is_valid() {
     let authority = Authority::new();
-    let valid = authority.certify("localhost", 2100);
+    let valid_config = authority.certify("localhost", 2100);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (certificate, config) in [("valid", valid)].into_iter().chain(invalid_configs(&authority)) {
+    for (certificate, config) in
+        [("valid", valid_config)].into_iter().chain(invalid_configs(&authority))
+    {
         let folder = tempfile::tempdir().unwrap();
         let nvidia = FakeServer::start_tls(config, |_, _| embedding()).await;
         let trust = authority.trust_variable(folder.path());
@@ -125,13 +132,13 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
             ("NVIDIA_ASSETS_URL", &assets),
             (trust.0, &trust.1),
         ];
-        let child = ServiceProcess::start(folder.path(), &settings);
-        let answer = child.upload_request(&client, ROCKET).send().await.unwrap();
+        let service = ServiceProcess::start(folder.path(), &settings);
+        let answer = service.upload_request(&client, ROCKET).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
         if certificate == "valid" {
             answer.vector();
             let received = nvidia.received();
-            assert_eq!(received.len(), 1);
+            assert_eq!(received.len(), 1, "the service should make one call");
             assert_eq!(received[0].header("authorization"), Some(&*format!("Bearer {KEY}")));
         } else {
             assert_problem(&answer, 502, "embedding_unavailable");
@@ -141,6 +148,7 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
                 "no request should be sent if NVIDIA's certificate is {certificate}"
             );
         }
-        assert_eq!(saved_count(folder.path()), 1, "the picture should be saved");
+        let saved = saved_count(folder.path());
+        assert_eq!(saved, 1, "the picture should be saved whatever NVIDIA's certificate is");
     }
 }

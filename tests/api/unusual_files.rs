@@ -1,6 +1,6 @@
 //! One picture in many files, which use unusual variants of the formats, as real files do. The
-//! service embeds what a file shows, or refuses the file and says why. [`super::pillow`] compares
-//! these files with Pillow's decoders.
+//! service embeds what a file shows, or refuses the file and says why. The tests in
+//! [`super::pillow`] compare how the service and Pillow decode these files.
 
 use std::{fs, path::Path};
 
@@ -47,17 +47,20 @@ const CASES: [(&str, Expected); 17] = [
 
 /// The largest allowed [`Difference::worst`] between what NVIDIA receives and the expected picture.
 fn tolerance(name: &str) -> f64 {
-    // This file has few colours. The nearest of them may be far from a colour of the original.
+    // The palette of this file has few colours. Even the nearest one may differ much from the
+    // original.
     if name == "tiff-palette8.tiff" { 80.0 } else { 30.0 }
 }
 
-fn file(name: &str) -> Vec<u8> {
+/// A file of `tests/fixtures/formats`.
+fn fixture(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/formats");
     fs::read(folder.join(name)).unwrap()
 }
 
-fn picture(name: &str) -> RgbImage {
-    image_rs::load_from_memory(&file(name)).unwrap().into_rgb8()
+/// The pixels of a fixture.
+fn pixels_of(name: &str) -> RgbImage {
+    image_rs::load_from_memory(&fixture(name)).unwrap().into_rgb8()
 }
 
 /// Converts a picture to grey with the weights of ITU-R BT.601. The grey files were made with the
@@ -73,9 +76,9 @@ fn without_colours(mut picture: RgbImage) -> RgbImage {
 /// The expected pixels, scaled to this size, or `None` if the file should be refused.
 fn expected_pixels(expected: &Expected, (width, height): (u32, u32)) -> Option<RgbImage> {
     let pixels = match expected {
-        SameAs(name) => picture(name),
-        Grey => without_colours(picture("plain.png")),
-        Turned => imageops::rotate90(&picture("plain.png")),
+        SameAs(name) => pixels_of(name),
+        Grey => without_colours(pixels_of("plain.png")),
+        Turned => imageops::rotate90(&pixels_of("plain.png")),
         Refused(_) => return None,
     };
     Some(imageops::resize(&pixels, width, height, FilterType::Triangle))
@@ -85,6 +88,8 @@ fn expected_pixels(expected: &Expected, (width, height): (u32, u32)) -> Option<R
 async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reason() {
     const INLINE_LIMIT: usize = 20_000;
     let nvidia = FakeNvidia::healthy().await;
+    // With `shrink`, a file that is too large to be sent inline is decoded, and not uploaded as it
+    // is.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_INLINE_LIMIT", INLINE_LIMIT)
@@ -92,8 +97,8 @@ async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reaso
         .await;
     let mut failures = Vec::new();
     for (name, expected) in CASES {
-        // Trailing bytes make the file too large to be sent unchanged, so it is always decoded.
-        let mut bytes = file(name);
+        // Zeros after its end make the file too large, so that it is always decoded.
+        let mut bytes = fixture(name);
         bytes.resize(bytes.len() + INLINE_LIMIT, 0);
         let answer = app.upload(&bytes, name).await;
         if let Refused(word) = expected {
@@ -108,25 +113,27 @@ async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reaso
             failures.push(format!("{name}: {}", answer.text()));
             continue;
         }
-        let shown = nvidia.last_inline().pixels();
-        let pixels = expected_pixels(&expected, shown.dimensions()).unwrap();
-        let is_landscape = shown.width() > shown.height();
+        let received = nvidia.last_inline().pixels();
+        let pixels = expected_pixels(&expected, received.dimensions()).unwrap();
+        // The picture has landscape format, unless it is turned.
+        let is_landscape = received.width() > received.height();
         let has_right_shape = is_landscape == !matches!(expected, Turned);
-        let difference = Difference::between(&pixels, &shown).unwrap();
+        let difference = Difference::between(&pixels, &received).unwrap();
         if !has_right_shape || difference.worst > tolerance(name) {
-            failures.push(format!("{name}: {:?} pixels, {difference}", shown.dimensions()));
+            failures.push(format!("{name}: {:?} pixels, {difference}", received.dimensions()));
         }
     }
     assert!(failures.is_empty(), "{failures:#?}");
 }
 
 #[tokio::test]
-async fn the_variants_of_one_picture_get_similar_vectors() {
+async fn the_coloured_variants_of_one_picture_get_similar_vectors() {
     let app = TestApp::sandbox().start().await;
-    let plain = app.upload(&file("plain.png"), "plain").await.vector();
-    let turned = app.upload(&file("exif6.jpg"), "turned").await.vector();
+    let plain = app.upload(&fixture("plain.png"), "plain").await.vector();
+    let turned = app.upload(&fixture("exif6.jpg"), "turned").await.vector();
     for (name, expected) in CASES {
-        let answer = app.upload(&file(name), name).await;
+        let answer = app.upload(&fixture(name), name).await;
+        // Without its colours, a picture may get another vector.
         let reference = match expected {
             SameAs(_) => &plain,
             Turned => &turned,

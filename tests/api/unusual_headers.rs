@@ -7,24 +7,33 @@ use crate::support::{
     craft::{gif_lzw, riff_chunk, vp8x, webp},
 };
 
+/// The picture that the following four files show.
 const PLAIN: &[u8] = include_bytes!("../fixtures/formats/plain.png");
+/// A BMP with the header of OS/2, half as wide and half as high as the picture.
 const OS2: &[u8] = include_bytes!("../fixtures/formats/bmp-os2v2.bmp");
+/// A WebP that asks to be scaled up when it is shown, which decoders ignore.
 const SCALED: &[u8] = include_bytes!("../fixtures/formats/webp-vp8-scale-11.webp");
+/// A WebP with EXIF orientation 6, whose EXIF data begins with the prefix that only JPEG requires.
 const PREFIXED: &[u8] = include_bytes!("../fixtures/formats/webp-exif6-prefixed.webp");
+/// A WebP with EXIF orientation 6, without that prefix.
 const BARE: &[u8] = include_bytes!("../fixtures/formats/webp-exif6-bare.webp");
 
 fn plain() -> RgbImage {
     image_rs::load_from_memory(PLAIN).unwrap().into_rgb8()
 }
 
+/// NVIDIA receives JPEGs, whose samples may differ by less than this on average from the original.
+const MAX_DIFFERENCE: u64 = 8;
+
 /// The mean difference between the samples of two pictures of the same size, from 0 to 255.
-fn distance(a: &RgbImage, b: &RgbImage) -> u64 {
+fn mean_difference(a: &RgbImage, b: &RgbImage) -> u64 {
     assert_eq!(a.dimensions(), b.dimensions());
     let total: u64 = a.iter().zip(b.iter()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
     total / a.len() as u64
 }
 
-/// Uploads each picture, checks the size in its answer, and returns the pixels that NVIDIA received.
+/// Uploads pictures, each with its name and its size as stored. Asserts that the answers contain
+/// these sizes, and returns the pixels that NVIDIA received.
 async fn upload_all(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
@@ -41,7 +50,7 @@ async fn upload_all(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
 
 #[tokio::test]
 async fn pictures_with_unusual_headers_reach_nvidia_as_they_look() {
-    let full_size = [160, 120];
+    let full_size = [160, 120]; // before the EXIF orientation is applied
     let pictures = [
         ("os2.bmp", OS2.to_vec(), [80, 60]),
         ("scaled.webp", SCALED.to_vec(), full_size),
@@ -53,16 +62,16 @@ async fn pictures_with_unusual_headers_reach_nvidia_as_they_look() {
     let small_plain = imageops::resize(&plain(), 80, 60, imageops::FilterType::Triangle);
     let expected = [small_plain, plain(), turned.clone(), turned];
     for ((name, ..), (received, expected)) in pictures.iter().zip(received.iter().zip(&expected)) {
-        let distance = distance(received, expected);
-        assert!(distance < 8, "{name}: {distance}");
+        let difference = mean_difference(received, expected);
+        assert!(difference < MAX_DIFFERENCE, "{name} should not differ by {difference}");
     }
 }
 
 #[tokio::test]
 async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
     let lossless = converted(PLAIN, ImageFormat::WebP).split_off(12);
-    // In turn, the flags declare nothing, XMP, EXIF, transparency, and all these with an ICC
-    // profile.
+    // In turn, the flags declare nothing, XMP, EXIF, transparency, and all three and an ICC
+    // profile. The files contain none of these, but a chunk of an unknown kind.
     let pictures: Vec<_> = [0, 0b100, 0b1000, 0b1_0000, 0b11_1100]
         .map(|flags| {
             let file = webp(&[vp8x(flags, 160, 120), lossless.clone(), riff_chunk(b"junk", b"x")]);
@@ -70,7 +79,7 @@ async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
         })
         .to_vec();
     for received in upload_all(&pictures).await {
-        assert!(distance(&received, &plain()) < 8);
+        assert!(mean_difference(&received, &plain()) < MAX_DIFFERENCE);
     }
 }
 
@@ -83,29 +92,31 @@ async fn a_gif_without_a_palette_is_grey_and_a_frame_beyond_the_canvas_is_not_cr
     };
     let screen = |width: u8, height: u8| [b"GIF89a", &[width, 0, height, 0, 0, 0, 0][..]].concat();
     let pictures = [
+        // The frame fills the canvas, then exceeds it, and then there is a canvas without pixels.
         ("grey.gif", [screen(60, 40), frame(0, 0)].concat(), [60, 40]),
-        ("off.gif", [screen(30, 20), frame(4, 2)].concat(), [64, 42]),
+        ("beyond-canvas.gif", [screen(30, 20), frame(4, 2)].concat(), [64, 42]),
         ("no-canvas.gif", [screen(0, 0), frame(0, 0)].concat(), [60, 40]),
     ];
+    // Where the frame is in each picture.
     let offsets = [(0, 0), (4, 2), (0, 0)];
     for (received, (left, top)) in upload_all(&pictures).await.iter().zip(offsets) {
         let frame = imageops::crop_imm(received, left, top, 60, 40).to_image();
-        assert!(distance(&frame, &grey) < 8);
+        assert!(mean_difference(&frame, &grey) < MAX_DIFFERENCE);
     }
 }
 
 #[tokio::test]
-async fn the_error_for_an_unsupported_kind_of_bmp_states_the_kind_and_no_file_is_left() {
+async fn the_error_for_an_unsupported_kind_of_bmp_states_the_kind_and_the_bmp_is_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // These three bytes of the second BMP header contain its length, the bits per pixel and the
-    // compression.
+    // The second header of the BMP contains its own length at byte 14, the bits per pixel at byte
+    // 28, and the compression at byte 30.
     let bmp = |length: u8, bits: u8, compression: u8| {
         let mut bmp = OS2.to_vec();
         [bmp[14], bmp[28], bmp[30]] = [length, bits, compression];
         bmp
     };
-    for (bytes, words) in [
+    for (bytes, kind) in [
         (bmp(64, 1, 3), "a BMP with fax compression"),
         (bmp(64, 24, 4), "a BMP with run-length coding of 24 bits"),
         (bmp(40, 0, 4), "a BMP with a JPEG inside"),
@@ -115,8 +126,8 @@ async fn the_error_for_an_unsupported_kind_of_bmp_states_the_kind_and_no_file_is
         let answer = app.upload(&bytes, "picture.bmp").await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
         let detail = problem["detail"].as_str().unwrap();
-        assert!(detail.contains(words) && !detail.contains("damaged"), "{detail}");
+        assert!(detail.contains(kind) && !detail.contains("damaged"), "{detail}");
     }
     assert!(app.saved().is_empty());
-    assert!(nvidia.received().is_empty());
+    assert_eq!(nvidia.count(), 0);
 }

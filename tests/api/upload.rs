@@ -22,11 +22,12 @@ async fn other_fields_before_and_after_the_file_are_ignored() {
 }
 
 #[tokio::test]
-async fn a_second_file_part_is_refused_and_leaves_no_file() {
+async fn a_form_with_two_pictures_is_refused_and_leaves_no_file() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let part = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
-    let problem = assert_problem(&app.upload_parts(&[part, part]).await, 422, "validation_failed");
+    let answer = app.upload_parts(&[part, part]).await;
+    let problem = assert_problem(&answer, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("one picture"));
     assert!(app.saved().is_empty());
     assert!(nvidia.received().is_empty());
@@ -36,8 +37,8 @@ async fn a_second_file_part_is_refused_and_leaves_no_file() {
 async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for (answer, word) in [
-        // curl -F file=photo.jpg
+    for (answer, words) in [
+        // curl -F file=photo.jpg, and curl -F file=
         (app.upload_parts(&[("name=\"file\"", b"photo.jpg")]).await, "@"),
         (app.upload_parts(&[("name=\"file\"", b"")]).await, "@"),
         // curl -F image=@photo.jpg
@@ -45,14 +46,18 @@ async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
             app.upload_parts(&[("name=\"image\"; filename=\"a.jpg\"", ROCKET)]).await,
             "received: image",
         ),
+        // Fields with other names, and no field.
         (app.upload_parts(&[("name=\"a\"", b"1"), ("name=\"b\"", b"2")]).await, "received: a, b"),
         (app.upload_parts(&[]).await, "no field"),
+        // A Content-Type that was set by hand, without a boundary.
         (
             app.post("/vectorize-image-upload", "multipart/form-data", ROCKET).await,
             "let your client set Content-Type",
         ),
+        // curl --data-binary @photo.jpg, and JSON
         (app.post("/vectorize-image-upload", "image/jpeg", ROCKET).await, "-F"),
         (app.post("/vectorize-image-upload", "application/json", "{}").await, "-F"),
+        // Bodies that are no form.
         (
             app.post("/vectorize-image-upload", FORM_CONTENT_TYPE, "nothing").await,
             "closing boundary",
@@ -60,14 +65,14 @@ async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
         (app.post("/vectorize-image-upload", FORM_CONTENT_TYPE, "").await, "closing boundary"),
     ] {
         let problem = assert_problem(&answer, 422, "validation_failed");
-        assert!(problem["detail"].as_str().unwrap().contains(word), "{word}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(words), "{words}: {problem}");
         assert_eq!(problem["errors"][0]["loc"], serde_json::json!(["body", "file"]));
     }
     assert!(app.saved().is_empty());
 }
 
 #[tokio::test]
-async fn a_picture_without_a_file_name_is_accepted() {
+async fn a_picture_without_a_file_name_is_accepted_and_the_answer_has_none() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"\r\nContent-Type: image/jpeg", ROCKET)]).await;
@@ -76,10 +81,10 @@ async fn a_picture_without_a_file_name_is_accepted() {
 }
 
 #[tokio::test]
-async fn the_part_headers_of_real_clients_are_parsed() {
+async fn the_file_name_is_read_from_part_headers_as_real_clients_write_them() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for (head, name) in [
+    for (part_header, file_name) in [
         ("filename=\"my name=bob.jpg\"; name=\"file\"", Some("my name=bob.jpg")),
         ("NAME=\"file\"; FILENAME=\"a.jpg\"", Some("a.jpg")),
         (
@@ -89,12 +94,14 @@ async fn the_part_headers_of_real_clients_are_parsed() {
         ("name=\"file\"; filename=\"_.jpg\"; filename*=utf-8'de'%c3%a4.jpg", Some("ä.jpg")),
         ("name=file; filename=my photo.jpg", Some("my photo.jpg")),
         ("name = \"file\" ; filename=\"a\\\"b.jpg\"", Some("a\"b.jpg")),
+        // Control characters are removed. An empty name is no name.
         ("name=\"file\"; filename*=UTF-8''%0d%0a%1b.jpg", Some(".jpg")),
         ("name=\"file\"; filename=\"\"", None),
     ] {
-        let answer = app.upload_parts(&[(head, ROCKET)]).await;
+        let answer = app.upload_parts(&[(part_header, ROCKET)]).await;
         answer.vector();
-        assert_eq!(answer.json().get("original_filename").and_then(|name| name.as_str()), name);
+        let returned = answer.json().get("original_filename").cloned();
+        assert_eq!(returned.as_ref().and_then(|name| name.as_str()), file_name, "{part_header}");
     }
 }
 
@@ -102,6 +109,7 @@ async fn the_part_headers_of_real_clients_are_parsed() {
 async fn empty_files_beside_the_picture_are_skipped() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // Browsers send such a part for a file input that the user left empty.
     let empty =
         ("name=\"file\"; filename=\"\"\r\nContent-Type: application/octet-stream", &b""[..]);
     let picture = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
@@ -115,9 +123,10 @@ async fn empty_files_beside_the_picture_are_skipped() {
 }
 
 #[tokio::test]
-async fn a_content_type_with_spaces_or_an_unquoted_boundary_is_accepted() {
+async fn a_content_type_with_unusual_spaces_and_an_unusual_boundary_is_accepted() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // According to RFC 2045, a boundary with `/`, `=`, `:`, `(`, `)` or `?` must have quotes.
     let boundary = "Sx/9+e=7K:(a)b?c";
     let head = format!(
         "--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"
@@ -137,7 +146,7 @@ async fn a_truncated_form_is_refused_and_leaves_no_file() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut body = form(ROCKET);
-    body.truncate(body.len() - 9);
+    body.truncate(body.len() - b"\r\n--x--\r\n".len()); // without the closing boundary
     let answer = app.post("/vectorize-image-upload", FORM_CONTENT_TYPE, body).await;
     let problem = assert_problem(&answer, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("closing boundary"));
@@ -149,12 +158,13 @@ async fn a_truncated_form_is_refused_and_leaves_no_file() {
 async fn a_form_with_too_many_parts_or_a_too_long_header_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // At most 32 parts, and 64 KiB before a part's header is complete.
     let many_parts = vec![("name=\"a\"", &b"1"[..]); 40];
     let problem = assert_problem(&app.upload_parts(&many_parts).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("32 parts"));
-    let long_head = format!("name=\"{}\"", "a".repeat(700_000));
+    let long_header = format!("name=\"{}\"", "a".repeat(700_000));
     let problem =
-        assert_problem(&app.upload_parts(&[(&long_head, b"1")]).await, 422, "validation_failed");
+        assert_problem(&app.upload_parts(&[(&long_header, b"1")]).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("header of a part"));
 }
 
@@ -165,13 +175,14 @@ async fn file_names_are_returned_without_invisible_characters() {
     for (name, expected) in [
         ("../../etc/passwd", "../../etc/passwd"),
         ("Strandläufer 🐦.jpg", "Strandläufer 🐦.jpg"),
+        // U+202E would make the rest appear from right to left.
         ("\u{202e}gpj.exe", "gpj.exe"),
     ] {
         let answer = app.upload(ROCKET, name).await;
         answer.vector();
         assert_eq!(answer.json()["original_filename"], expected);
     }
-    assert_eq!(app.saved().len(), 3);
+    assert_eq!(app.saved().len(), 3, "every picture should be saved in the downloads folder");
 }
 
 #[tokio::test]
@@ -194,6 +205,8 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 
 #[tokio::test]
 async fn the_error_for_a_body_far_over_the_limit_states_the_limit_for_pictures() {
+    // The routes' limits for bodies are higher, because a body also contains the encoding. This
+    // picture of 3.6 MB exceeds these limits, too.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;
     let picture = noise_png(1200, 1000);

@@ -40,6 +40,8 @@ async fn a_fetch_sends_only_the_expected_headers() {
     let picture_server =
         FakeServer::start(|_, _| Reply::new(200, &[("content-type", "text/plain")], ROCKET)).await;
     let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
+    // The fragment after `#` is not sent. The rest is sent as it is, and not decoded and encoded
+    // again.
     let url = picture_server.url("/a%20b/photo.jpg?size=1&x=%2F#part");
     let answer = app.by_url(&url).await;
     answer.vector();
@@ -69,19 +71,21 @@ async fn a_fetch_sends_only_the_expected_headers() {
 #[tokio::test]
 async fn at_most_three_redirects_are_followed() {
     let nvidia = FakeNvidia::healthy().await;
+    // Three redirects lead from /0 to the picture, so four lead there from /-1.
     let picture_server = FakeServer::start(|request, _| match request.target.as_str() {
         "/0" => Reply::new(302, &[("location", "/1")], ""),
         "/1" => Reply::new(307, &[("location", "2?a=b")], ""),
         "/2?a=b" => Reply::new(308, &[("location", "/3")], ""),
         "/-1" => Reply::new(301, &[("location", "/0")], ""),
-        "/nowhere" => Reply::status(302),
+        "/without-location" => Reply::status(302),
         _ => Reply::new(200, &[], ROCKET),
     })
     .await;
     let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
     app.by_url(&picture_server.url("/0")).await.vector();
     assert_problem(&app.by_url(&picture_server.url("/-1")).await, 502, "download_failed");
-    assert_problem(&app.by_url(&picture_server.url("/nowhere")).await, 502, "download_failed");
+    let answer = app.by_url(&picture_server.url("/without-location")).await;
+    assert_problem(&answer, 502, "download_failed");
 }
 
 #[tokio::test]
@@ -90,11 +94,12 @@ async fn a_redirect_to_a_denied_address_is_refused_and_no_connection_is_made() {
     let denied_server = FakeServer::serving(ROCKET).await;
     let port = denied_server.address.port();
     let picture_server = FakeServer::start(move |request, _| {
-        let location = request.target.strip_prefix("/to/").unwrap();
-        let location = location.replace("PORT", &port.to_string());
+        let template = request.target.strip_prefix("/to/").unwrap();
+        let location = template.replace("PORT", &port.to_string());
         Reply::new(302, &[("location", &location)], "")
     })
     .await;
+    // The port of the denied server is allowed, so only its address can be the reason of a refusal.
     let app = TestApp::builder(&nvidia)
         .may_fetch_from(&picture_server)
         .setting("IMAGESVC_FETCH_PORTS", format!("80,443,{port}"))
@@ -114,7 +119,7 @@ async fn a_redirect_to_a_denied_address_is_refused_and_no_connection_is_made() {
     }
     let answer = app.by_url(&picture_server.url("/to/file:///etc/passwd")).await;
     assert_problem(&answer, 403, "url_not_allowed");
-    assert!(denied_server.received().is_empty());
+    assert_eq!(denied_server.count(), 0, "no request should reach the denied server");
 }
 
 #[tokio::test]
@@ -122,7 +127,9 @@ async fn no_connection_is_made_to_a_denied_address() {
     let nvidia = FakeNvidia::healthy().await;
     let denied_server = FakeServer::serving(ROCKET).await;
     let port = denied_server.address.port();
+    // The port is allowed, so only the address can be the reason of a refusal.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", port).start().await;
+    // A connection to any of these would reach the denied server.
     for host in [
         "127.0.0.1",
         "localhost",
@@ -135,7 +142,7 @@ async fn no_connection_is_made_to_a_denied_address() {
         let answer = app.by_url(&format!("http://{host}:{port}/")).await;
         assert_problem(&answer, 403, "url_not_allowed");
     }
-    assert!(denied_server.received().is_empty());
+    assert_eq!(denied_server.count(), 0, "no request should reach the denied server");
 }
 
 #[tokio::test]
@@ -148,6 +155,7 @@ async fn a_host_name_is_refused_if_any_of_its_addresses_is_denied() {
         .lookup(|name| {
             let addresses: &[[u8; 4]] = match name {
                 "private.example" => &[[127, 0, 0, 1]],
+                // The first address is public.
                 "mixed.example" => &[[93, 184, 215, 14], [127, 0, 0, 1]],
                 _ => return Err(std::io::ErrorKind::NotFound.into()),
             };
@@ -157,7 +165,7 @@ async fn a_host_name_is_refused_if_any_of_its_addresses_is_denied() {
         .await;
     for name in ["private.example", "mixed.example", "PRIVATE.example."] {
         let answer = app.by_url(&format!("http://{name}:{port}/")).await;
-        // The look-up of this test has no entry for the name with a trailing dot.
+        // This test's look-up does not find the name with a trailing dot, so that host is unknown.
         let (status, code) =
             if name.ends_with('.') { (502, "download_failed") } else { (403, "url_not_allowed") };
         assert_problem(&answer, status, code);
@@ -167,7 +175,7 @@ async fn a_host_name_is_refused_if_any_of_its_addresses_is_denied() {
         502,
         "download_failed",
     );
-    assert!(denied_server.received().is_empty());
+    assert_eq!(denied_server.count(), 0, "no request should reach the denied server");
 }
 
 #[tokio::test]
@@ -175,6 +183,8 @@ async fn the_connection_goes_to_the_address_that_was_checked() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let port = picture_server.address.port();
+    // Only this test's look-up, whose addresses the service checks, knows `pictures.example`. The
+    // system's resolver would find nothing.
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", port)
         .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.1/32")
@@ -226,26 +236,30 @@ async fn a_malformed_url_or_body_is_refused() {
         );
         assert_eq!(problem["errors"][0]["type"], error_type);
     }
-    let long_url = json!({ "image_url": "x".repeat(70_000) }).to_string();
+    // A body may have 64 KiB.
+    let long_body = json!({ "image_url": "x".repeat(70_000) }).to_string();
     assert_problem(
-        &app.post("/vectorize-image", "application/json", long_url).await,
+        &app.post("/vectorize-image", "application/json", long_body).await,
         413,
         "image_too_large",
     );
 }
 
 #[tokio::test]
-async fn an_unexpected_status_or_an_incomplete_body_is_a_failed_download() {
+async fn an_unexpected_status_or_an_unusable_body_is_a_failed_download() {
     for status in [201, 204, 206, 304, 400, 404, 500] {
         let problem = assert_problem(&fetch(Reply::status(status)).await, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains(&status.to_string()));
     }
     for reply in [
+        // An empty body, no reply, and a reply that is not HTTP.
         Reply::status(200),
         Reply::CloseAfter(Vec::new()),
         Reply::CloseAfter(b"no http".to_vec()),
+        // A body that is shorter than its length, and an empty body without a length.
         Reply::CloseAfter([b"HTTP/1.1 200 OK\r\ncontent-length: 200000\r\n\r\n", ROCKET].concat()),
         Reply::CloseAfter(b"HTTP/1.1 200 OK\r\n\r\n".to_vec()),
+        // A body that is not gzip, although the header says so.
         Reply::new(200, &[("content-encoding", "gzip")], ROCKET),
     ] {
         assert_problem(&fetch(reply).await, 502, "download_failed");
@@ -278,9 +292,9 @@ async fn a_stalling_host_is_a_download_timeout() {
 #[tokio::test]
 async fn a_host_that_refuses_the_connection_is_a_failed_download() {
     let nvidia = FakeNvidia::healthy().await;
-    let unused = free_address().await;
-    let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", unused).start().await;
-    assert_problem(&app.by_url(&format!("http://{unused}/")).await, 502, "download_failed");
+    let closed_port = free_address().await;
+    let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", closed_port).start().await;
+    assert_problem(&app.by_url(&format!("http://{closed_port}/")).await, 502, "download_failed");
 }
 
 #[tokio::test]
@@ -313,6 +327,7 @@ async fn the_user_agent_can_be_set() {
 #[tokio::test]
 async fn a_picture_whose_content_length_exceeds_the_limit_is_refused_before_it_is_read() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 30000000\r\n\r\n".to_vec();
+    // The body arrives so slowly that reading it would exceed the time limit of a fetch.
     let problem = assert_problem(&fetch(Reply::Trickle(head)).await, 413, "image_too_large");
     assert_eq!(problem["detail"], "The picture has 30000000 bytes, the limit is 20 MiB.");
 }

@@ -1,10 +1,11 @@
-"""Checks the answer that a client received for one picture."""
+"""Checks the answer that a client received for one picture by a route for single pictures."""
 
 import math
 import re
 
 
 def check(status, headers, answer):
+    """Returns the answer, which must be a success."""
     assert status == 200, (status, answer)
     vector = answer["vector"]
     assert len(vector) == 1536 and all(math.isfinite(number) for number in vector), len(vector)

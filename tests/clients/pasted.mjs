@@ -12,27 +12,28 @@ import { promisify } from "node:util";
 const { IMAGESVC_URL: service, IMAGESVC_PHOTO: path, PYTHON: python } = process.env;
 const photo = new File([await readFile(path)], "photo.jpg", { type: "image/jpeg" });
 
-/// Returns the blocks of code in this language on a Markdown page. The hosts in them are replaced by the
-/// tested service.
+/// Returns the blocks of code in this language on a Markdown page. Their hosts are replaced by the tested
+/// service.
 async function samples(page, language) {
   const text = await readFile(new URL(`../../${page}`, import.meta.url), "utf8");
   const [, ...blocks] = text.split("```" + language + "\n");
   return blocks.map((block) => block.split("```")[0].replaceAll(/https:\/\/images.example.com|http:\/\/localhost:8000/g, service));
 }
 
+/// Imports code as a module.
 const load = async (code) => import(`data:text/javascript,${encodeURIComponent(code)}`);
 
-const [vectorizeSample, ...others] = await samples("docs/api.md", "js");
-assert.equal(others.length, 0);
+const [vectorizeSample, ...otherApiSamples] = await samples("docs/api.md", "js");
+assert.equal(otherApiSamples.length, 0, "this test must run all samples");
 const { vectorize } = await load(vectorizeSample);
 assert.equal((await vectorize(photo)).vector.length, 1536);
 assert.equal((await vectorize(photo, { service, key: "ignored, since the service has no client keys" })).original_filename, "photo.jpg");
 await assert.rejects(vectorize(new Blob(["no picture"])), /unsupported_image: /);
 
-const [uploadSample, nodeSample, ...more] = await samples("README.md", "js");
-const [pythonSample, ...morePython] = await samples("README.md", "python");
-assert.equal(more.length + morePython.length, 0);
-// The sample uses a variable `photo`, and prints the length of the vector.
+const [uploadSample, nodeSample, ...otherNodeSamples] = await samples("README.md", "js");
+const [pythonSample, ...otherPythonSamples] = await samples("README.md", "python");
+assert.equal(otherNodeSamples.length + otherPythonSamples.length, 0, "this test must run all samples");
+// This sample uses a variable `photo`, and prints the length of the vector.
 const { printedBySample } = await load(`export async function printedBySample(photo) {
   const printed = [];
   const console = { log: (length) => printed.push(length) };
@@ -41,7 +42,8 @@ const { printedBySample } = await load(`export async function printedBySample(ph
 }`);
 assert.deepEqual(await printedBySample(photo), [1536]);
 
-// The samples with OpenAI's packages are programs, which run in the repository's root.
+// The samples with OpenAI's packages are programs for the repository's root. They run in a folder that has
+// the root's `tests`, and the installed packages.
 const root = await mkdtemp(join(tmpdir(), "pasted-"));
 try {
   await symlink(fileURLToPath(new URL("..", import.meta.url)), join(root, "tests"));
@@ -50,6 +52,7 @@ try {
   await writeFile(join(root, "sample.py"), pythonSample);
   for (const [program, file] of [[process.execPath, "sample.mjs"], [python, "sample.py"]]) {
     const { stdout } = await promisify(execFile)(program, [file], { cwd: root });
+    // The index and the length of each vector.
     assert.equal(stdout, "0 1536\n1 1536\n", file);
   }
 } finally {

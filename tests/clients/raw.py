@@ -31,6 +31,7 @@ class Connection:
         self.socket.close()
 
     def send(self, *pieces):
+        """Sends each piece by a system call of its own."""
         for piece in pieces:
             self.socket.sendall(piece)
 
@@ -52,21 +53,23 @@ class Connection:
         return status, headers, json.loads(body)
 
     def is_closed(self):
+        """Whether the service closes the connection without sending more. Waits for either."""
         return self.reader.read(1) == b""
 
 
 def request_head(route, *fields):
+    """The head of a POST request with these header fields."""
     lines = [f"POST {route} HTTP/1.1", f"Host: {server.netloc}", *fields]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-def upload_request(body, boundary, *fields):
+def upload_request(form, boundary, *fields):
     content_type = f"Content-Type: multipart/form-data; boundary={boundary}"
-    return request_head("/vectorize-image-upload", content_type, f"Content-Length: {len(body)}", *fields) + body
+    return request_head("/vectorize-image-upload", content_type, f"Content-Length: {len(form)}", *fields) + form
 
 
 def okhttp_form(boundary):
-    """A form of OkHttp's MultipartBody: each part has a length, and with Retrofit a transfer encoding."""
+    """A form like those of OkHttp's MultipartBody: each part has a length, and with Retrofit a transfer encoding."""
     return b"".join([
         f"--{boundary}\r\n".encode(),
         b'Content-Disposition: form-data; name="description"\r\n',
@@ -85,7 +88,7 @@ def okhttp_form(boundary):
 
 
 def urlsession_form(boundary):
-    """A form of Alamofire and many samples: a line break before the first boundary, none after the last."""
+    """A form like those of Alamofire and of many samples: a line break before the first boundary, none after the last."""
     return b"".join([
         f"\r\n--{boundary}\r\n".encode(),
         'Content-Disposition: form-data; name="file"; filename="Größe.jpg"; filename*=UTF-8\'\'Gr%C3%B6%C3%9Fe.jpg\r\n'.encode(),
@@ -101,18 +104,20 @@ def chunked(body, size):
     return [f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces] + [b"0\r\n\r\n"]
 
 
+# The boundaries.
 OKHTTP = "6f3d4a9c-2b8e-4c7f-9a51-0e8d7c6b5a43"
 URLSESSION = "Boundary-5D1F2E3A-9B7C-4D8E-A6F5-1C2B3A4D5E6F"
+# The URL of the sandbox's sample picture, which is the same photograph as `photo`.
 SAMPLE = f"http://{server.netloc}/sandbox/photo.jpg"
 
 
 def json_request(value, *fields):
-    """A request with JSON of Android's org.json, which escapes each slash."""
+    """A request to the URL route, with JSON as Android's org.json writes it: each slash is escaped."""
     body = json.dumps(value).replace("/", r"\/").encode()
     return request_head("/vectorize-image", "Content-Type: application/json; charset=utf-8", f"Content-Length: {len(body)}", *fields) + body
 
 
-def okhttp_and_urlsession_on_one_connection():
+def uploads_of_okhttp_and_urlsession_and_a_url_are_answered_on_one_connection():
     with Connection() as connection:
         connection.send(upload_request(okhttp_form(OKHTTP), OKHTTP, "Connection: Keep-Alive", "Accept-Encoding: gzip", "User-Agent: okhttp/4.12.0"))
         first = check(*connection.read_answer())
@@ -126,7 +131,8 @@ def okhttp_and_urlsession_on_one_connection():
         assert first["vector"] == second["vector"] == third["vector"]
 
 
-def a_chunked_upload():
+def a_chunked_upload_is_accepted():
+    # Chunks of 7 bytes split every boundary and every header of a part.
     for size in (7, 16384):
         with Connection() as connection:
             connection.send(request_head("/vectorize-image-upload", f"Content-Type: multipart/form-data; boundary={OKHTTP}", "Transfer-Encoding: chunked"))
@@ -137,20 +143,21 @@ def a_chunked_upload():
 def a_client_that_expects_100_continue_gets_it():
     form = okhttp_form(OKHTTP)
     with Connection() as connection:
-        connection.send(upload_request(form, OKHTTP, "Expect: 100-continue")[:-len(form)])
+        head = upload_request(form, OKHTTP, "Expect: 100-continue").removesuffix(form)
+        connection.send(head)
         assert connection.read_head()[0] == 100
         connection.send(form)
         check(*connection.read_answer())
         # A second request on this connection sends its body without waiting for `100 Continue`.
         connection.send(upload_request(form, OKHTTP, "Expect: 100-continue"))
         status, headers = connection.read_head()
-        if status == 100:
+        if status == 100:  # the service may send it nevertheless
             status, headers = connection.read_head()
         body = json.loads(connection.reader.read(int(headers["content-length"])))
         check(status, headers, body)
 
 
-def a_request_may_be_refused_before_its_body():
+def a_request_with_a_too_large_body_is_refused_before_the_body():
     with Connection() as connection:
         connection.send(request_head("/vectorize-image-upload", "Content-Type: multipart/form-data; boundary=x", "Content-Length: 999999999", "Expect: 100-continue"))
         status, headers, problem = connection.read_answer()
@@ -160,11 +167,12 @@ def a_request_may_be_refused_before_its_body():
 
 def pipelined_requests_are_answered_in_order():
     with Connection() as connection:
-        names = [f"request-{number}" for number in range(6)]
-        requests = [upload_request(okhttp_form(OKHTTP), OKHTTP, f"X-Request-Id: {name}") if number % 2 else json_request({"image_url": SAMPLE}, f"X-Request-Id: {name}") for number, name in enumerate(names)]
+        ids = [f"request-{number}" for number in range(6)]
+        # URLs and uploads alternate, so that the answers differ.
+        requests = [upload_request(okhttp_form(OKHTTP), OKHTTP, f"X-Request-Id: {request_id}") if number % 2 else json_request({"image_url": SAMPLE}, f"X-Request-Id: {request_id}") for number, request_id in enumerate(ids)]
         connection.send(b"".join(requests))
-        answers = [connection.read_answer() for _ in names]
-        assert [headers["x-request-id"] for _, headers, _ in answers] == names
+        answers = [connection.read_answer() for _ in ids]
+        assert [headers["x-request-id"] for _, headers, _ in answers] == ids
         for number, (status, headers, answer) in enumerate(answers):
             check(status, headers, answer)
             assert ("source_url" in answer) == (number % 2 == 0)
@@ -172,7 +180,7 @@ def pipelined_requests_are_answered_in_order():
 
 def a_connection_stays_open_after_an_error_and_closes_on_request():
     with Connection() as connection:
-        connection.send(json_request({"image_url": 7}))
+        connection.send(json_request({"image_url": 7}))  # not a text
         status, headers, problem = connection.read_answer()
         assert (status, problem["code"]) == (422, "validation_failed"), problem
         connection.send(json_request({"image_url": SAMPLE}, "Connection: close"))
@@ -181,18 +189,19 @@ def a_connection_stays_open_after_an_error_and_closes_on_request():
         assert headers["connection"] == "close" and connection.is_closed()
 
 
-def an_http_1_0_request_is_answered_and_its_connection_closed():
+def an_http_1_0_request_is_answered_and_its_connection_is_closed():
     with Connection() as connection:
         connection.send(json_request({"image_url": SAMPLE}).replace(b"HTTP/1.1", b"HTTP/1.0", 1))
         line = connection.reader.readline()
         assert line.startswith(b"HTTP/1.0 200") or line.startswith(b"HTTP/1.1 200"), line
+        # Reads to the end of the connection. The vector is the last field of an answer.
         assert connection.reader.read().endswith(b"]}\n")
 
 
-okhttp_and_urlsession_on_one_connection()
-a_chunked_upload()
+uploads_of_okhttp_and_urlsession_and_a_url_are_answered_on_one_connection()
+a_chunked_upload_is_accepted()
 a_client_that_expects_100_continue_gets_it()
-a_request_may_be_refused_before_its_body()
+a_request_with_a_too_large_body_is_refused_before_the_body()
 pipelined_requests_are_answered_in_order()
 a_connection_stays_open_after_an_error_and_closes_on_request()
-an_http_1_0_request_is_answered_and_its_connection_closed()
+an_http_1_0_request_is_answered_and_its_connection_is_closed()

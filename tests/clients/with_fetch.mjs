@@ -6,6 +6,7 @@ import { Readable } from "node:stream";
 
 const { IMAGESVC_URL: url, IMAGESVC_PHOTO: photo } = process.env;
 
+/// Sends a request that must succeed, and returns the answer.
 async function post(route, body, options = {}) {
   const response = await fetch(url + route, { method: "POST", body, ...options });
   const answer = await response.json();
@@ -18,7 +19,7 @@ async function post(route, body, options = {}) {
 }
 
 const bytes = await readFile(photo);
-// A string without a Content-Type is sent as text/plain.
+// fetch sends this string as text/plain.
 await post("/vectorize-image", JSON.stringify({ image_url: `${url}/sandbox/photo.jpg` }));
 await post("/vectorize-image-base64", JSON.stringify({ image_base64: bytes.toString("base64"), filename: "a.jpg" }), { headers: { "Content-Type": "application/json" } });
 
@@ -27,6 +28,6 @@ form.append("note", "before the picture");
 form.append("file", new Blob([bytes], { type: "image/jpeg" }), "Foto größer.jpg");
 assert.equal((await post("/vectorize-image-upload", form)).original_filename, "Foto größer.jpg");
 
-// fetch sends a stream with chunked transfer encoding. A Response encodes the form as a stream.
+// fetch sends a stream with chunked transfer encoding. A `Response` turns the form into a stream.
 const encodedForm = new Response(form);
 await post("/vectorize-image-upload", Readable.toWeb(Readable.from(encodedForm.body)), { duplex: "half", headers: { "Content-Type": encodedForm.headers.get("content-type") } });

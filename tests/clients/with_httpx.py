@@ -14,18 +14,19 @@ with open(os.environ["IMAGESVC_PHOTO"], "rb") as file:
 
 
 def checked(response):
+    """The answer, which must be a success."""
     return check(response.status_code, response.headers, response.json())
 
 
 with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
     checked(client.post("/vectorize-image", json={"image_url": url + "/sandbox/photo.jpg"}))
-    text = "data:image/jpeg;base64," + base64.b64encode(photo).decode()
-    checked(client.post("/vectorize-image-base64", json={"image_base64": text}))
+    data_url = "data:image/jpeg;base64," + base64.b64encode(photo).decode()
+    checked(client.post("/vectorize-image-base64", json={"image_base64": data_url}))
     answer = checked(client.post("/vectorize-image-upload", files={"file": ("rocket.jpg", photo)}))
     assert answer["original_filename"] == "rocket.jpg"
 
 
-async def at_once():
+async def upload_sixteen_times_at_once():
     async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
         posts = (client.post("/vectorize-image-upload", files={"file": ("a.jpg", photo)}) for _ in range(16))
         answers = [checked(response) for response in await asyncio.gather(*posts)]
@@ -33,4 +34,4 @@ async def at_once():
     assert len({tuple(answer["vector"]) for answer in answers}) == 1
 
 
-asyncio.run(at_once())
+asyncio.run(upload_sixteen_times_at_once())

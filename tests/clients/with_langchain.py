@@ -32,24 +32,26 @@ for url, key in SERVICES:
     ]:
         check(url, key, embeddings.embed_query, embeddings.embed_documents, is_float)
 
-    batch = [pictures(url)[0], "a photo of a cat"]
-    many = [encoded("formats/plain.jpg")] * 33
-    error = refusal(lambda: open_ai(url, key).embed_documents(batch), openai.UnprocessableEntityError)
+    picture_and_text = [pictures(url)[0], "a photo of a cat"]
+    too_many = [encoded("formats/plain.jpg")] * 33  # the service accepts 32 in a batch
+    error = refusal(lambda: open_ai(url, key).embed_documents(picture_and_text), openai.UnprocessableEntityError)
     assert str(error) == f"Error code: 422 - input[1] {TEXT_IS_REFUSED}", error
-    error = refusal(lambda: open_ai(url, key).embed_documents(many), openai.UnprocessableEntityError)
+    error = refusal(lambda: open_ai(url, key).embed_documents(too_many), openai.UnprocessableEntityError)
     assert "LangChain's chunk_size" in str(error), error
 
     nvidia = NVIDIAEmbeddings(base_url=url + "/v1", api_key=key)
-    error = refusal(lambda: nvidia.embed_documents(batch))
+    error = refusal(lambda: nvidia.embed_documents(picture_and_text))
     assert str(error) == f"[422] Unprocessable Entity\ninput[1] {TEXT_IS_REFUSED}", error
-    error = refusal(lambda: nvidia.embed_documents(many))
+    error = refusal(lambda: nvidia.embed_documents(too_many))
     assert "NVIDIAEmbeddings' max_batch_size" in str(error), error
 
+# Wrong keys, for the service that requires a key.
 url, _ = SERVICES[1]
 error = refusal(lambda: open_ai(url, "wrong").embed_query(pictures(url)[0]), openai.AuthenticationError)
 assert "This service requires a key" in str(error), error
 # NVIDIA's connector has no exception type for a wrong key.
 error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong", model=MODEL).embed_query(pictures(url)[0]))
 assert str(error).startswith("[401] Unauthorized\nThis service requires a key"), error
+# This request for the list of models is refused, too.
 error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong"))
 assert str(error).startswith("[401] Unauthorized\nThis service requires a key"), error

@@ -7,7 +7,8 @@ from openai_api import MODEL, SERVICES, TEXT_IS_REFUSED, check, encoded, picture
 
 
 def embedding(url, key, **options):
-    # The parameter `model` accepts only OpenAI's own models. No retries, so that a failure shows at once.
+    # `model_name`, because the parameter `model` accepts only OpenAI's own models. Without retries, a failure
+    # shows at once.
     return OpenAIEmbedding(api_base=url + "/v1", api_key=key, model_name=MODEL, max_retries=0, **options)
 
 
@@ -20,13 +21,14 @@ for url, key in SERVICES:
         check(url, key, client.get_text_embedding, client.get_text_embedding_batch, is_float)
         check(url, key, client.get_query_embedding, client.get_text_embedding_batch, is_float)
 
-    batch = [pictures(url)[0], "a photo of a cat"]
-    error = refusal(lambda: embedding(url, key).get_text_embedding_batch(batch), openai.UnprocessableEntityError)
+    picture_and_text = [pictures(url)[0], "a photo of a cat"]
+    error = refusal(lambda: embedding(url, key).get_text_embedding_batch(picture_and_text), openai.UnprocessableEntityError)
     assert str(error) == f"Error code: 422 - input[1] {TEXT_IS_REFUSED}", error
-    many = [encoded("formats/plain.jpg")] * 33
-    error = refusal(lambda: embedding(url, key).get_text_embedding_batch(many), openai.UnprocessableEntityError)
+    too_many = [encoded("formats/plain.jpg")] * 33  # the service accepts 32 in a batch
+    error = refusal(lambda: embedding(url, key).get_text_embedding_batch(too_many), openai.UnprocessableEntityError)
     assert "LlamaIndex's embed_batch_size" in str(error), error
 
+# A wrong key, for the service that requires a key.
 url, _ = SERVICES[1]
 error = refusal(lambda: embedding(url, "wrong").get_text_embedding(pictures(url)[0]), openai.AuthenticationError)
 assert "This service requires a key" in str(error), error

@@ -7,11 +7,12 @@ import OpenAI from "openai";
 const { IMAGESVC_URL, IMAGESVC_KEYED_URL, IMAGESVC_KEY } = process.env;
 const model = "nvidia/nv-dinov2";
 const fixture = (name) => readFile(new URL(`../fixtures/${name}`, import.meta.url), "base64");
+// A picture as a data: URL, and another as bare Base64.
 const photo = `data:image/jpeg;base64,${await fixture("formats/plain.jpg")}`;
 const cat = await fixture("chelsea.png");
 
 for (const [url, apiKey] of [[IMAGESVC_URL, "any"], [IMAGESVC_KEYED_URL, IMAGESVC_KEY]]) {
-  // No retries, so that a failure shows at once.
+  // Without retries, a failure shows at once.
   const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });
   const embed = async (input, options = {}) => {
     const { data } = await client.embeddings.create({ model, input, ...options });
@@ -25,6 +26,7 @@ for (const [url, apiKey] of [[IMAGESVC_URL, "any"], [IMAGESVC_KEYED_URL, IMAGESV
   };
 
   const pictures = [photo, `${url}/sandbox/photo.jpg`, cat];
+  // The vectors of the same pictures by the routes for single pictures.
   const references = [
     await vectorBy("/vectorize-image-base64", { image_base64: photo }),
     await vectorBy("/vectorize-image", { image_url: pictures[1] }),
@@ -33,6 +35,7 @@ for (const [url, apiKey] of [[IMAGESVC_URL, "any"], [IMAGESVC_KEYED_URL, IMAGESV
   assert.notDeepEqual(references[0], references[2]);
   const batch = await embed(pictures);
   assert(batch.every((vector) => vector.length === 1536));
+  // Base64 contains 32-bit floats.
   assert.deepEqual(batch, references.map((vector) => [...Float32Array.from(vector)]));
   assert.deepEqual(await embed(pictures, { encoding_format: "float" }), references);
   for (const [index, picture] of pictures.entries()) {
@@ -53,6 +56,7 @@ for (const [url, apiKey] of [[IMAGESVC_URL, "any"], [IMAGESVC_KEYED_URL, IMAGESV
   const { data } = await client.embeddings.create(pictureAndText, { query: { errors: "item" } });
   assert.equal(data[0].embedding.length, 1536);
   assert.deepEqual([data[1].object, data[1].embedding, data[1].error.param], ["error", undefined, "input[1]"]);
+  // The service accepts 32 pictures in a batch.
   await assert.rejects(embed(Array(33).fill(photo)), /^(\w+: )?422 The list input has 33 pictures/);
 }
 

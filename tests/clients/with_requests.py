@@ -1,4 +1,4 @@
-"""Python, requests."""
+"""Python, requests: each route for single pictures, and a body of unknown length."""
 
 import base64
 import os
@@ -19,8 +19,8 @@ with requests.Session() as session:
 
     post("/vectorize-image", json={"image_url": url + "/sandbox/photo.jpg"})
     with open(photo, "rb") as file:
-        text = base64.b64encode(file.read()).decode()
-    post("/vectorize-image-base64", json={"image_base64": text, "filename": None})
+        base64_text = base64.b64encode(file.read()).decode()
+    post("/vectorize-image-base64", json={"image_base64": base64_text, "filename": None})
     with open(photo, "rb") as file:
         answer = post("/vectorize-image-upload", files={"file": file})
     assert answer["original_filename"] == "rocket.jpg"

@@ -33,10 +33,12 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
     """Encodes planes of values from 0 to 255. All planes have the picture's size.
 
     `sampling` contains each plane's sampling factors, horizontal and vertical. `scans` lists the planes of
-    each scan. `adobe` is the colour transform in the APP14 segment."""
+    each scan. `ids` are the components' ids. `adobe` is the colour transform in the APP14 segment. `restart`
+    is the number of units between two restart markers, or 0 for none."""
     height, width = planes[0].shape
     ids = ids or range(1, len(planes) + 1)
     max_factors = [max(factors[axis] for factors in sampling) for axis in (0, 1)]
+    # The number of units across and down, rounded up.
     units = -(-width // (8 * max_factors[0])), -(-height // (8 * max_factors[1]))
     blocks = [transform(plane, units, max_factors, factors) for plane, factors in zip(planes, sampling)]
 

@@ -14,7 +14,7 @@ pillow_heif.register_heif_opener()
 
 # Not multiples of a block's size, so that the last blocks reach beyond the picture.
 SIZE = 97, 65
-# Large enough to be shrunk by a test with a low limit.
+# So large that tests with a low inline limit make the service scale it down.
 LARGE = 480, 320
 
 
@@ -37,6 +37,7 @@ def scene(size=SIZE):
     y, x = np.mgrid[0:height, 0:width]
     x, y = x / (width - 1), y / (height - 1)
     corners = [(0, 0, (210, 60, 60)), (1, 0, (60, 190, 80)), (0, 1, (60, 80, 210)), (1, 1, (220, 200, 90))]
+    # How much a corner's colour counts at each pixel.
     weight = lambda cx, cy: ((1 - abs(x - cx)) * (1 - abs(y - cy)))[..., None]
     pixels = sum(weight(cx, cy) * np.array(color) for cx, cy, color in corners)
     pixels[(x > 0.2) & (x < 0.45) & (y > 0.3) & (y < 0.5)] -= 45
@@ -194,7 +195,7 @@ def jpegs():
         yield Picture(f"jpeg-odd-{name}", data, original)
     rotated = as_jpeg(stored(original, 6))
     xmp = app1(b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
-    # EXIF segments with these orientations, or without one
+    # EXIF segments with the orientations 8, none, 6 and 1.
     eight, none, six, one = (app1(b"Exif\0\0" + exif(which)) for which in (8, None, 6, 1))
     for name, data, pillow_is_correct in [
         ("after-xmp", after_start(rotated, xmp, six), True),
@@ -221,6 +222,7 @@ def png_chunk(name, data):
 def png_with(image, data, before):
     """A PNG with EXIF data before or after the pixels."""
     file, chunk = encoded(image, "PNG"), png_chunk(b"eXIf", data)
+    # After the signature and the chunk IHDR, or before the chunk IEND.
     at = 33 if before else len(file) - 12
     return file[:at] + chunk + file[at:]
 
@@ -235,7 +237,7 @@ def webp_with(image, data, **options):
 
 
 def big_endian_tiff(image, orientation):
-    """A big-endian TIFF of one strip."""
+    """A big-endian TIFF of one strip: the directory, then the bits of each sample at 134, and the pixels at 140."""
     width, height = image.size
     pixels = image.tobytes()
     entries = [(256, 3, 1, width << 16), (257, 3, 1, height << 16), (258, 3, 3, 134), (259, 3, 1, 1 << 16),
@@ -246,7 +248,7 @@ def big_endian_tiff(image, orientation):
 
 
 def heic(image, orientation=1, **options):
-    # libheif writes the orientation as `irot` and `imir`.
+    # libheif writes the orientation as the properties `irot` and `imir`.
     if orientation > 1:
         options["exif"] = b"Exif\0\0" + exif(orientation)
     return encoded(image, "HEIF", **{"quality": 90, "chroma": 444, "enc_params": {"preset": "ultrafast"}, **options})
@@ -274,7 +276,7 @@ ENCODERS = {
 
 
 def turned(prefix, original, encoders):
-    """The picture in each orientation, by some of the encoders."""
+    """The picture in each orientation, encoded by these encoders."""
     for encoder in encoders:
         for orientation in range(1, 9):
             data = ENCODERS[encoder](stored(original, orientation), orientation)

@@ -51,14 +51,14 @@ def expected_pixels(picture):
 
 
 def size_in_file(picture, expected):
-    """Returns width and height before the EXIF orientation is applied. HEIC has no EXIF orientation here."""
+    """Returns width and height before the EXIF orientation is applied. In a HEIC, the orientation is already applied."""
     if picture.orientation >= 5 and "heic" not in picture.name:
         return expected.height, expected.width
     return expected.size
 
 
 def scaled_down(expected):
-    """Yields a large picture at 3/4 and at 9/16 of its size."""
+    """Yields a large picture at 3/4 and at 9/16 of its size. The service scales down by 3/4, once or repeatedly."""
     if expected.width > 2 * SIZE[0]:
         for sixteenths in (12, 9):
             size = expected.width * sixteenths // 16, expected.height * sixteenths // 16
@@ -66,6 +66,7 @@ def scaled_down(expected):
 
 
 def report(folder, picture):
+    """Writes the expected pixels, and returns the line of JSON for the picture."""
     try:
         expected = expected_pixels(picture)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:

@@ -21,7 +21,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = "docs/databases.md"
 
-# Stands in for Cargo: runs the program that was built before.
+# Replaces `cargo run --` in the page's commands: runs the program that was built before.
 CARGO = """#!/bin/sh
 while [ "$1" != -- ]; do shift; done
 shift
@@ -75,9 +75,9 @@ def rows(printed):
 
 
 def check(heading, found, expected):
-    """Ends the test unless two lists of rows are equal."""
+    """Ends the test with an error unless two lists of rows are equal."""
     is_equal = [path for _, path in found] == [path for _, path in expected] and all(
-        abs(ours - theirs) <= TOLERANCE for (ours, _), (theirs, _) in zip(found, expected)
+        abs(cosine - reference) <= TOLERANCE for (cosine, _), (reference, _) in zip(found, expected)
     )
     if not is_equal:
         sys.exit(f"{heading} has found {found}, but imagesvc nearest finds {expected}")
@@ -86,8 +86,8 @@ def check(heading, found, expected):
 def main():
     program = str(Path(sys.argv[1]).resolve())
     counts = {"run": 0, "not run": 0}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
         make_pictures(folder)
         expected = None
         for heading, language, is_run, text in blocks():
@@ -97,6 +97,7 @@ def main():
                 nearest = [program, "nearest", "image.png", "--in", "vectors.jsonl", "--sandbox"]
                 expected = rows(run(nearest, folder, program))
                 cosine, path = expected[0]
+                # The folder has three pictures. The query is a copy of the cat.
                 assert path == "photos/chelsea.png" and cosine > 0.98 and len(expected) == 3, expected
             elif language == "python" and is_run:
                 check(heading, rows(run([sys.executable, "-c", text], folder, program)), expected)

@@ -1,11 +1,11 @@
-"""What the files must contain, read from the lines of JSON with Python's own means."""
+"""What the files of vectors must contain, read from the `.jsonl` file with Python's own means."""
 
 import json
 from fractions import Fraction
 
 import numpy
 
-# The columns after the source's own ones.
+# The columns that imagesvc adds after those of the source.
 ADDED = ["sha256", "model", "prepared", "width", "height", "vector"]
 DIMENSIONS = 1536
 
@@ -16,44 +16,44 @@ class Text(str):
 
 def read(path):
     """The rows, with numbers as their texts. Of equal names in an object, the last one counts."""
-    with open(path, encoding="utf-8") as lines:
-        rows = [json.loads(line, parse_float=Text, parse_int=Text) for line in lines]
-    assert rows and all(list(row)[-6:] == ADDED for row in rows), path
+    rows = [json.loads(line, parse_float=Text, parse_int=Text) for line in lines(path)]
+    assert rows and all(list(row)[-len(ADDED) :] == ADDED for row in rows), path
     return rows
 
 
 def lines(path):
-    with open(path, encoding="utf-8") as lines:
-        return list(lines)
+    """The lines of a file."""
+    with open(path, encoding="utf-8") as file:
+        return list(file)
 
 
-def own_columns(rows):
-    """The names of the source's own fields, in the order in which they first occur."""
-    return list(dict.fromkeys(name for row in rows for name in list(row)[:-6]))
+def source_columns(rows):
+    """The names of the source's fields, in the order in which they first occur."""
+    return list(dict.fromkeys(name for row in rows for name in list(row)[: -len(ADDED)]))
 
 
 def cell(row, name, line):
-    """The text that a column must contain for a row."""
+    """The text that a column must contain for a row, or None. `line` is the row's line of JSON."""
     value = row.get(name)
     if value is None or isinstance(value, str):
         return None if value is None else str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    # The text of a nested value is unchanged, with its spaces. No list contains the same one twice.
+    # The text of a nested value is unchanged, with its spaces. Its name occurs only once in the line.
     start = line.index(json.dumps(name) + ": ") + len(json.dumps(name)) + 2
     nested, end = json.JSONDecoder().raw_decode(line, start)
     return line[start:end]
 
 
 def vectors(rows):
-    """The vectors as 32-bit floats. Each one is the float that is nearest to the number's text."""
+    """The vectors as 32-bit floats. Each is the float that is nearest to the number's text."""
     array = numpy.array([[nearest(text) for text in row["vector"]] for row in rows], dtype="<f4")
     assert array.shape == (len(rows), DIMENSIONS), array.shape
     return array
 
 
 def nearest(text):
-    """The nearest 32-bit float, found without rounding twice."""
+    """The 32-bit float that is nearest to a number's text. Of two equally near floats, the even one."""
     guess = numpy.float32(float(text))  # rounds twice, so a neighbour may be nearer
     with numpy.errstate(over="ignore"):  # the largest float has no finite neighbour
         below, above = (numpy.nextafter(guess, numpy.float32(end)) for end in ("-inf", "inf"))
@@ -64,7 +64,7 @@ def nearest(text):
         return abs(Fraction(float(number)) - exact), is_odd
 
     best = min((number for number in (guess, below, above) if numpy.isfinite(number)), key=distance)
-    # 0 has a sign, which Fraction does not have.
+    # The text may be -0.0. A Fraction has no such value.
     return numpy.copysign(best, numpy.float32(-1)) if text.startswith("-") and best == 0 else best
 
 

@@ -26,18 +26,19 @@ PEOPLE = [
     r'{"name": "", "path": "photos/again.jpg", "n": "1", "n": "last", "a.b": "dot", "line": "1\n2\t3\\"}',
 ]
 
-# A row of a run with numbers that are rounded wrongly if they are rounded twice, and with extreme ones.
+# The first numbers of a vector. The first is rounded wrongly if it is rounded twice. Some others are very
+# large or very small.
 HARD_NUMBERS = ["1.0000000596046447753906250000000001", "-0.0", "1e-45", "3.4028234e38", "1E-60", "0.1"]
 
 
 def make_files(folder):
-    """Makes folder.* from pictures, and people.* from a list."""
+    """Makes folder.* from a folder of pictures, and people.* from a list."""
     photos = folder / "photos"
     photos.mkdir()
     for name in ["rocket.jpg", "chelsea.png", "hubble_deep_field.jpg"]:
         shutil.copy(ROOT / "tests/fixtures" / name, photos)
     shutil.copy(photos / "rocket.jpg", photos / "again.jpg")
-    (photos / "broken.jpg").write_text("no picture")
+    (photos / "broken.jpg").write_text("no picture")  # the exit code is 1, because this fails
     (folder / "list.jsonl").write_text("\n".join(PEOPLE) + "\n")
 
     embed(folder, "photos", "--out", "folder.parquet", code=1)
@@ -58,6 +59,7 @@ def hard_row(row):
 
 
 def embed(folder, *arguments, code=0):
+    """Runs `imagesvc embed`, which must end with this exit code."""
     env = {"IMAGESVC_MIN_FREE_BYTES": "0", "XDG_CACHE_HOME": str(folder / "cache")}
     command = [IMAGESVC, "embed", "--sandbox", *arguments]
     run = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)

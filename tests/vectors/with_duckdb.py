@@ -9,28 +9,30 @@ for name in ["folder", "people"]:
     expected = rows.read(f"{name}.jsonl")
     lines = rows.lines(f"{name}.jsonl")
     vectors = rows.vectors(expected)
-    own = rows.own_columns(expected)
-    # DuckDB's names ignore the case, so it renames the second one of "name" and "Name".
+    source_columns = rows.source_columns(expected)
+    # DuckDB ignores the case of names, so it renames the second of "name" and "Name".
     described = database.sql(f"DESCRIBE SELECT * FROM '{name}.parquet'").fetchall()
     names, types = [row[0] for row in described], [row[1] for row in described]
-    wanted = [column + ("_1" if column == "Name" else "") for column in own + rows.ADDED]
+    wanted = [column + ("_1" if column == "Name" else "") for column in source_columns + rows.ADDED]
     assert names == wanted, names
-    assert types[:-1] == ["VARCHAR"] * (len(own) + 3) + ["INTEGER"] * 2, types
+    assert types[:-1] == ["VARCHAR"] * (len(source_columns) + 3) + ["INTEGER"] * 2, types
     assert types[-1] == "FLOAT[]", "if DuckDB reads the length of the lists, say so in docs/bulk.md"
 
     table = database.sql(f"SELECT * FROM '{name}.parquet'").fetchall()
     for row, wanted_row, line, vector in zip(table, expected, lines, vectors, strict=True):
-        texts = [rows.cell(wanted_row, column, line) for column in own + ["sha256", "model", "prepared"]]
+        texts = [rows.cell(wanted_row, column, line) for column in source_columns + ["sha256", "model", "prepared"]]
         assert list(row[: len(texts)]) == texts, (row[: len(texts)], texts)
         assert row[len(texts) : -1] == (int(wanted_row["width"]), int(wanted_row["height"]))
         assert rows.same_bits(numpy.array(row[-1], dtype=numpy.float32), vector)
 
+    # The vector of hard.jpg is not that of a picture.
     nearest = database.sql(f"""
         SELECT other.path, array_cosine_similarity(other.vector::FLOAT[1536], picture.vector::FLOAT[1536]) AS cosine
         FROM '{name}.parquet' other, '{name}.parquet' picture
         WHERE picture.path = 'photos/rocket.jpg' AND other.path != 'photos/hard.jpg'
         ORDER BY cosine DESC, other.path
     """).fetchall()
+    # again.jpg is the same picture as rocket.jpg.
     assert [path for path, _ in nearest[:2]] == ["photos/again.jpg", "photos/rocket.jpg"], nearest
     by_path = {row["path"]: vector.astype(numpy.float64) for row, vector in zip(expected, vectors)}
     rocket = by_path["photos/rocket.jpg"]
@@ -41,4 +43,4 @@ for name in ["folder", "people"]:
 
 # DuckDB also reads the lines of JSON.
 count = database.sql("SELECT count(*) FROM read_json('folder.jsonl') WHERE len(vector) = 1536").fetchall()
-assert count == [(4,)], count
+assert count == [(4,)], count  # the four pictures that can be embedded

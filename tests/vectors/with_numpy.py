@@ -3,6 +3,7 @@
 import numpy
 import rows
 
+# Four pictures of the folder can be embedded. The list has four pictures, and run.py adds a row.
 for name, count in [("folder", 4), ("people", 5)]:
     expected = rows.vectors(rows.read(f"{name}.jsonl"))
     for mmap_mode in [None, "r"]:
@@ -11,7 +12,7 @@ for name, count in [("folder", 4), ("people", 5)]:
         assert found.flags.c_contiguous and found.flags.aligned
         assert rows.same_bits(found, expected), name
 
-# The folder contains the same picture twice, under two names.
+# The folder contains the same picture under two names, rocket.jpg and again.jpg.
 folder = rows.read("folder.jsonl")
 found = numpy.load("folder.npy")
 position = {row["path"]: n for n, row in enumerate(folder)}

@@ -7,8 +7,8 @@ for name in ["folder", "people"]:
     expected = rows.read(f"{name}.jsonl")
     lines = rows.lines(f"{name}.jsonl")
     frame = polars.read_parquet(f"{name}.parquet")
-    own = rows.own_columns(expected)
-    texts = own + ["sha256", "model", "prepared"]
+    source_columns = rows.source_columns(expected)
+    texts = source_columns + ["sha256", "model", "prepared"]
     types = {column: polars.String for column in texts}
     types |= {"width": polars.Int32, "height": polars.Int32, "vector": polars.Array(polars.Float32, 1536)}
     assert dict(frame.schema) == types, frame.schema

@@ -9,13 +9,13 @@ for name in ["folder", "people"]:
     expected = rows.read(f"{name}.jsonl")
     lines = rows.lines(f"{name}.jsonl")
     table = pyarrow.parquet.read_table(f"{name}.parquet")
-    own = rows.own_columns(expected)
-    assert table.column_names == own + rows.ADDED, table.column_names
+    source_columns = rows.source_columns(expected)
+    assert table.column_names == source_columns + rows.ADDED, table.column_names
     table.validate(full=True)
 
-    for column in own + ["sha256", "model", "prepared"]:
+    for column in source_columns + ["sha256", "model", "prepared"]:
         field = table.schema.field(column)
-        assert field.type == pyarrow.string() and field.nullable == (column in own), field
+        assert field.type == pyarrow.string() and field.nullable == (column in source_columns), field
         cells = [rows.cell(row, column, line) for row, line in zip(expected, lines)]
         assert table[column].to_pylist() == cells, (column, table[column].to_pylist(), cells)
     for column in ["width", "height"]:
