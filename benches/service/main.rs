@@ -249,7 +249,7 @@ impl Bench {
             request: Request::upload(LARGEST),
             is_fresh: true,
             clients: 64,
-            run_for: Duration::from_millis(1), // one request of each client, after the warm-up
+            run_for: Duration::from_millis(1), // so short that each client sends one request after its warm-up
         };
         let result = load.run(&service, &self.nvidia);
         println!(

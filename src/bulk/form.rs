@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 /// How much of a file is read at once. Smaller files are sent from memory.
 const READ_BYTES: u64 = 128 << 10;
 
-/// Separates the parts of a form. A picture would have to contain it by chance.
+/// Separates the parts of a form. Random, and so long that no picture contains it by chance.
 const BOUNDARY: &str = "imagesvc-embed-7d1f0c1e5b9a4e2f";
 
 /// The media type of the form.
@@ -36,13 +36,10 @@ pub(super) async fn of_file(path: PathBuf) -> io::Result<(Body, u64)> {
         let bytes = read_chunk(file, length).await?.1;
         return Ok((Body::from([head.as_bytes(), &bytes, tail.as_bytes()].concat()), total));
     }
-    // The last part is sent first.
-    let parts = vec![
-        FormPart::Text(tail.into()),
-        FormPart::File(file, length),
-        FormPart::Text(head.into()),
-    ];
-    Ok((Body::wrap(StreamBody::new(frames(parts))), total))
+    // In reverse order, because `frames` takes the pieces from the end.
+    let pieces =
+        vec![Piece::Text(tail.into()), Piece::File(file, length), Piece::Text(head.into())];
+    Ok((Body::wrap(StreamBody::new(frames(pieces))), total))
 }
 
 /// Opens a file, and returns its length. Blocks the thread.
@@ -56,29 +53,29 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, length))
 }
 
-/// A piece of a form.
-enum FormPart {
+/// A piece of a form's text, or the file between two pieces.
+enum Piece {
     Text(Bytes),
     /// A file, and how many of its bytes are not sent yet.
     File(File, u64),
 }
 
-/// Streams the parts, of which the last is sent first.
-fn frames(parts: Vec<FormPart>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
-    stream::try_unfold(parts, |mut parts| async move {
-        let frame = match parts.pop() {
+/// Streams the pieces. The last one is sent first.
+fn frames(pieces: Vec<Piece>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
+    stream::try_unfold(pieces, |mut pieces| async move {
+        let frame = match pieces.pop() {
             None => return Ok(None),
-            Some(FormPart::Text(text)) => text,
-            Some(FormPart::File(file, left)) => {
+            Some(Piece::Text(text)) => text,
+            Some(Piece::File(file, left)) => {
                 let (file, bytes) = read_chunk(file, left.min(READ_BYTES)).await?;
                 let left = left - bytes.len() as u64;
                 if left > 0 {
-                    parts.push(FormPart::File(file, left));
+                    pieces.push(Piece::File(file, left));
                 }
                 bytes
             }
         };
-        Ok(Some((Frame::data(frame), parts)))
+        Ok(Some((Frame::data(frame), pieces)))
     })
 }
 

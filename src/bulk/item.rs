@@ -35,7 +35,7 @@ pub(super) const ERROR_FIELD: &str = "error";
 /// The code of a row that already has a field with the name of an added field.
 pub(super) const NAME_TAKEN: &str = "name_taken";
 
-/// Identifies a row. Rows with equal ids, or with equal paths or URLs, have equal identities. A hash,
+/// Identifies a row: by the field that `--id` names if that is given, else by its path or URL. A hash,
 /// so that lists of a million rows need little memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity(u64);

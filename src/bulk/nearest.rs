@@ -58,7 +58,9 @@ async fn find(arguments: NearestArguments, config: Config) -> Result<(), BulkErr
     let file_reader = reader.clone();
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
     let file = super::on_blocking_thread(open).await?;
-    let service = Service::open(to.as_ref(), false, "", config).await?;
+    // The picture is not saved. Its added fields are not printed, so their names need no prefix.
+    let (save, prefix) = (false, "");
+    let service = Service::open(to.as_ref(), save, prefix, config).await?;
     let embedded = embed(&service.client, &picture, &file).await;
     service.stop().await;
     let (query, model) = embedded?;

@@ -155,7 +155,7 @@ impl State<'_> {
         let Some(total) = self.total else { return format!("{done} done") };
         let seconds_left = total.saturating_sub(done) as f64 / self.per_second;
         let mut text = format!("{done}/{total} done");
-        // Nothing is known about the time while nothing succeeds.
+        // While nothing was sent, the number of seconds is infinite or not a number.
         if let Ok(left) = Duration::try_from_secs_f64(seconds_left) {
             let _ = write!(text, ", {} left", short_time(left)); // a String never fails
         }
@@ -233,8 +233,9 @@ pub(super) fn say(line: &str) {
     let _ = writeln!(stderr(), "{}", printable(line));
 }
 
-/// Escapes characters with which the name of a file or the sentence of a service could control the
-/// terminal. In JSON, which contains them in strings only, the escapes mean the same.
+/// Escapes control characters, so that a file's name or an error message cannot control the terminal.
+/// The escapes are those of JSON. A line of JSON keeps its meaning, since it contains control characters
+/// only in strings.
 pub(super) fn printable(line: &str) -> Cow<'_, str> {
     let controls =
         |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');

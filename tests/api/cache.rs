@@ -241,13 +241,22 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
             assert!(is_filled_with(&answer, n), "{what_is_wrong}");
             assert_eq!(answer.header("x-cache"), "miss", "{what_is_wrong}");
         }
+        for n in [1, 2] {
+            assert_x_cache(&app, &tiny(n), "hit").await;
+        }
         assert_eq!(app.get("/ready").await.status, 200, "{what_is_wrong}");
+        // The service does not replace a folder, or a file in place of its folder. Until somebody
+        // removes these, it caches such vectors only in memory.
+        if what_is_wrong.contains("in place of") {
+            continue;
+        }
         // A stopping service first writes its vectors. After a restart, hits come from the disk.
         let folder = app.stop().await;
         let app = TestApp::builder(&nvidia).folder(folder).start().await;
         for n in [1, 2] {
-            let answer = assert_x_cache(&app, &tiny(n), "hit").await;
+            let answer = app.upload(&tiny(n), "a.png").await;
             assert!(is_filled_with(&answer, n), "{what_is_wrong}");
+            assert_eq!(answer.header("x-cache"), "hit", "{what_is_wrong}");
         }
     }
 }

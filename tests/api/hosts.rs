@@ -85,13 +85,14 @@ async fn a_request_after_a_request_with_two_host_headers_is_not_answered() {
 async fn a_host_in_the_request_line_overrides_the_host_header() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let post = async |origin: &str, host: &str| {
-        let line = format!("POST {origin}/vectorize-image HTTP/1.1");
+    let post = async |scheme_and_host: &str, host: &str| {
+        let line = format!("POST {scheme_and_host}/vectorize-image HTTP/1.1");
         let headers = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
         parse_answer(&exchange(app.address, &raw_request(&line, &[host], headers)).await)
     };
-    // A web page may call the service under an IP address, but not under an unknown host name. The
-    // 422 shows that the request was not refused for its origin.
+    // The service refuses web pages under an unknown host name (DNS rebinding), but not under an IP
+    // address. One of the two hosts is of each kind, so the status shows which one counts. The 422 is
+    // for the empty body.
     assert_problem(&post("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
     let refused =
         assert_problem(&post("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");

@@ -133,7 +133,7 @@ fn rows_of_a_list_are_printed_with_their_path_id_or_field_if_the_prefix_is_given
     };
     assert_eq!(nearest(""), "1.0000  photos/cat.png\n");
     assert_eq!(nearest("--id id"), "1.0000  7\n");
-    assert_eq!(nearest("--field n.name"), "1.0000  a\\nb\n");
+    assert_eq!(nearest("--field n.name"), "1.0000  a\\u000ab\n");
     // Without the prefix, `nearest` does not find the vector in a row.
     let run = bulk.nearest("photos/cat.png --in list-vectors.jsonl --sandbox").expect_exit_code(2);
     assert!(run.stderr.contains("list-vectors.jsonl, line 1: "), "{}", run.stderr);
