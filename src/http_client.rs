@@ -1,19 +1,51 @@
-//! The common parts of the two HTTP clients, which call NVIDIA and the hosts of pictures:
-//! certificate authorities, safe defaults, and the parser of `Retry-After`.
+//! The common parts of the HTTP clients, which call NVIDIA, the hosts of pictures and the bucket:
+//! certificate authorities, safe defaults, the parser of `Retry-After`, and pictures as bodies.
 
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use http_body::Frame;
+use http_body_util::StreamBody;
 use reqwest::{
-    ClientBuilder,
+    Body, ClientBuilder,
     header::{HeaderMap, RETRY_AFTER},
     redirect, retry,
 };
 
-use crate::telemetry::causes;
+use tokio::task::spawn_blocking;
+
+use crate::{image::Content, telemetry::causes};
 
 /// The most headers that a response may have. Some hosts send more than hyper's default limit of
 /// 100.
 const MAX_HEADERS: usize = 1000;
+
+/// The number of bytes that are read from a file at once.
+const READ_SIZE: usize = 64 * 1024;
+
+/// A picture as the body of a request. A file is streamed, so its bytes are never all in memory.
+pub(crate) fn body_of(picture: &Content) -> Body {
+    match picture {
+        Content::Memory(bytes) => Body::from(bytes.clone()),
+        Content::File(..) => Body::wrap(StreamBody::new(frames(picture.clone()))),
+    }
+}
+
+/// Streams a file's bytes. A blocking thread reads the next bytes when the previous bytes were
+/// sent.
+fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
+    stream::try_unfold((picture, 0), |(picture, offset)| async move {
+        if offset >= picture.len() {
+            return Ok(None);
+        }
+        let (bytes, picture) =
+            spawn_blocking(move || (picture.read_at(offset, READ_SIZE), picture)).await?;
+        let bytes = bytes?;
+        let offset = offset + bytes.len() as u64;
+        Ok(Some((Frame::data(bytes), (picture, offset))))
+    })
+}
 
 /// How long the server asks to wait by `Retry-After`. The header's value is a number of seconds or
 /// a date (RFC 9110, section 10.2.3).

@@ -3,15 +3,8 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures_util::{Stream, stream};
-use http_body::Frame;
-use http_body_util::StreamBody;
-use reqwest::{
-    Body,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
-};
-use tokio::{task::spawn_blocking, time::Instant};
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use tokio::time::Instant;
 use url::Url;
 use uuid::Uuid;
 
@@ -19,13 +12,10 @@ use super::{
     Client, Error, ErrorKind, Operation, RetryState, item_url,
     wire::{CreateAsset, CreatedAsset},
 };
-use crate::image::Content;
+use crate::{http_client::body_of, image::Content};
 
 /// The description of every asset. It never contains the client's file name.
 const DESCRIPTION: &str = "imagesvc picture";
-
-/// The number of bytes that are read from a file at once.
-const READ_SIZE: usize = 64 * 1024;
 
 /// How long the deletion of an asset may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -123,10 +113,6 @@ impl Client {
         deadline: Instant,
     ) -> Result<(), Error> {
         let operation = Operation::UploadAsset;
-        let body = match picture {
-            Content::Memory(bytes) => Body::from(bytes.clone()),
-            Content::File(..) => Body::wrap(StreamBody::new(frames(picture.clone()))),
-        };
         // No `Authorization` header: the presigned URL grants access, and its host must not
         // receive the key.
         let request = self
@@ -137,7 +123,7 @@ impl Client {
             // NVIDIA requires the same description as in the request that created the asset.
             .header("x-amz-meta-nvcf-asset-description", DESCRIPTION)
             .header(CONTENT_LENGTH, picture.len())
-            .body(body);
+            .body(body_of(picture));
         let response = self.call(operation, request, deadline).await?;
         response.progress(operation).map(drop)
     }
@@ -153,21 +139,6 @@ impl Client {
             tracing::debug!(%error, "an asset was not deleted");
         }
     }
-}
-
-/// Streams a file's bytes. A blocking thread reads the next bytes when the previous bytes were
-/// sent.
-fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
-    stream::try_unfold((picture, 0), |(picture, offset)| async move {
-        if offset >= picture.len() {
-            return Ok(None);
-        }
-        let (bytes, picture) =
-            spawn_blocking(move || (picture.read_at(offset, READ_SIZE), picture)).await?;
-        let bytes = bytes?;
-        let offset = offset + bytes.len() as u64;
-        Ok(Some((Frame::data(bytes), (picture, offset))))
-    })
 }
 
 /// Whether a picture may be sent to this URL. An https URL is always allowed. An http URL is
