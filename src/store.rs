@@ -1,46 +1,36 @@
-//! The downloads folder: receives pictures into `.incoming/`, and saves each picture completely or
-//! not at all.
+//! Where pictures are kept: in the downloads folder, or in a bucket.
 //!
-//! A picture is synced, then renamed into the folder, and then the folder is synced. So each file in
-//! the folder is complete and durable, even if the process is killed.
-//!
-//! One process owns the folder, and locks it as long as the process runs. Several processes could
-//! not share the folder: each must know the size of all files, and removes unfinished files at its
-//! start, which another process might still be writing.
+//! Pictures always arrive in the downloads folder's `.incoming/`. With a bucket, they leave it for
+//! the bucket, and the folder contains nothing else that must last.
 
-use std::{
-    collections::HashSet,
-    fs::{self, File, TryLockError},
-    io,
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::Notify,
     task::{JoinError, spawn_blocking},
     time::{Instant, timeout},
 };
-use uuid::Uuid;
 
 use crate::{
-    disk_space::{self, DiskSpace, FreeSpace, is_out_of_space, size_on_disk},
-    sampler::Sampler,
+    bucket::{self, Bucket, Operation},
+    disk_space::{self, DiskSpace, FreeSpace, is_out_of_space},
+    image::Format,
     spool::{self, Spool, Spooled, Staging},
 };
+use folder::{
+    Folder,
+    decision::save_before,
+    save::{self, FileGuard},
+};
+use object::ObjectGuard;
 
-mod decision;
+mod folder;
+mod object;
 mod readiness;
 mod retention;
-mod saved;
 
+pub use folder::OpenError;
 pub use readiness::NotReadyReason;
 pub use retention::{Retention, SweepReport};
-pub use saved::SavedFileGuard;
 
 /// How long a request waits for the removal of a refused picture.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -76,7 +66,10 @@ pub enum Error {
     /// The deadline passed before the picture was saved.
     #[error("the disk did not finish in time")]
     Timeout,
-    /// The thread that saves the picture panicked.
+    /// The bucket did not take the picture.
+    #[error(transparent)]
+    Bucket(#[from] bucket::Error),
+    /// The thread or task that saves the picture panicked.
     #[error("the thread that saves the picture panicked")]
     Panicked(#[from] JoinError),
 }
@@ -88,7 +81,7 @@ impl Error {
             Self::Space(error) => error.is_shortage(),
             Self::Io { source, .. } => is_out_of_space(source),
             Self::Spool(error) => error.is_full(),
-            Self::Timeout | Self::Panicked(_) => false,
+            Self::Timeout | Self::Bucket(_) | Self::Panicked(_) => false,
         }
     }
 }
@@ -98,64 +91,49 @@ fn cannot(action: &'static str) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { action, source }
 }
 
-/// Why the folder cannot be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Another process owns the folder.
-    #[error("{0} is in use by another imagesvc: give each process its own IMAGESVC_DOWNLOADS_DIR")]
-    InUse(PathBuf),
-    /// The file system reported an error.
-    #[error("the downloads folder cannot be used: {path}")]
-    Io {
-        /// The folder or file.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
-}
-
-/// The downloads folder of this process. Cheap to clone.
+/// Saves pictures. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
     folder: Arc<Folder>,
     space: DiskSpace,
     retention: Retention,
+    /// Where pictures are saved instead of the folder.
+    bucket: Option<Bucket>,
 }
+
+/// A saved picture. Retention does not remove the picture before this guard is dropped. If the guard
+/// was not confirmed, no client knows of the picture, so dropping the guard removes the picture.
+#[derive(Debug)]
+pub struct SavedGuard(Place);
 
 #[derive(Debug)]
-struct Folder {
-    path: PathBuf,
-    incoming: Staging,
-    /// The result of the latest readiness check.
-    readiness: Sampler<Vec<NotReadyReason>>,
-    /// The ids of saved pictures whose request has not ended.
-    in_use: Mutex<HashSet<Uuid>>,
-    /// The size of all saved pictures. Before the first sweep, the size of the new pictures only.
-    saved_bytes: AtomicU64,
-    /// The most bytes that all saved pictures together may take.
-    max_bytes: u64,
-    /// Notified when the saved pictures exceed their limit.
-    over_limit: Notify,
-    /// The folder is locked while this file is open. When the process ends, the system closes it.
-    _lock: File,
+enum Place {
+    Folder(FileGuard),
+    Bucket(ObjectGuard),
 }
 
-impl Folder {
-    fn in_use(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        // The set stays consistent even if a holder of the lock panicked.
-        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
+impl SavedGuard {
+    /// The picture's name.
+    pub fn name(&self) -> &str {
+        match &self.0 {
+            Place::Folder(file) => file.name(),
+            Place::Bucket(object) => object.name(),
+        }
     }
 
-    fn is_in_use(&self, id: Uuid) -> bool {
-        self.in_use().contains(&id)
+    /// Lets the picture stay.
+    pub fn confirm(&mut self) {
+        match &mut self.0 {
+            Place::Folder(file) => file.confirm(),
+            Place::Bucket(object) => object.confirm(),
+        }
     }
 
-    /// Counts a newly saved picture of `len` bytes.
-    fn add_saved_bytes(&self, len: u64) {
-        let bytes = size_on_disk(len);
-        let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);
-        if before.saturating_add(bytes) > self.max_bytes {
-            self.over_limit.notify_one();
+    /// Whether the picture stays.
+    pub fn is_confirmed(&self) -> bool {
+        match &self.0 {
+            Place::Folder(file) => file.is_confirmed(),
+            Place::Bucket(object) => object.is_confirmed(),
         }
     }
 }
@@ -167,42 +145,28 @@ impl Store {
     /// # Errors
     /// [`OpenError::InUse`] if another process owns the folder.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
-        let path = settings.folder.clone();
-        let incoming = path.join(".incoming");
-        let error_at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| OpenError::Io { path, source }
-        };
-        fs::create_dir_all(&incoming).map_err(error_at(&incoming))?;
-        let lock_path = path.join(".lock");
-        let lock = File::options()
-            .create(true)
-            .append(true)
-            .open(&lock_path)
-            .map_err(error_at(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path)),
-            Err(TryLockError::Error(source)) => return Err(error_at(&lock_path)(source)),
-        }
-        for entry in fs::read_dir(&incoming).map_err(error_at(&incoming))? {
-            let leftover = entry.map_err(error_at(&incoming))?;
-            if let Err(error) = fs::remove_file(leftover.path()) {
-                tracing::warn!(%error, name = ?leftover.file_name(), "a leftover in .incoming could not be removed");
-            }
-        }
-        let folder = Arc::new(Folder {
-            path,
-            incoming: Staging::new(incoming, settings.space.clone()),
-            readiness: Sampler::default(),
-            in_use: Mutex::default(),
-            saved_bytes: AtomicU64::new(0),
-            max_bytes: settings.retention.max_bytes.unwrap_or(u64::MAX),
-            over_limit: Notify::new(),
-            _lock: lock,
-        });
+        let folder = Arc::new(Folder::open(settings)?);
         let space = settings.space.clone();
-        Ok(Self { folder, space, retention: settings.retention })
+        Ok(Self { folder, space, retention: settings.retention, bucket: None })
+    }
+
+    /// Returns a store that saves pictures in the bucket.
+    #[must_use]
+    pub fn with_bucket(self, bucket: Option<Bucket>) -> Self {
+        Self { bucket, ..self }
+    }
+
+    /// Checks that pictures can be saved, as far as that is known without trying.
+    ///
+    /// # Errors
+    /// [`Error::Bucket`] if the bucket fails at the moment.
+    pub fn check_works(&self) -> Result<(), Error> {
+        self.bucket.as_ref().map_or(Ok(()), |bucket| Ok(bucket.check(Operation::Write)?))
+    }
+
+    /// The bucket in which pictures are saved, if there is one.
+    pub fn bucket(&self) -> Option<&Bucket> {
+        self.bucket.as_ref()
     }
 
     /// The free space on the folder's disk, measured at most a second ago.
@@ -225,6 +189,12 @@ impl Store {
     /// Removes a saved picture. Waits for the removal at most a second; after that, the removal
     /// continues in the background.
     pub async fn remove(&self, name: String) {
+        if let Some(bucket) = &self.bucket {
+            let removal = bucket.remove(object::path(&name), Duration::ZERO);
+            // The task logs its error itself, and does not panic.
+            let _ = timeout(REMOVAL_TIMEOUT, removal).await;
+            return;
+        }
         let path = self.folder.path.join(&name);
         let removal = spawn_blocking(move || {
             if let Err(error) = fs::remove_file(path) {
@@ -240,39 +210,49 @@ impl Store {
         self.folder.incoming.clone()
     }
 
-    /// Saves a picture, and returns when the file is durable. The file's name is a new UUID v7 with
-    /// this extension; such names sort by time. No file remains if the deadline passes, if the
-    /// future is dropped, or if the returned guard is dropped before it is confirmed.
+    /// Saves a picture, and returns when it is durable. Its name is a new UUID v7 with the extension
+    /// of its format; such names sort by time. Nothing remains if the deadline passes, if the future
+    /// is dropped, or if the returned guard is dropped before it is confirmed.
     ///
-    /// `permits` are dropped when the saving thread ends. If the disk hangs, that may be after the
-    /// deadline.
+    /// `permits` are dropped when the saving thread or task ends. If the disk hangs, that may be
+    /// after the deadline.
     ///
     /// # Errors
-    /// The disk's error, or [`Error::Timeout`].
+    /// The error of the disk or of the bucket, or [`Error::Timeout`].
     pub async fn save(
         &self,
         spooled: Spooled,
-        extension: &'static str,
+        format: Format,
         deadline: Instant,
         permits: impl Send + 'static,
-    ) -> Result<SavedFileGuard, Error> {
+    ) -> Result<SavedGuard, Error> {
+        if let Some(bucket) = &self.bucket {
+            let object = object::save(bucket, spooled, format, deadline, permits).await?;
+            return Ok(SavedGuard(Place::Bucket(object)));
+        }
         let folder = Arc::clone(&self.folder);
-        decision::save_before(deadline, move |decision| {
+        let file = save_before(deadline, move |decision| {
             let _permits = permits;
-            saved::save(&folder, spooled, extension, |stage| decision.enter(stage))
-        })
-        .await
+            save::save(&folder, spooled, format.extension(), |stage| decision.enter(stage))
+        });
+        Ok(SavedGuard(Place::Folder(file.await?)))
     }
 
     /// Starts to receive a picture that will be saved. A picture of at most `memory_limit` bytes
     /// stays in memory until it is saved.
     pub fn spool(&self, memory_limit: usize) -> Spool {
-        self.folder.incoming.spool_for_disk(memory_limit)
+        match self.bucket {
+            // A picture in memory goes to the bucket without ever taking disk space.
+            Some(_) => self.folder.incoming.spool(memory_limit),
+            None => self.folder.incoming.spool_for_disk(memory_limit),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use bytes::Bytes;
 
     use super::*;
@@ -318,7 +298,7 @@ mod tests {
             // The hash of "hello world".
             assert!(spooled.sha256.to_string().starts_with("b94d27b9"));
             let content = spooled.content.clone();
-            let mut saved = store.save(spooled, "jpg", in_a_minute(), ()).await.unwrap();
+            let mut saved = store.save(spooled, Format::Jpeg, in_a_minute(), ()).await.unwrap();
             saved.confirm();
             assert!(saved.name().ends_with(".jpg"));
             assert_eq!(fs::read(folder.path().join(saved.name())).unwrap(), b"hello world");

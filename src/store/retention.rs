@@ -15,7 +15,7 @@ use tokio::{
 };
 use uuid::{Uuid, Version};
 
-use super::{Error, Folder, Store, cannot};
+use super::{Error, Store, cannot, folder::Folder};
 use crate::{disk_space::size_on_disk, image::Format, telemetry::Metrics};
 
 /// The longest time between two sweeps.
@@ -289,7 +289,7 @@ mod tests {
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         let mut saved =
-            store.save(spool.finish().await.unwrap(), "png", deadline, ()).await.unwrap();
+            store.save(spool.finish().await.unwrap(), Format::Png, deadline, ()).await.unwrap();
         saved.confirm();
         assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 0, remaining_bytes: 4096 });
         let name = saved.name().to_owned();

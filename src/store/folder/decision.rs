@@ -15,14 +15,14 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::Error;
+use super::super::Error;
 
 /// How long after the deadline a request still waits for a picture that is already being renamed.
 const RENAMING_GRACE: Duration = Duration::from_secs(1);
 
 /// A stage of saving.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Stage {
+pub(in crate::store) enum Stage {
     /// The thread writes and syncs the picture in the staging folder.
     #[default]
     Writing,
@@ -36,14 +36,14 @@ pub(super) enum Stage {
 
 /// The current stage, shared by the thread and the waiting request.
 #[derive(Debug, Default)]
-pub(super) struct Decision(Mutex<Stage>);
+pub(in crate::store) struct Decision(Mutex<Stage>);
 
 impl Decision {
     /// Advances to a stage.
     ///
     /// # Errors
     /// [`Error::Timeout`] if the picture was given up.
-    pub(super) fn enter(&self, stage: Stage) -> Result<(), Error> {
+    pub(in crate::store) fn enter(&self, stage: Stage) -> Result<(), Error> {
         let mut current = self.stage();
         if *current == Stage::GivenUp {
             return Err(Error::Timeout);
@@ -82,7 +82,7 @@ impl Drop for GiveUpGuard {
 ///
 /// # Errors
 /// The thread's error, or [`Error::Timeout`]. After an error, no file remains.
-pub(super) async fn save_before<T: Send + 'static>(
+pub(in crate::store) async fn save_before<T: Send + 'static>(
     deadline: Instant,
     save: impl FnOnce(&Decision) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -120,7 +120,10 @@ mod tests {
     use super::*;
     use crate::{
         disk_space::DiskSpace,
-        store::{Retention, SavedFileGuard, Settings, Store, saved},
+        store::{
+            Retention, Settings, Store,
+            folder::save::{self, FileGuard},
+        },
     };
 
     const TIMEOUT: Duration = Duration::from_secs(60);
@@ -154,7 +157,7 @@ mod tests {
 
         /// Receives a picture, and starts a task that saves it on a thread. Returns when the thread
         /// has started.
-        async fn start_saving(&mut self) -> JoinHandle<Result<SavedFileGuard, Error>> {
+        async fn start_saving(&mut self) -> JoinHandle<Result<FileGuard, Error>> {
             let mut spool = self.store.spool(0);
             spool.write(&Bytes::from_static(b"picture")).await.unwrap();
             let spooled = spool.finish().await.unwrap();
@@ -162,7 +165,7 @@ mod tests {
             let report_stop = self.report_stop.take().unwrap();
             let wait_for_resume = self.wait_for_resume.take().unwrap();
             let save = save_before(Instant::now() + TIMEOUT, move |decision| {
-                saved::save(&folder, spooled, "jpg", |stage| {
+                save::save(&folder, spooled, "jpg", |stage| {
                     report_stop.send(stage).unwrap();
                     wait_for_resume.recv().unwrap();
                     decision.enter(stage)

@@ -10,24 +10,28 @@ use std::{
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use super::{Error, Folder, cannot, decision::Stage};
+use super::{
+    super::{Error, cannot},
+    Folder,
+    decision::Stage,
+};
 use crate::spool::Spooled;
 
 /// Saves a picture. Calls `enter` at the start of each stage. If `enter` returns an error, removes
 /// the picture. Blocks the thread.
-pub(super) fn save(
+pub(in crate::store) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
     extension: &str,
     enter: impl Fn(Stage) -> Result<(), Error>,
-) -> Result<SavedFileGuard, Error> {
+) -> Result<FileGuard, Error> {
     if let Err(error) = enter(Stage::Writing) {
         spooled.discard();
         return Err(error);
     }
     let len = spooled.content.len();
     let staging_file = spooled.into_file(&folder.incoming)?;
-    let mut saved_file = SavedFileGuard::new(folder, extension);
+    let mut saved_file = FileGuard::new(folder, extension);
     let synced = staging_file.sync().map_err(cannot("sync a picture"));
     if let Err(error) = synced.and_then(|()| enter(Stage::Renaming)) {
         staging_file.remove();
@@ -59,11 +63,11 @@ fn remove_unsaved(folder: &Folder, path: &Path) {
     }
 }
 
-/// A saved picture. Retention does not remove the picture before this guard is dropped. If the
+/// A picture in the folder. Retention does not remove the picture before this guard is dropped. If the
 /// guard was not confirmed, no client knows of the picture, so dropping the guard removes the
 /// picture.
 #[derive(Debug)]
-pub struct SavedFileGuard {
+pub(in crate::store) struct FileGuard {
     name: String,
     id: Uuid,
     folder: Arc<Folder>,
@@ -72,7 +76,7 @@ pub struct SavedFileGuard {
     is_confirmed: bool,
 }
 
-impl SavedFileGuard {
+impl FileGuard {
     fn new(folder: &Arc<Folder>, extension: &str) -> Self {
         let id = Uuid::now_v7();
         // The id is marked as in use before there is a file with this id. So retention never
@@ -83,22 +87,22 @@ impl SavedFileGuard {
     }
 
     /// The file's name.
-    pub fn name(&self) -> &str {
+    pub(in crate::store) fn name(&self) -> &str {
         &self.name
     }
 
     /// Lets the picture stay.
-    pub fn confirm(&mut self) {
+    pub(in crate::store) fn confirm(&mut self) {
         self.is_confirmed = true;
     }
 
     /// Whether the picture stays.
-    pub fn is_confirmed(&self) -> bool {
+    pub(in crate::store) fn is_confirmed(&self) -> bool {
         self.is_confirmed
     }
 }
 
-impl Drop for SavedFileGuard {
+impl Drop for FileGuard {
     /// Inside a runtime the picture is removed on another thread, because a disk that hangs must not
     /// block the threads that answer.
     fn drop(&mut self) {

@@ -1,0 +1,108 @@
+//! Saves pictures in the bucket.
+//!
+//! A picture is written by a task of its own. If its request ends early, the task still learns
+//! whether the object exists, and removes it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Error;
+use crate::{
+    bucket::{Bucket, Object},
+    image::Format,
+    spool::Spooled,
+};
+
+/// How long to wait before the removal of an object that may still arrive at the bucket.
+const REMOVAL_DELAY: Duration = Duration::from_secs(2);
+
+/// The path of a picture's object, after the bucket's prefix.
+pub(super) fn path(name: &str) -> String {
+    format!("downloads/{name}")
+}
+
+/// Saves a picture before the deadline. `permits` are dropped when the picture is written.
+pub(super) async fn save(
+    bucket: &Bucket,
+    spooled: Spooled,
+    format: Format,
+    deadline: Instant,
+    permits: impl Send + 'static,
+) -> Result<ObjectGuard, Error> {
+    let mut guard = ObjectGuard::new(bucket, format);
+    let write = async move {
+        let _permits = permits;
+        let object = Object {
+            content: spooled.content.clone(),
+            media_type: format.media_type(),
+            sha256: spooled.sha256,
+        };
+        guard.state = State::MayExist;
+        let written = guard.bucket.write(&path(&guard.name), &object, deadline).await;
+        drop(spooled); // the staging file is not needed any more
+        guard.state = match &written {
+            Ok(()) => State::Exists,
+            Err(error) if error.may_have_written() => State::MayExist,
+            Err(_) => State::Missing,
+        };
+        written.map(|()| guard)
+    };
+    // If this future is dropped, the task runs on. Its guard then removes the object.
+    Ok(bucket.spawn(write).await??)
+}
+
+/// A picture in the bucket. If the guard was not confirmed, dropping it removes the picture.
+#[derive(Debug)]
+pub(super) struct ObjectGuard {
+    name: String,
+    bucket: Bucket,
+    state: State,
+    is_confirmed: bool,
+}
+
+/// What is known about an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The object does not exist.
+    Missing,
+    /// The write has not ended, or its outcome is unknown.
+    MayExist,
+    /// The object was written.
+    Exists,
+}
+
+impl ObjectGuard {
+    fn new(bucket: &Bucket, format: Format) -> Self {
+        let name = format!("{}.{}", Uuid::now_v7(), format.extension());
+        Self { name, bucket: bucket.clone(), state: State::Missing, is_confirmed: false }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn confirm(&mut self) {
+        self.is_confirmed = true;
+    }
+
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.is_confirmed
+    }
+}
+
+impl Drop for ObjectGuard {
+    fn drop(&mut self) {
+        let delay = match self.state {
+            _ if self.is_confirmed => return,
+            State::Missing => return,
+            State::MayExist => REMOVAL_DELAY,
+            State::Exists => Duration::ZERO,
+        };
+        // Without a runtime, the process is ending.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            drop(self.bucket.remove(path(&self.name), delay));
+        }
+    }
+}
