@@ -7,9 +7,10 @@ use axum::Router;
 use tokio::time::Instant;
 
 use crate::{
+    bucket::{self, Bucket},
     config::{Config, Upstream},
     decoder::{self, Decoder},
-    embed::{Embedder, Source},
+    embed::{self, Embedder, Source},
     fetch::{
         self, Fetcher, Lookup,
         policy::{Exception, Policy},
@@ -27,6 +28,9 @@ use crate::{
 
 /// The timeout of the decoder's test at start, which decodes one pixel.
 const DECODER_TEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the start waits for the bucket's test.
+const BUCKET_TEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A service that is bound to its port and ready to serve.
 #[derive(Debug)]
@@ -50,6 +54,17 @@ pub enum BuildError {
     /// Pictures cannot be decoded.
     #[error("cannot decode pictures: {0}")]
     Decoder(#[source] decoder::Error),
+    /// The bucket cannot be used with these settings.
+    #[error(transparent)]
+    BucketSetup(#[from] bucket::SetupError),
+    /// The bucket refuses to be used.
+    #[error("IMAGESVC_BUCKET cannot be used: {advice}")]
+    Bucket {
+        /// What the operator can do.
+        advice: String,
+        /// The bucket's answer.
+        source: bucket::Error,
+    },
     /// TLS cannot be set up, or the proxy's URL is invalid.
     #[error("cannot set up the HTTP clients")]
     HttpClient(#[from] reqwest::Error),
@@ -115,18 +130,27 @@ impl App {
             background.clone(),
             trust,
         )?;
-        let embedder = Embedder::new(
-            nvidia_client,
+        let bucket = match &config.bucket {
+            Some(settings) => {
+                let metrics = Arc::clone(&metrics);
+                let bucket = Bucket::new(settings, trust, background.clone(), metrics)?;
+                test(&bucket).await?;
+                Some(bucket)
+            }
+            None => None,
+        };
+        let parts = embed::Parts {
+            nvidia: nvidia_client,
             decoder,
-            store.staging(),
-            &config.embed,
-            &source,
+            staging: store.staging(),
+            bucket: bucket.clone(),
             background,
-            Arc::clone(&metrics),
-        );
+            metrics: Arc::clone(&metrics),
+        };
+        let embedder = Embedder::new(parts, &config.embed, &source);
         let state = AppState::new(web::Shared {
             pipeline: Pipeline {
-                store,
+                store: store.with_bucket(bucket),
                 embedder,
                 memory: shared_memory(&limits, config.embed.call.inline_memory()),
                 at_work: shared_permits(&limits),
@@ -156,6 +180,21 @@ impl App {
             () = self.server.serve(self.router, stop) => {}
         }
     }
+}
+
+/// Tests the bucket. If it cannot be reached, the service starts nevertheless, and tests it again in
+/// the background.
+///
+/// # Errors
+/// [`BuildError::Bucket`] if the bucket refuses to be written to or read.
+async fn test(bucket: &Bucket) -> Result<(), BuildError> {
+    let report = bucket.test(BUCKET_TEST_TIMEOUT).await;
+    if let Some(refusal) = report.refusal() {
+        let advice = refusal.advice().unwrap_or_else(|| "see the cause".into());
+        return Err(BuildError::Bucket { advice, source: refusal.clone() });
+    }
+    bucket.record_test(&report);
+    Ok(())
 }
 
 /// The settings, key and source for calls to the upstream, which is NVIDIA or the sandbox.

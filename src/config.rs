@@ -15,6 +15,7 @@ use crate::pipeline::{Limits, largest_request};
 use reader::Reader;
 use settings::SETTINGS;
 
+mod bucket;
 mod bulk_arguments;
 mod command;
 mod decoder;
@@ -61,8 +62,10 @@ pub struct Config {
     pub decoder: crate::decoder::Settings,
     /// How pictures are fetched.
     pub fetch: crate::fetch::Settings,
-    /// Where pictures are saved.
+    /// Where pictures are received and, without a bucket, saved.
     pub store: crate::store::Settings,
+    /// The bucket for pictures and vectors, if there is one.
+    pub bucket: Option<crate::bucket::Settings>,
     /// The limits of one request, and of all requests together.
     pub limits: Limits,
     /// Who may call the service.
@@ -145,6 +148,7 @@ impl Config {
         let upstream = upstream::resolve(&mut reader);
         let downloads = reader.value(&store::DOWNLOADS_DIR);
         let store = store::resolve(&mut reader, downloads);
+        let bucket = bucket::resolve(&mut reader, &raw.aws_variables, store.retention);
         let limits = limits::resolve(&mut reader);
         let config = Self {
             nvidia: nvidia::resolve(&mut reader),
@@ -152,6 +156,7 @@ impl Config {
             decoder: decoder::resolve(&mut reader),
             fetch: fetch::resolve(&mut reader),
             store,
+            bucket,
             limits,
             web: web::resolve(&mut reader),
             server: server::resolve(&mut reader),

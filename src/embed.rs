@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::{
+    bucket::Bucket,
     decoder::Decoder,
     fair_queue::FairQueue,
     image::Picture,
@@ -121,19 +122,29 @@ struct Inner {
     metrics: Arc<Metrics>,
 }
 
+/// What an [`Embedder`] works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// Calls NVIDIA.
+    pub nvidia: nvidia::Client,
+    /// Decodes pictures that NVIDIA does not accept as they are.
+    pub decoder: Decoder,
+    /// The folder for re-encoded pictures that are too large to be sent inline.
+    pub staging: Staging,
+    /// The bucket whose vectors all replicas share, if there is one.
+    pub bucket: Option<Bucket>,
+    /// Tracks the tasks that make the calls.
+    pub background: TaskTracker,
+    /// The service's metrics.
+    pub metrics: Arc<Metrics>,
+}
+
 impl Embedder {
-    /// Creates an embedder that calls NVIDIA through `nvidia`, in tasks that `background` tracks.
-    pub fn new(
-        nvidia: nvidia::Client,
-        decoder: Decoder,
-        staging: Staging,
-        settings: &Settings,
-        source: &Source,
-        background: TaskTracker,
-        metrics: Arc<Metrics>,
-    ) -> Self {
+    /// Creates an embedder.
+    pub fn new(parts: Parts, settings: &Settings, source: &Source) -> Self {
+        let Parts { nvidia, decoder, staging, bucket, background, metrics } = parts;
         Self(Arc::new(Inner {
-            cache: Cache::new(settings, source),
+            cache: Cache::new(settings, source, bucket),
             calls: SingleFlight::default(),
             // The jobs of this queue need permits, but no memory.
             queue: FairQueue::new(settings.call.max_concurrency, 0, 0),
@@ -168,9 +179,16 @@ impl Embedder {
         self.0.settings.max_calls_per_batch()
     }
 
-    /// Returns a cached embedding, if there is one and the cache may be used.
+    /// Looks in all levels of the cache, if the cache may be used. [`Self::embed`] itself looks only
+    /// in memory and on disk. Takes at most two seconds: one for a hanging disk, and one for the
+    /// bucket.
     pub async fn look_up(&self, sha256: Sha256, cache_mode: CacheMode) -> Option<Embedding> {
-        let found = self.0.look_up(&self.0.cache.key(sha256), cache_mode).await?;
+        let key = self.0.cache.key(sha256);
+        let found = match self.0.look_up_locally(&key, cache_mode).await {
+            Some(found) => found,
+            None if cache_mode == CacheMode::Bypass => return None,
+            None => self.0.cache.look_up_shared(&key).await?,
+        };
         Some(self.count_lookup(found, cache_mode))
     }
 
@@ -302,11 +320,12 @@ impl Embedder {
             if is_new {
                 inner.cache.insert_in_memory(key, &embedding);
             }
-            // The requests get the outcome before the vector is written to disk. Other requests can
-            // join this call until the entry is dropped, which is after the write.
+            // The requests get the outcome before the vector is written to the disk and the bucket.
+            // Other requests can join this call until the entry is dropped, which is after the
+            // write.
             let _entry_until_written = guard.complete(outcome);
             if is_new {
-                inner.cache.write_to_disk(key, &embedding).await;
+                inner.cache.write(key, &embedding).await;
             }
         };
         self.0.background.spawn(call.in_current_span());
@@ -314,7 +333,8 @@ impl Embedder {
 }
 
 impl Inner {
-    async fn look_up(&self, key: &CacheKey, cache_mode: CacheMode) -> Option<Embedding> {
+    /// Looks in memory and on disk, if the cache may be used.
+    async fn look_up_locally(&self, key: &CacheKey, cache_mode: CacheMode) -> Option<Embedding> {
         match cache_mode {
             CacheMode::Use => timeout(LOOKUP_TIMEOUT, self.cache.look_up(key)).await.ok()?,
             CacheMode::Bypass => None,
@@ -329,7 +349,7 @@ impl Inner {
     ) -> Outcome {
         // The request has looked in memory before. Another call may have ended since, so this looks
         // in memory again, and then on disk.
-        if let Some(found) = self.look_up(key, job.cache_mode).await {
+        if let Some(found) = self.look_up_locally(key, job.cache_mode).await {
             return Ok(found);
         }
         let reservation = match reservation {

@@ -78,6 +78,7 @@
 pub mod app;
 pub mod base64_text;
 mod bearer_token;
+pub mod bucket;
 pub mod bulk;
 pub mod cli;
 pub mod config;

@@ -6,23 +6,25 @@
 //! The pipeline is independent of HTTP. Its caller passes a stream of bytes, and turns an [`Error`]
 //! into a response.
 
-use std::sync::Arc;
+use std::{future::pending, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::{
     runtime::Handle,
+    sync::oneshot,
     task::{JoinError, spawn_blocking},
     time::Instant,
 };
 
 use crate::{
+    bucket::Bucket,
     embed::{self, CacheMode, Embedder, Embedding, Job, PicturePermits},
     image::{self, Content, Format, Picture, probe},
     sha256::Sha256,
     shares::{ClientNetwork, NotEnoughUnits, SharePermit, Shares},
     spool::{self, Spooled},
-    store::{self, SavedFileGuard, Store},
+    store::{self, SavedGuard, Store},
     telemetry::{Metrics, Readings},
 };
 
@@ -153,7 +155,7 @@ pub struct Vectorized {
     /// The embedding.
     pub embedding: Embedding,
     /// Protects the saved file from retention. Dropping it removes a provisional file.
-    file: Option<SavedFileGuard>,
+    file: Option<SavedGuard>,
 }
 
 /// Whether a picture is saved or only embedded.
@@ -163,6 +165,20 @@ pub enum SaveMode {
     Save,
     /// Do not save the picture, and remove its staging file.
     Discard,
+}
+
+/// Lets the embedding of a picture wait until the picture is saved.
+#[derive(Debug)]
+struct WhenSaved(oneshot::Receiver<()>);
+
+impl WhenSaved {
+    /// Returns when the picture is saved, or when it is clear that it need not be saved. If the
+    /// picture cannot be saved, this never returns, because the whole request fails.
+    async fn wait(self) {
+        if self.0.await.is_err() {
+            pending().await
+        }
+    }
 }
 
 /// When a saved file becomes permanent.
@@ -217,7 +233,18 @@ impl Pipeline {
         cache_mode: CacheMode,
         save_mode: SaveMode,
     ) -> Result<Vectorized, Error> {
-        let embed = self.embedder.embed(received.job(cache_mode), None);
+        let job = received.job(cache_mode);
+        let embed = async |when_saved: WhenSaved| {
+            if self.store.bucket().is_some() {
+                if let Some(found) = self.embedder.look_up(job.sha256, cache_mode).await {
+                    return Ok(found);
+                }
+                // A bucket fails more often than a disk. NVIDIA must not be paid for a picture that
+                // cannot be saved.
+                when_saved.wait().await;
+            }
+            self.embedder.embed(job, None).await
+        };
         self.save_and_embed(received, embed, save_mode, FileMode::Final).await
     }
 
@@ -225,23 +252,23 @@ impl Pipeline {
     async fn save_and_embed(
         &self,
         received: Received,
-        embed: impl Future<Output = Result<Embedding, Arc<embed::Error>>>,
+        embed: impl AsyncFnOnce(WhenSaved) -> Result<Embedding, Arc<embed::Error>>,
         save_mode: SaveMode,
         file_mode: FileMode,
     ) -> Result<Vectorized, Error> {
         let Received { picture, spooled, permits: permits_for_file, deadline, .. } = received;
         let (sha256, len) = (spooled.sha256, picture.content.len());
+        let (saved, when_saved) = oneshot::channel();
         let save = async {
-            match save_mode {
+            let file = match save_mode {
                 SaveMode::Save => {
-                    let extension = picture.format.extension();
-                    let save = self.store.save(spooled, extension, deadline, permits_for_file);
+                    let save = self.store.save(spooled, picture.format, deadline, permits_for_file);
                     let mut file = save.await?;
                     if file_mode == FileMode::Final {
                         file.confirm();
                         self.metrics.record_saved(len);
                     }
-                    Ok::<_, Error>(Some(file))
+                    Some(file)
                 }
                 // The staging file is removed while the picture is still being embedded, so that no
                 // file remains if the process is killed. The embedder has the file open and can
@@ -252,12 +279,16 @@ impl Pipeline {
                         drop(permits_for_file);
                     };
                     spawn_blocking(discard).await?;
-                    Ok(None)
+                    None
                 }
-            }
+            };
+            // The embedding may not wait for this.
+            let _ = saved.send(());
+            Ok::<_, Error>(file)
         };
         // If saving fails, the request fails at once. If embedding fails, a file in
         // `FileMode::Final` stays, and the error contains its name.
+        let embed = embed(WhenSaved(when_saved));
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
         let Picture { format, width, height, .. } = picture;
@@ -284,6 +315,8 @@ impl Pipeline {
         Readings {
             free_bytes: space.map(|space| space.bytes),
             free_inodes: space.and_then(|space| space.inodes).map(|inodes| inodes.free),
+            bucket_writable: self.store.bucket().map(Bucket::is_writable),
+            bucket_readable: self.store.bucket().map(Bucket::is_readable),
             buffered_bytes: self.memory.in_use(),
             pictures_at_work: self.at_work.in_use(),
             pictures_waiting: self.embedder.waiting() as u64,

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, ffi::OsString, fs, io::ErrorKind, path::Path};
 
 use clap::{ArgMatches, parser::ValueSource};
+use secrecy::SecretString;
 
 use super::{
     dotenv,
@@ -11,6 +12,10 @@ use super::{
     setting::SettingInfo,
     settings::{SETTINGS, find},
 };
+use crate::bucket::AWS_VARIABLES;
+
+/// The values of AWS's variables that are set, by name. Some of them are secret.
+pub(super) type AwsVariables = Vec<(&'static str, SecretString)>;
 
 /// The settings as text. An empty value counts as unset, but is an error for settings that protect
 /// the service.
@@ -18,6 +23,8 @@ use super::{
 pub struct RawSettings {
     /// The values by the names of their variables.
     pub(super) values: Values,
+    /// The variables from which a bucket takes its credentials.
+    pub(super) aws_variables: AwsVariables,
     /// The names of settings that have an empty value in at least one source.
     empty: BTreeSet<&'static str>,
     /// Variables that begin with `IMAGESVC_` but are not settings. Most are misspelt.
@@ -99,7 +106,9 @@ impl RawSettings {
             }
         };
         // Other programs may share the file. Errors in their variables are ignored.
-        let is_ours = |name: &str| find(name).is_some() || name.starts_with("IMAGESVC_");
+        let is_ours = |name: &str| {
+            find(name).is_some() || name.starts_with("IMAGESVC_") || AWS_VARIABLES.contains(&name)
+        };
         for line in dotenv::parse(&text) {
             match line {
                 Ok((name, value)) => self.add(name, value),
@@ -113,6 +122,13 @@ impl RawSettings {
     /// programs.
     fn add(&mut self, name: &str, value: &str) {
         let value = value.trim();
+        if let Some(name) = AWS_VARIABLES.into_iter().find(|known| *known == name) {
+            self.aws_variables.retain(|(known, _)| *known != name);
+            if !value.is_empty() {
+                self.aws_variables.push((name, value.into()));
+            }
+            return;
+        }
         match find(name) {
             Some(setting) if value.is_empty() => {
                 self.empty.insert(setting.name);

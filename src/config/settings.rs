@@ -2,7 +2,7 @@
 //! variables, the table in `docs/operating.md` and `.env.example` are generated from this list.
 
 use super::{
-    decoder, embed, fetch, limits, nvidia, server, setting::SettingInfo, store, telemetry,
+    bucket, decoder, embed, fetch, limits, nvidia, server, setting::SettingInfo, store, telemetry,
     upstream, web,
 };
 
@@ -45,6 +45,10 @@ pub(super) const SETTINGS: &[SettingInfo] = &[
     store::MIN_FREE_BYTES.info,
     store::DOWNLOADS_MAX_AGE.info,
     store::DOWNLOADS_MAX_BYTES.info,
+    bucket::BUCKET.info,
+    bucket::ENDPOINT.info,
+    bucket::REGION.info,
+    bucket::TIMEOUT.info,
     fetch::TIMEOUT.info,
     fetch::MAX_REDIRECTS.info,
     fetch::PORTS.info,

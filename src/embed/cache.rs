@@ -1,4 +1,4 @@
-//! Caches embeddings in memory and on disk.
+//! Caches embeddings in memory, on disk and in the bucket.
 //!
 //! If the cache fails, requests still succeed, but each makes a call to NVIDIA. An embedding is
 //! temporary if it comes from a picture that was shrunk only because uploads did not work. Such an
@@ -11,11 +11,14 @@ use sha2::{Digest, Sha256 as Hasher};
 use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{Embedding, Prepared, Provenance, Settings, Source};
-use crate::{nvidia::Vector, sha256::Sha256};
+use crate::{bucket::Bucket, nvidia::Vector, sha256::Sha256};
 use disk::Disk;
+use shared::Shared;
 use writer::Writer;
 
 mod disk;
+mod format;
+mod shared;
 mod writer;
 
 /// The version of the code that prepares pictures. Raise this number with every change that gives
@@ -80,12 +83,13 @@ impl Weighter<CacheKey, CachedEmbedding> for ByteWeight {
     }
 }
 
-/// The cache. It has two levels, memory and disk. Each can be turned off.
+/// The cache. It has three levels: memory, disk and bucket. Each can be turned off.
 pub(super) struct Cache {
     /// Has hashed all parts of a key except the picture's SHA-256.
     key_hasher: Hasher,
     memory: Option<MemoryCache<CacheKey, CachedEmbedding, ByteWeight>>,
     disk: Option<DiskLevel>,
+    shared: Option<Shared>,
 }
 
 struct DiskLevel {
@@ -95,7 +99,7 @@ struct DiskLevel {
 
 impl Cache {
     /// Creates the levels that the settings turn on. Call this inside the Tokio runtime.
-    pub(super) fn new(settings: &Settings, source: &Source) -> Self {
+    pub(super) fn new(settings: &Settings, source: &Source, bucket: Option<Bucket>) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
             let expected_len = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
             let expected_len = usize::try_from(expected_len).unwrap_or(usize::MAX);
@@ -115,7 +119,7 @@ impl Cache {
             .chain_update([0, PREPARATION, settings.call.large_images as u8])
             .chain_update((settings.call.inline_limit as u64).to_le_bytes())
             .chain_update(settings.call.max_image_bytes.to_le_bytes());
-        Self { key_hasher, memory, disk }
+        Self { key_hasher, memory, disk, shared: bucket.map(Shared::new) }
     }
 
     /// The key of a picture's embedding.
@@ -127,6 +131,19 @@ impl Cache {
         let cached = self.memory.as_ref()?.get(key)?;
         let is_valid = cached.valid_until.is_none_or(|end| Instant::now() < end);
         is_valid.then(|| cached.into_embedding(Provenance::Memory))
+    }
+
+    /// Looks in the bucket. An embedding that is found there is also cached in memory and on disk.
+    pub(super) async fn look_up_shared(&self, key: &CacheKey) -> Option<Embedding> {
+        let cached = self.shared.as_ref()?.read(key).await?;
+        if let Some(memory) = &self.memory {
+            memory.insert(*key, cached.clone());
+        }
+        if let Some(DiskLevel { writer, .. }) = &self.disk {
+            // The request does not wait for the disk.
+            drop(writer.enqueue(*key, cached.clone()));
+        }
+        Some(cached.into_embedding(Provenance::Bucket))
     }
 
     /// Looks in memory, then on disk.
@@ -155,14 +172,25 @@ impl Cache {
         }
     }
 
-    /// Writes a permanent embedding to the disk. Returns when the embedding is written, or when it
-    /// is clear that it will not be written. A temporary embedding is not written.
-    pub(super) async fn write_to_disk(&self, key: CacheKey, embedding: &Embedding) {
-        if let Some(DiskLevel { writer, .. }) = &self.disk
-            && embedding.valid_until.is_none()
-        {
-            writer.write(key, embedding.into()).await;
+    /// Writes a permanent embedding to the disk and to the bucket. Returns when the embedding is
+    /// written, or when it is clear that it will not be written. A temporary embedding is not
+    /// written.
+    pub(super) async fn write(&self, key: CacheKey, embedding: &Embedding) {
+        if embedding.valid_until.is_some() {
+            return;
         }
+        let cached = CachedEmbedding::from(embedding);
+        let to_disk = async {
+            if let Some(DiskLevel { writer, .. }) = &self.disk {
+                writer.write(key, cached.clone()).await;
+            }
+        };
+        let to_bucket = async {
+            if let Some(shared) = &self.shared {
+                shared.write(&key, &cached).await;
+            }
+        };
+        tokio::join!(to_disk, to_bucket);
     }
 }
 
@@ -214,7 +242,7 @@ mod tests {
         source: (&'static str, &str),
     ) -> Cache {
         let source = Source { model: source.0, endpoint: source.1.into() };
-        Cache::new(&settings(memory_bytes, disk_bytes, folder), &source)
+        Cache::new(&settings(memory_bytes, disk_bytes, folder), &source, None)
     }
 
     /// A key whose bytes are all `byte`.
@@ -247,7 +275,7 @@ mod tests {
             let cache = new_cache(memory_bytes, disk_bytes, folder.path(), ("model", "endpoint"));
             let key = cache.key(Sha256::from_bytes([7; 32]));
             cache.insert_in_memory(key, &embedding_of("0.25"));
-            cache.write_to_disk(key, &embedding_of("0.25")).await;
+            cache.write(key, &embedding_of("0.25")).await;
             let found = cache.look_up(&key).await;
             assert_eq!(found.as_ref().map(|found| found.provenance), provenance);
             if let Some(found) = found {
@@ -262,7 +290,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = new_cache(1 << 20, 1 << 20, folder.path(), ("model", "endpoint"));
         let key = cache.key(Sha256::from_bytes([7; 32]));
-        cache.write_to_disk(key, &embedding_of("1")).await;
+        cache.write(key, &embedding_of("1")).await;
         assert!(cache.get_from_memory(&key).is_none());
         assert_eq!(cache.look_up(&key).await.unwrap().provenance, Provenance::Disk);
         assert_eq!(cache.get_from_memory(&key).unwrap().provenance, Provenance::Memory);
@@ -288,7 +316,7 @@ mod tests {
             let base = settings(0, 0, Path::new("unused"));
             let call = CallSettings { large_images, inline_limit, max_image_bytes, ..base.call };
             let source = Source { model: "model", endpoint: "endpoint".into() };
-            Cache::new(&Settings { call, ..base }, &source).key(Sha256::from_bytes([7; 32]))
+            Cache::new(&Settings { call, ..base }, &source, None).key(Sha256::from_bytes([7; 32]))
         };
         let key = key_with(LargeImages::Shrink, 200_000, 1000);
         assert_eq!(key, key_with(LargeImages::Shrink, 200_000, 1000));
@@ -304,7 +332,7 @@ mod tests {
         let end = Instant::now() + Duration::from_secs(60);
         let temporary = Embedding { valid_until: Some(end), ..embedding_of("1") };
         cache.insert_in_memory(key_of(1), &temporary);
-        cache.write_to_disk(key_of(1), &temporary).await;
+        cache.write(key_of(1), &temporary).await;
         tokio::time::advance(Duration::from_secs(59)).await;
         assert!(cache.get_from_memory(&key_of(1)).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;

@@ -67,6 +67,8 @@ pub enum Provenance {
     Memory,
     /// The cache on disk contained it.
     Disk,
+    /// The cache in the bucket contained it: perhaps another replica had paid for it.
+    Bucket,
 }
 
 impl Provenance {
@@ -83,6 +85,7 @@ impl Provenance {
             Self::Shared => "shared",
             Self::Memory => "memory",
             Self::Disk => "disk",
+            Self::Bucket => "bucket",
         }
     }
 }

@@ -58,7 +58,9 @@ fn new_embedder() -> Embedder {
     let source = Source { model: "a model", endpoint: "an endpoint".into() };
     let decoder = Decoder::new(crate::decoder::Settings::new(1 << 28), Arc::clone(&metrics));
     let staging = Staging::new("unused".into(), space);
-    Embedder::new(nvidia_client.unwrap(), decoder, staging, &settings, &source, background, metrics)
+    let nvidia = nvidia_client.unwrap();
+    let parts = Parts { nvidia, decoder, staging, bucket: None, background, metrics };
+    Embedder::new(parts, &settings, &source)
 }
 
 fn new_job() -> Job {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Error, Pipeline};
+use super::{Error, Pipeline, SaveMode};
 use crate::{
     base64_text,
     shares::{ClientNetwork, Clients, Shares},
@@ -122,8 +122,13 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Overloaded`] if too many pictures are at work, if too little memory is free, or if
     /// the picture would wait for NVIDIA for more than half of the request timeout.
-    /// [`Error::Store`] if the disk is full.
-    pub async fn admit(&self, client: ClientNetwork, body_bytes: u64) -> Result<Admission, Error> {
+    /// [`Error::Store`] if the disk is full, or if pictures are to be saved and cannot be.
+    pub async fn admit(
+        &self,
+        client: ClientNetwork,
+        body_bytes: u64,
+        save_mode: SaveMode,
+    ) -> Result<Admission, Error> {
         if !self.at_work.would_grant(client, 1) {
             return Err(Error::Overloaded(OverloadReason::AtWork));
         }
@@ -132,6 +137,9 @@ impl Pipeline {
         }
         if !self.memory.would_grant(client, body_bytes + self.embedder.inline_memory()) {
             return Err(Error::Overloaded(OverloadReason::Memory));
+        }
+        if save_mode == SaveMode::Save {
+            self.store.check_works()?;
         }
         // The disk is checked last. A disk that hangs then delays only requests that pass the other
         // checks.

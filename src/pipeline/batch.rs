@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::{
     Admission, Error, FileMode, OverloadReason, Pipeline, Received, SaveMode, SpooledPicture,
-    Vectorized,
+    Vectorized, WhenSaved,
 };
 use crate::{
     embed::{self, CacheMode, Embedding},
@@ -284,7 +284,11 @@ impl Pipeline {
             let error = Arc::new(embed::Error::QueueTimeout("a call to NVIDIA"));
             return Err(Error::Embed { error, saved: None });
         }
-        let embed = async {
+        let embed = async |when_saved: WhenSaved| {
+            // As for a single picture, NVIDIA is paid only for a picture that is saved.
+            if self.store.bucket().is_some() {
+                when_saved.wait().await;
+            }
             let embedding = embedding.await?;
             Ok(if is_repeated { embedding.shared() } else { embedding })
         };

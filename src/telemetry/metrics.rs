@@ -58,6 +58,8 @@ pub struct Metrics {
     shed: Labelled<Counter, 1>,
     /// Attempts to decode a picture, by outcome.
     pub decodes: Labelled<Counter, 1>,
+    bucket_requests: Labelled<Counter, 2>,
+    bucket_request_seconds: Labelled<Histogram, 1>,
     saved_pictures: Counter,
     saved_bytes: Counter,
     /// Old pictures that were removed.
@@ -73,6 +75,10 @@ pub struct Readings {
     pub free_bytes: Option<u64>,
     /// Free inodes on that disk, if known and if the number of inodes is fixed.
     pub free_inodes: Option<u64>,
+    /// Whether the bucket can be written to; `None` without a bucket.
+    pub bucket_writable: Option<bool>,
+    /// Whether the bucket can be read; `None` without a bucket.
+    pub bucket_readable: Option<bool>,
     /// The memory that bodies take, in bytes.
     pub buffered_bytes: u64,
     /// The number of received pictures that are being processed.
@@ -149,6 +155,18 @@ impl Metrics {
                 "Attempts to decode a picture, by outcome; refused means that the picture is the cause",
                 ["outcome"],
             ),
+            bucket_requests: counters(
+                &mut registry,
+                "bucket_requests",
+                "Requests to the bucket by operation and outcome; a repeated request counts once",
+                ["operation", "outcome"],
+            ),
+            bucket_request_seconds: histograms(
+                &mut registry,
+                "bucket_request_duration",
+                "Duration of one request to the bucket",
+                ["operation"],
+            ),
             saved_pictures: unlabelled(&mut registry, "pictures_saved", "Pictures saved"),
             saved_bytes: unlabelled_bytes(
                 &mut registry,
@@ -206,6 +224,17 @@ impl Metrics {
         self.upstream_seconds.with([operation]).observe(duration.as_secs_f64());
     }
 
+    /// Counts a request to the bucket.
+    pub fn record_bucket_request(
+        &self,
+        operation: &'static str,
+        outcome: Cow<'static, str>,
+        duration: Duration,
+    ) {
+        self.bucket_requests.with([operation.into(), outcome]).inc();
+        self.bucket_request_seconds.with([operation]).observe(duration.as_secs_f64());
+    }
+
     /// Counts a request or connection that was refused because of overload.
     pub fn record_shed(&self, reason: &'static str) {
         self.shed.with([reason]).inc();
@@ -229,6 +258,8 @@ impl Metrics {
         let Readings {
             free_bytes,
             free_inodes,
+            bucket_writable,
+            bucket_readable,
             buffered_bytes,
             pictures_at_work,
             pictures_waiting,
@@ -247,6 +278,14 @@ impl Metrics {
                 "Free inodes on the disk of the downloads folder",
                 ConstGauge::new(free_inodes),
             );
+        }
+        for (name, help, works) in [
+            ("bucket_writable", "Whether the bucket can be written to", bucket_writable),
+            ("bucket_readable", "Whether the bucket can be read", bucket_readable),
+        ] {
+            if let Some(works) = works {
+                registry_of_readings.register(name, help, ConstGauge::new(u64::from(works)));
+            }
         }
         registry_of_readings.register_with_unit(
             "buffered",

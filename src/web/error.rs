@@ -283,9 +283,10 @@ impl Error {
             _ => None,
         };
         match self.code() {
-            Code::Overloaded | Code::ShuttingDown | Code::EmbeddingRateLimited => {
-                Some(wait.unwrap_or(DEFAULT_RETRY_AFTER))
-            }
+            Code::Overloaded
+            | Code::ShuttingDown
+            | Code::EmbeddingRateLimited
+            | Code::StorageUnavailable => Some(wait.unwrap_or(DEFAULT_RETRY_AFTER)),
             Code::EmbeddingUnavailable | Code::RateLimited | Code::DownloadFailed => wait,
             _ => None,
         }

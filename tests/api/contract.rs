@@ -13,8 +13,8 @@ use tokio::{
 };
 
 use crate::support::{
-    FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, avif, base64_body, embedding,
-    post_head,
+    FakeBucket, FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, avif, base64_body,
+    embedding, post_head,
 };
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openapi.json");
@@ -101,6 +101,8 @@ enum Stimulus {
     ThenStop,
     /// A picture, sent after the folder for incoming files was renamed.
     FolderGone,
+    /// A picture, sent after the bucket has begun to fail.
+    BucketFails,
     /// This URL, for the URL route. `{hanging}` stands for the URL of a host that never replies.
     Url(&'static str),
     /// A text that is not Base64, for the routes that take Base64.
@@ -175,6 +177,7 @@ fn scenario(code: Code) -> Scenario {
             with_setting(("IMAGESVC_MIN_FREE_BYTES", "900000000GiB"), embedding(), picture())
         }
         Code::StorageFailed => healthy(Stimulus::FolderGone),
+        Code::StorageUnavailable => healthy(Stimulus::BucketFails),
         Code::UnsupportedParameter => healthy(Stimulus::BatchField("dimensions", json!(512))),
         Code::ModelNotFound => healthy(Stimulus::BatchField("model", json!("gpt-4"))),
         // Picture routes do not return the first two of these errors for a POST, and only a bug
@@ -218,8 +221,12 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
     })
     .await;
     let nvidia = FakeNvidia::replying(vec![nvidia_reply]).await;
-    let app =
-        TestApp::builder(&nvidia).may_fetch_from(&picture_server).settings(&settings).start().await;
+    let builder = TestApp::builder(&nvidia).may_fetch_from(&picture_server).settings(&settings);
+    let bucket = FakeBucket::start().await;
+    let app = match stimulus {
+        Stimulus::BucketFails => builder.bucket(&bucket).start().await,
+        _ => builder.start().await,
+    };
     let picture_request = || request(&app, route, &picture, &picture_server);
     let post = |body: String| app.client.post(app.url(route.path())).body(body);
     let answer = match stimulus {
@@ -260,6 +267,10 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         Stimulus::FolderGone => {
             let incoming = app.folder().join(".incoming");
             std::fs::rename(&incoming, app.folder().join("gone")).unwrap();
+            app.send(picture_request()).await
+        }
+        Stimulus::BucketFails => {
+            bucket.fail(|_| Some(FakeBucket::refusal(403, "AccessDenied")));
             app.send(picture_request()).await
         }
         Stimulus::Url(url) if matches!(route, Route::Url | Route::Batch) => {

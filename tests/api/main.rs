@@ -20,6 +20,8 @@ mod batch_limits;
 mod batches;
 mod bodies;
 mod bombs;
+mod bucket;
+mod bucket_failures;
 mod bulk;
 mod bulk_export;
 mod bulk_hosts;

@@ -23,7 +23,7 @@ fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [Requ
 }
 
 /// Sets a request's query.
-fn with_query(request: RequestBuilder, query: &str) -> RequestBuilder {
+pub fn with_query(request: RequestBuilder, query: &str) -> RequestBuilder {
     let (client, request) = request.build_split();
     let mut request = request.unwrap();
     request.url_mut().set_query(Some(query));

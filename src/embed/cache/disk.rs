@@ -21,22 +21,14 @@ use std::{
     time::SystemTime,
 };
 
-use serde_json::value::RawValue;
-
-use super::{CacheKey, CachedEmbedding};
+use super::{
+    CacheKey, CachedEmbedding,
+    format::{MAX_LEN, decode, encode},
+};
 use crate::{
     disk_space::{DiskSpace, size_on_disk},
-    embed::Prepared,
-    nvidia::Vector,
     sha256::Sha256,
 };
-
-/// Every file begins with this text. The number is the version of the format.
-const MAGIC: &str = "imagesvc-vector 2";
-
-/// The longest file that is read, in bytes. A vector is shorter than 1 MiB, because no longer
-/// response is read from NVIDIA. The first line of the file is shorter than 256 bytes.
-const MAX_FILE_LEN: u64 = (1 << 20) + 256;
 
 /// Files are written here before they are renamed.
 const STAGING_FOLDER: &str = ".staged";
@@ -139,7 +131,7 @@ impl Disk {
 
     fn try_read(&self, key: &CacheKey) -> Result<CachedEmbedding, ReadError> {
         let mut bytes = Vec::new();
-        File::open(self.path(key))?.take(MAX_FILE_LEN + 1).read_to_end(&mut bytes)?;
+        File::open(self.path(key))?.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes)?;
         decode(key, &bytes).ok_or(ReadError::Damaged)
     }
 
@@ -300,38 +292,6 @@ fn entries(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirE
         Err(error) => return Err(error),
     };
     Ok(entries.into_iter().flatten())
-}
-
-/// Returns the content of a file: one line that describes the vector, then the vector as JSON.
-/// People can read it with `head` and `jq`.
-fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
-    let (text, prepared) = (cached.vector.json().get(), cached.prepared.name());
-    let checksum = checksum(key, prepared, text.as_bytes());
-    format!("{MAGIC} {prepared} {} {checksum}\n{text}\n", text.len()).into()
-}
-
-fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
-    let (first_line, rest) = std::str::from_utf8(bytes).ok()?.split_once('\n')?;
-    let text = rest.strip_suffix('\n')?;
-    let mut fields = first_line.strip_prefix(MAGIC)?.strip_prefix(' ')?.split(' ');
-    let (prepared, len, sum) = (fields.next()?, fields.next()?, fields.next()?);
-    if len != text.len().to_string() || sum != checksum(key, prepared, text.as_bytes()) {
-        return None;
-    }
-    let prepared = Prepared::ALL.into_iter().find(|known| known.name() == prepared)?;
-    let vector = Vector::from_json(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
-    Some(CachedEmbedding { vector, prepared, valid_until: None })
-}
-
-/// A CRC-32, which detects damage. It need not resist forgery: a person who can write to this
-/// folder can write any vector. The checksum covers the key, so that a file under another key's
-/// name counts as damaged.
-fn checksum(key: &CacheKey, prepared: &str, text: &[u8]) -> String {
-    let mut sum = crc32fast::Hasher::new();
-    for part in [key.0.bytes(), prepared.as_bytes(), text] {
-        sum.update(part);
-    }
-    format!("{:08x}", sum.finalize())
 }
 
 #[cfg(test)]

@@ -37,13 +37,18 @@ impl Writer {
     /// Writes an embedding. Returns when it is written or when writing failed. Returns at once,
     /// without writing, if the queue is full.
     pub(super) async fn write(&self, key: CacheKey, cached: CachedEmbedding) {
+        // The channel carries no value. It closes when the writer has finished with the entry.
+        let _ = self.enqueue(key, cached).await;
+    }
+
+    /// Adds an embedding to the queue, unless the queue is full. The returned channel closes when
+    /// the writer has finished with the embedding.
+    pub(super) fn enqueue(&self, key: CacheKey, cached: CachedEmbedding) -> oneshot::Receiver<()> {
         let (done, when_done) = oneshot::channel();
         if self.0.try_send(Entry { key, cached, done }).is_err() {
             tracing::debug!("an embedding is not cached on disk: the queue is full");
-            return;
         }
-        // The channel carries no value. It closes when `done` is dropped.
-        let _ = when_done.await;
+        when_done
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
     decoder, embed, fetch,
     image::{self, Format},
     nvidia::ErrorKind,
-    pipeline,
+    pipeline, store,
     web::extract::{
         body::{BodyContent, BodyError},
         head::HeadError,
@@ -79,6 +79,7 @@ pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
         Error::TooManyBytes { .. } => Code::ImageTooLarge,
         Error::Image(error) => image_code(error),
         Error::Store(error) if error.is_full() => Code::StorageFull,
+        Error::Store(store::Error::Bucket(_)) => Code::StorageUnavailable,
         Error::Store(_) => Code::StorageFailed,
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_code(error),
         Error::BatchTooLarge { .. } => Code::ValidationFailed,
@@ -97,6 +98,11 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
         Error::Image(error) => image_detail(error),
         Error::Store(error) if error.is_full() => {
             "The service's disk is full; nothing was saved. The service's operator must free disk space.".into()
+        }
+        Error::Store(store::Error::Bucket(_)) => {
+            "The service's storage is not available at the moment, so the picture was not saved; try again after the \
+             time in Retry-After, or with ?save=false."
+                .into()
         }
         Error::Store(_) => "The picture could not be saved; try again later.".into(),
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),

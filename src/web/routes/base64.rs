@@ -98,7 +98,8 @@ pub(super) async fn vectorize_image_base64(
         content: BodyContent::Picture { max_picture_bytes: limits.max_image_bytes },
         timeout: limits.body_timeout,
     };
-    let admission = app.pipeline.admit(client, body_limits.declared_length(&body)?).await?;
+    let admission =
+        app.pipeline.admit(client, body_limits.declared_length(&body)?, save_mode).await?;
     let mut memory = app.pipeline.memory.empty(client);
     let body = body_limits.read(body, &mut memory).await?;
 

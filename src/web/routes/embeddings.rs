@@ -125,7 +125,8 @@ pub(super) async fn embeddings(
         content: BodyContent::Batch,
         timeout: limits.body_timeout,
     };
-    let admission = app.pipeline.admit(client, body_limits.declared_length(&body)?).await?;
+    let admission =
+        app.pipeline.admit(client, body_limits.declared_length(&body)?, save_mode).await?;
     let mut memory = app.pipeline.memory.empty(client);
     let body = body_limits.read(body, &mut memory).await?;
 

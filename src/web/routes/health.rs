@@ -31,6 +31,17 @@ pub(super) struct Readiness {
     /// instance with a refused key is still ready, since all instances have the same key.
     #[schema(example = "accepted")]
     nvidia_key: &'static str,
+    /// Only with a bucket: whether it can be written to and read. An instance whose bucket fails is
+    /// still ready, since the bucket fails for all instances.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bucket: Option<BucketState>,
+}
+
+/// Whether the bucket works, as far as this instance knows.
+#[derive(Debug, Serialize, ToSchema)]
+struct BucketState {
+    writable: bool,
+    readable: bool,
 }
 
 /// Can this instance serve pictures?
@@ -53,6 +64,10 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
         KeyState::Accepted => "accepted",
         KeyState::Refused => "refused",
     };
+    let bucket = app.pipeline.store.bucket().map(|bucket| BucketState {
+        writable: bucket.is_writable(),
+        readable: bucket.is_readable(),
+    });
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready: reasons.is_empty(), reasons, nvidia_key }))
+    (status, Json(Readiness { ready: reasons.is_empty(), reasons, nvidia_key, bucket }))
 }

@@ -83,7 +83,7 @@ pub(super) async fn vectorize_image_upload(
     };
     body_limits.declared_length(&body)?;
     // The body is never in memory as a whole, so its memory is not estimated.
-    let admission = app.pipeline.admit(client, 0).await?;
+    let admission = app.pipeline.admit(client, 0, save_mode).await?;
 
     let memory = app.pipeline.memory.empty(client);
     let mut form = Form::new(body_limits.stream(body)?, &boundary, memory);

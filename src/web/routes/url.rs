@@ -100,7 +100,7 @@ pub(super) async fn vectorize_image(
     body: Body,
 ) -> Result<Answer, Error> {
     // The body contains only a URL, so its memory is not estimated.
-    let admission = app.pipeline.admit(client, 0).await?;
+    let admission = app.pipeline.admit(client, 0, save_mode).await?;
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
         max_bytes: MAX_BODY_BYTES,

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{Answer, FakeNvidia, FakeServer, decoder_settings, metric};
+use super::{Answer, FakeBucket, FakeNvidia, FakeServer, decoder_settings, metric};
 
 /// A running service. The service stops when this value is dropped.
 pub struct TestApp {
@@ -61,6 +61,12 @@ impl Builder {
     /// Adds several settings.
     pub fn settings(self, settings: &[(&str, &str)]) -> Self {
         settings.iter().fold(self, |builder, (name, value)| builder.setting(name, value))
+    }
+
+    /// Saves pictures and vectors in this bucket.
+    pub fn bucket(self, bucket: &FakeBucket) -> Self {
+        let settings = bucket.settings().into_iter();
+        settings.fold(self, |builder, (name, value)| builder.setting(name, value))
     }
 
     /// Allows the service to fetch from this server, although its address is a loopback address.

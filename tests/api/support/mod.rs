@@ -11,6 +11,7 @@ mod child;
 pub mod craft;
 mod decoder;
 pub mod documents;
+mod fake_bucket;
 mod fake_nvidia;
 mod fake_server;
 pub mod kinds;
@@ -31,6 +32,7 @@ pub use app::{BuildError, Config, TestApp};
 pub use bulk::{Bulk, Finished};
 pub use child::{ServiceProcess, children_of, memory_of};
 pub use decoder::{decoder_settings, fake_decoder};
+pub use fake_bucket::FakeBucket;
 pub use fake_nvidia::{
     FakeNvidia, Inline, created_asset, embedding, embedding_of, numbers, pending, picture_number,
     try_picture_number,

@@ -2,21 +2,17 @@
 
 use std::time::Duration;
 
-use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::{super::tests::key_of, *};
-use crate::{disk_space::FreeSpace, nvidia::DIMENSIONS};
+use super::{
+    super::tests::{embedding_of, key_of},
+    *,
+};
+use crate::{disk_space::FreeSpace, embed::Prepared};
 
 /// An embedding whose numbers are all `number`.
 fn cached(number: &str) -> CachedEmbedding {
-    let text = format!("[{}]", [number; DIMENSIONS].join(", "));
-    let raw = RawValue::from_string(text).unwrap();
-    CachedEmbedding {
-        vector: Vector::from_json(&raw).unwrap(),
-        prepared: Prepared::Shrunk,
-        valid_until: None,
-    }
+    CachedEmbedding { prepared: Prepared::Shrunk, ..(&embedding_of(number)).into() }
 }
 
 fn new_disk(max_bytes: u64) -> (TempDir, Disk) {
@@ -100,27 +96,6 @@ fn a_file_with_the_content_of_another_key_is_ignored() {
     fs::create_dir_all(other.parent().unwrap()).unwrap();
     fs::copy(disk.path(&key_of(1)), other).unwrap();
     assert!(disk.read(&key_of(2)).is_none());
-}
-
-proptest! {
-    #[test]
-    fn a_file_with_a_changed_byte_or_a_missing_end_is_not_decoded(
-        at in any::<proptest::sample::Index>(), change in 1u8..=255, truncated in any::<bool>(),
-    ) {
-        let whole = encode(&key_of(3), &cached("0.125"));
-        let mut bytes = whole.clone();
-        let at = at.index(bytes.len());
-        if truncated { bytes.truncate(at) } else { bytes[at] ^= change }
-        prop_assert!(decode(&key_of(3), &bytes).is_none());
-        prop_assert!(decode(&key_of(3), &whole).is_some());
-    }
-
-    #[test]
-    fn random_bytes_are_not_decoded(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        prop_assert!(decode(&key_of(3), &bytes).is_none());
-        let framed = [MAGIC.as_bytes(), b" ", &bytes].concat();
-        prop_assert!(decode(&key_of(3), &framed).is_none());
-    }
 }
 
 #[test]

@@ -29,6 +29,7 @@ const ANY_PICTURE: &[Code] = &[
     Code::EmbeddingInvalid,
     Code::StorageFull,
     Code::StorageFailed,
+    Code::StorageUnavailable,
     Code::Internal,
 ];
 

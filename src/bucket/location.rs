@@ -1,0 +1,112 @@
+//! The address of a bucket, as in `s3://photos/imagesvc`.
+
+use object_store::path::Path;
+
+/// A bucket's name, and the prefix of the names of all objects that the service writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    bucket: String,
+    /// Empty, or without slashes at its ends.
+    prefix: String,
+}
+
+impl Location {
+    /// Parses `s3://bucket` or `s3://bucket/prefix`. The rules for names are S3's:
+    /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html> and
+    /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
+    ///
+    /// # Errors
+    /// A message that is written to follow the setting's name.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let rest =
+            text.strip_prefix("s3://").ok_or("must begin with s3://, as in s3://bucket/prefix")?;
+        let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let is_letter_or_digit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let has_valid_ends = bucket.bytes().next().is_some_and(is_letter_or_digit)
+            && bucket.bytes().last().is_some_and(is_letter_or_digit);
+        let has_valid_bytes =
+            bucket.bytes().all(|byte| is_letter_or_digit(byte) || matches!(byte, b'-' | b'.'));
+        if !(3..=63).contains(&bucket.len()) || !has_valid_ends || !has_valid_bytes {
+            return Err(
+                "has no valid bucket name after s3://: a name has 3 to 63 lowercase letters, \
+                        digits, dots and hyphens"
+                    .into(),
+            );
+        }
+        let prefix = prefix.trim_matches('/');
+        let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || b"!-_.'()".contains(&byte);
+        let is_valid_segment =
+            |segment: &str| !matches!(segment, "" | "." | "..") && segment.bytes().all(is_safe);
+        if !prefix.is_empty() && !prefix.split('/').all(is_valid_segment) {
+            return Err("has a prefix that is not valid: use letters, digits, - _ . ! ' ( ), and \
+                        single slashes between them"
+                .into());
+        }
+        if prefix.len() > 500 {
+            return Err("has a prefix of more than 500 characters".into());
+        }
+        Ok(Self { bucket: bucket.into(), prefix: prefix.into() })
+    }
+
+    /// The bucket's name.
+    pub fn bucket(&self) -> &str {
+        &self.bucket
+    }
+
+    /// The name of an object whose path follows the prefix.
+    pub(super) fn object(&self, path: &str) -> Path {
+        Path::from_iter(self.prefix.split('/').chain(path.split('/')))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn object(location: &str, path: &str) -> String {
+        Location::parse(location).unwrap().object(path).to_string()
+    }
+
+    #[test]
+    fn an_object_is_named_by_the_prefix_and_its_path() {
+        assert_eq!(object("s3://photos", "downloads/a.jpg"), "downloads/a.jpg");
+        assert_eq!(object("s3://photos/", "downloads/a.jpg"), "downloads/a.jpg");
+        assert_eq!(object("s3://photos/x", "downloads/a.jpg"), "x/downloads/a.jpg");
+        assert_eq!(object("s3://photos/x/y_1/", "vectors/0f"), "x/y_1/vectors/0f");
+    }
+
+    #[test]
+    fn an_address_that_s3_would_refuse_is_refused() {
+        for invalid in [
+            "photos",
+            "http://photos",
+            "s3://",
+            "s3://ab",
+            "s3://Photos",
+            "s3://-photos",
+            "s3://photos.",
+            "s3://pho_tos",
+            "s3://photos/a//b",
+            "s3://photos/../b",
+            "s3://photos/a b",
+            "s3://photos/ä",
+            "s3://photos?x=1",
+        ] {
+            assert!(Location::parse(invalid).is_err(), "{invalid}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused_and_a_prefix_is_never_changed(text in "(s3://)?[a-z0-9.]{0,8}(/[ -~]{0,12})?") {
+            if let Ok(location) = Location::parse(&text) {
+                let expected = text.strip_prefix("s3://").unwrap().trim_end_matches('/').to_owned();
+                let object = location.object("downloads/a.jpg").to_string();
+                let named = format!("{}/{object}", location.bucket());
+                prop_assert_eq!(named.replace("/downloads/a.jpg", ""), expected.replacen("//", "/", 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Settings for the bucket. Its credentials come from AWS's own variables, which other programs
+//! share; `raw.rs` collects them.
+
+use std::time::Duration;
+
+use url::Url;
+
+use super::{
+    parse,
+    raw::AwsVariables,
+    reader::Reader,
+    setting::{OptionalSetting, Setting},
+    store,
+};
+use crate::{
+    bucket::{Location, Settings},
+    store::Retention,
+};
+
+pub(super) const BUCKET: OptionalSetting<Location> = OptionalSetting::new(
+    "IMAGESVC_BUCKET",
+    Location::parse,
+    "A bucket for pictures and vectors, in place of the downloads folder: s3://bucket/prefix",
+);
+
+pub(super) const ENDPOINT: OptionalSetting<Url> = OptionalSetting::new(
+    "IMAGESVC_BUCKET_ENDPOINT",
+    parse::endpoint,
+    "The URL of a server that speaks S3's protocol, if the bucket is not on S3 itself",
+);
+
+pub(super) const REGION: OptionalSetting<String> = OptionalSetting::new(
+    "IMAGESVC_BUCKET_REGION",
+    region,
+    "The bucket's region; without it, `AWS_REGION`, or else `us-east-1`",
+);
+
+pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
+    "IMAGESVC_BUCKET_TIMEOUT",
+    "10s",
+    parse::positive_duration,
+    "The longest time for writing one object to the bucket",
+);
+
+/// Reads the settings for the bucket. Returns `None` if there is no bucket.
+pub(super) fn resolve(
+    reader: &mut Reader<'_>,
+    aws_variables: &AwsVariables,
+    retention: Retention,
+) -> Option<Settings> {
+    let location = reader.optional(&BUCKET);
+    let has_bucket = reader.is_set(&BUCKET.info);
+    let (endpoint, region) = (reader.optional(&ENDPOINT), reader.optional(&REGION));
+    let timeout = reader.value(&TIMEOUT);
+    let unused = [(&ENDPOINT.info, endpoint.is_some()), (&REGION.info, region.is_some())];
+    for (setting, is_set) in unused {
+        if is_set && !has_bucket {
+            reader
+                .warnings
+                .push(format!("{} has no effect without {}", setting.name, BUCKET.info.name));
+        }
+    }
+    if has_bucket {
+        add_retention_errors(reader, retention);
+    }
+    let aws_variables = aws_variables.clone();
+    Some(Settings { location: location?, endpoint, region, timeout, aws_variables })
+}
+
+/// The service does not remove pictures from a bucket, so the settings for that are errors.
+fn add_retention_errors(reader: &mut Reader<'_>, retention: Retention) {
+    for (setting, is_set) in [
+        (&store::DOWNLOADS_MAX_AGE.info, retention.max_age.is_some()),
+        (&store::DOWNLOADS_MAX_BYTES.info, retention.max_bytes.is_some()),
+    ] {
+        if is_set {
+            reader.errors.push(format!(
+                "{} does not remove pictures from {}: unset it, and give the bucket a lifecycle rule \
+                 (docs/scaling.md contains one)",
+                setting.name, BUCKET.info.name
+            ));
+        }
+    }
+}
+
+fn region(text: &str) -> Result<String, String> {
+    let is_valid = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if text.bytes().all(is_valid) {
+        Ok(text.into())
+    } else {
+        Err("is not a region; write eu-central-1".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::{Config, RawSettings};
+
+    fn resolve(pairs: &[(&'static str, &'static str)]) -> Result<Config, String> {
+        let pairs = [("IMAGESVC_SANDBOX", "true")].into_iter().chain(pairs.iter().copied());
+        Config::resolve(&RawSettings::from_pairs(pairs)).map_err(|errors| errors.to_string())
+    }
+
+    #[test]
+    fn a_bucket_takes_its_credentials_from_awss_variables_and_prints_none_of_them() {
+        let config = resolve(&[
+            ("IMAGESVC_BUCKET", "s3://photos/imagesvc"),
+            ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
+            ("AWS_SECRET_ACCESS_KEY", "secret-example"),
+            ("AWS_PROFILE", "not used"),
+        ]);
+        let config = config.unwrap();
+        let bucket = config.bucket.as_ref().unwrap();
+        assert_eq!(bucket.location.bucket(), "photos");
+        let names: Vec<_> = bucket.aws_variables.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]);
+        let printed = format!("{config:?}");
+        assert!(!printed.contains("AKIDEXAMPLE") && !printed.contains("secret-example"));
+        assert!(resolve(&[("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")]).unwrap().bucket.is_none());
+    }
+
+    #[test]
+    fn retention_settings_beside_a_bucket_are_errors_that_point_to_the_lifecycle_rules() {
+        for setting in
+            [("IMAGESVC_DOWNLOADS_MAX_AGE", "9days"), ("IMAGESVC_DOWNLOADS_MAX_BYTES", "1GiB")]
+        {
+            let error = resolve(&[("IMAGESVC_BUCKET", "s3://photos"), setting]).unwrap_err();
+            assert!(error.contains(setting.0) && error.contains("lifecycle rule"), "{error}");
+            assert!(resolve(&[setting]).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_setting_that_has_no_effect_without_a_bucket_causes_a_warning() {
+        let config = resolve(&[("IMAGESVC_BUCKET_REGION", "eu-central-1")]).unwrap();
+        assert!(config.warnings.iter().any(|warning| warning.contains("IMAGESVC_BUCKET_REGION")));
+    }
+}

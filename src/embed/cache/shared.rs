@@ -1,0 +1,77 @@
+//! Caches embeddings in the bucket, for all replicas and for those that start later.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256 as Hasher};
+use tokio::{
+    sync::Semaphore,
+    time::{Duration, Instant},
+};
+
+use super::{
+    CacheKey, CachedEmbedding,
+    format::{MAX_LEN, decode, encode},
+};
+use crate::{
+    bucket::{Bucket, Object},
+    image::Content,
+    sha256::Sha256,
+};
+
+/// At most this many embeddings are written at once. Each takes some 50 KB of memory.
+const MAX_WRITES: usize = 256;
+
+/// How long a write may take at most. The bucket's own timeout is usually shorter.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The cache level in the bucket.
+pub(super) struct Shared {
+    bucket: Bucket,
+    writes: Arc<Semaphore>,
+}
+
+impl Shared {
+    pub(super) fn new(bucket: Bucket) -> Self {
+        Self { bucket, writes: Arc::new(Semaphore::new(MAX_WRITES)) }
+    }
+
+    /// Returns the cached embedding of the key, if there is one and the bucket can be read. A damaged
+    /// one counts as missing; the next write replaces it.
+    pub(super) async fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
+        // The bucket logs when it begins to fail.
+        let bytes = self.bucket.read(&path(key), MAX_LEN).await.ok()??;
+        let cached = decode(key, &bytes);
+        if cached.is_none() {
+            tracing::warn!(
+                %key,
+                "a cached embedding in the bucket is damaged or has another version: NVIDIA is called again"
+            );
+        }
+        cached
+    }
+
+    /// Writes an embedding. If too many are being written, or if the bucket fails, the embedding is
+    /// not written, and other replicas have to pay for it.
+    pub(super) async fn write(&self, key: &CacheKey, cached: &CachedEmbedding) {
+        let Ok(_permit) = self.writes.try_acquire() else {
+            tracing::debug!("an embedding is not cached in the bucket: too many are being written");
+            return;
+        };
+        let bytes = Bytes::from(encode(key, cached));
+        let object = Object {
+            sha256: Sha256::of(Hasher::new_with_prefix(&bytes)),
+            content: Content::Memory(bytes),
+            media_type: "text/plain; charset=utf-8",
+        };
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        if let Err(error) = self.bucket.write(&path(key), &object, deadline).await {
+            tracing::debug!(%error, %key, "an embedding is not cached in the bucket");
+        }
+    }
+}
+
+/// The path of an embedding's object, after the bucket's prefix.
+fn path(key: &CacheKey) -> String {
+    format!("vectors/{key}")
+}

@@ -1,0 +1,180 @@
+//! A bucket in place of the downloads folder: what lies in it, and what replicas share through it.
+//! `bucket_failures.rs` tests what happens while the bucket fails.
+
+use std::path::Path;
+
+use image_rs::ImageFormat;
+use serde_json::json;
+
+use crate::{
+    cache::assert_x_cache,
+    query::with_query,
+    support::{
+        CHELSEA, FakeBucket, FakeNvidia, HUBBLE, ROCKET, TestApp, assert_problem, converted,
+        data_url, tiny, variant,
+    },
+};
+
+/// The files in the folder for incoming pictures.
+fn incoming(app: &TestApp) -> usize {
+    std::fs::read_dir(app.folder().join(".incoming")).unwrap().count()
+}
+
+async fn wait_for_vectors(bucket: &FakeBucket, count: usize) {
+    let wait = async {
+        while bucket.objects_in("vectors").len() < count {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_secs(10), wait).await;
+    assert!(waited.is_ok(), "{count} vectors should be in the bucket within 10 s");
+}
+
+#[tokio::test]
+async fn pictures_lie_in_the_bucket_byte_for_byte_and_not_in_the_folder() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    // The first picture stays in memory until it is written, the second one is in a file.
+    for picture in [ROCKET, HUBBLE] {
+        let answer = app.upload(picture, "a.jpg").await;
+        answer.vector();
+        let saved_as = answer.saved_as();
+        assert_eq!(answer.json()["path"], format!("downloads/{saved_as}"));
+        assert_eq!(bucket.objects_in("downloads")[&saved_as], picture);
+        let line = format!("/downloads/{saved_as}?");
+        let put = bucket.server.received().into_iter().find(|put| put.target.contains(&line));
+        assert_eq!(put.unwrap().header("content-type"), Some("image/jpeg"));
+    }
+    assert!(app.saved().is_empty());
+    app.wait_for(|_| incoming(&app) == 0).await;
+    assert!(bucket.objects_in("checks").is_empty(), "the start must remove what it wrote");
+}
+
+#[tokio::test]
+async fn a_picture_that_is_not_to_be_saved_does_not_lie_in_the_bucket() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let request = with_query(app.upload_request(ROCKET, "a.jpg"), "save=false");
+    app.send(request).await.vector();
+    wait_for_vectors(&bucket, 1).await;
+    assert!(bucket.objects_in("downloads").is_empty());
+}
+
+#[tokio::test]
+async fn another_replica_and_one_that_starts_later_do_not_pay_for_the_same_picture() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let first = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let second = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let paid = assert_x_cache(&first, ROCKET, "miss").await;
+    wait_for_vectors(&bucket, 1).await;
+    let shared = assert_x_cache(&second, ROCKET, "hit").await;
+    assert_eq!(shared.vector(), paid.vector());
+    drop((first, second));
+    let later = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    assert_x_cache(&later, ROCKET, "hit").await;
+    let batch = later.batch(&json!({ "input": [data_url(ROCKET)] })).await;
+    assert_eq!(batch.status, 200, "{}", batch.text());
+    assert_eq!(nvidia.count(), 1);
+    assert_eq!(bucket.objects_in("vectors").len(), 1);
+    // Each replica saves its own copy of the picture.
+    assert_eq!(bucket.objects_in("downloads").len(), 4);
+}
+
+#[tokio::test]
+async fn a_vector_from_the_bucket_is_cached_in_memory_and_on_disk() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let payer = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    assert_x_cache(&payer, ROCKET, "miss").await;
+    wait_for_vectors(&bucket, 1).await;
+    let reader = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let vector_reads = || {
+        let lines = bucket.server.lines();
+        lines.iter().filter(|line| line.starts_with("GET") && line.contains("/vectors/")).count()
+    };
+    let reads_before = vector_reads();
+    for _ in 0..3 {
+        assert_x_cache(&reader, ROCKET, "hit").await;
+    }
+    assert_eq!(vector_reads() - reads_before, 1, "memory should answer after the first read");
+    let has_vector_on_disk = |folder: &Path| {
+        let files = std::fs::read_dir(folder.join(".vectors")).into_iter().flatten();
+        files.flatten().any(|entry| entry.file_name().len() == 2)
+    };
+    reader.wait_for(|_| has_vector_on_disk(reader.folder())).await;
+}
+
+#[tokio::test]
+async fn a_damaged_vector_and_one_of_another_version_or_key_are_paid_again_and_mended() {
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 4] = [
+        ("a changed number", |bytes| {
+            let last = bytes.len() - 3;
+            bytes[last] ^= 1;
+        }),
+        ("a missing end", |bytes| bytes.truncate(1000)),
+        ("another version", |bytes| bytes["imagesvc-vector ".len()] += 1),
+        ("a very long object", |bytes| bytes.resize(2 << 20, b' ')),
+    ];
+    for (name, damage) in damages {
+        let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+        let payer = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+        assert_x_cache(&payer, ROCKET, "miss").await;
+        wait_for_vectors(&bucket, 1).await;
+        let intact = bucket.objects_in("vectors");
+        bucket.change_objects_in("vectors", damage);
+        let reader = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+        assert_x_cache(&reader, ROCKET, "miss").await;
+        reader.wait_for(|_| bucket.objects_in("vectors") == intact).await;
+        assert_eq!(nvidia.count(), 2, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_vector_under_another_pictures_key_is_not_returned() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let payer = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    for picture in [ROCKET, CHELSEA] {
+        assert_x_cache(&payer, picture, "miss").await;
+    }
+    wait_for_vectors(&bucket, 2).await;
+    let vectors: Vec<_> = bucket.objects_in("vectors").into_values().collect();
+    let exchanged = vectors.clone();
+    bucket.change_objects_in("vectors", move |bytes| {
+        *bytes = exchanged.iter().find(|other| *other != bytes).unwrap().clone();
+    });
+    let reader = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    for picture in [ROCKET, CHELSEA] {
+        assert_x_cache(&reader, picture, "miss").await;
+    }
+}
+
+#[tokio::test]
+async fn a_picture_that_cannot_be_decoded_is_removed_from_the_bucket() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    // Its header is intact, so the picture is saved before it is decoded.
+    let mut damaged = converted(ROCKET, ImageFormat::WebP);
+    damaged.truncate(damaged.len() / 2);
+    let answer = app.upload(&damaged, "a.webp").await;
+    assert_eq!(answer.status, 415, "{}", answer.text());
+    app.wait_for(|_| bucket.objects_in("downloads").is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_batch_that_fails_leaves_no_picture_in_the_bucket() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let pictures: Vec<_> = (0..3).map(|n| data_url(&variant(ROCKET, n))).collect();
+    let whole = app.batch(&json!({ "input": pictures })).await;
+    assert_eq!(whole.status, 200, "{}", whole.text());
+    assert_eq!(bucket.objects_in("downloads").len(), 3);
+    // The last picture's write is refused.
+    bucket.fail(|request| {
+        let is_png = request.header("content-type") == Some("image/png");
+        is_png.then(|| FakeBucket::refusal(403, "AccessDenied"))
+    });
+    let last = data_url(&tiny(0));
+    let batch = app.batch(&json!({ "input": [pictures[0], pictures[1], last] })).await;
+    assert_problem(&batch, 503, "storage_unavailable");
+    app.wait_for(|_| bucket.objects_in("downloads").len() == 3).await;
+}

@@ -1,0 +1,229 @@
+//! A bucket that fails, refuses or hangs: what is refused, what goes on, and that nothing is paid for
+//! a picture that cannot be saved.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::{
+    cache::assert_x_cache,
+    query::with_query,
+    support::{
+        BuildError, FakeBucket, FakeNvidia, HUBBLE, ROCKET, Received, Reply, TestApp,
+        assert_problem, data_url, tiny,
+    },
+};
+
+/// The ways in which a bucket fails.
+const FAULTS: [(&str, fn(&Received) -> Reply); 6] = [
+    ("denied", |_| FakeBucket::refusal(403, "AccessDenied")),
+    ("no such bucket", |_| FakeBucket::refusal(404, "NoSuchBucket")),
+    ("slow down", |_| FakeBucket::refusal(503, "SlowDown")),
+    ("an error page", |_| Reply::new(502, &[], "<html>Bad gateway</html>")),
+    ("no answer", |_| Reply::Hang),
+    ("cut off", |_| Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-length: 9".to_vec())),
+];
+
+/// The number of objects that the service has written, except for its tests.
+fn written(bucket: &FakeBucket) -> usize {
+    bucket.objects_in("downloads").len() + bucket.objects_in("vectors").len()
+}
+
+/// Waits until the service reports that the bucket can be written to and read, or that it cannot.
+async fn wait_until(app: &TestApp, works: bool) {
+    let expected = f64::from(u8::from(works));
+    app.wait_for(|series| {
+        series("imagesvc_bucket_writable") == expected
+            && series("imagesvc_bucket_readable") == expected
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_picture_that_cannot_be_saved_is_refused_before_nvidia_is_paid() {
+    for (name, fault) in FAULTS {
+        let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+        let app = TestApp::builder(&nvidia)
+            .bucket(&bucket)
+            .setting("IMAGESVC_BUCKET_TIMEOUT", "1s")
+            .start()
+            .await;
+        // The bucket worked until a moment ago.
+        assert_x_cache(&app, ROCKET, "miss").await;
+        app.wait_for(|_| written(&bucket) == 2).await;
+        bucket.fail(move |request| Some(fault(request)));
+        for picture in [tiny(1), HUBBLE.to_vec()] {
+            let answer = app.upload(&picture, "a.png").await;
+            assert_problem(&answer, 503, "storage_unavailable");
+            assert_eq!(answer.header("retry-after"), "5", "{name}");
+        }
+        let batch = app.batch(&json!({ "input": [data_url(&tiny(2))] })).await;
+        assert_problem(&batch, 503, "storage_unavailable");
+        assert_eq!(nvidia.count(), 1, "nothing should be paid with the fault: {name}");
+
+        // Pictures that are not to be saved are embedded as before.
+        let request = with_query(app.upload_request(&tiny(3), "a.png"), "save=false");
+        let unsaved = app.send(request).await;
+        unsaved.vector();
+        assert_eq!((unsaved.header("x-cache"), nvidia.count()), ("miss", 2), "{name}");
+        assert_eq!(written(&bucket), 2, "{name}");
+
+        bucket.recover();
+        wait_until(&app, true).await;
+        assert_x_cache(&app, &tiny(1), "miss").await;
+        app.wait_for(|_| bucket.objects_in("downloads").len() == 2).await;
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_cannot_be_read_costs_only_the_shared_cache() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    bucket.fail(|request| (request.method == "GET").then_some(Reply::Hang));
+    for n in 0..4 {
+        assert_x_cache(&app, &tiny(n), "miss").await;
+    }
+    // The fourth picture's vector was not looked up, because three look-ups had failed.
+    let lines = bucket.server.lines();
+    let look_ups =
+        lines.iter().filter(|line| line.starts_with("GET") && line.contains("/vectors/"));
+    assert_eq!(look_ups.count(), 3);
+    assert_eq!(bucket.objects_in("downloads").len(), 4);
+    app.wait_for(|series| {
+        series("imagesvc_bucket_writable") == 1.0 && series("imagesvc_bucket_readable") == 0.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_picture_whose_write_failed_without_an_answer_is_removed() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia)
+        .bucket(&bucket)
+        .setting("IMAGESVC_BUCKET_TIMEOUT", "500ms")
+        .start()
+        .await;
+    bucket.lose_answers_to("PUT");
+    assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
+    assert_eq!(bucket.objects_in("downloads").len(), 1, "the object should have arrived");
+    bucket.recover();
+    app.wait_for(|_| bucket.objects_in("downloads").is_empty()).await;
+    assert_eq!(nvidia.count(), 0);
+}
+
+#[tokio::test]
+async fn a_picture_whose_client_disconnects_is_removed() {
+    let (nvidia, bucket) =
+        (FakeNvidia::replying(vec![Reply::Hang]).await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (release, held) = tokio::sync::watch::channel(false);
+    bucket.fail(move |request| {
+        let is_picture = request.method == "PUT" && request.target.contains("/downloads/");
+        is_picture.then(|| {
+            Reply::Held(held.clone(), b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec())
+        })
+    });
+    let upload = tokio::spawn(app.upload_request(ROCKET, "a.jpg").send());
+    let is_put = |line: &String| line.starts_with("PUT") && line.contains("/downloads/");
+    app.wait_for(|_| bucket.server.lines().iter().any(is_put)).await;
+    upload.abort();
+    assert!(upload.await.unwrap_err().is_cancelled());
+    app.wait_for(|series| series("imagesvc_requests_in_flight") == 1.0).await; // this request
+    release.send(true).unwrap();
+    let is_removal = |line: &String| line.starts_with("DELETE") && line.contains("/downloads/");
+    app.wait_for(|_| bucket.server.lines().iter().any(is_removal)).await;
+}
+
+#[tokio::test]
+async fn a_failing_bucket_does_not_make_the_service_unready() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let ready = app.get("/ready").await.json();
+    assert_eq!(ready["bucket"], json!({ "writable": true, "readable": true }));
+    bucket.fail(|_| Some(FakeBucket::refusal(503, "SlowDown")));
+    assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
+    let ready = app.get("/ready").await;
+    assert_eq!((ready.status, &ready.json()["ready"]), (200, &json!(true)));
+    assert_eq!(ready.json()["bucket"]["writable"], false);
+    let without_bucket = TestApp::start(&nvidia).await;
+    assert_eq!(without_bucket.get("/ready").await.json().get("bucket"), None);
+}
+
+#[tokio::test]
+async fn a_bucket_that_refuses_stops_the_start_with_the_name_of_the_setting() {
+    for (status, code, setting) in [
+        (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
+        (400, "AuthorizationQueryParametersError", "IMAGESVC_BUCKET_REGION"),
+        (301, "PermanentRedirect", "IMAGESVC_BUCKET_REGION"),
+        (404, "NoSuchBucket", "IMAGESVC_BUCKET"),
+        (403, "AccessDenied", "s3:PutObject"),
+    ] {
+        let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+        bucket.fail(move |_| Some(FakeBucket::refusal(status, code)));
+        let error = TestApp::builder(&nvidia).bucket(&bucket).build().await.unwrap_err();
+        assert!(matches!(error, BuildError::Bucket { .. }), "{error}");
+        assert!(error.to_string().contains(setting), "{code}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_that_denies_only_reads_or_the_list_stops_the_start_with_the_permission() {
+    for (is_denied, permission) in [
+        ((|line| line.contains("-missing")) as fn(&str) -> bool, "s3:ListBucket"),
+        (|line| line.starts_with("GET"), "s3:GetObject"),
+    ] {
+        let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+        bucket.fail(move |request| {
+            is_denied(&request.line()).then(|| FakeBucket::refusal(403, "AccessDenied"))
+        });
+        let error = TestApp::builder(&nvidia).bucket(&bucket).build().await.unwrap_err();
+        assert!(error.to_string().contains(permission), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn half_of_a_key_pair_stops_the_start() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let builder = TestApp::builder(&nvidia).bucket(&bucket).setting("AWS_SECRET_ACCESS_KEY", "");
+    let error = builder.build().await.unwrap_err();
+    assert!(error.to_string().contains("AWS_SECRET_ACCESS_KEY"), "{error}");
+}
+
+#[tokio::test]
+async fn a_service_whose_bucket_cannot_be_reached_starts_and_uses_it_when_it_returns() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    bucket.fail(|_| Some(Reply::CloseAfter(Vec::new())));
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
+    assert_eq!(nvidia.count(), 0);
+    bucket.recover();
+    wait_until(&app, true).await;
+    assert_x_cache(&app, ROCKET, "miss").await;
+}
+
+#[tokio::test]
+async fn one_failed_attempt_of_a_write_is_repeated_and_not_reported() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let has_failed = std::sync::atomic::AtomicBool::new(false);
+    bucket.fail(move |request| {
+        let is_first = request.target.contains("/downloads/")
+            && !has_failed.swap(true, std::sync::atomic::Ordering::SeqCst);
+        is_first.then(|| FakeBucket::refusal(503, "SlowDown"))
+    });
+    let answer = app.upload(HUBBLE, "a.jpg").await;
+    answer.vector();
+    assert_eq!(bucket.objects_in("downloads")[&answer.saved_as()], HUBBLE);
+}
+
+#[tokio::test]
+async fn a_slow_bucket_delays_a_picture_but_loses_nothing() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    // Slower than a look-up may be, and faster than a write may be.
+    bucket.delay(Duration::from_millis(1500));
+    assert_x_cache(&app, ROCKET, "miss").await;
+    app.wait_for(|_| written(&bucket) == 2).await;
+    assert_eq!(nvidia.count(), 1);
+}

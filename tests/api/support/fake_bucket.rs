@@ -1,0 +1,161 @@
+//! A fake S3 with one bucket in memory. It checks what the service sends, and can be told to fail.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use sha2::{Digest, Sha256};
+use url::Url;
+
+use super::{FakeServer, Received, Reply};
+
+/// The objects by their names.
+type Objects = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+
+/// Returns the reply to a request that must fail, or `None` if the request must succeed.
+type Fault = Box<dyn Fn(&Received) -> Option<Reply> + Send>;
+
+/// How the bucket behaves at the moment.
+enum Behaviour {
+    /// Some requests fail, and have no effect.
+    Failing(Fault),
+    /// Requests of this method have their effect, but are never answered.
+    LosingAnswers(&'static str),
+    /// Every answer is delayed by this time.
+    Slow(Duration),
+}
+
+/// A running fake S3.
+pub struct FakeBucket {
+    pub server: FakeServer,
+    objects: Objects,
+    behaviour: Arc<Mutex<Behaviour>>,
+}
+
+impl FakeBucket {
+    const ACCESS_KEY: &'static str = "AKIDEXAMPLE";
+    const SECRET_KEY: &'static str = "secret-example";
+    const NAME: &'static str = "photos";
+    const PREFIX: &'static str = "imagesvc/";
+
+    pub async fn start() -> Self {
+        let objects = Objects::default();
+        let behaviour = Arc::new(Mutex::new(Behaviour::Slow(Duration::ZERO)));
+        let (objects_of_server, current) = (Arc::clone(&objects), Arc::clone(&behaviour));
+        let server = FakeServer::start(move |request, _| {
+            let name = checked_name(request);
+            let current = current.lock().unwrap();
+            if let Behaviour::Failing(fault) = &*current
+                && let Some(reply) = fault(request)
+            {
+                return reply;
+            }
+            let mut objects = objects_of_server.lock().unwrap();
+            let reply = match request.method.as_str() {
+                "PUT" => {
+                    objects.insert(name, request.body.clone());
+                    Reply::status(200)
+                }
+                "GET" => match objects.get(&name) {
+                    Some(object) => Reply::new(200, &[], object),
+                    None => Self::refusal(404, "NoSuchKey"),
+                },
+                "DELETE" => {
+                    objects.remove(&name);
+                    Reply::new(204, &[], "")
+                }
+                method => panic!("the service must not send {method}"),
+            };
+            match &*current {
+                Behaviour::LosingAnswers(method) if request.method == *method => Reply::Hang,
+                Behaviour::Slow(delay) if !delay.is_zero() => reply.after(*delay),
+                _ => reply,
+            }
+        })
+        .await;
+        Self { server, objects, behaviour }
+    }
+
+    /// The settings with which the service uses this bucket.
+    pub fn settings(&self) -> [(&'static str, String); 5] {
+        [
+            ("IMAGESVC_BUCKET", format!("s3://{}/{}", Self::NAME, Self::PREFIX)),
+            ("IMAGESVC_BUCKET_ENDPOINT", self.server.url("")),
+            ("IMAGESVC_BUCKET_REGION", "eu-central-1".into()),
+            ("AWS_ACCESS_KEY_ID", Self::ACCESS_KEY.into()),
+            ("AWS_SECRET_ACCESS_KEY", Self::SECRET_KEY.into()),
+        ]
+    }
+
+    /// An error response as S3 sends it.
+    pub fn refusal(status: u16, code: &str) -> Reply {
+        let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code></Error>");
+        Reply::new(status, &[("content-type", "application/xml")], body)
+    }
+
+    /// From now on, sends the replies that `fault` returns. If it returns `None`, the request
+    /// succeeds.
+    pub fn fail(&self, fault: impl Fn(&Received) -> Option<Reply> + Send + 'static) {
+        *self.behaviour.lock().unwrap() = Behaviour::Failing(Box::new(fault));
+    }
+
+    /// From now on, requests of this method have their effect, but are never answered.
+    pub fn lose_answers_to(&self, method: &'static str) {
+        *self.behaviour.lock().unwrap() = Behaviour::LosingAnswers(method);
+    }
+
+    /// From now on, every answer is delayed.
+    pub fn delay(&self, delay: Duration) {
+        *self.behaviour.lock().unwrap() = Behaviour::Slow(delay);
+    }
+
+    /// From now on, all requests succeed.
+    pub fn recover(&self) {
+        self.delay(Duration::ZERO);
+    }
+
+    /// The objects whose names begin with `folder` after the prefix, by the rest of their names.
+    pub fn objects_in(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
+        let prefix = format!("{}{folder}/", Self::PREFIX);
+        let objects = self.objects.lock().unwrap();
+        let objects = objects.iter().filter_map(|(name, bytes)| {
+            Some((name.strip_prefix(&prefix)?.to_owned(), bytes.clone()))
+        });
+        objects.collect()
+    }
+
+    /// Replaces the bytes of every object in a folder.
+    pub fn change_objects_in(&self, folder: &str, change: impl Fn(&mut Vec<u8>)) {
+        let prefix = format!("{}{folder}/", Self::PREFIX);
+        let mut objects = self.objects.lock().unwrap();
+        objects
+            .iter_mut()
+            .filter(|(name, _)| name.starts_with(&prefix))
+            .for_each(|(_, bytes)| change(bytes));
+    }
+}
+
+/// Checks the signature's form and the body's checksum. Returns the object's name.
+fn checked_name(request: &Received) -> String {
+    let url = Url::parse("http://bucket").unwrap().join(&request.target).unwrap();
+    let query: BTreeMap<_, _> = url.query_pairs().into_owned().collect();
+    assert_eq!(query["X-Amz-Algorithm"], "AWS4-HMAC-SHA256");
+    let scope = format!("{}/", FakeBucket::ACCESS_KEY);
+    let credential = &query["X-Amz-Credential"];
+    assert!(credential.starts_with(&scope), "{credential}");
+    assert!(credential.ends_with("/eu-central-1/s3/aws4_request"), "{credential}");
+    assert_eq!(query["X-Amz-Signature"].len(), 64);
+    assert_eq!(request.header("authorization"), None, "the URL alone must authorize the request");
+    if request.method == "PUT" {
+        assert_eq!(query["X-Amz-SignedHeaders"], "host;x-amz-checksum-sha256");
+        let checksum = BASE64_STANDARD.encode(Sha256::digest(&request.body));
+        assert_eq!(request.header("x-amz-checksum-sha256"), Some(checksum.as_str()));
+    }
+    let name = url.path().strip_prefix(&format!("/{}/", FakeBucket::NAME));
+    let name = name.unwrap_or_else(|| panic!("{} must be in the bucket", url.path()));
+    assert!(name.starts_with(FakeBucket::PREFIX), "{name} must have the prefix");
+    name.to_owned()
+}
