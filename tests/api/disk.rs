@@ -59,7 +59,7 @@ async fn two_hundred_kills_leave_only_whole_files() {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..200 {
-        let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
+        let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
         let staging_files = names(&downloads.join(".incoming"));
         assert!(
             staging_files.is_empty(),
@@ -67,12 +67,12 @@ async fn two_hundred_kills_leave_only_whole_files() {
         );
         let mut uploads = JoinSet::new();
         for n in 0..6 {
-            let request = child.upload_request(&client, &pictures[n % 2]);
+            let request = service.upload_request(&client, &pictures[n % 2]);
             // The kill may come before or after the answer.
             uploads.spawn(async move { drop(request.send().await) });
         }
         tokio::time::sleep(Duration::from_micros(random.u64(0..30_000))).await;
-        child.kill();
+        service.kill();
         while uploads.join_next().await.is_some() {}
     }
     let saved = visible_names(&downloads);

@@ -13,7 +13,7 @@ use crate::support::{
 async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     for (id, hosts, framing) in [
         ("no-host", &[][..], ""),
         ("gzip", &["x"][..], "content-length: 1\r\ncontent-encoding: gzip\r\n"),
@@ -23,17 +23,17 @@ async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
         let mut request = raw_request("POST /vectorize-image HTTP/1.1", hosts, &headers);
         // An empty body, for the request with chunks.
         request.extend(b"0\r\n\r\n");
-        let answer = parse_answer(&exchange(child.address, &request).await);
+        let answer = parse_answer(&exchange(service.address, &request).await);
         assert_eq!(answer.header("x-request-id"), id);
     }
-    let metrics = reqwest::get(child.url("/metrics")).await.unwrap().text().await.unwrap();
+    let metrics = reqwest::get(service.url("/metrics")).await.unwrap().text().await.unwrap();
     for status in [400, 415, 501] {
         let sample = format!(
             "imagesvc_requests_total{{route=\"/vectorize-image\",status=\"{status}\"}} 1\n"
         );
         assert!(metrics.contains(&sample), "{metrics}");
     }
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     for (id, status, code) in [
         ("no-host", 400, "invalid_host"),

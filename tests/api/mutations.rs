@@ -121,7 +121,7 @@ fn nth_damaged_picture(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
 /// Sends a picture. Returns the status with the error code or the media type, if this outcome is
 /// expected. Otherwise returns a description of the failure.
 async fn send(
-    child: &ServiceProcess,
+    service: &ServiceProcess,
     client: &reqwest::Client,
     n: usize,
     picture: &[u8],
@@ -129,7 +129,7 @@ async fn send(
     let started = Instant::now();
     // Every other picture is saved.
     let query = if n.is_multiple_of(2) { "?save=false" } else { "" };
-    let route = child.url(&format!("/vectorize-image-upload{query}"));
+    let route = service.url(&format!("/vectorize-image-upload{query}"));
     let request = client.post(route).header("content-type", FORM_CONTENT_TYPE).body(form(picture));
     let answer = request.send().await.map_err(|error| format!("no answer: {error:?}"))?;
     let status = answer.status().as_u16();
@@ -163,7 +163,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     let folder = tempfile::tempdir().unwrap();
     // The sandbox decodes every picture. The pictures that the service converts or shrinks are decoded
     // twice. The request timeout is longer than `MAX_DURATION`, so a slow answer is a failure of its own.
-    let child = ServiceProcess::start(
+    let service = ServiceProcess::start(
         folder.path(),
         &[
             ("IMAGESVC_SANDBOX", "true"),
@@ -183,7 +183,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     let failures = Mutex::new(Vec::new());
     let failed_pictures = tempfile::Builder::new().prefix("mutations-").tempdir().unwrap();
     let send_pictures = |duration: Duration| {
-        let (client, child, corpora) = (&client, &child, &corpora);
+        let (client, service, corpora) = (&client, &service, &corpora);
         let next_number = &next_number;
         let (outcomes, failures, failed_pictures) = (&outcomes, &failures, &failed_pictures);
         async move {
@@ -196,7 +196,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
             });
             let requests = numbers.map(|n| async move {
                 let picture = nth_damaged_picture(corpora, seed, n);
-                let outcome = send(child, client, n, &picture).await.unwrap_or_else(|failure| {
+                let outcome = send(service, client, n, &picture).await.unwrap_or_else(|failure| {
                     let path = failed_pictures.path().join(n.to_string());
                     std::fs::write(&path, &picture).unwrap();
                     failures.lock().unwrap().push(format!("{}: {failure:.500}", path.display()));
@@ -214,9 +214,9 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     // until two measurements are equal.
     let pause = Duration::from_secs(6);
     send_pictures(duration / 4).await;
-    let before = ResourceUsage::when_idle(&child, pause).await;
+    let before = ResourceUsage::when_idle(&service, pause).await;
     send_pictures(duration * 3 / 4).await;
-    let after = ResourceUsage::when_idle(&child, pause).await;
+    let after = ResourceUsage::when_idle(&service, pause).await;
     println!("{before:?}\n{after:?}\n{:#?}", outcomes.lock().unwrap());
     let failures = failures.into_inner().unwrap();
     if !failures.is_empty() {
@@ -231,7 +231,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     after.assert_no_more_than(&before, MAX_GROWTH);
     let incoming = std::fs::read_dir(folder.path().join("downloads/.incoming")).unwrap().count();
     assert_eq!(incoming, 0, "no partly received file must be left");
-    let (status, log) = child.stop();
+    let (status, log) = service.stop();
     assert_eq!(status.code(), Some(0));
     // A panic in a decoder does not harm the service, but it is a bug of a library.
     let panics: Vec<_> = log.iter().filter(|line| line.contains("panicked")).collect();

@@ -198,10 +198,10 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024"),
     ];
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |n: usize| {
-        let request = child.base64_request(&client, &tiny(n));
+        let request = service.base64_request(&client, &tiny(n));
         async move {
             let started = Instant::now();
             let answer = Answer::read(request.send().await.unwrap()).await.unwrap();

@@ -63,10 +63,10 @@ async fn a_dotenv_file_from_windows_with_the_documented_user_agent_is_read() {
             picture_server.address
         );
         std::fs::write(folder.path().join(".env"), text).unwrap();
-        let child = ServiceProcess::start(folder.path(), &[]);
+        let service = ServiceProcess::start(folder.path(), &[]);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer =
-            child.url_request(&client, &picture_server.url("/photo")).send().await.unwrap();
+            service.url_request(&client, &picture_server.url("/photo")).send().await.unwrap();
         assert_eq!(answer.status(), 200);
         assert_eq!(picture_server.received().last().unwrap().header("user-agent"), Some(agent));
     }
@@ -109,13 +109,13 @@ fn the_hidden_settings_command_lists_all_settings_and_needs_no_key() {
 #[test]
 fn the_program_logs_its_address_and_its_model_and_locks_its_folder_and_stops_on_sigterm() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = program(folder.path())
+    let mut process = program(folder.path())
         .args(["--sandbox", "--port", "0", "--host", "127.0.0.1", "--drain-delay", "0"])
         .env("NVIDIA_API_KEY", "nvapi-planted")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
     let mut text = String::new();
     while !text.contains("listening") {
         text.push_str(&lines.next().unwrap().unwrap());
@@ -130,7 +130,7 @@ fn the_program_logs_its_address_and_its_model_and_locks_its_folder_and_stops_on_
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another imagesvc"));
 
-    let kill = Command::new("sh").args(["-c", &format!("kill {}", child.id())]).status().unwrap();
+    let kill = Command::new("sh").args(["-c", &format!("kill {}", process.id())]).status().unwrap();
     assert!(kill.success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(process.wait().unwrap().code(), Some(0));
 }
