@@ -74,6 +74,7 @@ async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
 
 #[tokio::test]
 async fn a_picture_whose_decoder_is_killed_or_cannot_limit_itself_is_saved_and_answered_503() {
+    // The announced result has 100 bytes, but only three are printed.
     let killed_halfway = format!("{}printf abc; kill -KILL $$", header('d', 100));
     let cannot_lower_limits = format!("{}printf never", header('l', 5));
     // These two signals come from outside, for example if the machine runs out of memory. They say
@@ -111,7 +112,7 @@ async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
         "exit 0".to_owned(),
         "exit 1".to_owned(),
         "printf 'no result at all'".to_owned(),
-        // fewer bytes, and more bytes, than the header announces
+        // Fewer bytes, and more bytes, than the header announces.
         format!("{}printf abc", header('d', 100)),
         format!("{}printf abc", header('d', 1)),
         // The announced length is 4 GiB, which is more than any rendered picture has.
@@ -127,7 +128,7 @@ async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
 #[tokio::test]
 async fn a_decoder_that_hangs_is_killed_at_the_deadline() {
     for script in [
-        // before, in the middle of, and after its result
+        // It hangs before its result, in the middle of its result, and after its result.
         "exec sleep 600".to_owned(),
         format!("{}exec sleep 600", header('d', 9)),
         format!("{}printf abcdefghi; exec >&-; exec sleep 600", header('d', 9)),
@@ -173,8 +174,9 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 /// Reads the limits of a decoder while the decoder waits for its picture.
 #[test]
 fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
-    // A picture of 10 × 10 pixels. The last three arguments are the memory estimate in bytes, and
-    // the limits of the address space in bytes and of the processor time in seconds.
+    // A WebP of 10 × 10 pixels with the orientation 1. The last three arguments are the memory
+    // estimate in bytes, and the limits of the address space in bytes and of the processor time in
+    // seconds.
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)

@@ -196,7 +196,7 @@ async fn contradictory_and_truncated_files_are_refused_and_not_saved() {
         let detail = refusal_detail(&app.upload(&picture, "IMG_0042.HEIC").await);
         assert!(detail.contains("HEIC"), "{name}: {detail}");
     }
-    assert!(bad_files >= 12, "the folder of fixtures should have the files");
+    assert!(bad_files >= 12, "there should be at least 12 contradictory files, not {bad_files}");
     for name in ["iphone-grid", "alpha", "thumbnail", "large-single"] {
         // Truncated to 1/16, 2/16 and so on.
         let picture = file(&format!("{name}.heic"));
@@ -236,7 +236,7 @@ async fn files_with_changed_bytes_are_never_answered_with_a_server_error() {
         let line = EXPECTED.lines().nth(random.usize(..EXPECTED.lines().count())).unwrap();
         let name = line.split(' ').next().unwrap();
         let mut picture = file(&format!("{name}.heic"));
-        // Half of the files are changed only in their header.
+        // Half of the files are changed only in their first 600 bytes, where the header is.
         let end = if n % 2 == 0 { picture.len().min(600) } else { picture.len() };
         for _ in 0..random.usize(1..6) {
             let at = random.usize(..end);

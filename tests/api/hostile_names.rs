@@ -33,8 +33,8 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
         assert!(!format!("{:?}", answer.headers()).contains("planted"));
         let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
         // The answer may contain the name, but shortened to 255 characters and without control
-        // characters. U+202E, which reverses the text after it, must be missing, too.
-        // The first two characters of each name are harmless, so they must stay.
+        // characters. U+202E, which reverses the text after it, must be missing, too. The first
+        // two characters of each name are harmless, so they must stay.
         let returned = answer["original_filename"].as_str().unwrap();
         assert!(returned.starts_with(&name[..2]) && returned.chars().count() <= 255);
         assert!(!returned.chars().any(|c| c.is_control() || c == '\u{202e}'), "{returned:?}");
@@ -50,6 +50,7 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
         let request = client.post(service.url("/vectorize-image-upload")).body(body);
         let request = request.header("content-type", FORM_CONTENT_TYPE);
         let answer = request.send().await.unwrap();
+        // The service may refuse such a form, but must not fail.
         assert!([200, 422].contains(&answer.status().as_u16()), "{form_name:?}");
     }
     for id in ["planted\tid", "planted id", "planted\"id", "planted<id>", &"planted".repeat(10)] {
@@ -62,7 +63,7 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
     let files: Vec<_> =
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!files.is_empty());
-    // The name of a saved picture is a UUID of 36 characters and `.jpg`.
+    // The name of a saved picture is a UUID of 36 characters and `.jpg`, together 40 characters.
     let is_hidden = |name: &str| name.starts_with('.');
     let is_picture = |name: &str| name.len() == 40 && name.ends_with(".jpg");
     assert!(files.iter().all(|name| is_hidden(name) || is_picture(name)), "{files:?}");
