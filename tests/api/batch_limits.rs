@@ -1,5 +1,5 @@
-//! Limits on batches: permits, memory, calls per minute and deadlines; and the effect of batches on other
-//! requests.
+//! Limits on batches: permits, memory, calls per minute and deadlines; and the effect of batches on
+//! other requests.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -24,6 +24,7 @@ async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_befo
     let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
     assert_entries(&app.batch(&batch_of(0..4)).await);
+    // Four of the ten calls are made. So six are left, but this batch needs seven.
     let started = Instant::now();
     let refused = app.batch(&batch_of(10..17)).await;
     let problem = assert_problem(&refused, 503, "embedding_rate_limited");
@@ -39,8 +40,8 @@ async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_befo
     );
     assert_eq!(nvidia.count(), 4);
     assert_eq!(app.saved().len(), 4);
-    // Six calls are left in this minute, because the refused batch has reserved none. Cached pictures
-    // need no calls.
+    // Six calls are still left, because the refused batch has reserved none. Cached pictures need
+    // no calls.
     assert_entries(&app.batch(&batch_of((0..4).chain(10..16))).await);
     assert_eq!(nvidia.count(), 10);
 }
@@ -85,9 +86,10 @@ async fn the_rate_limit_counts_each_picture_of_a_batch() {
     let problem = assert_problem(&app.batch(&batch_of(0..7)).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("send at most 6 at once"));
     assert_entries(&app.batch(&batch_of(0..3)).await);
-    // The batch of seven counted as one request, and the batch of three as three. Only two are left.
+    // The batch of seven counted as one picture, and the batch of three as three. Two are left.
     let refused = app.batch(&batch_of(0..3)).await;
     assert_problem(&refused, 429, "rate_limited");
+    // With a limit of 6 per minute, another picture is allowed after 10 s.
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 10);
     assert_eq!(nvidia.count(), 3);
 }
@@ -210,6 +212,7 @@ async fn the_files_of_a_batch_are_removed_after_its_client_has_disconnected() {
 
 #[tokio::test]
 async fn finished_pictures_of_a_running_batch_have_no_open_files() {
+    // The fifth and last picture waits for the creation of its asset.
     let (release, _) = watch::channel(false);
     let (release_reply, created) = (release.clone(), AtomicUsize::new(0));
     let nvidia = FakeNvidia::healthy_except(move |request| {
@@ -300,7 +303,7 @@ async fn without_memory_a_batch_fails_as_a_whole_even_if_errors_are_per_item() {
     let pictures: Vec<_> = (0..8).map(tiny).collect();
     let singles = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png")));
     let batch = async {
-        // Now all eight single pictures have their memory.
+        // Now all eight single pictures have their memory: eight times half a MiB.
         app.wait_for(|value| value("imagesvc_buffered_bytes") >= 4e6).await;
         // There is memory for the first picture, so the batch is admitted.
         let request = app.json_request("/v1/embeddings?errors=item", &batch_of(20..28));

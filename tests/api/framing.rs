@@ -21,7 +21,7 @@ async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
     ] {
         let headers = format!("x-request-id: {id}\r\nconnection: close\r\n{framing}");
         let mut request = raw_request("POST /vectorize-image HTTP/1.1", hosts, &headers);
-        // An empty body, for the request with chunks.
+        // An empty body in chunks, for the last of the three requests.
         request.extend(b"0\r\n\r\n");
         let answer = parse_answer(&exchange(service.address, &request).await);
         assert_eq!(answer.header("x-request-id"), id);
@@ -142,6 +142,7 @@ async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_requ
 async fn the_connection_stays_open_after_a_refused_compressed_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // The service must read this refused body to its end to find the next request.
     let body = vec![b'x'; 5 << 20];
     let headers = format!("content-encoding: gzip\r\ncontent-length: {}\r\n", body.len());
     let mut requests = raw_request("POST /vectorize-image HTTP/1.1", &["x"], &headers);

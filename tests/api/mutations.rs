@@ -30,8 +30,8 @@ use crate::support::{
     mutate::damaged,
 };
 
-/// The longest fixture to damage, in bytes. Longer fixtures are slower to decode, and most damage would
-/// be in their pixels.
+/// The longest fixture to damage, in bytes. Longer fixtures are slower to decode, and most of the
+/// damage would be in their pixels.
 const MAX_LEN: u64 = 30_000;
 /// The width and height of the generated pictures.
 const SIZE: (u32, u32) = (45, 31);
@@ -92,7 +92,7 @@ fn fixtures() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
 }
 
-/// Adds EXIF data with an orientation after the header, if the format is JPEG, PNG or WebP.
+/// If the format is JPEG, PNG or WebP, adds EXIF data with an orientation after the file's header.
 fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
@@ -211,7 +211,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
         }
     };
     // The service closes a connection after 10 idle seconds. `when_idle` measures after each pause,
-    // until two measurements are equal.
+    // until two measurements are equal. Two pauses take longer than these 10 s.
     let pause = Duration::from_secs(6);
     send_pictures(duration / 4).await;
     let before = ResourceUsage::when_idle(&service, pause).await;

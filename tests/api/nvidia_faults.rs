@@ -50,6 +50,7 @@ fn transient_faults() -> Vec<Reply> {
 async fn a_picture_is_embedded_after_two_transient_faults() {
     for fault in transient_faults() {
         let nvidia = FakeNvidia::replying(vec![fault.clone(), fault, embedding()]).await;
+        // This timeout ends the calls that hang.
         let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "200ms").start().await;
         app.upload(ROCKET, "rocket.jpg").await.vector();
         assert_eq!(nvidia.count(), 3);
@@ -108,6 +109,7 @@ async fn the_client_gets_an_error_after_three_attempts_with_a_transient_fault() 
             _ => (502, "embedding_unavailable"),
         };
         let nvidia = FakeNvidia::replying(vec![fault]).await;
+        // This timeout ends the calls that hang.
         let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "50ms").start().await;
         let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, status, code);
         assert!(problem["saved_as"].is_string());
@@ -150,11 +152,13 @@ async fn at_least_99_percent_of_requests_succeed_if_a_tenth_of_the_calls_fail() 
         "99 % of {REQUESTS} requests should succeed, but {successes} did"
     );
     for (answer, elapsed) in answers {
+        // A busy machine may delay an answer a little.
         assert!(elapsed < deadline + Duration::from_millis(250), "{elapsed:?}");
         if answer.status != 200 {
             assert!(answer.json()["code"].as_str().unwrap().starts_with("embedding_"));
         }
     }
+    // About a tenth of the calls fail, and the service retries each. Chance may make them fewer.
     let calls = nvidia.count();
     assert!(calls > REQUESTS + REQUESTS / 20, "more calls should be retried: {calls} calls");
 }
@@ -177,10 +181,11 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
     {
         let calls_by_picture = calls_by_picture.lock().unwrap();
         let total: usize = calls_by_picture.values().sum();
-        // The retry budget is 100 at the start, and grows by one with every fourth request.
+        // The retry budget is 100 at the start, and grows by one with every fourth request. These
+        // are 475 retries.
         let max_retries = REQUESTS / 4 + 100;
         assert!(total <= REQUESTS + max_retries, "retries must stay in the budget: {total} calls");
-        assert!(total > REQUESTS + 400, "the service should use the budget: {total} calls");
+        assert!(total > REQUESTS + 400, "the service should use most of the budget: {total} calls");
         assert!(calls_by_picture.values().all(|calls| *calls <= 3));
     }
     has_outage.store(false, Ordering::SeqCst);
@@ -240,6 +245,7 @@ async fn a_retry_after_on_one_call_applies_to_all_calls() {
     let large = app.upload(HUBBLE, "hubble.jpg").await;
     for answer in identical.iter().chain(&others).chain([&large]) {
         assert_problem(answer, 503, "embedding_rate_limited");
+        // A part of the 120 s may have passed.
         let wait = answer.header("retry-after").parse::<u64>().unwrap();
         assert!((100..=120).contains(&wait), "{wait}");
     }
@@ -257,6 +263,7 @@ async fn a_picture_that_arrives_while_nvidia_asks_to_wait_is_sent_after_the_wait
             value("imagesvc_upstream_calls_total{operation=\"infer\",outcome=\"429\"}") == 1.0
         })
         .await;
+        // NVIDIA has asked to wait 1 s, of which a little may have passed.
         let started = Instant::now();
         app.upload(&tiny(1), "tiny.png").await.vector();
         assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());

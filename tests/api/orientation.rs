@@ -89,9 +89,8 @@ fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u
     let jpeg = jpeg_with_orientation(picture, orientation);
     let mut png = Vec::new();
     picture.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
-    // the chunk with the pixels, without the file's header
-    let mut lossless = converted(&png, ImageFormat::WebP).split_off(12);
-    lossless.truncate(lossless.len() & !1);
+    // The chunk with the pixels, without the 12 bytes of the file's header.
+    let lossless = converted(&png, ImageFormat::WebP).split_off(12);
     let tiff = tiff_with_orientation(&converted(&png, ImageFormat::Tiff), orientation);
     add_orientation_to_png(&mut png, orientation);
     let (width, height) = picture.dimensions();

@@ -63,7 +63,7 @@ fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
     let tests = test_names();
     let page = Document::read("docs/security.md").text;
     let threats = rows(&page);
-    // With fewer rows, `rows` would not understand the page.
+    // If there were fewer rows, `rows` would not understand the page.
     assert!(threats.len() > 40, "only {} rows were found", threats.len());
     for row in threats {
         let [threat, guard, proofs] = row[..] else { panic!("a row must have 3 cells: {row:?}") };

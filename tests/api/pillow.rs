@@ -99,6 +99,7 @@ fn test_pictures() -> Option<&'static [TestPicture]> {
 fn run_pillow(python: &str) -> Vec<TestPicture> {
     let folder = tempfile::tempdir().unwrap();
     let in_folder = |name: &str| folder.path().join(name);
+    // This size is not a multiple of a block's size, so the last blocks reach beyond the picture.
     for (name, bytes) in kinds::all(97, 65) {
         fs::write(in_folder(&format!("kind-{name}")), bytes).unwrap();
     }

@@ -110,7 +110,7 @@ pageTest("without sandbox mode the page does not mention the sandbox", { service
   assert.doesNotMatch(await page.run(() => document.querySelector("main").innerText), /sandbox|sample/i);
 });
 
-pageTest("an error is shown with its detail and the request's id, and others continue", async (page, service) => {
+pageTest("an error is shown with its detail and the request's id, and other pictures can be added", async (page, service) => {
   await page.open(service.url);
   await page.fill("#address", "http://169.254.169.254/latest/meta-data/");
   await page.click("#send");

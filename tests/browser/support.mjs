@@ -1,4 +1,4 @@
-// Helpers for the tests of the home page and of /docs.
+// What the tests of the home page and of /docs share: the browser, the service, and actions on a page.
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -22,6 +22,7 @@ if (program) {
   after(() => Promise.all([browser?.close(), service?.stop()]));
 }
 
+/// The path of a fixture, such as a photograph.
 export const photo = (name) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 
 /// Defines a test with a new page. `options.service` may start a service; the default is the sandbox. At
@@ -47,7 +48,7 @@ export function pageTest(name, options, work) {
   });
 }
 
-/// Adds pictures by the file chooser.
+/// Adds pictures by the file chooser. Each name is that of a fixture, or an absolute path.
 export const choose = (page, ...names) => page.choose(() => page.click("input[name=file]"), ...names.map((name) => (name.startsWith("/") ? name : photo(name))));
 
 /// Waits until the wall has this many pictures, and returns for each its name and its figure, in the wall's order.

@@ -120,6 +120,7 @@ pageTest("the map puts similar pictures near each other, and is moved by mouse a
   assert.equal(await chosen(page), landscape);
 
   await page.run(() => document.querySelector("#space").focus());
+  // The key + makes the map 1.4 times as large.
   for (const key of ["+", "ArrowRight"]) await page.press(key);
   const gap = distance(before[photo], before[landscape]);
   await page.until("the larger map", (gap) => {
@@ -170,9 +171,9 @@ pageTest("with 200 pictures a choice is answered within 100 ms", { service: () =
     }
     return times;
   });
-  // On a busy machine, some are slower.
+  // On a busy machine, some answers are slower.
   assert(Math.min(...times) < 100, times.join());
-  // The pictures of the same colour have similar vectors.
+  // Twenty pictures have the same colour, and only these have similar vectors. One of them is the chosen one.
   const shown = await wall(page, 200);
   const figures = shown.slice(1).map(([, figure]) => Number(figure));
   assert.deepEqual(figures, figures.toSorted((a, b) => b - a));
