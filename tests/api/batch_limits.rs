@@ -296,7 +296,8 @@ async fn without_memory_a_batch_fails_as_a_whole_even_if_errors_are_per_item() {
         // If larger pictures were allowed, the service would not start with so little memory.
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
         // The service reserves half a MiB for the call of each picture, even of a small one. One
-        // client may use 6 MiB of these 8: enough for eight single pictures and a part of the batch.
+        // client may use 6 MiB of these 8: enough for eight single pictures and a part of the
+        // batch.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "8MiB")
         .start()
         .await;
@@ -321,8 +322,8 @@ async fn fetches_of_a_batch_that_would_begin_too_late_fail_with_a_timeout() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .may_fetch_from(&host)
-        // A batch begins no more fetches when twice this timeout has passed. It fetches eight pictures
-        // at a time, so the last of 32 would begin after three timeouts.
+        // A batch begins no more fetches when twice this timeout has passed. It fetches eight
+        // pictures at a time, so the last of 32 would begin after three timeouts.
         .setting("IMAGESVC_FETCH_TIMEOUT", "200ms")
         .start()
         .await;
@@ -339,8 +340,8 @@ async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_receive
     // The memory is checked before NVIDIA sends this reply, so any reply would do.
     let nvidia = FakeNvidia::replying(vec![Reply::status(422).held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
-        // A shrunk picture needs only one call, and only one call runs at a time. So the batch waits
-        // for its first call while the memory is checked.
+        // A shrunk picture needs only one call, and only one call runs at a time. So the batch
+        // waits for its first call while the memory is checked.
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()

@@ -92,8 +92,8 @@ async fn a_host_in_the_request_line_overrides_the_host_header() {
         parse_answer(&exchange(app.address, &raw_request(&line, &[host], headers)).await)
     };
     // The service refuses web pages under an unknown host name (DNS rebinding), but not under an IP
-    // address. One of the two hosts is of each kind, so the status shows which one counts. The 422 is
-    // for the empty body.
+    // address. One of the two hosts is of each kind, so the status shows which one counts. The 422
+    // is for the empty body.
     assert_problem(&post("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
     let refused =
         assert_problem(&post("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");

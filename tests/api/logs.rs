@@ -87,8 +87,8 @@ async fn each_request_is_logged_as_one_json_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     let nvidia = FakeNvidia::healthy().await;
-    // This picture takes four calls to NVIDIA, because it is sent as an asset. The answer to the second
-    // request comes from the cache.
+    // This picture takes four calls to NVIDIA, because it is sent as an asset. The answer to the
+    // second request comes from the cache.
     let picture_server = FakeServer::serving(HUBBLE).await;
     let folder = tempfile::tempdir().unwrap();
     let allowed = picture_server.address.to_string();
@@ -270,8 +270,8 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     for name in metrics.types.keys() {
         assert!(documented.contains(&without_suffix(name)), "docs/operating.md should list {name}");
     }
-    // A metric without a sample is not in the text of `/metrics`, for example some counters of errors.
-    // Therefore the number of documented metrics is compared with the source.
+    // A metric without a sample is not in the text of `/metrics`, for example some counters of
+    // errors. Therefore the number of documented metrics is compared with the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
     let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];
@@ -285,8 +285,8 @@ async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     let service =
         ServiceProcess::start_with_unread_log(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
-    // Each request is logged as one line. The log's queue has room for 4096 lines. The pipe has room
-    // for 64 KiB, which is a few hundred lines.
+    // Each request is logged as one line. The log's queue has room for 4096 lines. The pipe has
+    // room for 64 KiB, which is a few hundred lines.
     let url = service.url("/nothing");
     let requests = (0..8000).map(|_| client.get(&url).send());
     let mut responses = stream::iter(requests).buffer_unordered(16);

@@ -1,6 +1,6 @@
-//! Sends damaged pictures of every format. Each picture must be answered in time, with an embedding or
-//! with an error about the picture. Afterwards, the service must have no more open files and hardly more
-//! memory than before.
+//! Sends damaged pictures of every format. Each picture must be answered in time, with an embedding
+//! or with an error about the picture. Afterwards, the service must have no more open files and
+//! hardly more memory than before.
 //!
 //! CI runs this for half a minute. To run it for ten minutes:
 //!
@@ -36,8 +36,8 @@ const MAX_LEN: u64 = 30_000;
 /// The width and height of the generated pictures.
 const SIZE: (u32, u32) = (45, 31);
 
-/// Every picture must be answered within this time. A decoder may use 20 s of processor time, and the
-/// machine may be busy.
+/// Every picture must be answered within this time. A decoder may use 20 s of processor time, and
+/// the machine may be busy.
 const MAX_DURATION: Duration = Duration::from_secs(60);
 
 /// The service's memory may grow by at most this many bytes after the first quarter of the run. The
@@ -161,8 +161,9 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     println!("MUTATION_SEED={seed}");
     let corpora = load_corpora();
     let folder = tempfile::tempdir().unwrap();
-    // The sandbox decodes every picture. The pictures that the service converts or shrinks are decoded
-    // twice. The request timeout is longer than `MAX_DURATION`, so a slow answer is a failure of its own.
+    // The sandbox decodes every picture. The pictures that the service converts or shrinks are
+    // decoded twice. The request timeout is longer than `MAX_DURATION`, so a slow answer is a
+    // failure of its own.
     let service = ServiceProcess::start(
         folder.path(),
         &[
@@ -204,8 +205,8 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
                 });
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
             });
-            // One request for each core. This is also the number of decoders, so no request waits for
-            // a decoder.
+            // One request for each core. This is also the number of decoders, so no request waits
+            // for a decoder.
             let max_concurrent = available_parallelism().map_or(1, usize::from);
             requests.buffer_unordered(max_concurrent).collect::<()>().await;
         }

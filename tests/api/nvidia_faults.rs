@@ -57,8 +57,8 @@ async fn a_picture_is_embedded_after_two_transient_faults() {
     }
 }
 
-/// What is expected if a call that contains the picture gets `status` and NVIDIA's error in JSON: the
-/// number of calls, and the status and the code that the client receives.
+/// What is expected if a call that contains the picture gets `status` and NVIDIA's error in JSON:
+/// the number of calls, and the status and the code that the client receives.
 fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
     match status {
         400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),

@@ -1,5 +1,5 @@
-//! Pictures with an orientation in their EXIF data are turned upright before they are sent to NVIDIA, in
-//! every format and of every size.
+//! Pictures with an orientation in their EXIF data are turned upright before they are sent to
+//! NVIDIA, in every format and of every size.
 
 use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 
@@ -28,9 +28,9 @@ fn corners(width: u32, height: u32) -> RgbImage {
     })
 }
 
-/// Returns the indices in [`CORNERS`] of the colours at the upper left, the upper right, the lower right
-/// and the lower left. The pixels are three pixels from the edges, and need not have exactly these
-/// colours, because a JPEG changes them.
+/// Returns the indices in [`CORNERS`] of the colours at the upper left, the upper right, the lower
+/// right and the lower left. The pixels are three pixels from the edges, and need not have exactly
+/// these colours, because a JPEG changes them.
 fn corner_indices(picture: &RgbImage) -> [usize; 4] {
     let (right, bottom) = (picture.width() - 4, picture.height() - 4);
     [(3, 3), (right, 3), (right, bottom), (3, bottom)].map(|(x, y)| {
@@ -42,8 +42,8 @@ fn corner_indices(picture: &RgbImage) -> [usize; 4] {
     })
 }
 
-/// The expected [`corner_indices`] of a picture that was stored as [`corners`] and was turned upright
-/// (CIPA DC-008, Orientation).
+/// The expected [`corner_indices`] of a picture that was stored as [`corners`] and was turned
+/// upright (CIPA DC-008, Orientation).
 fn upright(orientation: u8) -> [usize; 4] {
     match orientation {
         1 => [0, 1, 2, 3],

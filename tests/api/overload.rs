@@ -214,8 +214,8 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
             (answer, started.elapsed())
         }
     };
-    // There are more concurrent uploads than `MAX_CALLS`, so that the service always makes this number
-    // of calls at once.
+    // There are more concurrent uploads than `MAX_CALLS`, so that the service always makes this
+    // number of calls at once.
     let started = Instant::now();
     let uploads = stream::iter(0..100).map(&upload).buffer_unordered(2 * MAX_CALLS as usize);
     let answers: Vec<_> = uploads.collect().await;

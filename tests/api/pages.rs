@@ -192,7 +192,8 @@ fn every_setting_that_a_markdown_page_mentions_exists() {
                 .iter()
                 .any(|prefix| word.len() > prefix.len() && word.starts_with(prefix))
         });
-        // This variable is the client's key for `imagesvc embed --to`, and not a setting of the service.
+        // This variable is the client's key for `imagesvc embed --to`, and not a setting of the
+        // service.
         for name in mentioned.filter(|name| *name != "IMAGESVC_API_KEY") {
             assert!(settings.contains(&format!("\n#{name}=")), "there is no setting {name}");
         }

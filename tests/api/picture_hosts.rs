@@ -8,8 +8,8 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
-/// Fetches a picture from a host that sends this reply. After a success, checks that ROCKET is saved.
-/// After a failure, checks that nothing is saved or sent to NVIDIA.
+/// Fetches a picture from a host that sends this reply. After a success, checks that ROCKET is
+/// saved. After a failure, checks that nothing is saved or sent to NVIDIA.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;

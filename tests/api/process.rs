@@ -30,8 +30,8 @@ fn without_a_key_the_error_mentions_the_key_and_the_sandbox_and_the_exit_code_is
 #[test]
 fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
     let folder = tempfile::tempdir().unwrap();
-    // The port in `.env` is valid, but the invalid flag `--port` takes precedence. A client key must not
-    // contain a space.
+    // The port in `.env` is valid, but the invalid flag `--port` takes precedence. A client key
+    // must not contain a space.
     std::fs::write(folder.path().join(".env"), "NVIDIA_TIMEOUT=soon\nIMAGESVC_PORT=1\n").unwrap();
     let output = program(folder.path())
         .args(["--sandbox", "--port", "many"])
@@ -56,7 +56,8 @@ async fn a_dotenv_file_from_windows_with_the_documented_user_agent_is_read() {
         [documented_agent.as_str(), "Mozilla/5.0 (compatible; my-app/1.0; +https://example.com)"]
     {
         let folder = tempfile::tempdir().unwrap();
-        // Programs for Windows may begin a file with a byte order mark, and end its lines with CRLF.
+        // Programs for Windows may begin a file with a byte order mark, and end its lines with
+        // CRLF.
         let text = format!(
             "\u{feff}IMAGESVC_SANDBOX=true\r\nIMAGESVC_FETCH_USER_AGENT={agent}\r\n\r\n# to test\r\n\
              IMAGESVC_FETCH_ALLOW={}\r\n",

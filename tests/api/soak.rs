@@ -1,5 +1,5 @@
-//! A long run with valid and hostile requests. After it, the service uses hardly more memory, files and
-//! sockets than before. CI runs it for half a minute. This command runs it for half an hour:
+//! A long run with valid and hostile requests. After it, the service uses hardly more memory, files
+//! and sockets than before. CI runs it for half a minute. This command runs it for half an hour:
 //!
 //! `SOAK_SECONDS=1800 cargo test --release --test api -- --ignored --nocapture soak`
 
@@ -33,8 +33,8 @@ const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
 /// Hostile pictures of this size and more are left out. Some of them have several megabytes.
 const MAX_HOSTILE_BYTES: usize = 300_000;
 
-/// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or a
-/// word if there was no response.
+/// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or
+/// a word if there was no response.
 async fn send_random(
     service: &ServiceProcess,
     picture_server: &FakeServer,
@@ -89,8 +89,8 @@ async fn send_random(
     }
 }
 
-/// `deploy/imagesvc.service` sets `MALLOC_ARENA_MAX`, because with more arenas glibc retains more freed
-/// memory.
+/// `deploy/imagesvc.service` sets `MALLOC_ARENA_MAX`, because with more arenas glibc retains more
+/// freed memory.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes half an hour"]
 async fn after_a_long_run_with_the_allocator_setting_of_the_systemd_unit_nothing_has_leaked() {
@@ -106,8 +106,8 @@ async fn after_a_long_run_with_the_default_allocator_setting_nothing_has_leaked(
 async fn soak(environment: &[(&str, &str)]) {
     let seconds: u64 = std::env::var("SOAK_SECONDS").map_or(1800, |text| text.parse().unwrap());
     let length = Duration::from_secs(seconds);
-    // The client closes its idle connections after 5 s, so each pause is longer. In a long run, a pause
-    // is also longer than the 10 s after which the service closes them.
+    // The client closes its idle connections after 5 s, so each pause is longer. In a long run, a
+    // pause is also longer than the 10 s after which the service closes them.
     let pause = Duration::from_secs(if length < LONG_RUN { 6 } else { 15 });
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < MAX_HOSTILE_BYTES).collect();
@@ -146,8 +146,8 @@ async fn soak(environment: &[(&str, &str)]) {
     settings.extend(environment);
     let folder = tempfile::tempdir().unwrap();
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
-    // The service closes a connection after 10 idle seconds. The client closes first. Otherwise it would
-    // sometimes send a request on a connection that the service is closing.
+    // The service closes a connection after 10 idle seconds. The client closes first. Otherwise it
+    // would sometimes send a request on a connection that the service is closing.
     let client = reqwest::Client::builder()
         .pool_max_idle_per_host(16)
         .pool_idle_timeout(Duration::from_secs(5))

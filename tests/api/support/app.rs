@@ -119,7 +119,8 @@ impl Builder {
         let address = app.address();
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(app.serve(async {
-            // An error means that the test dropped the `TestApp`. The service stops in this case, too.
+            // An error means that the test dropped the `TestApp`. The service stops in this case,
+            // too.
             let _ = stopped.await;
         }));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();

@@ -5,8 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 use imagesvc::decoder;
 use tempfile::TempDir;
 
-/// Settings with the real decoder. The default program is `/proc/self/exe`, which is the test binary
-/// here.
+/// Settings with the real decoder. The default program is `/proc/self/exe`, which is the test
+/// binary here.
 pub fn decoder_settings() -> decoder::Settings {
     let program = env!("CARGO_BIN_EXE_imagesvc").into();
     decoder::Settings { program, ..decoder::Settings::new(512 << 20) }

@@ -9,8 +9,8 @@ use image_rs::RgbImage;
 pub struct Difference {
     /// The mean of the absolute differences of all samples.
     pub mean: f64,
-    /// The largest difference of a channel's averages over the same square of 8 × 8 pixels. Noise hardly
-    /// changes an average, but a wrong patch does.
+    /// The largest difference of a channel's averages over the same square of 8 × 8 pixels. Noise
+    /// hardly changes an average, but a wrong patch does.
     pub worst: f64,
 }
 
@@ -22,8 +22,8 @@ impl Difference {
             return None;
         }
         let (across, down) = (a.width().div_ceil(SIDE), a.height().div_ceil(SIDE));
-        // For each square and channel: the sum of the differences, the number of pixels, and the sum of
-        // the absolute differences.
+        // For each square and channel: the sum of the differences, the number of pixels, and the
+        // sum of the absolute differences.
         let mut squares = vec![[(0.0, 0.0, 0.0); 3]; (across * down) as usize];
         for ((x, y, a), b) in a.enumerate_pixels().zip(b.pixels()) {
             let square = &mut squares[(y / SIDE * across + x / SIDE) as usize];

@@ -1,5 +1,5 @@
-//! A minimal terminal: it shows text as a person would see it. Tests check with it that a progress bar
-//! is drawn and removed correctly.
+//! A minimal terminal: it shows text as a person would see it. Tests check with it that a progress
+//! bar is drawn and removed correctly.
 
 use std::str::Chars;
 
