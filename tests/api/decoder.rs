@@ -16,7 +16,8 @@ use crate::support::{
     fake_decoder, metric, noise_png,
 };
 
-/// Starts a service whose decoder runs a script, and uploads a picture that must be decoded.
+/// Starts a service whose decoder runs a script, and uploads a picture that must be decoded. Asserts
+/// that the service does not call NVIDIA.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let program = fake_decoder(&folder, script);

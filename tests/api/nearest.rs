@@ -111,7 +111,7 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
     let run = bulk.nearest(&arguments).expect_exit_code(0);
     assert!(run.stdout.starts_with("1.0000  photos/rocket.jpg\n"), "{}", run.stdout);
     assert!(app.saved().is_empty(), "the picture must not be saved");
-    assert_eq!(run.stderr, "", "a running service has nothing to report");
+    assert_eq!(run.stderr, "", "the command should report nothing if it uses a running service");
 }
 
 #[test]
@@ -322,5 +322,9 @@ async fn a_file_of_vectors_with_370_mb_is_searched_in_less_than_100_mib_of_memor
     }
     let run = Finished::from(process).expect_exit_code(0);
     assert_eq!(run.stdout, "0.0000  row 1\n0.0000  row 2\n");
-    assert!((1..100 << 20).contains(&peak), "the command used {} MiB", peak >> 20);
+    assert!(
+        (1..100 << 20).contains(&peak),
+        "the command should use less than 100 MiB, not {} MiB",
+        peak >> 20
+    );
 }

@@ -62,7 +62,7 @@ for (const [name, { size, ...options }] of Object.entries({
   pageTest(`${name}, nothing is cut off, wider than the screen or too small to hit`, options, async (page, service) => {
     await page.open(service.url);
     await page.run((size) => { document.documentElement.style.fontSize = `${size}%`; }, size);
-    assert.equal(await page.run(() => document.querySelector("#take").checkVisibility()), Boolean(options.mobile), "the camera's button is for touch screens");
+    assert.equal(await page.run(() => document.querySelector("#take").checkVisibility()), Boolean(options.mobile), "the camera's button should be shown on touch screens only");
     assert.equal(await page.run(() => document.querySelector("[name=camera]").getAttribute("capture")), "environment");
     const act = (selector) => (options.mobile ? page.tap(selector) : page.click(selector));
     await act("#samples");

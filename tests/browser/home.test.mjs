@@ -60,7 +60,7 @@ pageTest("several pictures are compared, and the same picture is a cache hit", a
     similarity: document.querySelector("#similarity").innerText,
     explained: document.querySelector("#compared").innerText,
   }));
-  assert.equal(sides.tops[0], sides.tops[1], "the pictures are side by side");
+  assert.equal(sides.tops[0], sides.tops[1], "the pictures should be side by side");
   assert.equal(sides.similarity, `Cosine similarity: ${expected}`);
   assert.match(sides.explained, /0\.9 means .* In the sandbox this is about shapes and colours only\./s);
   // The same picture once more has the same vector.

@@ -126,7 +126,7 @@ pageTest("to save data, a large photograph is sent smaller and upright, and a sm
   assert.match(await page.run(() => document.querySelector("#shrink").labels[0].innerText), /vectors then differ slightly/);
   for (const drop of [() => dropTurnedPhoto(page), () => choose(page, "rocket.jpg")]) await drop();
   const shown = await wall(page, 3);
-  assert.equal(shown[1][0], "turned.jpeg", "the smaller copy is most similar");
+  assert.equal(shown[1][0], "turned.jpeg", "the smaller copy should be most similar");
   assert(Number(shown[1][1]) > 0.95, shown[1][1]);
   await page.click("#wall li:nth-child(2) .choose");
   // 1500 × 1000 pixels, turned and scaled down to 1024 pixels at the longer side.

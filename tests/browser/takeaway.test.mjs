@@ -29,7 +29,7 @@ pageTest("the vector of the chosen picture is copied, also where the browser has
   await page.run(() => Object.defineProperty(navigator, "clipboard", { value: undefined }));
   await page.click("#copy");
   await copied(2);
-  assert.equal(await page.run(() => document.activeElement.id), "copy", "the focus returns");
+  assert.equal(await page.run(() => document.activeElement.id), "copy", "the focus should return to the button");
   const texts = await page.run(() => window.copied);
   for (const text of texts) assert.deepEqual(JSON.parse(text), vector);
 });

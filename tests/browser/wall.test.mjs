@@ -36,7 +36,7 @@ pageTest("another picture can be compared, and the drawing shows how much the ve
   await wall(page, 3);
   await page.click("#wall li:has([title='rocket.jpg']) .choose");
   await page.until("the same picture", () => document.querySelector("#similarity").textContent === "Cosine similarity: 1.00");
-  assert.equal(await ink(page), 0, "equal vectors have no difference");
+  assert.equal(await ink(page), 0, "equal vectors should have no difference");
   await page.click("#wall li:has([title='chelsea.png']) .compare");
   await page.until("the other picture", () => document.querySelector("#right figcaption").textContent === "chelsea.png");
   const figure = (await wall(page, 3))[2][1];
@@ -76,7 +76,7 @@ pageTest("by keyboard alone, pictures are added, chosen, compared and removed, a
     await page.until(`${left} pictures`, (left) => (left ? document.querySelectorAll("#wall li").length === left : document.querySelector("#results").hidden), left);
   }
   assert.equal(await page.run(() => document.activeElement.name), "file");
-  assert.equal(await page.run(() => document.querySelector("#left img").hasAttribute("src")), false, "the picture's URL is released");
+  assert.equal(await page.run(() => document.querySelector("#left img").hasAttribute("src")), false, "the picture's URL should be released");
 });
 
 /// The places of all pictures on the map, by name.
@@ -97,7 +97,7 @@ pageTest("the map puts similar pictures near each other, and is moved by mouse a
   await page.open(service.url);
   await choose(page, "rocket.jpg", "chelsea.png");
   await wall(page, 2);
-  assert.equal(await page.run(() => document.querySelector("#views").checkVisibility()), false, "there is a map only from three pictures");
+  assert.equal(await page.run(() => document.querySelector("#views").checkVisibility()), false, "there should be no map of fewer than three pictures");
 
   const before = await openMap(page, service);
   const [photo, copy, landscape] = SAMPLES;

@@ -25,7 +25,7 @@ impl Terminal {
                 '\n' => self.move_to_row(self.row + 1),
                 '\u{1b}' => {
                     watch(self);
-                    assert_eq!(chars.next(), Some('['), "only CSI sequences are used");
+                    assert_eq!(chars.next(), Some('['), "the program must use CSI sequences only");
                     let sequence = read_sequence(&mut chars);
                     self.control(&sequence);
                 }
