@@ -152,7 +152,11 @@ async fn a_hanging_deletion_does_not_delay_the_answer_or_the_shutdown() {
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     nvidia.wait_for(4).await;
     app.stop().await;
-    assert!(started.elapsed() < std::time::Duration::from_secs(8), "{:?}", started.elapsed());
+    let elapsed = started.elapsed();
+    assert!(
+        elapsed < std::time::Duration::from_secs(8),
+        "the answer and the shutdown should take less than 8 s, not {elapsed:?}"
+    );
 }
 
 #[tokio::test]

@@ -193,7 +193,11 @@ fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
         .lines()
         .any(|line| line.starts_with("Max core file size") && ends_in(line, ["0", "0", "bytes"]))
     {
-        assert!(started.elapsed() < Duration::from_secs(10), "{}", read("limits"));
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "the decoder should set its limits within 10 s: {}",
+            read("limits")
+        );
         std::thread::yield_now();
     }
     let limits = read("limits");

@@ -153,7 +153,10 @@ async fn at_least_99_percent_of_requests_succeed_if_a_tenth_of_the_calls_fail() 
     );
     for (answer, elapsed) in answers {
         // A busy machine may delay an answer a little.
-        assert!(elapsed < deadline + Duration::from_millis(250), "{elapsed:?}");
+        assert!(
+            elapsed < deadline + Duration::from_millis(250),
+            "an answer should come before the deadline, not after {elapsed:?}"
+        );
         if answer.status != 200 {
             assert!(answer.json()["code"].as_str().unwrap().starts_with("embedding_"));
         }
@@ -209,7 +212,11 @@ async fn a_retry_waits_as_long_as_retry_after_asks() {
         let started = Instant::now();
         app.upload(ROCKET, "rocket.jpg").await.vector();
         // The date is rounded down to a full second, so the wait may be only 1.5 s.
-        assert!(started.elapsed() >= Duration::from_secs(1), "{retry_after}");
+        let elapsed = started.elapsed();
+        assert!(
+            elapsed >= Duration::from_secs(1),
+            "the retry should wait for the Retry-After {retry_after}, not for {elapsed:?}"
+        );
         assert_eq!(nvidia.count(), 2);
     }
 }
@@ -266,7 +273,11 @@ async fn a_picture_that_arrives_while_nvidia_asks_to_wait_is_sent_after_the_wait
         // NVIDIA has asked to wait 1 s, of which a little may have passed.
         let started = Instant::now();
         app.upload(&tiny(1), "tiny.png").await.vector();
-        assert!(started.elapsed() > Duration::from_millis(700), "{:?}", started.elapsed());
+        let elapsed = started.elapsed();
+        assert!(
+            elapsed > Duration::from_millis(700),
+            "the picture should wait for nearly a second, not for {elapsed:?}"
+        );
     };
     let (first, ()) = tokio::join!(app.upload(ROCKET, "rocket.jpg"), second);
     first.vector();

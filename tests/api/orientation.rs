@@ -205,7 +205,7 @@ async fn a_picture_with_an_orientation_has_nearly_the_vector_of_the_upright_pict
     let upright_vector = app.upload(&upright.into_inner(), "upright.png").await.vector();
     let turned_vector = app.upload(EXIF6, "turned.jpg").await.vector();
     let cosine: f64 = upright_vector.iter().zip(&turned_vector).map(|(a, b)| a * b).sum();
-    assert!(cosine > 0.99, "{cosine}");
+    assert!(cosine > 0.99, "{cosine} should be more than 0.99");
 }
 
 #[tokio::test]
@@ -282,6 +282,7 @@ async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
             TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", limit).start().await;
         assert_eq!(app.upload(&picture, name).await.prepared(), "shrunk", "{name}");
         let sent = nvidia.last_inline().pixels();
+        // The service shrinks pictures to at most 1024 pixels on each side.
         assert!(sent.width().max(sent.height()) <= 1024, "{name}");
         let again = app.upload(&picture, name).await;
         assert_eq!(again.header("x-cache"), "hit", "{name}: the vector must be cached");

@@ -45,6 +45,7 @@ const SIZE: (u32, u32) = (1600, 1200);
 const CONVERTED_TARGET: Target = Target::Converted { max_len: 20 << 20 };
 /// About the length that NVIDIA accepts in a request.
 const SHRUNK_TARGET: Target = Target::Shrunk { max_len: 149_999 };
+/// A target of the sandbox, which computes a vector from a small square.
 const SQUARE_TARGET: Target = Target::Square { side: 300 };
 
 /// A picture of one pixel. Its peak memory is the memory of the program itself, and its memory

@@ -287,7 +287,11 @@ impl TestApp {
     pub async fn wait_for_saved_count(&self, count: usize) {
         let started = std::time::Instant::now();
         while self.saved().len() != count {
-            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", self.saved());
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "{count} pictures should be saved within 20 s: {:?}",
+                self.saved()
+            );
             tokio::task::yield_now().await;
         }
     }
