@@ -119,7 +119,7 @@ async fn a_picture_that_cannot_be_decoded_is_unsupported_and_not_saved() {
 }
 
 #[tokio::test]
-async fn a_picture_one_byte_over_the_limit_is_refused_on_every_route() {
+async fn a_picture_one_byte_over_the_limit_is_refused_by_upload_base64_and_url() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(HUBBLE).await;
     let limit = (HUBBLE.len() - 1).to_string();
@@ -254,7 +254,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
 }
 
 #[tokio::test]
-async fn every_route_accepts_every_format() {
+async fn every_format_is_accepted_by_upload_base64_and_url() {
     let photo = image_rs::load_from_memory(ROCKET).unwrap().thumbnail(60, 40).to_rgb8();
     for format in [
         ImageFormat::Jpeg,

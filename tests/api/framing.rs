@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
+async fn a_request_that_is_refused_for_its_head_is_logged_and_counted() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);

@@ -13,6 +13,7 @@ use crate::support::{
 /// parts, as libheif decodes them.
 const EXPECTED: &str = include_str!("../fixtures/heic/expected.txt");
 
+/// A fixture.
 fn file(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heic");
     fs::read(folder.join(name)).unwrap()
@@ -46,7 +47,9 @@ async fn every_fixture_is_sent_at_the_size_that_libheif_reads_and_is_saved_uncha
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for line in EXPECTED.lines() {
-        let [name, width, height, _] = line.split(' ').collect::<Vec<_>>()[..] else { panic!() };
+        let [name, width, height, _] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("each line of expected.txt should have four words: {line}")
+        };
         let picture = file(&format!("{name}.heic"));
         let answer = app.upload(&picture, "IMG_0042.HEIC").await;
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
@@ -110,7 +113,7 @@ async fn transparent_pixels_become_white() {
 }
 
 #[tokio::test]
-async fn every_route_accepts_a_picture_from_a_phone_with_nvidia_and_with_the_sandbox() {
+async fn a_picture_from_a_phone_is_accepted_by_upload_base64_and_url_with_nvidia_and_sandbox() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|_, _| Reply::new(200, &[], PHONE)).await;
     let with_nvidia = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
