@@ -219,8 +219,8 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
 
 #[tokio::test]
 async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
-    // A host that sends without end exceeds the fetch timeout if it is slow, and otherwise the
-    // limit on the size of a picture or of the head of a response.
+    // A host that sends without end exceeds the fetch timeout if it is slow. If it is fast, it
+    // exceeds the limit on the size of a picture, or on the size of a response's head.
     let ok_and = |rest: &[u8]| [b"HTTP/1.1 200 OK\r\n", rest].concat();
     for (reply, status, code) in [
         (Reply::Hang, 504, "download_timeout"),

@@ -93,8 +93,9 @@ async fn a_download_is_tried_again_only_if_it_may_succeed_soon() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|request, nth| match (request.target.as_str(), nth) {
         // The first six requests are for six different pictures, because a run waits before it
-        // requests a picture again. The first download of three pictures fails: with an error of
-        // the server, in the middle of the picture, and in the middle of the head.
+        // requests a picture again. The first download of three pictures fails. The server sends
+        // an error, breaks off in the middle of the picture, and breaks off in the middle of the
+        // head.
         ("/0", 0..6) => Reply::status(500),
         ("/1", 0..6) => picture_reply("/1").broken_off(),
         ("/2", 0..6) => Reply::new(200, &[], "").broken_off(),

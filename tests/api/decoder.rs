@@ -16,8 +16,8 @@ use crate::support::{
     fake_decoder, metric, noise_png,
 };
 
-/// Starts a service whose decoder runs a script, and uploads a picture that must be decoded. Asserts
-/// that the service does not call NVIDIA.
+/// Starts a service whose decoder runs a script, and uploads a picture that must be decoded.
+/// Asserts that the service does not call NVIDIA.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let program = fake_decoder(&folder, script);
@@ -43,10 +43,10 @@ async fn assert_exits(folder: &TempDir, script: &str) {
     }
 }
 
-/// A shell command that prints the header of a decoder's result: a letter for the result's kind,
-/// and the number of bytes that follow, in eight bytes. The letter is `d` for a rendered picture,
-/// `b` for a broken picture, `p` for a panic of the decoder, and `l` for limits that could not be
-/// set.
+/// A shell command that prints the header of a decoder's result. The header is a letter for the
+/// result's kind, and then, in eight bytes, the number of bytes that follow. The letter is `d` for
+/// a rendered picture and `b` for a broken picture. It is `p` for a panic of the decoder, and `l`
+/// for limits that could not be set.
 fn header(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
 }
@@ -177,8 +177,8 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 #[test]
 fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
     // A WebP of 10 × 10 pixels with the orientation 1. The last three arguments are the memory
-    // estimate in bytes, and the limits of the address space in bytes and of the processor time in
-    // seconds.
+    // estimate in bytes, the limit of the address space in bytes, and the limit of the processor
+    // time in seconds.
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)

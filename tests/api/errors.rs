@@ -1,5 +1,5 @@
-//! The errors that clients see if NVIDIA or the disk fails, and the errors for an unknown path, a
-//! wrong method and a body that stops. Also the request id of an error, and the proxy for NVIDIA.
+//! The errors that clients see if NVIDIA or the disk fails. Also the errors for an unknown path, a
+//! wrong method and a body that stops, the request id of an error, and the proxy for NVIDIA.
 
 use std::time::Duration;
 

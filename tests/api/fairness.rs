@@ -136,8 +136,8 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     // HUBBLE is sent inline at the end of this test, so it must be shrunk.
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // Each route keeps this start of a body in memory: the URL route as JSON, the upload route as
-    // the header of a form's part, and the Base64 route as Base64 text.
+    // Each route keeps this start of a body in memory. To the URL route it is JSON, to the upload
+    // route the header of a form's part, and to the Base64 route Base64 text.
     let start_of_body = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -237,8 +237,8 @@ async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_network() {
     let nvidia = FakeNvidia::healthy().await;
-    // With a window of 1.5 s in place of a minute, the limit of 8 calls per window allows about 26
-    // calls in 5 s, which is the longest time for a request.
+    // The window is 1.5 s long, in place of a minute. With 8 calls per window, the limit allows
+    // about 26 calls in 5 s, which is the longest time for a request.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")

@@ -57,8 +57,8 @@ async fn a_picture_is_embedded_after_two_transient_faults() {
     }
 }
 
-/// What is expected if a call that contains the picture gets `status` and NVIDIA's error in JSON:
-/// the number of calls, and the status and the code that the client receives.
+/// What is expected if a call that contains the picture gets `status` and NVIDIA's error in JSON.
+/// Returns the number of calls, and the status and the code that the client receives.
 fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
     match status {
         400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),
@@ -270,7 +270,7 @@ async fn a_picture_that_arrives_while_nvidia_asks_to_wait_is_sent_after_the_wait
             value("imagesvc_upstream_calls_total{operation=\"infer\",outcome=\"429\"}") == 1.0
         })
         .await;
-        // NVIDIA has asked to wait 1 s, of which a little may have passed.
+        // NVIDIA has asked to wait 1 s. A little of this second may have passed.
         let started = Instant::now();
         app.upload(&tiny(1), "tiny.png").await.vector();
         let elapsed = started.elapsed();

@@ -123,8 +123,8 @@ struct Peak {
 
 impl Peak {
     /// Returns by how many bytes the peak exceeds the peak for a picture of one pixel. This is the
-    /// growth of the resident memory or of the address space, whichever is larger: the limit of the
-    /// child is for its address space, but the machine is limited by resident memory.
+    /// growth of the resident memory or of the address space, whichever is larger. The child's
+    /// limit is on its address space, but the machine is limited by resident memory.
     fn growth(&self, pixel: &Self) -> u64 {
         let resident = self.resident.saturating_sub(pixel.resident);
         resident.max(self.address_space.saturating_sub(pixel.address_space))

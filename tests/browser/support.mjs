@@ -72,8 +72,8 @@ export const problem = (page) => page.until("a problem", () => document.querySel
 /// The facts about the chosen picture.
 export const facts = (page) => page.run(() => Object.fromEntries([...document.querySelectorAll("#about dt")].map((term) => [term.textContent, term.nextSibling.textContent])));
 
-/// Starts a service whose pages come from the sandbox, but whose answers to pictures come from `answer`: a
-/// function from the request's number and its body to `[status, headers, body]` or a promise of them.
+/// Starts a service whose pages come from the sandbox, but whose answers to pictures come from `answer`. This
+/// function gets the request's number and its body, and returns `[status, headers, body]` or a promise of them.
 export async function scripted(answer, { isSandbox = true } = {}) {
   let calls = 0;
   const server = createServer(async (request, response) => {

@@ -24,8 +24,8 @@ pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
         folder.path().join("pid").display(),
     );
     // A shell writes the file. If this process wrote the file, a program that another test starts
-    // at the same time might inherit the open file, and the system refuses to run a file that is
-    // open for writing.
+    // at the same time might inherit the open file. The system refuses to run a file that is open
+    // for writing.
     let written = Command::new("sh")
         .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
         .args([program.as_os_str(), text.as_ref()])

@@ -182,9 +182,9 @@ fn picture(
     sorted_tiff(data, entries)
 }
 
-/// A picture of 16 × 16 pixels whose only strip is a JPEG. The JPEG's header announces `side` ×
-/// `side` pixels, but the JPEG has no pixel data. If it is progressive and `side` is 16384, a
-/// decoder that ignores the size of the strip allocates 2.4 GB.
+/// A picture of 16 × 16 pixels in a single strip, which is a JPEG. The JPEG's header announces
+/// `side` × `side` pixels, but the JPEG has no pixel data. If it is progressive and `side` is
+/// 16384, a decoder that ignores the size of the strip allocates 2.4 GB.
 fn strip_of_jpeg(frame: u8, side: u16) -> Vec<u8> {
     let spectrum = if frame == PROGRESSIVE { (0, 0) } else { (0, 63) };
     let jpeg =
@@ -212,8 +212,8 @@ fn wide_tile(width: u64, samples: u64, bits: u64, data: &[u8], compression: u64)
     sorted_tiff(data, entries)
 }
 
-/// A picture of 8 × 8 pixels in an extremely wide tile with the floating-point predictor, which
-/// distributes the bytes of a number over the whole row.
+/// A picture of 8 × 8 pixels in an extremely wide tile with the floating-point predictor. This
+/// predictor distributes the bytes of a number over the whole row.
 fn wide_tile_of_floats() -> Vec<u8> {
     let mut entries = base_entries(DEFLATE, (8, 8), 3, 32);
     entries.push((tag::PREDICTOR, tag::SHORT, vec![tag::FLOAT_PREDICTOR]));
