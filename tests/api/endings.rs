@@ -30,14 +30,18 @@ enum Ending {
     /// The picture goes to a staging file.
     Large,
     // These requests are refused, each at a later stage than the previous one.
+    /// The declared length of the body exceeds the limit.
     DeclaredTooLarge,
+    /// A body without a declared length exceeds the limit.
     TooLarge,
     InvalidForm,
     InvalidBase64,
     NoPicture,
+    /// The picture's host closes the connection in the middle of the picture.
     DownloadFailed,
     RefusedByNvidia,
     // The clients of these requests stop sending, or close the connection.
+    /// The client stops in the middle of its body, and waits for an answer.
     Stalled,
     ClosedWithinBody,
     ClosedAfterBody,
@@ -79,6 +83,7 @@ impl Servers {
         .await;
         let nvidia = FakeNvidia::healthy_except(|request| match try_picture_number(request) {
             Some(number) if is_refused(number) => Some(Reply::status(400)),
+            // In the meantime, a second request for the same picture can join the call.
             Some(_) => Some(embedding().after(Duration::from_millis(20))),
             None => None,
         })
@@ -87,6 +92,7 @@ impl Servers {
             app: TestApp::builder(&nvidia)
                 .may_fetch_from(&picture_server)
                 .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
+                // Ends the requests of clients that stop sending.
                 .setting("IMAGESVC_BODY_TIMEOUT", "300ms")
                 .start()
                 .await,
