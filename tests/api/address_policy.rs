@@ -105,6 +105,7 @@ fn assert_denied(answer: &Answer, url: &str) {
 async fn no_connection_is_made_to_this_machine_however_the_url_spells_its_address() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
+    // The trap's port is allowed, so only the address can be the reason for a refusal.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
     for url in urls_of_this_machine(trap.port) {
         // The URL standard treats a backslash as a slash.

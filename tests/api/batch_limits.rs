@@ -124,6 +124,7 @@ async fn batches_that_compete_for_permits_do_not_deadlock() {
     let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IN_FLIGHT", 8)
+        // In a deadlock, the batches would have a timeout error after this time.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
         .start()
         .await;
@@ -277,6 +278,7 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_each_time_the_cl
 #[tokio::test]
 async fn if_errors_are_per_item_each_picture_that_misses_the_deadline_has_a_timeout_error() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    // Some pictures miss the deadline during their call, and the others while they wait for a call.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", 2)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "300ms")

@@ -149,6 +149,7 @@ async fn a_decoder_that_hangs_is_killed_even_if_its_client_has_disconnected() {
     let program = fake_decoder(&folder, script);
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
+        // The decoder is killed at this deadline.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
         .configure(|config| config.decoder.program = program)
         .start()

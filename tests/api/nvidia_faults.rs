@@ -50,7 +50,7 @@ fn transient_faults() -> Vec<Reply> {
 async fn a_picture_is_embedded_after_two_transient_faults() {
     for fault in transient_faults() {
         let nvidia = FakeNvidia::replying(vec![fault.clone(), fault, embedding()]).await;
-        // This timeout ends the calls that hang.
+        // The timeout ends the calls that hang.
         let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "200ms").start().await;
         app.upload(ROCKET, "rocket.jpg").await.vector();
         assert_eq!(nvidia.count(), 3);
@@ -109,7 +109,7 @@ async fn the_client_gets_an_error_after_three_attempts_with_a_transient_fault() 
             _ => (502, "embedding_unavailable"),
         };
         let nvidia = FakeNvidia::replying(vec![fault]).await;
-        // This timeout ends the calls that hang.
+        // The timeout ends the calls that hang.
         let app = TestApp::builder(&nvidia).setting("NVIDIA_TIMEOUT", "50ms").start().await;
         let problem = assert_problem(&app.upload(ROCKET, "rocket.jpg").await, status, code);
         assert!(problem["saved_as"].is_string());
@@ -133,6 +133,7 @@ async fn at_least_99_percent_of_requests_succeed_if_a_tenth_of_the_calls_fail() 
     .await;
     let deadline = Duration::from_secs(10);
     let app = TestApp::builder(&nvidia)
+        // Ends the calls that hang.
         .setting("NVIDIA_TIMEOUT", "300ms")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "10s")
         .start()

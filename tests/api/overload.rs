@@ -48,6 +48,7 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
         // The ten other calls of a minute are spread, one in six seconds. That is too late for this
         // timeout.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
+        // All uploads come from one address. The default for an address is 64 connections.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
         // One client gets at most three quarters of this limit. That must be enough for 200
         // pictures.
@@ -101,6 +102,7 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", MAX_CALLS)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
+        // All 300 uploads come from one address.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .start()
         .await;
@@ -165,6 +167,7 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
+        // All 120 uploads come from one address.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
         .configure(|config| {
             assert_eq!(config.nvidia.pace_window, Duration::from_millis(60_500));
@@ -201,6 +204,7 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", max_calls.as_str()),
         ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
+        // All uploads come from one address.
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024"),
     ];
     let folder = tempfile::tempdir().unwrap();

@@ -139,7 +139,9 @@ async fn soak(environment: &[(&str, &str)]) {
         ("IMAGESVC_CACHE_DISK", "16MiB"),
         ("IMAGESVC_DOWNLOADS_MAX_BYTES", "200MiB"),
         ("IMAGESVC_FETCH_ALLOW", &allow),
+        // All requests come from one address.
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "512"),
+        // Ends the calls to which NVIDIA never replies.
         ("NVIDIA_TIMEOUT", "2s"),
         ("IMAGESVC_REQUEST_TIMEOUT", "10s"),
     ];
