@@ -275,7 +275,7 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
         ] {
             assert!(
                 preflight_answer.header("access-control-allow-headers").contains(header),
-                "{header}"
+                "a page should be allowed to send {header}"
             );
         }
         assert!(preflight_answer.header("access-control-allow-methods").contains("POST"));

@@ -127,9 +127,9 @@ pageTest("an error is shown with its detail and the request's id, and other pict
   await row(page, /415 unsupported_image/);
   await page.expectFailure(415);
   assert.match(await problem(page), /^2 of the pictures failed/);
-  for (const left of [1, 0]) {
+  for (const remaining of [1, 0]) {
     await page.click("#rows li [data-do=remove]");
-    await page.until(`${left} rows`, (left) => document.querySelectorAll("#rows li").length === left, left);
+    await page.until(`${remaining} rows`, (remaining) => document.querySelectorAll("#rows li").length === remaining, remaining);
   }
   assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
 });

@@ -70,10 +70,10 @@ pageTest("by keyboard alone, pictures are added, chosen, compared and removed, a
   assert.deepEqual(await page.run(() => ["left", "right"].map((id) => document.querySelector(`#${id} figcaption`).textContent)), [first, second]);
   assert.equal(await page.run(() => document.activeElement.classList.contains("choose")), true);
   assert.equal(await status(page), `Removed: ${name}`);
-  for (const left of [1, 0]) {
+  for (const remaining of [1, 0]) {
     await focusOn("#remove");
     await page.press("Enter");
-    await page.until(`${left} pictures`, (left) => (left ? document.querySelectorAll("#wall li").length === left : document.querySelector("#results").hidden), left);
+    await page.until(`${remaining} pictures`, (remaining) => (remaining ? document.querySelectorAll("#wall li").length === remaining : document.querySelector("#results").hidden), remaining);
   }
   assert.equal(await page.run(() => document.activeElement.name), "file");
   assert.equal(await page.run(() => document.querySelector("#left img").hasAttribute("src")), false, "the picture's URL should be released");
@@ -154,7 +154,7 @@ pageTest("with 200 pictures a choice is answered within 100 ms", { service: () =
   await page.open(service.url);
   await dropDrawn(page, 200);
   // On a busy machine, all together may take longer than `until` waits.
-  for (const some of [50, 100, 150]) await page.until(`${some} pictures`, (some) => document.querySelectorAll("#wall li").length >= some, some);
+  for (const count of [50, 100, 150]) await page.until(`${count} pictures`, (count) => document.querySelectorAll("#wall li").length >= count, count);
   await wall(page, 200);
   const times = await page.run(async () => {
     const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
