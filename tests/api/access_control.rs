@@ -11,6 +11,7 @@ use crate::support::{
     Answer, FakeNvidia, ROCKET, ServiceProcess, TestApp, assert_problem, post_head, tiny,
 };
 
+/// The setting with two client keys.
 const KEYS: (&str, &str) = ("IMAGESVC_API_KEYS", "first-client-key, second-client-key");
 
 const PICTURE_ROUTES: [&str; 3] =
@@ -124,7 +125,8 @@ async fn each_client_key_has_its_own_rate_limit() {
         "Retry-After should be a third of a minute, or a little less: {retry_after} s"
     );
     upload("second-client-key").await.vector();
-    // The limit counts pictures only, so other requests with the first key are answered.
+    // The limit counts pictures only, so more than three other requests with the first key are
+    // answered.
     for _ in 0..5 {
         let key = [("authorization", "Bearer first-client-key")];
         assert_eq!(send(&app, Method::GET, "/metrics", &key).await.status, 200);
@@ -141,6 +143,7 @@ async fn upload_forwarded_for(app: &TestApp, forwarded_for: &str) -> u16 {
 #[tokio::test]
 async fn without_keys_the_rate_limit_counts_by_the_client_address_that_a_trusted_proxy_reports() {
     let nvidia = FakeNvidia::healthy().await;
+    // The limit of each client: two pictures per minute.
     let two_per_minute = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "2");
     let app = TestApp::builder(&nvidia)
         .settings(&[two_per_minute])
@@ -185,7 +188,7 @@ async fn a_trusted_proxy_is_exempt_from_the_connection_limit_per_peer() {
         let mut open_connections = Vec::new();
         for _ in 0..4 {
             let mut stream = TcpStream::connect(app.address).await.unwrap();
-            let mut status = [0; 12];
+            let mut status = [0; b"HTTP/1.1 200".len()];
             // The service closes or resets a connection over the limit, so writing and reading may
             // fail.
             let written = stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").await;
@@ -272,7 +275,7 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
         ] {
             assert!(
                 preflight_answer.header("access-control-allow-headers").contains(header),
-                "{header}"
+                "a page should be allowed to send {header}"
             );
         }
         assert!(preflight_answer.header("access-control-allow-methods").contains("POST"));

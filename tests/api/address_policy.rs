@@ -1,5 +1,5 @@
-//! The service never connects to an address that the policy denies, however the URL spells the
-//! address.
+//! The service never connects to an address that the policy for fetches denies, however the URL
+//! spells the address.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -15,7 +15,7 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
-/// Listens on 127.0.0.1 and ::1, and counts the connections. The service must not connect to it.
+/// A listener on 127.0.0.1 and ::1 that counts its connections. The service must not connect to it.
 struct Trap {
     port: u16,
     connections: Arc<AtomicUsize>,
@@ -105,6 +105,7 @@ fn assert_denied(answer: &Answer, url: &str) {
 async fn no_connection_is_made_to_this_machine_however_the_url_spells_its_address() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
+    // The trap's port is allowed, so only the address can be the reason for a refusal.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
     for url in urls_of_this_machine(trap.port) {
         // The URL standard treats a backslash as a slash.
@@ -112,8 +113,10 @@ async fn no_connection_is_made_to_this_machine_however_the_url_spells_its_addres
             assert_denied(&app.by_url(&url).await, &url);
         }
     }
-    let with_user = format!("http://example.com@127.0.0.1:{}/", trap.port);
-    assert_problem(&app.by_url(&with_user).await, 400, "invalid_url");
+    // The host of this URL is 127.0.0.1, and `example.com` is a user name. A URL must not contain a
+    // user name.
+    let with_user_name = format!("http://example.com@127.0.0.1:{}/", trap.port);
+    assert_problem(&app.by_url(&with_user_name).await, 400, "invalid_url");
     trap.assert_no_connection().await;
 }
 
@@ -217,6 +220,7 @@ async fn a_host_name_with_an_allowed_and_a_denied_address_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn proxy_variables_in_the_environment_are_ignored() {
+    // The trap is the proxy that the variables name.
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
@@ -242,7 +246,7 @@ async fn proxy_variables_in_the_environment_are_ignored() {
 }
 
 #[tokio::test]
-async fn outside_of_sandbox_mode_the_port_of_the_service_itself_is_denied() {
+async fn outside_of_sandbox_mode_the_service_fetches_nothing_from_itself() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let port = app.address.port();

@@ -208,7 +208,7 @@ async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() 
 }
 
 #[tokio::test]
-async fn a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() {
+async fn only_a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let metric_name = "imagesvc_downloads_free_bytes";
@@ -216,7 +216,8 @@ async fn a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() {
     let free_space = |values: &str| BTreeMap::from([(metric_name.to_owned(), values.to_owned())]);
     // For 30 hours (1800 minutes) the free space shrinks by one gigabyte per hour, which would be
     // 96 GB in four days. The alert computes this trend from the last day. Of 100 GB, more than
-    // 96 GB are free after 30 minutes, and 75 GB after 25 hours.
+    // 96 GB are free after 30 minutes, but only 75 GB after 25 hours. Of 1000 GB, more than 96 GB
+    // are always free.
     let shrinking_from = |gigabytes: u64| {
         free_space(&format!("{}-{}x1800", gigabytes * 1_000_000_000, 1_000_000_000 / 60))
     };
@@ -237,7 +238,7 @@ async fn both_metrics_formats_contain_the_same_series_and_promtool_accepts_the_t
         app.send(request).await
     };
     let at_start = scrape_as_prometheus_text().await;
-    // Pictures and requests of several kinds, so that more series appear.
+    // Three pictures that are saved, and other requests. Several kinds, so that more series appear.
     app.upload(ROCKET, "a.jpg").await.vector();
     app.upload(HUBBLE, "a.jpg").await.vector();
     app.upload(&converted(CHELSEA, image_rs::ImageFormat::WebP), "a").await.vector();

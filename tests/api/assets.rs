@@ -24,6 +24,7 @@ enum Expected {
 async fn assert_uploaded(picture: &[u8], expected: Expected, media_type: &str) {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // Every byte of the calls is compared below, so none of them may contain this name.
     app.upload(picture, "secret-name.jpg").await.vector();
 
     let received = nvidia.wait_for(4).await;
@@ -141,16 +142,21 @@ async fn a_hanging_deletion_does_not_delay_the_answer_or_the_shutdown() {
             .await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
+            // At its stop, the service waits at most this long for running requests and calls.
             config.server.drain_timeout = std::time::Duration::from_millis(50);
         })
         .start()
         .await;
-    // A deletion that hangs would be given up only after 10 s.
+    // The service would end a deletion that hangs only after 10 s.
     let started = std::time::Instant::now();
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     nvidia.wait_for(4).await;
     app.stop().await;
-    assert!(started.elapsed() < std::time::Duration::from_secs(8), "{:?}", started.elapsed());
+    let elapsed = started.elapsed();
+    assert!(
+        elapsed < std::time::Duration::from_secs(8),
+        "the answer and the shutdown should take less than 8 s, not {elapsed:?}"
+    );
 }
 
 #[tokio::test]

@@ -16,7 +16,8 @@ use crate::{
 
 const HTML: &[u8] = b"<!doctype html><title>A page</title>";
 
-/// Without this option, LangChain sends tokens, which are numbers. The error names the option.
+/// An option of LangChain. Without it, LangChain sends tokens, which are numbers. The error for
+/// tokens names the option.
 const TOKENS_REFUSED: &str = "check_embedding_ctx_length=False";
 
 /// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the
@@ -49,6 +50,7 @@ async fn the_error_of_an_item_contains_the_index_of_the_item() {
     let html = data_url(HTML);
     let pdf = BASE64_STANDARD.encode(b"%PDF-1.7 and so on");
     let avif = BASE64_STANDARD.encode(avif());
+    // One part of a message's content, as chat clients send it.
     let part = json!({ "image_url": { "url": data_url(ROCKET) } });
     // Each item is sent behind a valid picture, so its index is 1.
     for (item, status, code, words) in [
@@ -222,16 +224,22 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
 
 #[tokio::test]
 async fn a_declared_length_over_the_limit_is_refused_and_the_error_lists_client_settings() {
+    // A batch may use a quarter of the memory for bodies, which is 16 MiB here.
+    const MAX_BODY_BYTES: usize = 4 << 20;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
+        // If larger pictures were allowed, a batch could use more, because one picture must fit.
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "16MiB")
         .start()
         .await;
-    // A batch may use a quarter of the memory for bodies. The declared length is one byte more.
-    let head = "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: 4194305\r\n\r\n";
+    let declared_length = MAX_BODY_BYTES + 1;
+    let head = format!(
+        "POST /v1/embeddings HTTP/1.1\r\nhost: x\r\ncontent-length: {declared_length}\r\n\r\n"
+    );
     let answer = exchange(app.address, head.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // The settings of three clients for the number of pictures in a batch.
     for words in
         ["limit of 4 MiB", "chunk_size", "max_batch_size", "embed_batch_size", "\"error\":"]
     {

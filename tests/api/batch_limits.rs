@@ -1,5 +1,5 @@
-//! Limits on batches: permits, memory, calls per minute and deadlines; and the effect of batches on other
-//! requests.
+//! Limits on batches: permits, memory, calls per minute and deadlines; and the effect of batches on
+//! other requests.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -24,6 +24,7 @@ async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_befo
     let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
     assert_entries(&app.batch(&batch_of(0..4)).await);
+    // Four of the ten calls are made. So six are left, but this batch needs seven.
     let started = Instant::now();
     let refused = app.batch(&batch_of(10..17)).await;
     let problem = assert_problem(&refused, 503, "embedding_rate_limited");
@@ -39,8 +40,8 @@ async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_befo
     );
     assert_eq!(nvidia.count(), 4);
     assert_eq!(app.saved().len(), 4);
-    // Six calls are left in this minute, because the refused batch has reserved none. Cached pictures
-    // need no calls.
+    // Six calls are still left, because the refused batch has reserved none. Cached pictures need
+    // no calls.
     assert_entries(&app.batch(&batch_of((0..4).chain(10..16))).await);
     assert_eq!(nvidia.count(), 10);
 }
@@ -85,9 +86,10 @@ async fn the_rate_limit_counts_each_picture_of_a_batch() {
     let problem = assert_problem(&app.batch(&batch_of(0..7)).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("send at most 6 at once"));
     assert_entries(&app.batch(&batch_of(0..3)).await);
-    // The batch of seven counted as one request, and the batch of three as three. Only two are left.
+    // The batch of seven counted as one picture, and the batch of three as three. Two are left.
     let refused = app.batch(&batch_of(0..3)).await;
     assert_problem(&refused, 429, "rate_limited");
+    // With a limit of 6 per minute, another picture is allowed after 10 s.
     assert!(refused.header("retry-after").parse::<u64>().unwrap() >= 10);
     assert_eq!(nvidia.count(), 3);
 }
@@ -122,6 +124,7 @@ async fn batches_that_compete_for_permits_do_not_deadlock() {
     let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_MAX_IN_FLIGHT", 8)
+        // In a deadlock, the batches would have a timeout error after this time.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "20s")
         .start()
         .await;
@@ -210,6 +213,7 @@ async fn the_files_of_a_batch_are_removed_after_its_client_has_disconnected() {
 
 #[tokio::test]
 async fn finished_pictures_of_a_running_batch_have_no_open_files() {
+    // The fifth and last picture waits for the creation of its asset.
     let (release, _) = watch::channel(false);
     let (release_reply, created) = (release.clone(), AtomicUsize::new(0));
     let nvidia = FakeNvidia::healthy_except(move |request| {
@@ -274,6 +278,7 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_each_time_the_cl
 #[tokio::test]
 async fn if_errors_are_per_item_each_picture_that_misses_the_deadline_has_a_timeout_error() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    // Some pictures miss the deadline during their call, and the others while they wait for a call.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", 2)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "300ms")
@@ -293,14 +298,15 @@ async fn without_memory_a_batch_fails_as_a_whole_even_if_errors_are_per_item() {
         // If larger pictures were allowed, the service would not start with so little memory.
         .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
         // The service reserves half a MiB for the call of each picture, even of a small one. One
-        // client may use 6 MiB of these 8: enough for eight single pictures and a part of the batch.
+        // client may use 6 MiB of these 8: enough for eight single pictures and a part of the
+        // batch.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "8MiB")
         .start()
         .await;
     let pictures: Vec<_> = (0..8).map(tiny).collect();
     let singles = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png")));
     let batch = async {
-        // Now all eight single pictures have their memory.
+        // Now all eight single pictures have their memory: eight times half a MiB.
         app.wait_for(|value| value("imagesvc_buffered_bytes") >= 4e6).await;
         // There is memory for the first picture, so the batch is admitted.
         let request = app.json_request("/v1/embeddings?errors=item", &batch_of(20..28));
@@ -318,8 +324,8 @@ async fn fetches_of_a_batch_that_would_begin_too_late_fail_with_a_timeout() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .may_fetch_from(&host)
-        // A batch begins no more fetches when twice this timeout has passed. It fetches eight pictures
-        // at a time, so the last of 32 would begin after three timeouts.
+        // A batch begins no more fetches when twice this timeout has passed. It fetches eight
+        // pictures at a time, so the last of 32 would begin after three timeouts.
         .setting("IMAGESVC_FETCH_TIMEOUT", "200ms")
         .start()
         .await;
@@ -336,8 +342,8 @@ async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_receive
     // The memory is checked before NVIDIA sends this reply, so any reply would do.
     let nvidia = FakeNvidia::replying(vec![Reply::status(422).held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
-        // A shrunk picture needs only one call, and only one call runs at a time. So the batch waits
-        // for its first call while the memory is checked.
+        // A shrunk picture needs only one call, and only one call runs at a time. So the batch
+        // waits for its first call while the memory is checked.
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()

@@ -9,12 +9,16 @@ use tokio::{
 };
 
 use crate::support::{
-    FORM_CONTENT_TYPE, FakeNvidia, FakeServer, ROCKET, Reply, SMUGGLED, TestApp, assert_problem,
-    base64_body, form, is_missing,
+    FORM_CONTENT_TYPE, FakeNvidia, FakeServer, ROCKET, Reply, SMUGGLED_REQUEST, TestApp,
+    assert_problem, base64_body, form, is_missing,
 };
 
 /// The largest picture that the service of [`start_limited`] accepts, in bytes.
 const MAX_PICTURE_BYTES: usize = 1 << 20;
+
+/// How often a request is repeated. If the service reset connections, a client would lose the
+/// answer only sometimes.
+const ROUNDS: usize = 100;
 
 /// For each route: its path, a content type, and a body that is too large. On the upload and the
 /// Base64 route, the picture has one byte too many. The URL route accepts bodies up to 64 KiB, and
@@ -88,8 +92,7 @@ async fn a_client_that_reads_only_after_sending_a_body_that_is_too_large_always_
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in bodies_that_are_too_large() {
-        // If the service reset connections, a client would lose the answer only sometimes.
-        for round in 0..100 {
+        for round in 0..ROUNDS {
             let length = match round % 3 {
                 0 => DeclaredLength::Exact,
                 1 => DeclaredLength::TooLong,
@@ -113,9 +116,9 @@ async fn reqwest_always_receives_the_413_for_a_body_that_is_too_large() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in bodies_that_are_too_large() {
-        for round in 0..100 {
+        for round in 0..ROUNDS {
             let request = app.client.post(app.url(route)).header("content-type", content_type);
-            // With a `Content-Length`, or in chunks.
+            // In turn with a `Content-Length` and in chunks.
             let request = if round % 2 == 0 {
                 request.body(body.clone())
             } else {
@@ -140,7 +143,7 @@ async fn curl_always_receives_the_413_for_a_body_that_is_too_large() {
     for (route, content_type, body) in bodies_that_are_too_large() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &body).unwrap();
-        for round in 0..100 {
+        for round in 0..ROUNDS {
             // With a `Content-Length` or in chunks, and with `Expect: 100-continue` or without.
             // curl adds `Expect` to a large body, unless `-H Expect:` removes it.
             let headers: &[&str] = match round % 4 {
@@ -195,9 +198,9 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         // The smuggled request is the body of the first request. A second request comes after it.
         let requests = format!(
-            "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{SMUGGLED}\
+            "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{SMUGGLED_REQUEST}\
              GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-            SMUGGLED.len()
+            SMUGGLED_REQUEST.len()
         );
         stream.write_all(requests.as_bytes()).await.unwrap();
         let mut answers = String::new();
@@ -216,8 +219,8 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
 
 #[tokio::test]
 async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
-    // A host that sends without end exceeds the fetch timeout if it is slow, and otherwise the
-    // limit on the size of a picture or of the head of a response.
+    // A host that sends without end exceeds the fetch timeout if it is slow. If it is fast, it
+    // exceeds the limit on the size of a picture, or on the size of a response's head.
     let ok_and = |rest: &[u8]| [b"HTTP/1.1 200 OK\r\n", rest].concat();
     for (reply, status, code) in [
         (Reply::Hang, 504, "download_timeout"),
@@ -259,6 +262,7 @@ async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_t
     let keyed_app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     for (app, status) in [(&limited_app, "413"), (&keyed_app, "401")] {
         for (route, content_type, body) in bodies_that_are_too_large() {
+            // As in the tests above, the refusal could be lost only sometimes.
             for _ in 0..30 {
                 let mut stream = TcpStream::connect(app.address).await.unwrap();
                 let head = format!(

@@ -41,6 +41,9 @@ const SHRINK: [(&str, &str); 2] =
 /// text, which is longer than the picture.
 const OVER_THE_INLINE_LIMIT: usize = 20_000;
 
+/// The number of hostile pictures that are uploaded at the same time.
+const CONCURRENT_UPLOADS: usize = 4;
+
 /// The service under attack.
 struct Target {
     process: ServiceProcess,
@@ -155,7 +158,8 @@ impl Target {
             .count()
     }
 
-    /// Waits up to 10 s until the service is idle, and asserts that it did not use too much memory.
+    /// Waits up to 10 s until the service is idle. Asserts that neither the service itself nor its
+    /// decoders used too much memory.
     async fn assert_unharmed(self) {
         let started = Instant::now();
         loop {
@@ -230,14 +234,16 @@ async fn attack_with_nvidia(
 async fn hostile_pictures_do_no_harm_when_they_are_converted() {
     let mut bombs = bombs::all();
     bombs.retain(|bomb| !can_be_sent_unchanged(bomb));
-    let outcomes = attack_with_nvidia(bombs, 4, &[]).await;
+    let outcomes = attack_with_nvidia(bombs, CONCURRENT_UPLOADS, &[]).await;
+    // If few were refused, the pictures would not be hostile.
     assert!(outcomes.refused > 40, "more than 40 should be refused, not {}", outcomes.refused);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_pictures_do_no_harm_when_they_are_shrunk() {
     let bombs = bombs::all().into_iter().filter(can_be_sent_unchanged).map(padded).collect();
-    let outcomes = attack_with_nvidia(bombs, 4, &SHRINK).await;
+    let outcomes = attack_with_nvidia(bombs, CONCURRENT_UPLOADS, &SHRINK).await;
+    // If few were refused, the pictures would not be hostile.
     assert!(outcomes.refused > 10, "more than 10 should be refused, not {}", outcomes.refused);
 }
 
@@ -247,8 +253,9 @@ async fn hostile_pictures_do_no_harm_when_they_are_shrunk() {
 async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
     let target = Target::sandbox().await;
     let bombs = bombs::all().into_iter().filter(can_be_sent_unchanged).collect();
-    let outcomes = target.attack(bombs, 4, &[422]).await;
+    let outcomes = target.attack(bombs, CONCURRENT_UPLOADS, &[422]).await;
     assert!(outcomes.unexpected.is_empty(), "{:#?}", outcomes.unexpected);
+    // If few were refused, the pictures would not be hostile.
     assert!(outcomes.refused > 10, "more than 10 should be refused, not {}", outcomes.refused);
     assert_eq!(
         target.saved_count(),
@@ -264,8 +271,8 @@ async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
 async fn pictures_that_never_finish_decoding_are_refused_in_time() {
     let names = ["tiff-shared-lzw", "jpeg-extended-xmp"];
     let bombs = bombs::endless().into_iter().filter(|(name, _)| names.contains(name));
-    let outcomes = attack_with_nvidia(bombs.collect(), 2, &SHRINK).await;
-    assert_eq!((outcomes.refused, outcomes.embedded), (2, 0));
+    let outcomes = attack_with_nvidia(bombs.collect(), names.len(), &SHRINK).await;
+    assert_eq!((outcomes.refused, outcomes.embedded), (names.len(), 0));
 }
 
 /// A picture of 12 megapixels, with noise and edges. Each `n` gives a different picture.
@@ -284,7 +291,10 @@ async fn assert_small_pictures_are_served(target: &Target, numbers: Range<usize>
     for n in numbers {
         let (status, text, duration) = target.upload(&variant(ROCKET, n)).await;
         assert_eq!(status, 200, "{text}");
-        assert!(duration < Duration::from_secs(1), "small picture {n} took {duration:?}");
+        assert!(
+            duration < Duration::from_secs(1),
+            "small picture {n} should be answered within 1 s, not after {duration:?}"
+        );
     }
 }
 
@@ -297,7 +307,8 @@ async fn small_pictures_are_served_while_large_and_endless_pictures_are_decoded(
     let target = Target::with_nvidia(&nvidia, &settings).await;
     let large_pictures = [large_picture(ImageFormat::WebP, 0), large_picture(ImageFormat::Tiff, 1)];
 
-    // Each upload has other bytes, because equal pictures would be decoded only once.
+    // Eight uploads of the two large pictures in turn. Each upload has other bytes, because equal
+    // pictures would be decoded only once.
     let mut running = JoinSet::new();
     for n in 0..8 {
         running.spawn(target.upload(&variant(&large_pictures[n % 2], n)));

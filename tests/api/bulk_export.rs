@@ -110,8 +110,8 @@ async fn a_run_that_has_nothing_left_to_send_makes_the_file_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_stopped_makes_no_file_and_says_so() {
-    // This fake service embeds only the first picture. Its vectors have a single number. The error
-    // for the other pictures stops a run, because it concerns all pictures.
+    // This fake service embeds only the first picture. Its vector has a single number. The error
+    // for the other pictures stops the run, because it concerns all pictures.
     let service = FakeServer::start(|request, nth| match (request.line().as_str(), nth) {
         ("GET /v1/models", _) => Reply::json(200, r#"{"data":[{"id":"m"}]}"#),
         (_, 1) => Reply::json(
@@ -192,7 +192,7 @@ async fn an_interrupt_ends_the_making_and_leaves_no_part_of_the_file() {
     bulk.write_pictures(1);
     // With this many rows, making the file takes long enough for a signal to arrive.
     write_rows(&bulk, "vectors.jsonl", 4000);
-    // On a busy machine, a signal may come too late. Then another run is interrupted.
+    // On a busy machine, a signal may come too late. Then another run is tried, up to 20 times.
     for _ in 0..20 {
         let mut process = bulk.start("photos --limit 0 --out vectors.npy");
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
@@ -240,11 +240,12 @@ async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_output_that_is_a_source_or_belongs_to_somebody_else_is_refused_unchanged() {
+async fn an_output_that_is_a_source_or_was_not_made_by_a_run_is_refused_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
     bulk.write("list.jsonl", "{\"path\": \"photos/0.png\"}\n");
+    // No run has made this file, because the file of its rows, `foreign.jsonl`, is missing.
     bulk.write("foreign.npy", "foreign");
     bulk.write("empty.jsonl", "");
     symlink("empty.jsonl", bulk.path("link.jsonl")).unwrap();
@@ -263,7 +264,7 @@ async fn an_output_that_is_a_source_or_belongs_to_somebody_else_is_refused_uncha
         let run = bulk.run(arguments).expect_exit_code(2);
         assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
     }
-    // The source and the output are the same file, of which one is standard input or output.
+    // The source and the output are the same file. One of them is the standard input or output.
     let open = |name: &str| File::options().append(true).read(true).open(bulk.path(name)).unwrap();
     let mut command = bulk.command("- --out empty.jsonl");
     let run =

@@ -39,7 +39,8 @@ async fn a_slow_host_gets_two_requests_at_once_and_does_not_delay_another_host()
     assert!(slow.count() < 12, "the fast host must not wait for the slow one");
     Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 12 + 30);
-    assert_eq!(slow.most_delayed(), 2, "the default of --per-host should be used");
+    // Two is the default of `--per-host`.
+    assert_eq!(slow.most_delayed(), 2, "two requests at once should be sent to the slow host");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,6 +67,7 @@ async fn no_picture_is_fetched_from_a_host_during_its_retry_after_and_other_host
     assert_eq!(bulk.rows("vectors.jsonl").len(), 6 + 20);
     let times = times.lock().unwrap();
     assert_eq!(times.len(), 2 + 6, "only the two refused pictures should be requested again");
+    // The first two requests are the refused ones.
     let pause = times[2] - times[1];
     assert!(pause >= Duration::from_secs(2), "the pause should be the Retry-After, not {pause:?}");
 }
@@ -91,8 +93,9 @@ async fn a_download_is_tried_again_only_if_it_may_succeed_soon() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|request, nth| match (request.target.as_str(), nth) {
         // The first six requests are for six different pictures, because a run waits before it
-        // requests a picture again. The first download of three pictures fails: with an error of
-        // the server, in the middle of the picture, and in the middle of the head.
+        // requests a picture again. The first download of three pictures fails. The server sends
+        // an error, breaks off in the middle of the picture, and breaks off in the middle of the
+        // head.
         ("/0", 0..6) => Reply::status(500),
         ("/1", 0..6) => picture_reply("/1").broken_off(),
         ("/2", 0..6) => Reply::new(200, &[], "").broken_off(),

@@ -98,11 +98,15 @@ async fn no_picture_is_sent_to_a_busy_service_during_its_retry_after() {
     bulk.run(&format!("photos --out vectors.jsonl --concurrency 2 --to {}", service.url("")))
         .expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 4);
-    // The service refuses two pictures together, and then one after each of two pauses. These are
-    // three pauses of 1 s.
+    // The service refuses two pictures together, one picture after the first pause, and another
+    // after the second pause. So the run makes three pauses of 1 s.
     let elapsed = started.elapsed();
     assert!(elapsed >= Duration::from_secs(3), "the run should take at least 3 s, not {elapsed:?}");
-    assert_eq!(service.count(), 1 + 4 + 4, "one request for the model, 4 refused, 4 embedded");
+    assert_eq!(
+        service.count(),
+        1 + 4 + 4,
+        "the service should get a request for the model, refuse 4 pictures, and embed 4"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,8 +120,12 @@ async fn a_service_that_was_busy_gets_half_as_many_requests_at_once() {
     let bulk = Bulk::without_nvidia();
     bulk.write_pictures(16);
     bulk.run(&format!("photos --out vectors.jsonl --to {}", service.url(""))).expect_exit_code(0);
-    assert_eq!(service.count(), 1 + 8 + 16, "one request for the model, 8 refused, 16 embedded");
-    // Each round of successes allows one request more.
+    assert_eq!(
+        service.count(),
+        1 + 8 + 16,
+        "the service should get a request for the model, refuse 8 pictures, and embed 16"
+    );
+    // Half of the eight requests are four. Each round of successes allows one request more.
     let most = service.most_delayed();
     assert!((4..=6).contains(&most), "4 to 6 requests should run at once, not {most}");
 }

@@ -17,6 +17,7 @@ use crate::support::{
 };
 
 /// Starts a service whose decoder runs a script, and uploads a picture that must be decoded.
+/// Asserts that the service does not call NVIDIA.
 async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let program = fake_decoder(&folder, script);
@@ -42,10 +43,10 @@ async fn assert_exits(folder: &TempDir, script: &str) {
     }
 }
 
-/// A shell command that prints the header of a decoder's result: a letter for the result's kind,
-/// and the number of bytes that follow, in eight bytes. The letter is `d` for a rendered picture,
-/// `b` for a broken picture, `p` for a panic of the decoder, and `l` for limits that could not be
-/// set.
+/// A shell command that prints the header of a decoder's result. The header is a letter for the
+/// result's kind, and then, in eight bytes, the number of bytes that follow. The letter is `d` for
+/// a rendered picture and `b` for a broken picture. It is `p` for a panic of the decoder, and `l`
+/// for limits that could not be set.
 fn header(letter: char, len: u8) -> String {
     format!("printf '{letter}\\{len:03o}\\0\\0\\0\\0\\0\\0\\0'; ")
 }
@@ -74,6 +75,7 @@ async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
 
 #[tokio::test]
 async fn a_picture_whose_decoder_is_killed_or_cannot_limit_itself_is_saved_and_answered_503() {
+    // The announced result has 100 bytes, but only three are printed.
     let killed_halfway = format!("{}printf abc; kill -KILL $$", header('d', 100));
     let cannot_lower_limits = format!("{}printf never", header('l', 5));
     // These two signals come from outside, for example if the machine runs out of memory. They say
@@ -81,6 +83,7 @@ async fn a_picture_whose_decoder_is_killed_or_cannot_limit_itself_is_saved_and_a
     for script in ["kill -KILL $$", "kill -TERM $$", &killed_halfway, &cannot_lower_limits] {
         let (answer, app, _folder) = decode_with(script).await;
         assert_problem(&answer, 503, "overloaded");
+        // Five seconds are the usual wait, which the service also sends if it is busy.
         assert_eq!(answer.header("retry-after"), "5");
         assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture must be saved");
         let metrics = app.get("/metrics").await.text();
@@ -111,7 +114,7 @@ async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
         "exit 0".to_owned(),
         "exit 1".to_owned(),
         "printf 'no result at all'".to_owned(),
-        // fewer bytes, and more bytes, than the header announces
+        // Fewer bytes, and more bytes, than the header announces.
         format!("{}printf abc", header('d', 100)),
         format!("{}printf abc", header('d', 1)),
         // The announced length is 4 GiB, which is more than any rendered picture has.
@@ -127,7 +130,7 @@ async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
 #[tokio::test]
 async fn a_decoder_that_hangs_is_killed_at_the_deadline() {
     for script in [
-        // before, in the middle of, and after its result
+        // It hangs before its result, in the middle of its result, and after its result.
         "exec sleep 600".to_owned(),
         format!("{}exec sleep 600", header('d', 9)),
         format!("{}printf abcdefghi; exec >&-; exec sleep 600", header('d', 9)),
@@ -146,6 +149,7 @@ async fn a_decoder_that_hangs_is_killed_even_if_its_client_has_disconnected() {
     let program = fake_decoder(&folder, script);
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
+        // The decoder is killed at this deadline.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
         .configure(|config| config.decoder.program = program)
         .start()
@@ -173,8 +177,9 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 /// Reads the limits of a decoder while the decoder waits for its picture.
 #[test]
 fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
-    // A picture of 10 × 10 pixels. The last three arguments are the memory estimate in bytes, and
-    // the limits of the address space in bytes and of the processor time in seconds.
+    // A WebP of 10 × 10 pixels with the orientation 1. The last three arguments are the memory
+    // estimate in bytes, the limit of the address space in bytes, and the limit of the processor
+    // time in seconds.
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)
@@ -189,7 +194,11 @@ fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
         .lines()
         .any(|line| line.starts_with("Max core file size") && ends_in(line, ["0", "0", "bytes"]))
     {
-        assert!(started.elapsed() < Duration::from_secs(10), "{}", read("limits"));
+        assert!(
+            started.elapsed() < Duration::from_secs(10),
+            "the decoder should set its limits within 10 s: {}",
+            read("limits")
+        );
         std::thread::yield_now();
     }
     let limits = read("limits");

@@ -59,7 +59,7 @@ async fn two_hundred_kills_leave_only_whole_files() {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..200 {
-        let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
+        let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
         let staging_files = names(&downloads.join(".incoming"));
         assert!(
             staging_files.is_empty(),
@@ -67,12 +67,12 @@ async fn two_hundred_kills_leave_only_whole_files() {
         );
         let mut uploads = JoinSet::new();
         for n in 0..6 {
-            let request = child.upload_request(&client, &pictures[n % 2]);
+            let request = service.upload_request(&client, &pictures[n % 2]);
             // The kill may come before or after the answer.
             uploads.spawn(async move { drop(request.send().await) });
         }
         tokio::time::sleep(Duration::from_micros(random.u64(0..30_000))).await;
-        child.kill();
+        service.kill();
         while uploads.join_next().await.is_some() {}
     }
     let saved = visible_names(&downloads);
@@ -130,7 +130,7 @@ impl Drop for SmallDisk {
 
 #[tokio::test]
 async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
-    // There is space for about six copies of ROCKET, which has 113 KB.
+    // There is space for about six copies of ROCKET, which has 113 KB. The test uploads ten.
     let Some(disk) = SmallDisk::mount("size=700k") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
@@ -249,7 +249,7 @@ async fn a_declared_length_reserves_no_disk_space() {
     }
     // The request for the metrics is in flight, too.
     app.wait_for(|value| value("imagesvc_requests_in_flight") > 20.0).await;
-    // 2.1 MB, about half of the capacity
+    // This picture has 2.1 MB, about half of the capacity.
     app.upload(&noise_png(1000, 700), "a.png").await.vector();
 }
 
@@ -273,7 +273,7 @@ async fn vectors_are_not_cached_on_a_disk_with_only_the_reserve_free() {
 async fn with_few_free_inodes_uploads_are_refused_and_the_service_is_not_ready() {
     let nvidia = FakeNvidia::healthy().await;
     // One inode in a hundred must stay free: 100 of these 10,000. Some file systems have no fixed
-    // number of inodes, so that they report none.
+    // number of inodes, so they report no number (`None`).
     for (inodes, status, reasons) in [
         (Some(Inodes { free: 90, total: 10_000 }), 507, &["inodes_under_reserve"][..]),
         (Some(Inodes { free: 110, total: 10_000 }), 200, &[]),

@@ -1,4 +1,5 @@
-//! The pages and the OpenAPI document that the service serves. The error codes in `docs/api.md`.
+//! The pages and the OpenAPI document that the service serves, and the error codes in
+//! `docs/api.md`.
 
 use imagesvc::web::error::Code;
 

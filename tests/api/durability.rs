@@ -110,12 +110,12 @@ async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_fol
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
         let trace_path = folder.path().join("trace");
-        let child =
+        let service =
             ServiceProcess::start_traced(folder.path(), &settings, SYSTEM_CALLS, &trace_path);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let response = child.upload_request(&client, picture).send().await.unwrap();
+        let response = service.upload_request(&client, picture).send().await.unwrap();
         let answer: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
-        assert_eq!(child.stop().0.code(), Some(0));
+        assert_eq!(service.stop().0.code(), Some(0));
         let trace = read_trace(&trace_path);
         let calls = parse_trace(&trace);
         let only_call = |names: &[&str], part: &str| {

@@ -30,14 +30,18 @@ enum Ending {
     /// The picture goes to a staging file.
     Large,
     // These requests are refused, each at a later stage than the previous one.
+    /// The declared length of the body exceeds the limit.
     DeclaredTooLarge,
+    /// A body without a declared length exceeds the limit.
     TooLarge,
     InvalidForm,
     InvalidBase64,
     NoPicture,
+    /// The picture's host closes the connection in the middle of the picture.
     DownloadFailed,
     RefusedByNvidia,
     // The clients of these requests stop sending, or close the connection.
+    /// The client stops in the middle of its body, and waits for an answer.
     Stalled,
     ClosedWithinBody,
     ClosedAfterBody,
@@ -79,6 +83,7 @@ impl Servers {
         .await;
         let nvidia = FakeNvidia::healthy_except(|request| match try_picture_number(request) {
             Some(number) if is_refused(number) => Some(Reply::status(400)),
+            // In the meantime, a second request for the same picture can join the call.
             Some(_) => Some(embedding().after(Duration::from_millis(20))),
             None => None,
         })
@@ -87,6 +92,7 @@ impl Servers {
             app: TestApp::builder(&nvidia)
                 .may_fetch_from(&picture_server)
                 .setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB")
+                // Ends the requests of clients that stop sending.
                 .setting("IMAGESVC_BODY_TIMEOUT", "300ms")
                 .start()
                 .await,
@@ -98,7 +104,7 @@ impl Servers {
     /// Makes a request that ends in this way. `n` is the number of the request.
     async fn send_request(&self, ending: Ending, n: usize) {
         let (app, picture) = (&self.app, tiny(1000 * n));
-        // The limit is 1 MiB.
+        // The limit on pictures is 1 MiB.
         let too_large = bytes::Bytes::from(vec![b'A'; 2_000_000]);
         let post_base64 = || app.client.post(app.url("/vectorize-image-base64"));
         let status = |answer: Answer| answer.status;
@@ -138,6 +144,8 @@ impl Servers {
             Ending::RefusedByNvidia => {
                 app.upload(&refused_picture(n), "a.png").map(status).await == 422
             }
+            // The next two requests declare 900,000 bytes, which the limit of 1 MiB allows, but
+            // send only 100,000.
             Ending::Stalled => {
                 let mut stream = self.send_part(n, &form(HUBBLE)[..100_000], 900_000).await;
                 let mut answer = String::new();
@@ -157,8 +165,9 @@ impl Servers {
         assert!(is_as_expected, "request {n} should end as {ending:?}");
     }
 
-    /// Sends the first bytes of an upload, and returns the connection. The connections of one
-    /// address are limited. Requests with consecutive numbers `n` come from different addresses.
+    /// Sends the first bytes of an upload, and returns the connection. Requests with consecutive
+    /// numbers `n` come from different addresses, because the service limits the connections of one
+    /// address.
     async fn send_part(&self, n: usize, part: &[u8], declared_length: usize) -> TcpStream {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();
@@ -199,10 +208,10 @@ fn requests_release_their_memory_and_permits_however_they_end() {
             servers.app.wait_for(all_are_zero).await;
         });
     };
-    // Each ending, twice at once.
+    // Each ending twice, all at the same time.
     run_concurrently(&[ENDINGS, ENDINGS].concat());
     let random_endings = proptest::collection::vec(proptest::sample::select(&ENDINGS[..]), 1..24);
-    // Failures depend on timing, so storing and replaying their inputs would be useless.
+    // Failures depend on timing, so it would be useless to store their inputs and to replay them.
     let config = Config { cases: 12, failure_persistence: None, ..Config::default() };
     let result = TestRunner::new(config).run(&random_endings, |endings| {
         run_concurrently(&endings);

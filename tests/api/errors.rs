@@ -1,5 +1,5 @@
-//! The errors that clients see when NVIDIA or the disk fails, and those for an unknown path, a
-//! wrong method and a body that stops. Also the request id in each error, and the proxy for NVIDIA.
+//! The errors that clients see if NVIDIA or the disk fails. Also the errors for an unknown path, a
+//! wrong method and a body that stops, the request id of an error, and the proxy for NVIDIA.
 
 use std::time::Duration;
 
@@ -48,6 +48,7 @@ async fn the_proxy_for_nvidia_is_used_if_it_is_set() {
         .start()
         .await;
     app.upload(ROCKET, "rocket.jpg").await.vector();
+    // A proxy receives the whole URL in the request line.
     assert_eq!(proxy.lines(), ["POST http://nvidia.example/infer"]);
 }
 

@@ -98,7 +98,7 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
     let unfinished_body = vec![b' '; 4_000_000];
     let mut open_connections = Vec::new();
     for round in 1.. {
-        // Five of these bodies fit into the 20 MiB.
+        // Only five of these bodies fit into the 20 MiB, so the refusal must come soon.
         assert!(round < 9, "the flood must be refused before its ninth request");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
@@ -113,12 +113,13 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
             break;
         }
     }
+    // Another request of the flood is refused. Its Base64 text has 3.6 million characters.
     let refused = app.send_by(&client_from(FLOOD), app.base64_request(&vec![0; 2_700_000])).await;
     assert_problem(&refused, 503, "overloaded");
     // A request is refused before its body arrives if the declared length exceeds the free memory.
     let mut stream = connect_from(FLOOD, app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
-    let mut status = [0; 12];
+    let mut status = [0; b"HTTP/1.1 503".len()];
     timeout(PROMPTLY, stream.read_exact(&mut status)).await.unwrap().unwrap();
     assert_eq!(&status, b"HTTP/1.1 503");
     // This picture of 3 MB is nearly as large as IMAGESVC_MAX_IMAGE_BYTES allows.
@@ -135,8 +136,8 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     // HUBBLE is sent inline at the end of this test, so it must be shrunk.
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // Each route keeps this start of a body in memory: the URL route as JSON, the upload route as
-    // the header of a form's part, and the Base64 route as Base64 text.
+    // Each route keeps this start of a body in memory. To the URL route it is JSON, to the upload
+    // route the header of a form's part, and to the Base64 route Base64 text.
     let start_of_body = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -175,7 +176,8 @@ async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_net
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
     let (flood, other) = (client_from(FLOOD), client_from(OTHER));
     let mut flood_uploads = FuturesUnordered::new();
-    // The flood sends one picture after another until the service refuses a picture.
+    // The flood sends further pictures until the service refuses one. NVIDIA holds its replies, so
+    // all accepted pictures stay at work.
     loop {
         assert!(flood_uploads.len() < 8, "the flood must be refused before it has all permits");
         let picture = tiny(flood_uploads.len());
@@ -235,8 +237,8 @@ async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_network() {
     let nvidia = FakeNvidia::healthy().await;
-    // With a window of 1.5 s in place of a minute, the limit allows about 26 calls in 5 s, which is
-    // the longest time for a request.
+    // The window is 1.5 s long, in place of a minute. With 8 calls per window, the limit allows
+    // about 26 calls in 5 s, which is the longest time for a request.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -259,6 +261,7 @@ async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_net
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     let embedded = answers.iter().filter(|answer| answer.status == 200).count();
+    // Most of the 26 calls. The other network needs only one.
     assert!(embedded >= 20, "the flood should get at least 20 of the calls, not {embedded}");
 }
 
@@ -307,7 +310,7 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_phone_soon_gets_a_call_although_a_bulk_run_fills_the_service() {
+async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "100")
@@ -323,21 +326,21 @@ async fn a_phone_soon_gets_a_call_although_a_bulk_run_fills_the_service() {
     bulk.write_pictures(700);
     let arguments = format!("photos --out vectors.jsonl --concurrency 500 --to {}", app.url(""));
     let run = bulk.start(&arguments);
-    let phone = client_from(OTHER);
+    let single_client = client_from(OTHER);
     for round in 0..5 {
         app.wait_for(|value| value("imagesvc_pictures_waiting") >= 100.0).await;
         let calls_before = nvidia.count();
         let picture = tiny(1000 + round);
-        let upload = app.send_by(&phone, app.upload_request(&picture, "a.png"));
+        let upload = app.send_by(&single_client, app.upload_request(&picture, "a.png"));
         // A tenth of the request timeout, which is 60 s.
         timeout(Duration::from_secs(6), upload).await.unwrap().vector();
-        // In order of arrival, the phone's call would come after 100 calls for waiting pictures. A
-        // few calls are made while the phone's picture is received.
+        // In order of arrival, this client's call would come after 100 calls for waiting pictures.
+        // A few calls are made while this client's picture is received.
         let calls = nvidia.count() - calls_before;
         assert!(calls < 40, "round {round}: fewer than 40 calls should be made, not {calls}");
     }
     Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 700);
-    // 700 calls for the bulk run, and 5 for the phone.
+    // 700 calls for the bulk run, and 5 for the single client.
     assert_eq!(nvidia.count(), 705);
 }

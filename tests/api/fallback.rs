@@ -24,8 +24,8 @@ fn inline_jpeg(request: &Received) -> (RgbImage, usize) {
     (inline.pixels(), inline.text_len)
 }
 
-/// Whether this is an inference with the picture in its body. The body of an inference on an asset
-/// is short.
+/// Whether this is an inference with the picture in its body. An inference on an asset has a body
+/// of only 15 bytes.
 fn is_inline(request: &Received) -> bool {
     request.line() == INFER && request.body.len() > 100
 }
@@ -123,6 +123,7 @@ async fn a_rate_limited_creation_of_an_asset_is_retried_and_the_picture_is_not_s
     .await;
     let app = TestApp::start(&nvidia).await;
     assert_problem(&app.upload(HUBBLE, "hubble.jpg").await, 503, "embedding_rate_limited");
+    // Three attempts are the default of NVIDIA_MAX_ATTEMPTS.
     assert_eq!(nvidia.lines(), [CREATE_ASSET; 3]);
 }
 
@@ -161,7 +162,8 @@ async fn no_asset_is_created_if_nvidia_large_images_is_set_to_shrink() {
 async fn a_picture_that_must_be_shrunk_but_cannot_be_decoded_is_refused_and_not_saved() {
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // The picture is over the inline limit of 150 KB, so the service must decode it to shrink it.
+    // The picture has 240 KB. As Base64 it exceeds the inline limit of 200,000 characters, so the
+    // service must decode it to shrink it.
     let mut damaged = CHELSEA.to_vec();
     damaged[1000..5000].fill(0);
     let problem =
@@ -190,8 +192,9 @@ async fn a_picture_that_is_encoded_twice_releases_its_decode_memory_after_the_fi
     let bmp = converted(&noise_png(500, 500), image_rs::ImageFormat::Bmp);
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     // The picture is first re-encoded. The result is too large to be sent inline, so the picture is
-    // then shrunk. Both steps need all of the decode memory. If the first step kept the memory, the
-    // second would wait for it until the request's deadline.
+    // then shrunk. Each step needs most of these 64 MiB, because a decoder needs 50 MiB even for
+    // the smallest picture. If the first step kept its memory, the second would wait for memory
+    // until the request's deadline.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB")
@@ -211,7 +214,11 @@ async fn a_picture_that_was_shrunk_during_an_outage_is_sent_as_an_asset_after_th
     })
     .await;
     let app = TestApp::builder(&nvidia)
-        .configure(|config| config.embed.call.failed_upload_pause = Duration::from_millis(500))
+        .configure(|config| {
+            // Normally, the pause after a failure is a minute.
+            assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
+            config.embed.call.failed_upload_pause = Duration::from_millis(500);
+        })
         .start()
         .await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");

@@ -119,7 +119,7 @@ async fn a_picture_that_cannot_be_decoded_is_unsupported_and_not_saved() {
 }
 
 #[tokio::test]
-async fn a_picture_one_byte_over_the_limit_is_refused_on_every_route() {
+async fn a_picture_one_byte_over_the_limit_is_refused_by_upload_base64_and_url() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(HUBBLE).await;
     let limit = (HUBBLE.len() - 1).to_string();
@@ -162,7 +162,7 @@ async fn too_many_pixels_are_refused_with_their_number_and_the_limit() {
 async fn a_picture_that_needs_too_much_decode_memory_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB").start().await;
-    // To decode six million pixels, a WebP needs more than 64 MiB.
+    // To decode a WebP of six million pixels, the service needs more than 64 MiB.
     let mut webp = std::io::Cursor::new(Vec::new());
     image_rs::RgbImage::new(3000, 2000).write_to(&mut webp, ImageFormat::WebP).unwrap();
     let answer = app.upload(webp.get_ref(), "black.webp").await;
@@ -225,7 +225,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
         gif[8..10].copy_from_slice(&height.to_le_bytes());
         gif
     };
-    // The entry of the strips' offsets (tag 273) says that there are four billion of them.
+    // The entry of the strips' offsets (tag 273) says that there are four billion offsets.
     let tiff_with_too_many_offsets = {
         let mut tiff = converted(ROCKET, ImageFormat::Tiff);
         let directory = u32::from_le_bytes(tiff[4..8].try_into().unwrap()) as usize;
@@ -242,7 +242,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
     for (picture, status, code) in [
         (jpeg_with_200_scans, 415, "unsupported_image"),
         (gif_of_size(65_535, 65_535), 413, "image_too_large"),
-        // within the limit on pixels, but not within that on decode memory
+        // Within the limit on pixels, which is 64 million, but not within that on decode memory.
         (gif_of_size(8000, 7900), 413, "image_too_large"),
         (tiff_with_too_many_offsets, 415, "unsupported_image"),
     ] {
@@ -254,7 +254,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
 }
 
 #[tokio::test]
-async fn every_route_accepts_every_format() {
+async fn every_format_is_accepted_by_upload_base64_and_url() {
     let photo = image_rs::load_from_memory(ROCKET).unwrap().thumbnail(60, 40).to_rgb8();
     for format in [
         ImageFormat::Jpeg,

@@ -5,15 +5,15 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    FORM_CONTENT_TYPE, FakeNvidia, ROCKET, SMUGGLED, ServiceProcess, TestApp, assert_problem,
-    exchange, form, parse_answer, raw_request, read_to_end,
+    FORM_CONTENT_TYPE, FakeNvidia, ROCKET, SMUGGLED_REQUEST, ServiceProcess, TestApp,
+    assert_problem, exchange, form, parse_answer, raw_request, read_to_end,
 };
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
+async fn a_request_that_is_refused_for_its_head_is_logged_and_counted() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     for (id, hosts, framing) in [
         ("no-host", &[][..], ""),
         ("gzip", &["x"][..], "content-length: 1\r\ncontent-encoding: gzip\r\n"),
@@ -21,19 +21,19 @@ async fn a_request_that_is_refused_for_its_header_is_logged_and_counted() {
     ] {
         let headers = format!("x-request-id: {id}\r\nconnection: close\r\n{framing}");
         let mut request = raw_request("POST /vectorize-image HTTP/1.1", hosts, &headers);
-        // An empty body, for the request with chunks.
+        // An empty body in chunks, for the last of the three requests.
         request.extend(b"0\r\n\r\n");
-        let answer = parse_answer(&exchange(child.address, &request).await);
+        let answer = parse_answer(&exchange(service.address, &request).await);
         assert_eq!(answer.header("x-request-id"), id);
     }
-    let metrics = reqwest::get(child.url("/metrics")).await.unwrap().text().await.unwrap();
+    let metrics = reqwest::get(service.url("/metrics")).await.unwrap().text().await.unwrap();
     for status in [400, 415, 501] {
         let sample = format!(
             "imagesvc_requests_total{{route=\"/vectorize-image\",status=\"{status}\"}} 1\n"
         );
         assert!(metrics.contains(&sample), "{metrics}");
     }
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     for (id, status, code) in [
         ("no-host", 400, "invalid_host"),
@@ -142,6 +142,7 @@ async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_requ
 async fn the_connection_stays_open_after_a_refused_compressed_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // The service must read this refused body to its end to find the next request.
     let body = vec![b'x'; 5 << 20];
     let headers = format!("content-encoding: gzip\r\ncontent-length: {}\r\n", body.len());
     let mut requests = raw_request("POST /vectorize-image HTTP/1.1", &["x"], &headers);
@@ -170,7 +171,10 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
             codings.iter().map(|coding| format!("transfer-encoding: {coding}\r\n")).collect();
         // A parser that is wrong about the end of the body would find a request inside the body or
         // after it.
-        let body = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n{SMUGGLED}", SMUGGLED.len());
+        let body = format!(
+            "{:x}\r\n{SMUGGLED_REQUEST}\r\n0\r\n\r\n{SMUGGLED_REQUEST}",
+            SMUGGLED_REQUEST.len()
+        );
         for path in ["/vectorize-image-upload", "/health"] {
             let mut request = raw_request(&format!("POST {path} HTTP/1.1"), &["x"], &headers);
             request.extend(body.as_bytes());
@@ -221,7 +225,7 @@ async fn a_request_whose_body_has_an_ambiguous_end_gets_an_empty_400_and_the_con
     ] {
         let line = format!("POST /health HTTP/{version}");
         let head = raw_request(&line, &["x"], &format!("{framing}\r\n"));
-        let request = [&head[..], SMUGGLED.as_bytes(), more_bytes.as_bytes()].concat();
+        let request = [&head[..], SMUGGLED_REQUEST.as_bytes(), more_bytes.as_bytes()].concat();
         let answer = parse_answer(&exchange(app.address, &request).await);
         assert_eq!((answer.status, answer.text().as_str()), (400, ""), "{version} {framing}");
     }
@@ -238,7 +242,7 @@ async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
     ] {
         // A parser that uses the length would find a request after the five bytes `0\r\n\r\n`.
         let mut request = raw_request("POST /nothing HTTP/1.1", &["x"], framing);
-        request.extend(format!("0\r\n\r\n{SMUGGLED}").as_bytes());
+        request.extend(format!("0\r\n\r\n{SMUGGLED_REQUEST}").as_bytes());
         let answer = parse_answer(&exchange(app.address, &request).await);
         assert_problem(&answer, 404, "not_found");
     }

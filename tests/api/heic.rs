@@ -13,6 +13,7 @@ use crate::support::{
 /// parts, as libheif decodes them.
 const EXPECTED: &str = include_str!("../fixtures/heic/expected.txt");
 
+/// A fixture.
 fn file(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heic");
     fs::read(folder.join(name)).unwrap()
@@ -46,7 +47,9 @@ async fn every_fixture_is_sent_at_the_size_that_libheif_reads_and_is_saved_uncha
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for line in EXPECTED.lines() {
-        let [name, width, height, _] = line.split(' ').collect::<Vec<_>>()[..] else { panic!() };
+        let [name, width, height, _] = line.split(' ').collect::<Vec<_>>()[..] else {
+            panic!("each line of expected.txt should have four words: {line}")
+        };
         let picture = file(&format!("{name}.heic"));
         let answer = app.upload(&picture, "IMG_0042.HEIC").await;
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
@@ -105,12 +108,12 @@ async fn transparent_pixels_become_white() {
     let sent = last_sent_pixels(&nvidia);
     let mean_blue_of_row =
         |y| (0..120).map(|x| u32::from(sent.get_pixel(x, y)[2])).sum::<u32>() / 120;
-    assert!(mean_blue_of_row(1) > 240, "{}", mean_blue_of_row(1));
-    assert!(mean_blue_of_row(78) < 200, "{}", mean_blue_of_row(78));
+    let (top, bottom) = (mean_blue_of_row(1), mean_blue_of_row(78));
+    assert!(top > 240 && bottom < 200, "only the top should be white: {top} and {bottom}");
 }
 
 #[tokio::test]
-async fn every_route_accepts_a_picture_from_a_phone_with_nvidia_and_with_the_sandbox() {
+async fn a_picture_from_a_phone_is_accepted_by_upload_base64_and_url_with_nvidia_and_sandbox() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|_, _| Reply::new(200, &[], PHONE)).await;
     let with_nvidia = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
@@ -196,7 +199,7 @@ async fn contradictory_and_truncated_files_are_refused_and_not_saved() {
         let detail = refusal_detail(&app.upload(&picture, "IMG_0042.HEIC").await);
         assert!(detail.contains("HEIC"), "{name}: {detail}");
     }
-    assert!(bad_files >= 12, "the folder of fixtures should have the files");
+    assert!(bad_files >= 12, "there should be at least 12 contradictory files, not {bad_files}");
     for name in ["iphone-grid", "alpha", "thumbnail", "large-single"] {
         // Truncated to 1/16, 2/16 and so on.
         let picture = file(&format!("{name}.heic"));
@@ -236,7 +239,7 @@ async fn files_with_changed_bytes_are_never_answered_with_a_server_error() {
         let line = EXPECTED.lines().nth(random.usize(..EXPECTED.lines().count())).unwrap();
         let name = line.split(' ').next().unwrap();
         let mut picture = file(&format!("{name}.heic"));
-        // Half of the files are changed only in their header.
+        // Half of the files are changed only in their first 600 bytes, where the header is.
         let end = if n % 2 == 0 { picture.len().min(600) } else { picture.len() };
         for _ in 0..random.usize(1..6) {
             let at = random.usize(..end);

@@ -9,7 +9,7 @@ use crate::support::{FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, nvid
 async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
     let nvidia = FakeNvidia::healthy().await;
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_LOG", "trace")]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let base64 = BASE64_STANDARD.encode(ROCKET);
     // The test searches for `planted`, so each name contains this word.
@@ -28,13 +28,13 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
     for name in &names {
         let body = json!({ "image_base64": base64, "filename": name }).to_string();
         let answer =
-            client.post(child.url("/vectorize-image-base64")).body(body).send().await.unwrap();
+            client.post(service.url("/vectorize-image-base64")).body(body).send().await.unwrap();
         assert_eq!(answer.status(), 200);
         assert!(!format!("{:?}", answer.headers()).contains("planted"));
         let answer: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
         // The answer may contain the name, but shortened to 255 characters and without control
-        // characters. U+202E, which reverses the text after it, must be missing, too.
-        // The first two characters of each name are harmless, so they must stay.
+        // characters. U+202E, which reverses the text after it, must be missing, too. The first
+        // two characters of each name are harmless, so they must stay.
         let returned = answer["original_filename"].as_str().unwrap();
         assert!(returned.starts_with(&name[..2]) && returned.chars().count() <= 255);
         assert!(!returned.chars().any(|c| c.is_control() || c == '\u{202e}'), "{returned:?}");
@@ -47,14 +47,15 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
             "--x\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{form_name}\"\r\n\r\n"
         );
         let body = [head.as_bytes(), ROCKET, b"\r\n--x--\r\n"].concat();
-        let request = client.post(child.url("/vectorize-image-upload")).body(body);
+        let request = client.post(service.url("/vectorize-image-upload")).body(body);
         let request = request.header("content-type", FORM_CONTENT_TYPE);
         let answer = request.send().await.unwrap();
+        // The service may refuse such a form, but must not fail.
         assert!([200, 422].contains(&answer.status().as_u16()), "{form_name:?}");
     }
     for id in ["planted\tid", "planted id", "planted\"id", "planted<id>", &"planted".repeat(10)] {
         let answer =
-            client.get(child.url("/health")).header("x-request-id", id).send().await.unwrap();
+            client.get(service.url("/health")).header("x-request-id", id).send().await.unwrap();
         assert!(!format!("{:?}", answer.headers()).contains("planted"), "{id:?}");
     }
 
@@ -62,7 +63,7 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
     let files: Vec<_> =
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     assert!(!files.is_empty());
-    // The name of a saved picture is a UUID of 36 characters and `.jpg`.
+    // The name of a saved picture is a UUID of 36 characters and `.jpg`, together 40 characters.
     let is_hidden = |name: &str| name.starts_with('.');
     let is_picture = |name: &str| name.len() == 40 && name.ends_with(".jpg");
     assert!(files.iter().all(|name| is_hidden(name) || is_picture(name)), "{files:?}");
@@ -71,7 +72,7 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
         let headers = format!("{:?}", call.headers).replace(KEY, "");
         assert!(!headers.contains("planted"), "{headers}");
     }
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     assert!(log.len() > 20, "the log should have the many lines of the trace level");
     for line in log {
         assert!(serde_json::from_str::<Value>(&line).is_ok(), "{line}");

@@ -1,7 +1,7 @@
 //! A request over HTTP/1.1 must have exactly one valid `Host` (RFC 9112, section 3.2).
 
 use crate::support::{
-    FakeNvidia, SMUGGLED, TestApp, assert_problem, exchange, parse_answer, raw_request,
+    FakeNvidia, SMUGGLED_REQUEST, TestApp, assert_problem, exchange, parse_answer, raw_request,
 };
 
 #[tokio::test]
@@ -22,7 +22,7 @@ async fn every_route_requires_exactly_one_valid_host_header() {
         ("GET /openapi.json", ""),
         ("GET /metrics", ""),
         ("GET /nothing", ""),
-        // an unknown method
+        // An unknown method.
         ("BREW /health", ""),
         ("OPTIONS *", ""),
         ("OPTIONS /vectorize-image", preflight),
@@ -51,6 +51,7 @@ async fn every_route_requires_exactly_one_valid_host_header() {
             assert_eq!(answer.header("connection"), "close");
         }
     }
+    // A request over HTTP/1.0 needs no host, but it must not have two hosts or an invalid one.
     for hosts in [&["x", "x"][..], &["a b"]] {
         let head = raw_request("GET /health HTTP/1.0", hosts, "");
         assert_problem(&parse_answer(&exchange(app.address, &head).await), 400, "invalid_host");
@@ -72,11 +73,11 @@ async fn valid_host_headers_are_accepted_and_http_1_0_requires_none() {
 }
 
 #[tokio::test]
-async fn a_request_after_a_request_with_two_host_headers_is_not_answered() {
+async fn after_a_request_with_two_host_headers_no_further_request_is_answered() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let two_hosts = raw_request("GET /health HTTP/1.1", &["x", "evil.example"], "");
-    let requests = [&two_hosts[..], SMUGGLED.as_bytes()].concat();
+    let requests = [&two_hosts[..], SMUGGLED_REQUEST.as_bytes()].concat();
     let only_answer = parse_answer(&exchange(app.address, &requests).await);
     assert_problem(&only_answer, 400, "invalid_host");
 }
@@ -91,8 +92,8 @@ async fn a_host_in_the_request_line_overrides_the_host_header() {
         parse_answer(&exchange(app.address, &raw_request(&line, &[host], headers)).await)
     };
     // The service refuses web pages under an unknown host name (DNS rebinding), but not under an IP
-    // address. One of the two hosts is of each kind, so the status shows which one counts. The 422 is
-    // for the empty body.
+    // address. One of the two hosts is of each kind, so the status shows which one counts. The 422
+    // is for the empty body.
     assert_problem(&post("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
     let refused =
         assert_problem(&post("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");

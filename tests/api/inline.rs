@@ -1,5 +1,5 @@
-//! A picture that is small enough to be sent inline needs one call to NVIDIA. These tests check every
-//! byte of this call, and the answer to the client.
+//! A picture that is small enough to be sent inline needs one call to NVIDIA. These tests check
+//! every byte of this call, and the answer to the client.
 
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 

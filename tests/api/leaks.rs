@@ -66,11 +66,11 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000"),
     ];
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
-    let upload = |picture: &[u8]| child.upload_request(&client, picture);
-    let by_url = |url: String| child.url_request(&client, &url);
-    let get = |path: &str| client.get(child.url(path));
+    let upload = |picture: &[u8]| service.upload_request(&client, picture);
+    let by_url = |url: String| service.url_request(&client, &url);
+    let get = |path: &str| client.get(service.url(path));
     let (client_key, other_client_key) = ("planted-client-key-1", "planted-client-key-2");
     // Each request with the status of its answer.
     let mut requests = vec![
@@ -129,7 +129,7 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         nvidia.received().iter().any(|request| request.target.contains("X-Amz-Signature")),
         "HUBBLE should be uploaded to a presigned URL"
     );
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");
     assert!(

@@ -20,10 +20,10 @@ async fn each_request_is_logged_as_one_json_line() {
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     let client = reqwest::Client::new();
     let send = |id: &'static str, picture: &[u8]| {
-        child.base64_request(&client, picture).header("x-request-id", id).send()
+        service.base64_request(&client, picture).header("x-request-id", id).send()
     };
     for (id, picture, status) in [
         ("first", tiny(1), 200),
@@ -33,9 +33,10 @@ async fn each_request_is_logged_as_one_json_line() {
     ] {
         assert_eq!(send(id, &picture).await.unwrap().status(), status);
     }
-    let unknown = client.get(child.url("/no/such/path?query=1")).header("x-request-id", "unknown");
+    let unknown =
+        client.get(service.url("/no/such/path?query=1")).header("x-request-id", "unknown");
     assert_eq!(unknown.send().await.unwrap().status(), 404);
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     for event in &events {
         assert!(event["timestamp"].is_string() && event["level"].is_string(), "{event}");
@@ -86,12 +87,12 @@ async fn each_request_is_logged_as_one_json_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     let nvidia = FakeNvidia::healthy().await;
-    // This picture takes four calls to NVIDIA, because it is sent as an asset. The answer to the second
-    // request comes from the cache.
+    // This picture takes four calls to NVIDIA, because it is sent as an asset. The answer to the
+    // second request comes from the cache.
     let picture_server = FakeServer::serving(HUBBLE).await;
     let folder = tempfile::tempdir().unwrap();
     let allowed = picture_server.address.to_string();
-    let child = ServiceProcess::start_with(
+    let service = ServiceProcess::start_with(
         &nvidia,
         folder.path(),
         &[("IMAGESVC_FETCH_ALLOW", allowed.as_str())],
@@ -108,7 +109,7 @@ async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     };
     // Version ff of `traceparent` is invalid.
     for (id, version) in [("traced", "00"), ("not-traced", "ff")] {
-        let response = child
+        let response = service
             .url_request(&client, &picture_server.url("/photo"))
             .header("traceparent", format!("{version}-{trace_id}-{span_id}-01"))
             .header("tracestate", "congo=t61rcWkgMzE")
@@ -121,14 +122,14 @@ async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     }
     // The flags 00 mean that the client does not record its trace. The service logs the trace's id
     // nevertheless.
-    let not_found = client.get(child.url("/nothing")).header("x-request-id", "not-found");
+    let not_found = client.get(service.url("/nothing")).header("x-request-id", "not-found");
     let not_found = not_found.header("traceparent", format!("00-{trace_id}-{span_id}-00"));
     assert_eq!(not_found.send().await.unwrap().status(), 404);
     for request in nvidia.wait_for(4).await.into_iter().chain(picture_server.received()) {
         assert_no_trace(&format!("{:?}", request.headers));
         assert_no_trace(&String::from_utf8_lossy(&request.body));
     }
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     let events = log.iter().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let requests: Vec<_> = events.filter(|event| event["message"] == "request").collect();
     let event_of = |id: &str| requests.iter().find(|event| event["request_id"] == id).unwrap();
@@ -269,8 +270,8 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     for name in metrics.types.keys() {
         assert!(documented.contains(&without_suffix(name)), "docs/operating.md should list {name}");
     }
-    // A metric without a sample is not in the text of `/metrics`, for example some counters of errors.
-    // Therefore the number of documented metrics is compared with the source.
+    // A metric without a sample is not in the text of `/metrics`, for example some counters of
+    // errors. Therefore the number of documented metrics is compared with the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
     let source: String = source.split_whitespace().collect();
     let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];
@@ -281,22 +282,22 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_service_keeps_serving_if_nobody_reads_its_log() {
     let folder = tempfile::tempdir().unwrap();
-    let child =
+    let service =
         ServiceProcess::start_with_unread_log(folder.path(), &[("IMAGESVC_SANDBOX", "true")]);
     let client = reqwest::Client::new();
-    // Each request is logged as one line. The log's queue has room for 4096 lines. The pipe has room
-    // for 64 KiB, which is a few hundred lines.
-    let url = child.url("/nothing");
+    // Each request is logged as one line. The log's queue has room for 4096 lines. The pipe has
+    // room for 64 KiB, which is a few hundred lines.
+    let url = service.url("/nothing");
     let requests = (0..8000).map(|_| client.get(&url).send());
     let mut responses = stream::iter(requests).buffer_unordered(16);
     while let Some(response) = responses.next().await {
         assert_eq!(response.unwrap().status(), 404);
     }
-    let answer = child.upload_request(&client, ROCKET).send().await.unwrap();
+    let answer = service.upload_request(&client, ROCKET).send().await.unwrap();
     assert_eq!(answer.status(), 200);
-    let metrics = client.get(child.url("/metrics")).send().await.unwrap().text().await.unwrap();
+    let metrics = client.get(service.url("/metrics")).send().await.unwrap().text().await.unwrap();
     assert!(metric(&metrics, "imagesvc_log_lines_dropped_total") > 0.0);
-    let (status, _) = child.stop();
+    let (status, _) = service.stop();
     assert_eq!(status.code(), Some(0));
 }
 
@@ -308,15 +309,15 @@ async fn each_failed_picture_of_a_batch_is_logged_if_errors_are_per_item() {
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     // The third item is no picture.
     let input = json!([data_url(&tiny(1)), data_url(&tiny(402)), "text"]);
     let request = reqwest::Client::new()
-        .post(child.url("/v1/embeddings?errors=item"))
+        .post(service.url("/v1/embeddings?errors=item"))
         .header("x-request-id", "batch")
         .body(json!({ "input": input }).to_string());
     assert_eq!(request.send().await.unwrap().status(), 200);
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     let events: Vec<Value> = log.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let request_event = events.iter().find(|event| event["message"] == "request").unwrap();
     assert_eq!(request_event["pictures"], 3);

@@ -1,6 +1,6 @@
-//! Sends damaged pictures of every format. Each picture must be answered in time, with an embedding or
-//! with an error about the picture. Afterwards, the service must have no more open files and hardly more
-//! memory than before.
+//! Sends damaged pictures of every format. Each picture must be answered in time, with an embedding
+//! or with an error about the picture. Afterwards, the service must have no more open files and
+//! hardly more memory than before.
 //!
 //! CI runs this for half a minute. To run it for ten minutes:
 //!
@@ -30,14 +30,14 @@ use crate::support::{
     mutate::damaged,
 };
 
-/// The longest fixture to damage, in bytes. Longer fixtures are slower to decode, and most damage would
-/// be in their pixels.
+/// The longest fixture to damage, in bytes. Longer fixtures are slower to decode, and most of the
+/// damage would be in their pixels.
 const MAX_LEN: u64 = 30_000;
 /// The width and height of the generated pictures.
 const SIZE: (u32, u32) = (45, 31);
 
-/// Every picture must be answered within this time. A decoder may use 20 s of processor time, and the
-/// machine may be busy.
+/// Every picture must be answered within this time. A decoder may use 20 s of processor time, and
+/// the machine may be busy.
 const MAX_DURATION: Duration = Duration::from_secs(60);
 
 /// The service's memory may grow by at most this many bytes after the first quarter of the run. The
@@ -92,7 +92,7 @@ fn fixtures() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
 }
 
-/// Adds EXIF data with an orientation after the header, if the format is JPEG, PNG or WebP.
+/// If the format is JPEG, PNG or WebP, adds EXIF data with an orientation after the file's header.
 fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
@@ -121,7 +121,7 @@ fn nth_damaged_picture(corpora: &[Corpus], seed: u64, n: usize) -> Vec<u8> {
 /// Sends a picture. Returns the status with the error code or the media type, if this outcome is
 /// expected. Otherwise returns a description of the failure.
 async fn send(
-    child: &ServiceProcess,
+    service: &ServiceProcess,
     client: &reqwest::Client,
     n: usize,
     picture: &[u8],
@@ -129,7 +129,7 @@ async fn send(
     let started = Instant::now();
     // Every other picture is saved.
     let query = if n.is_multiple_of(2) { "?save=false" } else { "" };
-    let route = child.url(&format!("/vectorize-image-upload{query}"));
+    let route = service.url(&format!("/vectorize-image-upload{query}"));
     let request = client.post(route).header("content-type", FORM_CONTENT_TYPE).body(form(picture));
     let answer = request.send().await.map_err(|error| format!("no answer: {error:?}"))?;
     let status = answer.status().as_u16();
@@ -161,9 +161,10 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     println!("MUTATION_SEED={seed}");
     let corpora = load_corpora();
     let folder = tempfile::tempdir().unwrap();
-    // The sandbox decodes every picture. The pictures that the service converts or shrinks are decoded
-    // twice. The request timeout is longer than `MAX_DURATION`, so a slow answer is a failure of its own.
-    let child = ServiceProcess::start(
+    // The sandbox decodes every picture. The pictures that the service converts or shrinks are
+    // decoded twice. The request timeout is longer than `MAX_DURATION`, so a slow answer is a
+    // failure of its own.
+    let service = ServiceProcess::start(
         folder.path(),
         &[
             ("IMAGESVC_SANDBOX", "true"),
@@ -183,7 +184,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     let failures = Mutex::new(Vec::new());
     let failed_pictures = tempfile::Builder::new().prefix("mutations-").tempdir().unwrap();
     let send_pictures = |duration: Duration| {
-        let (client, child, corpora) = (&client, &child, &corpora);
+        let (client, service, corpora) = (&client, &service, &corpora);
         let next_number = &next_number;
         let (outcomes, failures, failed_pictures) = (&outcomes, &failures, &failed_pictures);
         async move {
@@ -196,7 +197,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
             });
             let requests = numbers.map(|n| async move {
                 let picture = nth_damaged_picture(corpora, seed, n);
-                let outcome = send(child, client, n, &picture).await.unwrap_or_else(|failure| {
+                let outcome = send(service, client, n, &picture).await.unwrap_or_else(|failure| {
                     let path = failed_pictures.path().join(n.to_string());
                     std::fs::write(&path, &picture).unwrap();
                     failures.lock().unwrap().push(format!("{}: {failure:.500}", path.display()));
@@ -204,19 +205,19 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
                 });
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
             });
-            // One request for each core. This is also the number of decoders, so no request waits for
-            // a decoder.
+            // One request for each core. This is also the number of decoders, so no request waits
+            // for a decoder.
             let max_concurrent = available_parallelism().map_or(1, usize::from);
             requests.buffer_unordered(max_concurrent).collect::<()>().await;
         }
     };
     // The service closes a connection after 10 idle seconds. `when_idle` measures after each pause,
-    // until two measurements are equal.
+    // until two measurements are equal. Two pauses take longer than these 10 s.
     let pause = Duration::from_secs(6);
     send_pictures(duration / 4).await;
-    let before = ResourceUsage::when_idle(&child, pause).await;
+    let before = ResourceUsage::when_idle(&service, pause).await;
     send_pictures(duration * 3 / 4).await;
-    let after = ResourceUsage::when_idle(&child, pause).await;
+    let after = ResourceUsage::when_idle(&service, pause).await;
     println!("{before:?}\n{after:?}\n{:#?}", outcomes.lock().unwrap());
     let failures = failures.into_inner().unwrap();
     if !failures.is_empty() {
@@ -225,13 +226,16 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
         panic!("with MUTATION_SEED={seed}: {failures:#?}");
     }
     let outcomes = outcomes.into_inner().unwrap();
-    // There are six formats without HEIC.
+    // Without HEIC, the service supports six formats.
     let embedded_formats = outcomes.keys().filter(|outcome| outcome.starts_with("200")).count();
-    assert!(embedded_formats >= 6, "only pictures of {embedded_formats} formats were embedded");
+    assert!(
+        embedded_formats >= 6,
+        "pictures of at least 6 formats should be embedded, not of {embedded_formats}"
+    );
     after.assert_no_more_than(&before, MAX_GROWTH);
     let incoming = std::fs::read_dir(folder.path().join("downloads/.incoming")).unwrap().count();
     assert_eq!(incoming, 0, "no partly received file must be left");
-    let (status, log) = child.stop();
+    let (status, log) = service.stop();
     assert_eq!(status.code(), Some(0));
     // A panic in a decoder does not harm the service, but it is a bug of a library.
     let panics: Vec<_> = log.iter().filter(|line| line.contains("panicked")).collect();

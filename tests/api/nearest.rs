@@ -54,8 +54,8 @@ fn npy_header(rows: usize) -> Vec<u8> {
     [&b"\x93NUMPY\x01\x00\x76\x00"[..], format!("{text:<117}\n").as_bytes()].concat()
 }
 
-/// A row as `embed` writes it for a path, with this model and vector. `nearest` does not print the other
-/// fields.
+/// A row as `embed` writes it for a path, with this model and vector. `nearest` does not print the
+/// other fields.
 fn row(path: &str, model: &str, vector: &[String]) -> String {
     let vector = vector.join(",");
     format!(
@@ -111,7 +111,7 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
     let run = bulk.nearest(&arguments).expect_exit_code(0);
     assert!(run.stdout.starts_with("1.0000  photos/rocket.jpg\n"), "{}", run.stdout);
     assert!(app.saved().is_empty(), "the picture must not be saved");
-    assert_eq!(run.stderr, "", "a running service has nothing to report");
+    assert_eq!(run.stderr, "", "the command should report nothing if it uses a running service");
 }
 
 #[test]
@@ -311,8 +311,8 @@ async fn a_file_of_vectors_with_370_mb_is_searched_in_less_than_100_mib_of_memor
     let header = npy_header(rows);
     bulk.write("vectors.npy", &header);
     let file = File::options().append(true).open(bulk.path("vectors.npy")).unwrap();
-    // Each vector has 1536 numbers of 4 bytes. All are zeros in a sparse file, which takes almost no
-    // space on the disk.
+    // Each vector has 1536 numbers of 4 bytes. All are zeros in a sparse file, which takes almost
+    // no space on the disk.
     file.set_len(header.len() as u64 + rows as u64 * 1536 * 4).unwrap();
     let mut process = bulk.start_nearest("photos/0.png --in vectors.npy --count 2");
     let mut peak = 0;
@@ -322,5 +322,9 @@ async fn a_file_of_vectors_with_370_mb_is_searched_in_less_than_100_mib_of_memor
     }
     let run = Finished::from(process).expect_exit_code(0);
     assert_eq!(run.stdout, "0.0000  row 1\n0.0000  row 2\n");
-    assert!((1..100 << 20).contains(&peak), "the command used {} MiB", peak >> 20);
+    assert!(
+        (1..100 << 20).contains(&peak),
+        "the command should use less than 100 MiB, not {} MiB",
+        peak >> 20
+    );
 }

@@ -70,8 +70,9 @@ async fn a_response_without_exactly_1536_finite_numbers_is_refused() {
         Reply::json(200, r#"{"metadata":null}"#),
         Reply::json(200, r#"{"metadata":[{"embedding":"#),
         Reply::json(200, "{}"),
-        // This text is no web page, because it does not begin with `<`. The service would repeat the call
-        // after a web page. `assert_problem` checks that no answer contains `upstream-secret`.
+        // This text is no web page, because it does not begin with `<`. The service would repeat
+        // the call after a web page. `assert_problem` checks that no answer contains
+        // `upstream-secret`.
         Reply::new(200, &[("content-type", "text/html")], "no page: upstream-secret"),
         Reply::status(200),
         // Valid, but longer than the 1 MiB that the service reads.

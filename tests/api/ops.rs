@@ -44,7 +44,10 @@ async fn metrics_count_requests_calls_retries_and_saved_pictures() {
         // the request for the metrics itself
         "imagesvc_requests_in_flight 1",
     ] {
-        assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
+        assert!(
+            text.lines().any(|shown| shown == line),
+            "the metrics should contain {line}\n{text}"
+        );
     }
     assert!(!text.contains("/some/raw/path"), "metrics must not contain unknown paths");
     assert!(text.ends_with("# EOF\n"));

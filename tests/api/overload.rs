@@ -13,10 +13,14 @@ use crate::support::{
     metric, post_head, tiny, variant,
 };
 
+/// The `Retry-After` of an error `overloaded`, in seconds.
+const RETRY_AFTER: &str = "5";
+
 /// The median time of immediate refusals must be less than this.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
-/// The tests compare the median and not the maximum, since a busy machine may delay a single answer.
+/// The median duration. The tests do not compare the maximum, because a busy machine may delay a
+/// single answer.
 fn median(mut durations: Vec<Duration>) -> Duration {
     durations.sort();
     durations[durations.len() / 2]
@@ -44,6 +48,7 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
         // The ten other calls of a minute are spread, one in six seconds. That is too late for this
         // timeout.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
+        // All uploads come from one address. The default for an address is 64 connections.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
         // One client gets at most three quarters of this limit. That must be enough for 200
         // pictures.
@@ -97,6 +102,7 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_MAX_CONCURRENCY", MAX_CALLS)
         .setting("IMAGESVC_REQUEST_TIMEOUT", "2s")
+        // All 300 uploads come from one address.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .start()
         .await;
@@ -113,16 +119,18 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
     let calls = nvidia.count() - calls_before;
+    // On a busy machine, fewer calls than 80 fit into the timeout.
     assert!(served >= 40, "at least 40 pictures should be served, not {served}");
     assert!(
         calls <= served + MAX_CALLS,
         "there should be few calls without a served picture: {calls} calls, {served} served"
     );
+    // The service can only estimate the waiting times, so a few pictures are accepted in vain.
     let late = answers.iter().filter(|answer| answer.status == 504).count();
     assert!(late <= 15, "at most 15 pictures should wait until their deadline, not {late}");
     for answer in answers.iter().filter(|answer| answer.status == 503) {
         assert_problem(answer, 503, "overloaded");
-        assert_eq!(answer.header("retry-after"), "5");
+        assert_eq!(answer.header("retry-after"), RETRY_AFTER);
     }
 }
 
@@ -159,6 +167,7 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
+        // All 120 uploads come from one address.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
         .configure(|config| {
             assert_eq!(config.nvidia.pace_window, Duration::from_millis(60_500));
@@ -195,21 +204,22 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", max_calls.as_str()),
         ("IMAGESVC_REQUEST_TIMEOUT", "2s"),
+        // All uploads come from one address.
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024"),
     ];
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::new();
     let upload = |n: usize| {
-        let request = child.base64_request(&client, &tiny(n));
+        let request = service.base64_request(&client, &tiny(n));
         async move {
             let started = Instant::now();
             let answer = Answer::read(request.send().await.unwrap()).await.unwrap();
             (answer, started.elapsed())
         }
     };
-    // There are more concurrent uploads than `MAX_CALLS`, so that the service always makes this number
-    // of calls at once.
+    // There are more concurrent uploads than `MAX_CALLS`, so that the service always makes this
+    // number of calls at once.
     let started = Instant::now();
     let uploads = stream::iter(0..100).map(&upload).buffer_unordered(2 * MAX_CALLS as usize);
     let answers: Vec<_> = uploads.collect().await;
@@ -251,7 +261,7 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     );
     for (answer, _) in &refused {
         assert_problem(answer, 503, "overloaded");
-        assert_eq!(answer.header("retry-after"), "5");
+        assert_eq!(answer.header("retry-after"), RETRY_AFTER);
     }
     assert!(median_refusal < AT_ONCE, "pictures should be refused at once");
 }
@@ -273,10 +283,8 @@ async fn a_picture_beyond_the_limit_on_pictures_in_progress_is_refused_before_it
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await.unwrap();
             assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-            assert!(
-                answer.contains("\"overloaded\"") && answer.contains("retry-after: 5"),
-                "{answer}"
-            );
+            let retry_after = format!("retry-after: {RETRY_AFTER}\r\n");
+            assert!(answer.contains("\"overloaded\"") && answer.contains(&retry_after), "{answer}");
         }
     };
     tokio::select! { answer = in_progress => panic!("{answer:?}"), () = refused => {} }
@@ -303,7 +311,7 @@ async fn one_of_two_bodies_that_together_exceed_the_memory_for_bodies_is_refused
     };
     let answer = tokio::select! { answer = endless() => answer, answer = endless() => answer };
     assert_problem(&answer, 503, "overloaded");
-    assert_eq!(answer.header("retry-after"), "5");
+    assert_eq!(answer.header("retry-after"), RETRY_AFTER);
 }
 
 #[tokio::test]

@@ -63,20 +63,23 @@ fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
     let tests = test_names();
     let page = Document::read("docs/security.md").text;
     let threats = rows(&page);
-    // With fewer rows, `rows` would not understand the page.
-    assert!(threats.len() > 40, "only {} rows were found", threats.len());
+    // If there were fewer rows, `rows` would not understand the page.
+    assert!(threats.len() > 40, "more than 40 rows should be found, not {}", threats.len());
     for row in threats {
         let [threat, guard, proofs] = row[..] else { panic!("a row must have 3 cells: {row:?}") };
         let mut words = code_spans(guard);
         assert!(
             words.any(|word| word.starts_with("src/") || word.starts_with("deploy/")),
-            "no source file is listed for this threat: {threat}"
+            "a source file should be listed for this threat: {threat}"
         );
-        assert!(code_spans(proofs).next().is_some(), "no test is listed for this threat: {threat}");
+        assert!(
+            code_spans(proofs).next().is_some(),
+            "a test should be listed for this threat: {threat}"
+        );
         for proof in code_spans(proofs) {
             assert!(
                 tests.contains(proof) || proof.starts_with(".ci/"),
-                "there is no test {proof}, which is listed for this threat: {threat}"
+                "the test {proof} should exist, which is listed for this threat: {threat}"
             );
         }
     }
@@ -92,7 +95,7 @@ fn every_file_that_a_markdown_page_mentions_exists() {
         // `src/debug/` is a folder of an Android project in docs/api.md.
         for path in paths.filter(|path| !path.starts_with("src/debug/")) {
             let page = page.path.display();
-            assert!(root().join(path).exists(), "{page} mentions {path}, which does not exist");
+            assert!(root().join(path).exists(), "{path} should exist, because {page} mentions it");
         }
     }
 }
@@ -116,19 +119,20 @@ fn every_link_between_the_markdown_pages_has_an_existing_target() {
                 "" => root().join(&page.path),
                 path => root().join(page.path.parent().unwrap()).join(path),
             };
-            assert!(file.exists(), "there is no such file: {place}");
+            assert!(file.exists(), "this file should exist: {place}");
             if !heading.is_empty() {
                 let text = Document::read(file).prose();
                 let mut headings = text.lines().filter(|line| line.starts_with('#')).map(anchor);
                 assert!(
                     headings.any(|anchor| anchor == heading),
-                    "there is no such heading: {place}"
+                    "this heading should exist: {place}"
                 );
             }
             link_count += 1;
         }
     }
-    assert!(link_count > 40, "only {link_count} links were found");
+    // If there were fewer links, this test would not find them all.
+    assert!(link_count > 40, "more than 40 links should be found, not {link_count}");
 }
 
 #[test]
@@ -144,7 +148,7 @@ fn every_rust_version_on_a_markdown_page_equals_that_of_cargo_toml() {
                 .collect::<Vec<_>>()
         })
         .collect();
-    assert!(mentions.len() >= 2, "only {} mentions were found", mentions.len());
+    assert!(mentions.len() >= 2, "at least 2 mentions should be found, not {}", mentions.len());
     assert!(
         mentions.iter().all(|text| text.starts_with(expected)),
         "every mention of a Rust version should be {expected:?}"
@@ -192,9 +196,13 @@ fn every_setting_that_a_markdown_page_mentions_exists() {
                 .iter()
                 .any(|prefix| word.len() > prefix.len() && word.starts_with(prefix))
         });
-        // This variable is the client's key for `imagesvc embed --to`, and not a setting of the service.
+        // This variable is the client's key for `imagesvc embed --to`, and not a setting of the
+        // service.
         for name in mentioned.filter(|name| *name != "IMAGESVC_API_KEY") {
-            assert!(settings.contains(&format!("\n#{name}=")), "there is no setting {name}");
+            assert!(
+                settings.contains(&format!("\n#{name}=")),
+                "the setting {name} should exist, because a page mentions it"
+            );
         }
     }
 }

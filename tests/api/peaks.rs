@@ -26,13 +26,13 @@ use crate::support::{
     noise_png,
 };
 
-/// The default limit on the memory of all children together, in bytes. A child's own limit is computed
-/// from it.
+/// The default limit on the memory of all children together, in bytes. A child's own limit is
+/// computed from it.
 const MAX_MEMORY: u64 = 512 << 20;
 
-/// A peak may exceed its estimate by this many bytes, for tables, the allocator and the system. An estimate
-/// also contains a larger constant for them and for metadata. This test subtracts the estimate for a
-/// picture of one pixel, and thereby this constant.
+/// A peak may exceed its estimate by this many bytes, for tables, the allocator and the system. An
+/// estimate also contains a larger constant for them and for metadata. This test subtracts the
+/// estimate for a picture of one pixel, and thereby this constant.
 const TOLERANCE: u64 = 1 << 20;
 
 /// An estimate may be at most this many times the peak.
@@ -45,10 +45,11 @@ const SIZE: (u32, u32) = (1600, 1200);
 const CONVERTED_TARGET: Target = Target::Converted { max_len: 20 << 20 };
 /// About the length that NVIDIA accepts in a request.
 const SHRUNK_TARGET: Target = Target::Shrunk { max_len: 149_999 };
+/// A target of the sandbox, which computes a vector from a small square.
 const SQUARE_TARGET: Target = Target::Square { side: 300 };
 
-/// A picture of one pixel. Its peak memory is the memory of the program itself, and its memory estimate
-/// is the constant part that every estimate contains.
+/// A picture of one pixel. Its peak memory is the memory of the program itself, and its memory
+/// estimate is the constant part that every estimate contains.
 const PIXEL: &[u8] =
     b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\x01\0\x01\0\0\x02\x01D\0;";
 
@@ -65,7 +66,8 @@ fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_me
     let mut jobs = Vec::new();
     for (n, picture) in pictures.iter().enumerate() {
         jobs.push((picture, CONVERTED_TARGET));
-        // Shrinking and scaling to a square do not depend on the kind, so a few pictures are enough.
+        // Shrinking and scaling to a square do not depend on the kind, so a few pictures are
+        // enough.
         if n % 6 == 0 {
             jobs.push((picture, SHRUNK_TARGET));
         }
@@ -120,9 +122,9 @@ struct Peak {
 }
 
 impl Peak {
-    /// Returns by how many bytes the peak exceeds the peak for a picture of one pixel. This is the growth
-    /// of the resident memory or of the address space, whichever is larger: the limit of the child is for
-    /// its address space, but the machine is limited by resident memory.
+    /// Returns by how many bytes the peak exceeds the peak for a picture of one pixel. This is the
+    /// growth of the resident memory or of the address space, whichever is larger. The child's
+    /// limit is on its address space, but the machine is limited by resident memory.
     fn growth(&self, pixel: &Self) -> u64 {
         let resident = self.resident.saturating_sub(pixel.resident);
         resident.max(self.address_space.saturating_sub(pixel.address_space))
@@ -164,10 +166,10 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
         let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
     };
-    // Each estimate contains the length of the file. Only the decoders of JPEG and HEIC copy the whole
-    // file to memory. For other formats, this length allows for long profiles and texts. It is
-    // subtracted here, because an uncompressed picture is so long that a wrong estimate for its pixels
-    // would not be noticed.
+    // Each estimate contains the length of the file. Only the decoders of JPEG and HEIC copy the
+    // whole file to memory. For other formats, this length allows for long profiles and texts. It
+    // is subtracted here, because an uncompressed picture is so long that a wrong estimate for its
+    // pixels would not be noticed.
     let copies_file = matches!(picture.format, Format::Jpeg | Format::Heic);
     let subtracted = if copies_file { 0 } else { bytes.len() as u64 };
     Ok(Peak {
@@ -195,9 +197,9 @@ fn full_pipe() -> io::Result<(io::PipeReader, io::PipeWriter, usize)> {
     Ok((reader, writer, written))
 }
 
-/// Waits until the child has rendered its picture, and returns the child's `/proc` status. By then the
-/// child has exited, or it sleeps because it cannot write its result. It does not sleep earlier, because
-/// it reads a file and has only one thread.
+/// Waits until the child has rendered its picture, and returns the child's `/proc` status. By then
+/// the child has exited, or it sleeps because it cannot write its result. It does not sleep
+/// earlier, because it reads a file and has only one thread.
 fn status_after_rendering(id: u32) -> String {
     let mut before = String::new();
     loop {
@@ -213,8 +215,8 @@ fn status_after_rendering(id: u32) -> String {
     }
 }
 
-/// A GIF whose frame is one pixel narrower than the canvas. The decoder needs a buffer for the frame and
-/// one for the canvas.
+/// A GIF whose frame is one pixel narrower than the canvas. The decoder needs a buffer for the
+/// frame and one for the canvas.
 fn gif_with_narrower_frame(pictures: &[Kind]) -> Kind {
     let mut gif = named(pictures, "gif-plain");
     gif[6] += 1; // the lower byte of the canvas width
@@ -225,7 +227,8 @@ fn named(pictures: &[Kind], name: &str) -> Vec<u8> {
     pictures.iter().find(|(known, _)| known == name).unwrap().1.clone()
 }
 
-/// Some of the pictures, with EXIF data after the header that turns them. Turning must not need another copy of the pixels.
+/// Some of the pictures, with EXIF data after the header that turns them. Turning must not need
+/// another copy of the pixels.
 fn turned(pictures: &[Kind]) -> Vec<Kind> {
     // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";

@@ -8,8 +8,8 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
-/// Fetches a picture from a host that sends this reply. After a success, checks that ROCKET is saved.
-/// After a failure, checks that nothing is saved or sent to NVIDIA.
+/// Fetches a picture from a host that sends this reply. After a success, checks that ROCKET is
+/// saved. After a failure, checks that nothing is saved or sent to NVIDIA.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
@@ -184,12 +184,12 @@ async fn after_a_403_the_log_suggests_the_user_agent_setting() {
     let picture_server = FakeServer::start(|_, _| Reply::status(403)).await;
     let folder = tempfile::tempdir().unwrap();
     let allow = picture_server.address.to_string();
-    let child =
+    let service =
         ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_FETCH_ALLOW", &allow)]);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let answer = child.url_request(&client, &picture_server.url("/")).send().await.unwrap();
+    let answer = service.url_request(&client, &picture_server.url("/")).send().await.unwrap();
     assert_problem(&Answer::read(answer).await.unwrap(), 502, "download_failed");
-    let (_, log) = child.stop();
+    let (_, log) = service.stop();
     let suggestions = log.iter().filter(|line| line.contains("IMAGESVC_FETCH_USER_AGENT")).count();
     assert_eq!(suggestions, 1, "one line should suggest the setting: {log:?}");
 }

@@ -1,5 +1,5 @@
-//! For every format and kind of picture, NVIDIA receives the pixels that Pillow decodes, upright and on
-//! white.
+//! For every format and kind of picture, NVIDIA receives the pixels that Pillow decodes, upright
+//! and on white.
 //!
 //! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that
 //! `tests/pillow/reference.py` makes, the pictures of [`kinds`], and the files of
@@ -36,8 +36,8 @@ const UNDECODABLE: [(&str, &str); 5] = [
     ("turned-jpeg-three-scans-42", "scan"),
 ];
 
-/// Kinds that Pillow cannot decode correctly. Replacing the first part of a name with the second gives
-/// the name of a kind with the same pixels, which Pillow can decode.
+/// Kinds that Pillow cannot decode correctly. Replacing the first part of a name with the second
+/// gives the name of a kind with the same pixels, which Pillow can decode.
 const EQUAL_KINDS: [(&str, &str); 4] = [
     ("-16-planar", "-8-planar"),
     ("tiff-rgb-float-32-", "tiff-rgb-8-"),
@@ -45,8 +45,8 @@ const EQUAL_KINDS: [(&str, &str); 4] = [
     ("tiff-grey-alpha-16-", "tiff-grey-alpha-8-"),
 ];
 
-/// Kinds that Pillow cannot decode and that are not in [`EQUAL_KINDS`]. The tests only check that the
-/// service can decode these kinds.
+/// Kinds that Pillow cannot decode and that are not in [`EQUAL_KINDS`]. The tests only check that
+/// the service can decode these kinds.
 const WITHOUT_REFERENCE: [&str; 4] =
     ["bmp-2", "bmp-masks", "tiff-grey-alpha-8-planar", "tiff-grey-alpha-16-planar"];
 
@@ -99,6 +99,7 @@ fn test_pictures() -> Option<&'static [TestPicture]> {
 fn run_pillow(python: &str) -> Vec<TestPicture> {
     let folder = tempfile::tempdir().unwrap();
     let in_folder = |name: &str| folder.path().join(name);
+    // This size is not a multiple of a block's size, so the last blocks reach beyond the picture.
     for (name, bytes) in kinds::all(97, 65) {
         fs::write(in_folder(&format!("kind-{name}")), bytes).unwrap();
     }

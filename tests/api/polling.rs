@@ -17,7 +17,8 @@ fn pending() -> Reply {
 /// The request line of a poll for this result.
 static POLL: LazyLock<String> = LazyLock::new(|| format!("GET {STATUS_PATH}/{ID}"));
 
-/// Uploads a picture while NVIDIA sends these replies. Returns the request lines that NVIDIA receives.
+/// Uploads a picture while NVIDIA sends these replies. Returns the request lines that NVIDIA
+/// receives.
 async fn request_lines(replies: Vec<Reply>) -> Vec<String> {
     let nvidia = FakeNvidia::replying(replies).await;
     let app = TestApp::start(&nvidia).await;

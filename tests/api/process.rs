@@ -30,8 +30,8 @@ fn without_a_key_the_error_mentions_the_key_and_the_sandbox_and_the_exit_code_is
 #[test]
 fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
     let folder = tempfile::tempdir().unwrap();
-    // The port in `.env` is valid, but the invalid flag `--port` takes precedence. A client key must not
-    // contain a space.
+    // The port in `.env` is valid, but the invalid flag `--port` takes precedence. A client key
+    // must not contain a space.
     std::fs::write(folder.path().join(".env"), "NVIDIA_TIMEOUT=soon\nIMAGESVC_PORT=1\n").unwrap();
     let output = program(folder.path())
         .args(["--sandbox", "--port", "many"])
@@ -56,17 +56,18 @@ async fn a_dotenv_file_from_windows_with_the_documented_user_agent_is_read() {
         [documented_agent.as_str(), "Mozilla/5.0 (compatible; my-app/1.0; +https://example.com)"]
     {
         let folder = tempfile::tempdir().unwrap();
-        // Programs for Windows may begin a file with a byte order mark, and end its lines with CRLF.
+        // Programs for Windows may begin a file with a byte order mark, and end its lines with
+        // CRLF.
         let text = format!(
             "\u{feff}IMAGESVC_SANDBOX=true\r\nIMAGESVC_FETCH_USER_AGENT={agent}\r\n\r\n# to test\r\n\
              IMAGESVC_FETCH_ALLOW={}\r\n",
             picture_server.address
         );
         std::fs::write(folder.path().join(".env"), text).unwrap();
-        let child = ServiceProcess::start(folder.path(), &[]);
+        let service = ServiceProcess::start(folder.path(), &[]);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let answer =
-            child.url_request(&client, &picture_server.url("/photo")).send().await.unwrap();
+            service.url_request(&client, &picture_server.url("/photo")).send().await.unwrap();
         assert_eq!(answer.status(), 200);
         assert_eq!(picture_server.received().last().unwrap().header("user-agent"), Some(agent));
     }
@@ -109,13 +110,13 @@ fn the_hidden_settings_command_lists_all_settings_and_needs_no_key() {
 #[test]
 fn the_program_logs_its_address_and_its_model_and_locks_its_folder_and_stops_on_sigterm() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = program(folder.path())
+    let mut process = program(folder.path())
         .args(["--sandbox", "--port", "0", "--host", "127.0.0.1", "--drain-delay", "0"])
         .env("NVIDIA_API_KEY", "nvapi-planted")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
     let mut text = String::new();
     while !text.contains("listening") {
         text.push_str(&lines.next().unwrap().unwrap());
@@ -130,7 +131,7 @@ fn the_program_logs_its_address_and_its_model_and_locks_its_folder_and_stops_on_
     assert_eq!(second.status.code(), Some(1));
     assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another imagesvc"));
 
-    let kill = Command::new("sh").args(["-c", &format!("kill {}", child.id())]).status().unwrap();
+    let kill = Command::new("sh").args(["-c", &format!("kill {}", process.id())]).status().unwrap();
     assert!(kill.success());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(process.wait().unwrap().code(), Some(0));
 }

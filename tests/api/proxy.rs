@@ -33,8 +33,8 @@ struct Caddy {
 }
 
 impl Caddy {
-    /// Starts Caddy with `deploy/Caddyfile`, in which only the two addresses are replaced, and waits
-    /// until it is listening.
+    /// Starts Caddy with `deploy/Caddyfile`, in which only the two addresses are replaced, and
+    /// waits until it is listening.
     async fn start(folder: &Path, service: SocketAddr) -> Self {
         let address = free_address().await;
         let shipped = include_str!("../../deploy/Caddyfile");

@@ -41,6 +41,7 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
         });
         uploads.buffer_unordered(8).collect::<()>().await;
         wait_until_removed(&app, 180.0).await; // all of the 200 pictures except 20
+        // Retention removes a few more pictures than the limit requires.
         let saved = app.saved();
         let pictures: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
         assert!(

@@ -1,5 +1,5 @@
-//! A long run with valid and hostile requests. After it, the service uses hardly more memory, files and
-//! sockets than before. CI runs it for half a minute. This command runs it for half an hour:
+//! A long run with valid and hostile requests. After it, the service uses hardly more memory, files
+//! and sockets than before. CI runs it for half a minute. This command runs it for half an hour:
 //!
 //! `SOAK_SECONDS=1800 cargo test --release --test api -- --ignored --nocapture soak`
 
@@ -33,17 +33,17 @@ const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
 /// Hostile pictures of this size and more are left out. Some of them have several megabytes.
 const MAX_HOSTILE_BYTES: usize = 300_000;
 
-/// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or a
-/// word if there was no response.
+/// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or
+/// a word if there was no response.
 async fn send_random(
-    child: &ServiceProcess,
+    service: &ServiceProcess,
     picture_server: &FakeServer,
     client: &reqwest::Client,
     hostile: &[bombs::Bomb],
     n: usize,
 ) -> String {
     let random = fastrand::usize(..);
-    let upload = |picture: Vec<u8>| child.upload_request(client, &picture);
+    let upload = |picture: Vec<u8>| service.upload_request(client, &picture);
     // It is in the middle of these requests, so that a run of half a minute also contains one.
     let is_endless = n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2;
     let request = match random % 16 {
@@ -53,13 +53,15 @@ async fn send_random(
         5 => upload(variant(HUBBLE, n)),
         6 => upload(ROCKET.to_vec()),
         7 => upload(ROCKET.to_vec()).header("cache-control", "no-cache"),
-        8 => child.base64_request(client, &variant(ROCKET, n)),
-        9 => child.url_request(client, &picture_server.url(&format!("/{n}"))),
+        8 => service.base64_request(client, &variant(ROCKET, n)),
+        9 => service.url_request(client, &picture_server.url(&format!("/{n}"))),
         10 => upload(converted(&tiny(n), image_rs::ImageFormat::Bmp)),
         11 if n.is_multiple_of(2) => upload(variant(PHONE, n)),
         11 => upload(avif()),
-        12 => client.post(child.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}"),
-        13 => client.get(child.url("/metrics")),
+        12 => {
+            client.post(service.url("/vectorize-image-base64")).body("{\"image_base64\": \"***\"}")
+        }
+        13 => client.get(service.url("/metrics")),
         14 => {
             // The client disconnects before the answer.
             let request =
@@ -71,7 +73,7 @@ async fn send_random(
         }
         _ => {
             // The client disconnects in the middle of its body.
-            let mut stream = TcpStream::connect(child.address).await.unwrap();
+            let mut stream = TcpStream::connect(service.address).await.unwrap();
             let beginning =
                 b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{";
             let _ = stream.write_all(beginning).await;
@@ -87,8 +89,8 @@ async fn send_random(
     }
 }
 
-/// `deploy/imagesvc.service` sets `MALLOC_ARENA_MAX`, because with more arenas glibc retains more freed
-/// memory.
+/// `deploy/imagesvc.service` sets `MALLOC_ARENA_MAX`, because with more arenas glibc retains more
+/// freed memory.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes half an hour"]
 async fn after_a_long_run_with_the_allocator_setting_of_the_systemd_unit_nothing_has_leaked() {
@@ -104,8 +106,8 @@ async fn after_a_long_run_with_the_default_allocator_setting_nothing_has_leaked(
 async fn soak(environment: &[(&str, &str)]) {
     let seconds: u64 = std::env::var("SOAK_SECONDS").map_or(1800, |text| text.parse().unwrap());
     let length = Duration::from_secs(seconds);
-    // The client closes its idle connections after 5 s, so each pause is longer. In a long run, a pause
-    // is also longer than the 10 s after which the service closes them.
+    // The client closes its idle connections after 5 s, so each pause is longer. In a long run, a
+    // pause is also longer than the 10 s after which the service closes them.
     let pause = Duration::from_secs(if length < LONG_RUN { 6 } else { 15 });
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < MAX_HOSTILE_BYTES).collect();
@@ -137,15 +139,17 @@ async fn soak(environment: &[(&str, &str)]) {
         ("IMAGESVC_CACHE_DISK", "16MiB"),
         ("IMAGESVC_DOWNLOADS_MAX_BYTES", "200MiB"),
         ("IMAGESVC_FETCH_ALLOW", &allow),
+        // All requests come from one address.
         ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "512"),
+        // Ends the calls to which NVIDIA never replies.
         ("NVIDIA_TIMEOUT", "2s"),
         ("IMAGESVC_REQUEST_TIMEOUT", "10s"),
     ];
     settings.extend(environment);
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
-    // The service closes a connection after 10 idle seconds. The client closes first. Otherwise it would
-    // sometimes send a request on a connection that the service is closing.
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
+    // The service closes a connection after 10 idle seconds. The client closes first. Otherwise it
+    // would sometimes send a request on a connection that the service is closing.
     let client = reqwest::Client::builder()
         .pool_max_idle_per_host(16)
         .pool_idle_timeout(Duration::from_secs(5))
@@ -154,8 +158,8 @@ async fn soak(environment: &[(&str, &str)]) {
     let counter = AtomicUsize::new(0);
     let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());
     let send_requests = |length: Duration| {
-        let (client, child, picture_server, counter, outcomes) =
-            (&client, &child, &picture_server, &counter, &outcomes);
+        let (client, service, picture_server, counter, outcomes) =
+            (&client, &service, &picture_server, &counter, &outcomes);
         let hostile = &hostile;
         async move {
             let started = Instant::now();
@@ -166,7 +170,7 @@ async fn soak(environment: &[(&str, &str)]) {
             });
             let requests = ticks.map(|()| async move {
                 let n = counter.fetch_add(1, Ordering::Relaxed);
-                let outcome = send_random(child, picture_server, client, hostile, n).await;
+                let outcome = send_random(service, picture_server, client, hostile, n).await;
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
             });
             requests.buffer_unordered(64).collect::<()>().await;
@@ -177,15 +181,15 @@ async fn soak(environment: &[(&str, &str)]) {
     let part_length = length / 10;
     for _ in 0..3 {
         send_requests(part_length).await;
-        println!("{} MB under load", child.memory() / 1_000_000);
+        println!("{} MB under load", service.memory() / 1_000_000);
     }
-    let before = ResourceUsage::when_idle(&child, pause).await;
+    let before = ResourceUsage::when_idle(&service, pause).await;
     println!("after {:?}: {before:?}", 3 * part_length);
     for _ in 0..7 {
         send_requests(part_length).await;
-        println!("{} MB under load", child.memory() / 1_000_000);
+        println!("{} MB under load", service.memory() / 1_000_000);
     }
-    let after = ResourceUsage::when_idle(&child, pause).await;
+    let after = ResourceUsage::when_idle(&service, pause).await;
     println!("at the end: {after:?}; {:#?}", outcomes.lock().unwrap());
     let requests = counter.load(Ordering::Relaxed);
     println!("{requests} requests, {} calls to NVIDIA", nvidia.count());
@@ -204,6 +208,6 @@ async fn soak(environment: &[(&str, &str)]) {
     }
     let allowed_growth = if length < LONG_RUN { before.memory / 2 } else { before.memory / 20 };
     after.assert_no_more_than(&before, allowed_growth);
-    let (status, _) = child.stop();
+    let (status, _) = service.stop();
     assert_eq!(status.code(), Some(0));
 }

@@ -71,6 +71,7 @@ async fn the_error_contains_the_name_of_an_unsupported_kind_and_no_decoder_is_st
             .map(|name| metric(&metrics, &format!("imagesvc_decodes_total{{outcome=\"{name}\"}}")))
     };
     let decode_counts_before = decode_counts().await;
+    // Tag 339 is the format of the samples. `crafted` explains the other tags.
     let short = |tag, value: u64| (tag, SHORT, vec![value]);
     for (changes, kind) in [
         (vec![short(259, 2)], "a TIFF with fax compression"),

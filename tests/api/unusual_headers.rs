@@ -61,17 +61,19 @@ async fn pictures_with_unusual_headers_reach_nvidia_as_they_look() {
     let turned = imageops::rotate90(&plain());
     let small_plain = imageops::resize(&plain(), 80, 60, imageops::FilterType::Triangle);
     let expected = [small_plain, plain(), turned.clone(), turned];
-    for ((name, ..), (received, expected)) in pictures.iter().zip(received.iter().zip(&expected)) {
-        let difference = mean_difference(received, expected);
+    let pairs = received.iter().zip(&expected);
+    for ((name, ..), (received_pixels, expected_pixels)) in pictures.iter().zip(pairs) {
+        let difference = mean_difference(received_pixels, expected_pixels);
         assert!(difference < MAX_DIFFERENCE, "{name} should not differ by {difference}");
     }
 }
 
 #[tokio::test]
 async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
+    // The chunk with the pixels, without the 12 bytes of the file's header.
     let lossless = converted(PLAIN, ImageFormat::WebP).split_off(12);
-    // In turn, the flags declare nothing, XMP, EXIF, transparency, and all three and an ICC
-    // profile. The files contain none of these, but a chunk of an unknown kind.
+    // In turn, the flags declare nothing, XMP, EXIF, transparency, and all three together with an
+    // ICC profile. The files contain none of these, but a chunk of an unknown kind.
     let pictures: Vec<_> = [0, 0b100, 0b1000, 0b1_0000, 0b11_1100]
         .map(|flags| {
             let file = webp(&[vp8x(flags, 160, 120), lossless.clone(), riff_chunk(b"junk", b"x")]);
@@ -97,7 +99,7 @@ async fn a_gif_without_a_palette_is_grey_and_a_frame_beyond_the_canvas_is_not_cr
         ("beyond-canvas.gif", [screen(30, 20), frame(4, 2)].concat(), [64, 42]),
         ("no-canvas.gif", [screen(0, 0), frame(0, 0)].concat(), [60, 40]),
     ];
-    // Where the frame is in each picture.
+    // The left and the upper edge of the frame in each picture.
     let offsets = [(0, 0), (4, 2), (0, 0)];
     for (received, (left, top)) in upload_all(&pictures).await.iter().zip(offsets) {
         let frame = imageops::crop_imm(received, left, top, 60, 40).to_image();

@@ -46,10 +46,10 @@ async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
             app.upload_parts(&[("name=\"image\"; filename=\"a.jpg\"", ROCKET)]).await,
             "received: image",
         ),
-        // Fields with other names, and no field.
+        // fields with other names, and no field
         (app.upload_parts(&[("name=\"a\"", b"1"), ("name=\"b\"", b"2")]).await, "received: a, b"),
         (app.upload_parts(&[]).await, "no field"),
-        // A Content-Type that was set by hand, without a boundary.
+        // a Content-Type that was set by hand, without a boundary
         (
             app.post("/vectorize-image-upload", "multipart/form-data", ROCKET).await,
             "let your client set Content-Type",
@@ -57,7 +57,7 @@ async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
         // curl --data-binary @photo.jpg, and JSON
         (app.post("/vectorize-image-upload", "image/jpeg", ROCKET).await, "-F"),
         (app.post("/vectorize-image-upload", "application/json", "{}").await, "-F"),
-        // Bodies that are no form.
+        // bodies that are no form
         (
             app.post("/vectorize-image-upload", FORM_CONTENT_TYPE, "nothing").await,
             "closing boundary",
@@ -158,10 +158,12 @@ async fn a_truncated_form_is_refused_and_leaves_no_file() {
 async fn a_form_with_too_many_parts_or_a_too_long_header_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // At most 32 parts, and 64 KiB before a part's header is complete.
+    // A form may have at most 32 parts.
     let many_parts = vec![("name=\"a\"", &b"1"[..]); 40];
     let problem = assert_problem(&app.upload_parts(&many_parts).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("32 parts"));
+    // At most 64 KiB may arrive before a part's header is complete. The service checks this only
+    // when more bytes arrive, so this header is much longer.
     let long_header = format!("name=\"{}\"", "a".repeat(700_000));
     let problem =
         assert_problem(&app.upload_parts(&[(&long_header, b"1")]).await, 422, "validation_failed");
@@ -175,7 +177,7 @@ async fn file_names_are_returned_without_invisible_characters() {
     for (name, expected) in [
         ("../../etc/passwd", "../../etc/passwd"),
         ("Strandläufer 🐦.jpg", "Strandläufer 🐦.jpg"),
-        // U+202E would make the rest appear from right to left.
+        // U+202E would make the rest of the name appear from right to left.
         ("\u{202e}gpj.exe", "gpj.exe"),
     ] {
         let answer = app.upload(ROCKET, name).await;

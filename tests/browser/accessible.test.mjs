@@ -8,8 +8,8 @@ import { answerWith, dropDrawn, pageTest, row, scripted, wall } from "./support.
 const axe = await readFile(new URL("node_modules/axe-core/axe.min.js", import.meta.url), "utf8").catch(() => null);
 assert(axe || process.env.CI !== "true", "with CI=true this test needs axe-core: npm ci --prefix tests/browser");
 
-/// Fails if axe-core finds something serious or critical.
-async function check(page, what) {
+/// Fails if axe-core finds something serious or critical. `what` is the state of the page.
+async function assertAccessible(page, what) {
   const found = await page.run(async () => {
     const { violations } = await window.axe.run(document, { resultTypes: ["violations"] });
     return violations.filter(({ impact }) => ["serious", "critical"].includes(impact)).map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html.slice(0, 200)} ${failureSummary}`).join("\n")}`);
@@ -18,38 +18,40 @@ async function check(page, what) {
 }
 
 const PHONE = { width: 390, height: 844, mobile: true };
-const failing = () => scripted((number) => (number === 3 ? [422, {}, { status: 422, code: "embedding_rejected", detail: "NVIDIA rejects this picture.", request_id: "an-id" }] : answerWith(number)));
+/// Starts a service that rejects the fourth picture.
+const serviceThatRejectsOne = () => scripted((number) => (number === 3 ? [422, {}, { status: 422, code: "embedding_rejected", detail: "NVIDIA rejects this picture.", request_id: "an-id" }] : answerWith(number)));
 
 for (const [name, options] of Object.entries({ "light colors": { colors: "light" }, "dark colors": { colors: "dark" }, "a phone with dark colors": { ...PHONE, colors: "dark" } })) {
-  pageTest(`axe-core finds nothing serious with ${name}`, { ...options, motion: "reduce", service: failing, skip: !axe && "axe-core is not installed: npm ci --prefix tests/browser" }, async (page, service) => {
+  pageTest(`axe-core finds nothing serious with ${name}`, { ...options, motion: "reduce", service: serviceThatRejectsOne, skip: !axe && "axe-core is not installed: npm ci --prefix tests/browser" }, async (page, service) => {
     await page.open(service.url);
     await page.send("Runtime.evaluate", { expression: axe });
     const background = await page.run(() => getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number));
     assert(options.colors === "dark" ? Math.max(...background) < 50 : Math.min(...background) > 230, String(background));
-    await check(page, "the empty page");
+    await assertAccessible(page, "the empty page");
     await dropDrawn(page, 5);
     await wall(page, 4);
     await row(page, /embedding_rejected/);
     await page.expectFailure(422);
     await page.run(() => { for (const details of document.querySelectorAll("details")) details.open = true; });
-    await check(page, "the wall and a failure");
+    await assertAccessible(page, "the wall and a failure");
     await page.click("#as-map");
     await page.until("the map", () => document.querySelector("#kept").textContent);
     await page.run(() => { document.querySelector("#lock").hidden = false; });
-    await check(page, "the map and the key");
+    await assertAccessible(page, "the map and the key");
   });
 }
 
-/// The parts of the page that a person cannot read or hit as a whole.
+/// What a person cannot read or hit: elements that are wider than the screen, smaller than 44 pixels (WCAG
+/// 2.2, 2.5.5), or cut off. `overflow` is by how many pixels the page is wider than the screen.
 const faults = (page) => page.run(() => {
   const shown = (selector) => [...document.querySelectorAll(selector)].filter((element) => element.checkVisibility({ visibilityProperty: true }));
   const label = (element) => `${element.localName}#${element.id}.${element.className} ${element.textContent.trim().slice(0, 40)}`;
   const wide = shown("main *").filter((element) => { const { left, right } = element.getBoundingClientRect(); return right > innerWidth + 1 || left < -1; });
   const small = shown("button, .pick, summary, .check, input:not([type=file], [type=checkbox])").filter((element) => Math.min(element.getBoundingClientRect().height, element.getBoundingClientRect().width) < 44);
   const cut = shown("button:not(.choose), .pick, p, h1, h2, summary, label, .figure, .state").filter((element) => element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display !== "inline");
-  return { page: document.documentElement.scrollWidth - document.documentElement.clientWidth, wide: wide.map(label), small: small.map(label), cut: cut.map(label) };
+  return { overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth, wide: wide.map(label), small: small.map(label), cut: cut.map(label) };
 });
-const NO_FAULTS = { page: 0, wide: [], small: [], cut: [] };
+const NO_FAULTS = { overflow: 0, wide: [], small: [], cut: [] };
 
 for (const [name, { size, ...options }] of Object.entries({
   "on a phone": { ...PHONE, size: 100 },
@@ -60,7 +62,7 @@ for (const [name, { size, ...options }] of Object.entries({
   pageTest(`${name}, nothing is cut off, wider than the screen or too small to hit`, options, async (page, service) => {
     await page.open(service.url);
     await page.run((size) => { document.documentElement.style.fontSize = `${size}%`; }, size);
-    assert.equal(await page.run(() => document.querySelector("#take").checkVisibility()), Boolean(options.mobile), "the camera's button is for touch screens");
+    assert.equal(await page.run(() => document.querySelector("#take").checkVisibility()), Boolean(options.mobile), "the camera's button should be shown on touch screens only");
     assert.equal(await page.run(() => document.querySelector("[name=camera]").getAttribute("capture")), "environment");
     const act = (selector) => (options.mobile ? page.tap(selector) : page.click(selector));
     await act("#samples");

@@ -60,7 +60,7 @@ pageTest("several pictures are compared, and the same picture is a cache hit", a
     similarity: document.querySelector("#similarity").innerText,
     explained: document.querySelector("#compared").innerText,
   }));
-  assert.equal(sides.tops[0], sides.tops[1], "the pictures are side by side");
+  assert.equal(sides.tops[0], sides.tops[1], "the pictures should be side by side");
   assert.equal(sides.similarity, `Cosine similarity: ${expected}`);
   assert.match(sides.explained, /0\.9 means .* In the sandbox this is about shapes and colours only\./s);
   // The same picture once more has the same vector.
@@ -110,7 +110,7 @@ pageTest("without sandbox mode the page does not mention the sandbox", { service
   assert.doesNotMatch(await page.run(() => document.querySelector("main").innerText), /sandbox|sample/i);
 });
 
-pageTest("an error is shown with its detail and the request's id, and others continue", async (page, service) => {
+pageTest("an error is shown with its detail and the request's id, and other pictures can be added", async (page, service) => {
   await page.open(service.url);
   await page.fill("#address", "http://169.254.169.254/latest/meta-data/");
   await page.click("#send");
@@ -127,9 +127,9 @@ pageTest("an error is shown with its detail and the request's id, and others con
   await row(page, /415 unsupported_image/);
   await page.expectFailure(415);
   assert.match(await problem(page), /^2 of the pictures failed/);
-  for (const left of [1, 0]) {
+  for (const remaining of [1, 0]) {
     await page.click("#rows li [data-do=remove]");
-    await page.until(`${left} rows`, (left) => document.querySelectorAll("#rows li").length === left, left);
+    await page.until(`${remaining} rows`, (remaining) => document.querySelectorAll("#rows li").length === remaining, remaining);
   }
   assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
 });

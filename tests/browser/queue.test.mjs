@@ -7,19 +7,20 @@ import { answerWith, choose, dropDrawn, facts, pageTest, problem, row, scripted,
 const problemOf = (status, code, detail) => ({ status, code, detail, request_id: `id-of-${code}` });
 const tooBusy = (seconds, status = 503) => [status, { "retry-after": String(seconds) }, problemOf(status, "overloaded", "Too busy.")];
 
-/// A service that answers a request only after `release`.
+/// A service that answers no request before `release` is called. `mostWaiting` returns how many requests
+/// it had received until then.
 function held() {
   const waiting = [];
-  const options = { released: false, most: 0 };
+  const state = { isReleased: false, mostWaiting: 0 };
   const release = () => {
-    options.released = true;
+    state.isReleased = true;
     for (const resolve of waiting.splice(0)) resolve();
   };
   const service = () => scripted(async (number) => {
-    if (!options.released) await new Promise((resolve) => { options.most = waiting.push(resolve); });
+    if (!state.isReleased) await new Promise((resolve) => { state.mostWaiting = waiting.push(resolve); });
     return answerWith(number);
   }, { isSandbox: false });
-  return { service, release, most: () => options.most };
+  return { service, release, mostWaiting: () => state.mostWaiting };
 }
 
 const states = (page) => page.run(() => [...document.querySelectorAll("#rows .state")].map((element) => element.textContent));
@@ -33,13 +34,14 @@ pageTest("at most three pictures are sent at once, and each shows its state", { 
   assert.deepEqual(await states(page), [...Array(3).fill("Waiting for NVIDIA"), ...Array(2).fill("In the queue")]);
   assert.equal(await page.run(() => document.querySelector("#queue-title").textContent), "5 on the way");
   assert.equal(await page.run(() => document.querySelector("#status").textContent), "5 pictures added.");
-  // One that is removed is not answered, and makes room.
+  // A picture that is removed gets no vector, and makes room for the next one.
   await page.click("#rows li [data-do=remove]");
   await page.until("four rows", () => document.querySelectorAll("#rows li").length === 4);
   assert.equal(await page.run(() => document.activeElement.ariaLabel), "Remove: 1.png");
   holding.release();
   assert.deepEqual((await wall(page, 4)).map(([name]) => name).sort(), ["1.png", "2.png", "3.png", "4.png"]);
-  assert(holding.most() <= 4, `${holding.most()} at once`);
+  // Three at once, and one in place of the removed picture.
+  assert(holding.mostWaiting() <= 4, `${holding.mostWaiting()} requests were sent`);
 });
 
 pageTest("an upload shows how much is sent", { service: () => scripted((number) => answerWith(number)) }, async (page, service) => {
@@ -69,7 +71,7 @@ for (const status of [503, 429]) {
   });
 }
 
-pageTest("a picture that fails says why and can be tried again, and an endless wait is a failure", { service: () => scripted((number) => [
+pageTest("a picture that fails says why and can be tried again, and a wait of an hour is a failure", { service: () => scripted((number) => [
   [422, {}, problemOf(422, "embedding_rejected", "NVIDIA rejects this picture.")],
   tooBusy(3600),
   [502, { "content-type": "text/html" }, null],
@@ -124,9 +126,10 @@ pageTest("to save data, a large photograph is sent smaller and upright, and a sm
   assert.match(await page.run(() => document.querySelector("#shrink").labels[0].innerText), /vectors then differ slightly/);
   for (const drop of [() => dropTurnedPhoto(page), () => choose(page, "rocket.jpg")]) await drop();
   const shown = await wall(page, 3);
-  assert.equal(shown[1][0], "turned.jpeg", "the smaller copy is most similar");
+  assert.equal(shown[1][0], "turned.jpeg", "the smaller copy should be most similar");
   assert(Number(shown[1][1]) > 0.95, shown[1][1]);
   await page.click("#wall li:nth-child(2) .choose");
+  // 1500 × 1000 pixels, turned and scaled down to 1024 pixels at the longer side.
   await page.until("the facts", () => document.querySelector("#about dl").textContent.includes("683"));
   const sent = await facts(page);
   assert.equal(sent.Picture, "image/jpeg, 683 × 1024");

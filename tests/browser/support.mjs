@@ -1,4 +1,4 @@
-// Helpers for the tests of the home page and of /docs.
+// What the tests of the home page and of /docs share: the browser, the service, and actions on a page.
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
@@ -22,6 +22,7 @@ if (program) {
   after(() => Promise.all([browser?.close(), service?.stop()]));
 }
 
+/// The path of a fixture, such as a photograph.
 export const photo = (name) => fileURLToPath(new URL(`../fixtures/${name}`, import.meta.url));
 
 /// Defines a test with a new page. `options.service` may start a service; the default is the sandbox. At
@@ -47,7 +48,7 @@ export function pageTest(name, options, work) {
   });
 }
 
-/// Adds pictures by the file chooser.
+/// Adds pictures by the file chooser. Each name is that of a fixture, or an absolute path.
 export const choose = (page, ...names) => page.choose(() => page.click("input[name=file]"), ...names.map((name) => (name.startsWith("/") ? name : photo(name))));
 
 /// Waits until the wall has this many pictures, and returns for each its name and its figure, in the wall's order.
@@ -71,8 +72,8 @@ export const problem = (page) => page.until("a problem", () => document.querySel
 /// The facts about the chosen picture.
 export const facts = (page) => page.run(() => Object.fromEntries([...document.querySelectorAll("#about dt")].map((term) => [term.textContent, term.nextSibling.textContent])));
 
-/// Starts a service whose pages come from the sandbox, but whose answers to pictures come from `answer`: a
-/// function from the request's number and its body to `[status, headers, body]` or a promise of them.
+/// Starts a service whose pages come from the sandbox, but whose answers to pictures come from `answer`. This
+/// function gets the request's number and its body, and returns `[status, headers, body]` or a promise of them.
 export async function scripted(answer, { isSandbox = true } = {}) {
   let calls = 0;
   const server = createServer(async (request, response) => {

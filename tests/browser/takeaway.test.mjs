@@ -29,12 +29,13 @@ pageTest("the vector of the chosen picture is copied, also where the browser has
   await page.run(() => Object.defineProperty(navigator, "clipboard", { value: undefined }));
   await page.click("#copy");
   await copied(2);
-  assert.equal(await page.run(() => document.activeElement.id), "copy", "the focus returns");
+  assert.equal(await page.run(() => document.activeElement.id), "copy", "the focus should return to the button");
   const texts = await page.run(() => window.copied);
   for (const text of texts) assert.deepEqual(JSON.parse(text), vector);
 });
 
-/// Chooses rocket.jpg, and a picture whose name has a comma and quotes.
+/// Chooses rocket.jpg, and a picture whose name has a comma and quotes. Then calls `work` with this name and
+/// the folder of the picture.
 async function openTwo(page, service, work) {
   const folder = await mkdtemp(join(tmpdir(), "names-"));
   const name = `it's "2", ok; a\\b.png`;
@@ -49,6 +50,7 @@ async function openTwo(page, service, work) {
   }
 }
 
+/// Chooses a picture on the wall.
 const select = async (page, name) => {
   await page.run((name) => [...document.querySelectorAll(".choose")].find((element) => element.title === name).click(), name);
   await page.until("the choice", (name) => document.querySelector("#left figcaption").textContent === name, name);
@@ -110,7 +112,7 @@ pageTest("with a key, the command has a placeholder for it and not the key", { s
   assert.equal(await page.run((key) => document.documentElement.outerHTML.includes(key), API_KEY), false);
 });
 
-pageTest("the browser asks before vectors are lost, and only then; nothing else is stored", async (page, service) => {
+pageTest("the browser asks before vectors are lost, and only then; the page stores nothing", async (page, service) => {
   await page.open(service.url);
   await page.click("h1"); // without a click the browser would never ask
   await page.open(service.url);

@@ -36,7 +36,7 @@ pageTest("another picture can be compared, and the drawing shows how much the ve
   await wall(page, 3);
   await page.click("#wall li:has([title='rocket.jpg']) .choose");
   await page.until("the same picture", () => document.querySelector("#similarity").textContent === "Cosine similarity: 1.00");
-  assert.equal(await ink(page), 0, "equal vectors have no difference");
+  assert.equal(await ink(page), 0, "equal vectors should have no difference");
   await page.click("#wall li:has([title='chelsea.png']) .compare");
   await page.until("the other picture", () => document.querySelector("#right figcaption").textContent === "chelsea.png");
   const figure = (await wall(page, 3))[2][1];
@@ -70,13 +70,13 @@ pageTest("by keyboard alone, pictures are added, chosen, compared and removed, a
   assert.deepEqual(await page.run(() => ["left", "right"].map((id) => document.querySelector(`#${id} figcaption`).textContent)), [first, second]);
   assert.equal(await page.run(() => document.activeElement.classList.contains("choose")), true);
   assert.equal(await status(page), `Removed: ${name}`);
-  for (const left of [1, 0]) {
+  for (const remaining of [1, 0]) {
     await focusOn("#remove");
     await page.press("Enter");
-    await page.until(`${left} pictures`, (left) => (left ? document.querySelectorAll("#wall li").length === left : document.querySelector("#results").hidden), left);
+    await page.until(`${remaining} pictures`, (remaining) => (remaining ? document.querySelectorAll("#wall li").length === remaining : document.querySelector("#results").hidden), remaining);
   }
   assert.equal(await page.run(() => document.activeElement.name), "file");
-  assert.equal(await page.run(() => document.querySelector("#left img").hasAttribute("src")), false, "the picture's URL is released");
+  assert.equal(await page.run(() => document.querySelector("#left img").hasAttribute("src")), false, "the picture's URL should be released");
 });
 
 /// The places of all pictures on the map, by name.
@@ -97,7 +97,7 @@ pageTest("the map puts similar pictures near each other, and is moved by mouse a
   await page.open(service.url);
   await choose(page, "rocket.jpg", "chelsea.png");
   await wall(page, 2);
-  assert.equal(await page.run(() => document.querySelector("#views").checkVisibility()), false, "there is a map only from three pictures");
+  assert.equal(await page.run(() => document.querySelector("#views").checkVisibility()), false, "there should be no map of fewer than three pictures");
 
   const before = await openMap(page, service);
   const [photo, copy, landscape] = SAMPLES;
@@ -120,6 +120,7 @@ pageTest("the map puts similar pictures near each other, and is moved by mouse a
   assert.equal(await chosen(page), landscape);
 
   await page.run(() => document.querySelector("#space").focus());
+  // The key + makes the map 1.4 times as large.
   for (const key of ["+", "ArrowRight"]) await page.press(key);
   const gap = distance(before[photo], before[landscape]);
   await page.until("the larger map", (gap) => {
@@ -153,7 +154,7 @@ pageTest("with 200 pictures a choice is answered within 100 ms", { service: () =
   await page.open(service.url);
   await dropDrawn(page, 200);
   // On a busy machine, all together may take longer than `until` waits.
-  for (const some of [50, 100, 150]) await page.until(`${some} pictures`, (some) => document.querySelectorAll("#wall li").length >= some, some);
+  for (const count of [50, 100, 150]) await page.until(`${count} pictures`, (count) => document.querySelectorAll("#wall li").length >= count, count);
   await wall(page, 200);
   const times = await page.run(async () => {
     const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
@@ -170,9 +171,9 @@ pageTest("with 200 pictures a choice is answered within 100 ms", { service: () =
     }
     return times;
   });
-  // On a busy machine, some are slower.
+  // On a busy machine, some answers are slower.
   assert(Math.min(...times) < 100, times.join());
-  // The pictures of the same colour have similar vectors.
+  // Twenty pictures have the same colour, and only these have similar vectors. One of them is the chosen one.
   const shown = await wall(page, 200);
   const figures = shown.slice(1).map(([, figure]) => Number(figure));
   assert.deepEqual(figures, figures.toSorted((a, b) => b - a));

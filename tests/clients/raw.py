@@ -20,6 +20,7 @@ class Connection:
 
     def __init__(self):
         self.socket = socket.create_connection((server.hostname, server.port), timeout=60)
+        # Otherwise the system might send several pieces together.
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.reader = self.socket.makefile("rb")
 
@@ -133,7 +134,7 @@ def uploads_of_okhttp_and_urlsession_and_a_url_are_answered_on_one_connection():
 
 def a_chunked_upload_is_accepted():
     # Chunks of 7 bytes split every boundary and every header of a part.
-    for size in (7, 16384):
+    for size in (7, 16_384):
         with Connection() as connection:
             connection.send(request_head("/vectorize-image-upload", f"Content-Type: multipart/form-data; boundary={OKHTTP}", "Transfer-Encoding: chunked"))
             connection.send(*chunked(okhttp_form(OKHTTP), size))

@@ -1,5 +1,5 @@
-// Runs each client of this folder against two services in sandbox mode, one of which requires a key, and
-// prints one line for each client. curl is tested by tests/api/commands.rs, with the commands of the pages.
+// Runs each client of this folder against two services in sandbox mode. One of them requires a key. Prints one
+// line for each client. curl is tested by tests/api/commands.rs, with the commands of the pages.
 
 import { spawn } from "node:child_process";
 import { readdir } from "node:fs/promises";

@@ -13,8 +13,8 @@ warnings.filterwarnings("ignore", "Default model is set as", UserWarning)
 
 
 def open_ai(url, key, **options):
-    # With the check of the context's length, LangChain would download a list of tokens from the internet, and
-    # send the numbers of tokens instead of the text.
+    # With the check of the context's length, LangChain would download a list of tokens from the internet. It
+    # would then send the numbers of tokens instead of the text. Without retries, a failure shows at once.
     return OpenAIEmbeddings(
         base_url=url + "/v1", api_key=key, model=MODEL, check_embedding_ctx_length=False, max_retries=0, **options
     )

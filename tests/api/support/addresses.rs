@@ -8,8 +8,8 @@ use std::{
 use reqwest::Client;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// An HTTP client that connects from this address. On Linux, every address in 127.0.0.0/8 belongs to
-/// this machine.
+/// An HTTP client that connects from this address. On Linux, every address in 127.0.0.0/8 belongs
+/// to this machine.
 pub fn client_from(source: [u8; 4]) -> Client {
     Client::builder()
         .no_proxy()

@@ -125,7 +125,8 @@ impl Builder {
         let address = app.address();
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(app.serve(async {
-            // An error means that the test dropped the `TestApp`. The service stops in this case, too.
+            // An error means that the test dropped the `TestApp`. The service stops in this case,
+            // too.
             let _ = stopped.await;
         }));
         let client = Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
@@ -292,7 +293,11 @@ impl TestApp {
     pub async fn wait_for_saved_count(&self, count: usize) {
         let started = std::time::Instant::now();
         while self.saved().len() != count {
-            assert!(started.elapsed() < Duration::from_secs(20), "{:?}", self.saved());
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "{count} pictures should be saved within 20 s: {:?}",
+                self.saved()
+            );
             tokio::task::yield_now().await;
         }
     }

@@ -72,8 +72,8 @@ impl ServiceProcess {
         service
     }
 
-    /// Runs a command that starts the program, and waits until the program listens. Also returns the
-    /// lines that the program logs after that.
+    /// Runs a command that starts the program, and waits until the program listens. Also returns
+    /// the lines that the program logs after that.
     fn spawn(
         mut command: Command,
         folder: &Path,

@@ -29,7 +29,8 @@ impl LowBits {
     }
 }
 
-/// Writes bits from the most significant bit of each byte on, as in JPEG, and in TIFF's LZW and fax.
+/// Writes bits from the most significant bit of each byte on, as in JPEG, and in TIFF's LZW and
+/// fax.
 #[derive(Default)]
 pub struct HighBits {
     bytes: Vec<u8>,
@@ -76,8 +77,8 @@ pub fn zlib(bytes: &[u8]) -> Vec<u8> {
     stream
 }
 
-/// A zlib stream of at least `len` zeros. The stream is about a thousand times shorter, because two bits
-/// are the code for 258 zeros (RFC 1951, 3.2.7).
+/// A zlib stream of at least `len` zeros. The stream is about a thousand times shorter, because two
+/// bits are the code for 258 zeros (RFC 1951, 3.2.7).
 pub fn zlib_zeros(len: u64) -> Vec<u8> {
     let mut bits = LowBits::default();
     let repeats = len.div_ceil(258);
@@ -89,8 +90,8 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
     for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
         bits.put(length, 3);
     }
-    // The lengths of the codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes) and for
-    // the distance 1, and zero for all symbols in between.
+    // The lengths of the codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes) and
+    // for the distance 1, and zero for all symbols in between.
     let (one, two, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
     for (code, run) in [
         (two, None),
@@ -182,8 +183,8 @@ pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
     riff_chunk(b"ANMF", &[head, chunks.concat()].concat())
 }
 
-/// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). It decodes to grey pixels until the
-/// zeros end.
+/// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). It decodes to grey pixels until
+/// the zeros end.
 pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -> Vec<u8> {
     // A key frame that is shown, and the code that follows the first three bytes of a key frame.
     let mut frame = (first_partition_len << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
@@ -305,8 +306,8 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
 /// component: the horizontal sampling factor in the upper four bits, and the vertical one in the
 /// lower four.
 ///
-/// The code of a DC difference is its length, in four bits. There are three AC codes: `00` is the end of
-/// a block, `01` is a coefficient of one bit, and `10` is a coefficient of two bits.
+/// The code of a DC difference is its length, in four bits. There are three AC codes: `00` is the
+/// end of a block, `01` is a coefficient of one bit, and `10` is a coefficient of two bits.
 pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec<u8> {
     let mut jpeg = b"\xff\xd8".to_vec();
     jpeg.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));

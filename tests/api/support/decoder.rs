@@ -5,8 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, process::Command};
 use imagesvc::decoder;
 use tempfile::TempDir;
 
-/// Settings with the real decoder. The default program is `/proc/self/exe`, which is the test binary
-/// here.
+/// Settings with the real decoder. The default program is `/proc/self/exe`, which is the test
+/// binary here.
 pub fn decoder_settings() -> decoder::Settings {
     let program = env!("CARGO_BIN_EXE_imagesvc").into();
     decoder::Settings { program, ..decoder::Settings::new(512 << 20) }
@@ -24,8 +24,8 @@ pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
         folder.path().join("pid").display(),
     );
     // A shell writes the file. If this process wrote the file, a program that another test starts
-    // at the same time might inherit the open file, and the system refuses to run a file that is
-    // open for writing.
+    // at the same time might inherit the open file. The system refuses to run a file that is open
+    // for writing.
     let written = Command::new("sh")
         .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 700 \"$0\""])
         .args([program.as_os_str(), text.as_ref()])

@@ -11,8 +11,8 @@ const EDGES: [u32; 12] =
 /// This many bytes at the start of a file contain most of its header fields.
 const HEADER_LEN: usize = 256;
 
-/// Damages a picture in one to five places. Some damage replaces bytes with bytes of `other`, a picture
-/// that should have the same format.
+/// Damages a picture in one to five places. Some damage replaces bytes with bytes of `other`, a
+/// picture that should have the same format.
 pub fn damaged(picture: &[u8], other: &[u8], random: &mut Rng) -> Vec<u8> {
     let mut bytes = picture.to_vec();
     for _ in 0..random.usize(1..=5) {

@@ -11,8 +11,8 @@ pub const ROCKET: &[u8] = include_bytes!("../../fixtures/rocket.jpg");
 pub const CHELSEA: &[u8] = include_bytes!("../../fixtures/chelsea.png");
 /// A JPEG photograph of 1000 × 872 pixels, too large to be sent to NVIDIA inline.
 pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg");
-/// A HEIC photograph of 80 × 120 pixels with the structure of an iPhone's photographs: in tiles, and
-/// stored on its side.
+/// A HEIC photograph of 80 × 120 pixels with the structure of an iPhone's photographs: in tiles,
+/// and stored on its side.
 pub const PHONE: &[u8] = include_bytes!("../../fixtures/heic/iphone-grid.heic");
 
 /// Converts a picture to another format.
@@ -33,8 +33,8 @@ pub fn noise_png(width: u32, height: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
-/// The same picture with different bytes for each `n`. The bytes of `n` are appended, and decoders ignore
-/// bytes after a picture's end.
+/// The same picture with different bytes for each `n`. The bytes of `n` are appended, and decoders
+/// ignore bytes after a picture's end.
 pub fn variant(picture: &[u8], n: usize) -> Vec<u8> {
     [picture, &n.to_le_bytes()].concat()
 }

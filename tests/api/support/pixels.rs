@@ -9,8 +9,8 @@ use image_rs::RgbImage;
 pub struct Difference {
     /// The mean of the absolute differences of all samples.
     pub mean: f64,
-    /// The largest difference of a channel's averages over the same square of 8 × 8 pixels. Noise hardly
-    /// changes an average, but a wrong patch does.
+    /// The largest difference of a channel's averages over the same square of 8 × 8 pixels. Noise
+    /// hardly changes an average, but a wrong patch does.
     pub worst: f64,
 }
 
@@ -22,15 +22,17 @@ impl Difference {
             return None;
         }
         let (across, down) = (a.width().div_ceil(SIDE), a.height().div_ceil(SIDE));
-        // For each square and channel: the sum of the differences, the number of pixels, and the sum of
-        // the absolute differences.
+        // For each square and channel: the sum of the differences, the number of pixels, and the
+        // sum of the absolute differences.
         let mut squares = vec![[(0.0, 0.0, 0.0); 3]; (across * down) as usize];
-        for ((x, y, a), b) in a.enumerate_pixels().zip(b.pixels()) {
+        for ((x, y, pixel_of_a), pixel_of_b) in a.enumerate_pixels().zip(b.pixels()) {
             let square = &mut squares[(y / SIDE * across + x / SIDE) as usize];
-            for ((sum, pixels, absolute), (a, b)) in square.iter_mut().zip(a.0.into_iter().zip(b.0))
+            let samples = pixel_of_a.0.into_iter().zip(pixel_of_b.0);
+            for ((sum, pixels, absolute), (sample_of_a, sample_of_b)) in
+                square.iter_mut().zip(samples)
             {
-                *sum += f64::from(a) - f64::from(b);
-                *absolute += f64::from(a.abs_diff(b));
+                *sum += f64::from(sample_of_a) - f64::from(sample_of_b);
+                *absolute += f64::from(sample_of_a.abs_diff(sample_of_b));
                 *pixels += 1.0;
             }
         }

@@ -17,8 +17,8 @@ pub fn base64_body(picture: &[u8]) -> String {
     json!({ "image_base64": BASE64_STANDARD.encode(picture) }).to_string()
 }
 
-/// The head of a POST request with the content type of a [`form`]. Each line in `other_headers` must
-/// end in `\r\n`.
+/// The head of a POST request with the content type of a [`form`]. Each line in `other_headers`
+/// must end in `\r\n`.
 pub fn post_head(route: &str, content_length: usize, other_headers: &str) -> Vec<u8> {
     format!(
         "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM_CONTENT_TYPE}\r\n\

@@ -1,5 +1,5 @@
-//! A minimal terminal: it shows text as a person would see it. Tests check with it that a progress bar
-//! is drawn and removed correctly.
+//! A minimal terminal: it shows text as a person would see it. Tests check with it that a progress
+//! bar is drawn and removed correctly.
 
 use std::str::Chars;
 
@@ -25,7 +25,7 @@ impl Terminal {
                 '\n' => self.move_to_row(self.row + 1),
                 '\u{1b}' => {
                     watch(self);
-                    assert_eq!(chars.next(), Some('['), "only CSI sequences are used");
+                    assert_eq!(chars.next(), Some('['), "the program must use CSI sequences only");
                     let sequence = read_sequence(&mut chars);
                     self.control(&sequence);
                 }

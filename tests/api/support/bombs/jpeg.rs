@@ -62,8 +62,8 @@ fn with_segments(segments: &[u8]) -> Vec<u8> {
     with_empty_scan([&jpeg_head(BASELINE, (64, 64), &[0x11; 3])[..], segments].concat())
 }
 
-/// A progressive picture with this number of scans, of one byte each. The decoder processes all blocks
-/// for each scan.
+/// A progressive picture with this number of scans, of one byte each. The decoder processes all
+/// blocks for each scan.
 fn scans(size: (u16, u16), count: usize) -> Vec<u8> {
     let mut jpeg = jpeg_head(PROGRESSIVE, size, &[0x11; 3]);
     jpeg.extend([scan_head(&[1, 2, 3], (0, 0), 0), vec![0]].concat());
@@ -89,8 +89,8 @@ fn frame_grows() -> Vec<u8> {
     with_empty_scan([jpeg_head(BASELINE, (16, 16), &[0x11; 3]), second].concat())
 }
 
-/// 15,000 pieces of extended XMP without the last piece, and 300,000 more segments (XMP specification,
-/// part 3, 1.1.3.1). Some decoders sort and compare all pieces after each segment.
+/// 15,000 pieces of extended XMP without the last piece, and 300,000 more segments (XMP
+/// specification, part 3, 1.1.3.1). Some decoders sort and compare all pieces after each segment.
 fn extended_xmp() -> Vec<u8> {
     let mut piece = b"http://ns.adobe.com/xmp/extension/\0".to_vec();
     piece.extend([b'0'; 32]);

@@ -131,8 +131,8 @@ fn clear_codes() -> Vec<u8> {
     bits.finish()
 }
 
-/// Fax data (ITU-T T.6): 400,000 pairs of a white and a black run, each of length 0, and then the end of
-/// the row.
+/// Fax data (ITU-T T.6): 400,000 pairs of a white and a black run, each of length 0, and then the
+/// end of the row.
 fn empty_runs() -> Vec<u8> {
     let mut bits = HighBits::default();
     for _ in 0..400_000 {
@@ -182,9 +182,9 @@ fn picture(
     sorted_tiff(data, entries)
 }
 
-/// A picture of 16 × 16 pixels whose only strip is a JPEG. The JPEG's header announces `side` × `side`
-/// pixels, but the JPEG has no pixel data. If it is progressive and `side` is 16384, a decoder that
-/// ignores the size of the strip allocates 2.4 GB.
+/// A picture of 16 × 16 pixels in a single strip, which is a JPEG. The JPEG's header announces
+/// `side` × `side` pixels, but the JPEG has no pixel data. If it is progressive and `side` is
+/// 16384, a decoder that ignores the size of the strip allocates 2.4 GB.
 fn strip_of_jpeg(frame: u8, side: u16) -> Vec<u8> {
     let spectrum = if frame == PROGRESSIVE { (0, 0) } else { (0, 63) };
     let jpeg =
@@ -192,9 +192,9 @@ fn strip_of_jpeg(frame: u8, side: u16) -> Vec<u8> {
     picture(JPEG, &jpeg, (16, 16), 16, (DATA_AT, jpeg.len() as u64))
 }
 
-/// A picture of 8 × 8 pixels in an extremely wide tile. To skip the samples after the third, a decoder
-/// may allocate a whole row of the tile. To skip the pixels right of the picture, a decoder may
-/// decompress a whole row.
+/// A picture of 8 × 8 pixels in an extremely wide tile. To skip the samples after the third, a
+/// decoder may allocate a whole row of the tile. To skip the pixels right of the picture, a decoder
+/// may decompress a whole row.
 fn wide_tile(width: u64, samples: u64, bits: u64, data: &[u8], compression: u64) -> Vec<u8> {
     let mut entries = base_entries(compression, (8, 8), samples, bits);
     if samples > 3 {
@@ -212,8 +212,8 @@ fn wide_tile(width: u64, samples: u64, bits: u64, data: &[u8], compression: u64)
     sorted_tiff(data, entries)
 }
 
-/// A picture of 8 × 8 pixels in an extremely wide tile with the floating-point predictor, which
-/// distributes the bytes of a number over the whole row.
+/// A picture of 8 × 8 pixels in an extremely wide tile with the floating-point predictor. This
+/// predictor distributes the bytes of a number over the whole row.
 fn wide_tile_of_floats() -> Vec<u8> {
     let mut entries = base_entries(DEFLATE, (8, 8), 3, 32);
     entries.push((tag::PREDICTOR, tag::SHORT, vec![tag::FLOAT_PREDICTOR]));
@@ -229,8 +229,8 @@ fn wide_tile_of_floats() -> Vec<u8> {
     sorted_tiff(&zlib_zeros(1 << 28), entries)
 }
 
-/// A picture of 16 × 16 pixels in a tile with JPEG compression. The tile is about as large as a JPEG can
-/// be.
+/// A picture of 16 × 16 pixels in a tile with JPEG compression. The tile is about as large as a
+/// JPEG can be.
 fn large_tile_jpeg() -> Vec<u8> {
     let jpeg =
         [jpeg_head(PROGRESSIVE, (65_520, 65_520), &[0x11; 3]), scan_head(&[1, 2, 3], (0, 0), 0)];

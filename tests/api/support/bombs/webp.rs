@@ -1,5 +1,5 @@
-//! Hostile WebPs (<https://developers.google.com/speed/webp/docs/riff_container>, the specification of
-//! the lossless bitstream, and RFC 6386).
+//! Hostile WebPs (<https://developers.google.com/speed/webp/docs/riff_container>, the specification
+//! of the lossless bitstream, and RFC 6386).
 
 use super::Bomb;
 use crate::support::craft::{LowBits, anmf, riff_chunk, vp8, vp8_grey, vp8x, webp};
@@ -79,8 +79,8 @@ fn alpha(chunk: &[u8], frame: &[u8]) -> Vec<u8> {
     webp(&[vp8x(ALPHA, width, height), riff_chunk(b"ALPH", chunk), riff_chunk(b"VP8 ", frame)])
 }
 
-/// A canvas of 16 × 16 pixels with a frame of 16383 × 16383. The decoder compares the two sizes only after
-/// it has decoded the frame, which takes 0.4 GB of memory.
+/// A canvas of 16 × 16 pixels with a frame of 16383 × 16383. The decoder compares the two sizes
+/// only after it has decoded the frame, which takes 0.4 GB of memory.
 fn inner_frame_larger() -> Vec<u8> {
     let frame = vp8(16_383, 16_383, 520_000, 1 << 20);
     webp(&[vp8x(0, 16, 16), riff_chunk(b"VP8 ", &frame)])
@@ -92,8 +92,8 @@ fn animated_inner_frame_larger() -> Vec<u8> {
     animated(&[anmf(16, 16, &[riff_chunk(b"VP8 ", &frame)])])
 }
 
-/// A frame of 16 × 16 pixels with alpha of the same size, but a picture of 64 × 64. The decoder assumes
-/// that alpha and picture have the same size, and panics.
+/// A frame of 16 × 16 pixels with alpha of the same size, but a picture of 64 × 64. The decoder
+/// assumes that alpha and picture have the same size, and panics.
 fn animated_alpha_smaller() -> Vec<u8> {
     let alpha = riff_chunk(b"ALPH", &[0; 257]);
     animated(&[anmf(16, 16, &[alpha, riff_chunk(b"VP8 ", &vp8_grey(64, 64))])])

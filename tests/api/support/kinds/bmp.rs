@@ -57,9 +57,9 @@ fn with_alpha_mask(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A BMP with the second header of OS/2, which is 24 bytes longer than that of Windows and so ends
-/// at byte 78 instead of 54. The offset of the pixels is at byte 10, and the length of the second
-/// header at byte 14.
+/// A BMP with the second header of OS/2. This header is 24 bytes longer than that of Windows, so it
+/// ends at byte 78 and not at byte 54. The offset of the pixels is at byte 10, and the length of
+/// the second header at byte 14.
 fn os2(windows: &[u8]) -> Vec<u8> {
     let mut bmp = windows.to_vec();
     bmp[10] += 24;

@@ -1,5 +1,5 @@
-//! GIF: ordinary, interlaced, transparent, animated, without a colour table, and with a frame that is
-//! smaller or larger than the canvas.
+//! GIF: ordinary, interlaced, transparent, animated, without a colour table, and with a frame that
+//! is smaller or larger than the canvas.
 
 use super::{Kind, byte, palette};
 use crate::support::craft::gif_lzw;

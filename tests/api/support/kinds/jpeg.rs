@@ -107,8 +107,8 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
     let ids: Vec<u8> = (1..=sampling.len() as u8).collect();
     let blocks_per_mcu: u32 =
         sampling.iter().map(|factors| u32::from((factors >> 4) * (factors & 15))).sum();
-    // In a scan of several components, blocks fill up the last MCU (minimum coded unit) of a row and of
-    // a column. A scan of one component contains only the blocks that are needed (A.2.2).
+    // In a scan of several components, blocks fill up the last MCU (minimum coded unit) of a row
+    // and of a column. A scan of one component contains only the blocks that are needed (A.2.2).
     let blocks_in_own_scan = |factors: u8| {
         (size.0 * u32::from(factors >> 4)).div_ceil(8 * across)
             * (size.1 * u32::from(factors & 15)).div_ceil(8 * down)

@@ -1,8 +1,8 @@
 //! Generates ordinary pictures of every kind. Like photographs, they have gradients and some noise.
 //!
-//! Some kinds are missing. Lossy WebP is always grey, because an encoder for colours would be long. There
-//! is no JPEG with arithmetic coding, with 12 bits or without loss. Two kinds that the service cannot
-//! decode are included: see [`is_unsupported`].
+//! Some kinds are missing. Lossy WebP is always grey, because an encoder for colours would be long.
+//! There is no JPEG with arithmetic coding, with 12 bits or without loss. Two kinds that the
+//! service cannot decode are included: see [`is_unsupported`].
 
 mod bmp;
 mod gif;
@@ -52,8 +52,8 @@ fn byte(x: u32, y: u32, channel: u32) -> u8 {
     (sample(x, y, channel) >> 8) as u8
 }
 
-/// Rows of samples with this number of bits, most significant bit first. Each row is padded to whole
-/// bytes.
+/// Rows of samples with this number of bits, most significant bit first. Each row is padded to
+/// whole bytes.
 fn packed((width, height): (u32, u32), channels: u32, bits: u32) -> Vec<Vec<u8>> {
     let row = |y| {
         let samples = (0..width).flat_map(|x| (0..channels).map(move |c| sample(x, y, c)));

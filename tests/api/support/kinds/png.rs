@@ -3,8 +3,8 @@
 use super::{Kind, packed, palette};
 use crate::support::craft::{Interlace, png, png_chunk, zlib};
 
-/// For each pass: the first column and row, and the steps to the next column and row (PNG specification,
-/// 8.1).
+/// For each pass: the first column and row, and the steps to the next column and row (PNG
+/// specification, 8.1).
 const PASSES: [(u32, u32, usize, usize); 7] = [
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -44,8 +44,8 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
 }
 
 /// Scanlines without a filter. Each pass of an interlaced picture is generated like a small picture
-/// of its own, so an interlaced picture shows something else than a picture that is not interlaced.
-/// No test needs them to be equal.
+/// of its own. So an interlaced picture does not show the same as one that is not interlaced. No
+/// test needs them to be equal.
 fn pixels((width, height): (u32, u32), channels: u32, depth: u32, interlace: Interlace) -> Vec<u8> {
     let lines = |size| {
         let rows = packed(size, channels, depth);

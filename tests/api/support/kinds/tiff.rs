@@ -9,13 +9,17 @@ use crate::support::{
     tiff_tags::{self as tag, DATA_AT},
 };
 
-/// Photometric interpretations.
+// Photometric interpretations.
 const WHITE_IS_ZERO: u64 = 0;
 const GREY: u64 = 1;
 const RGB: u64 = 2;
 const PALETTE: u64 = 3;
 const CMYK: u64 = 5;
 const YCBCR: u64 = 6;
+
+// Compressions that are not in the list of [`all`].
+const GROUP_4: u64 = 4;
+const JPEG: u64 = 7;
 
 type Compress = fn(&[u8]) -> Vec<u8>;
 
@@ -40,6 +44,7 @@ struct Samples {
 }
 
 pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
+    // For each compression: its number in a TIFF, the function that compresses, and its name.
     let compressions: [(u64, Compress, &str); 5] = [
         (1, <[u8]>::to_vec, "none"),
         (5, tiff_lzw, "lzw"),
@@ -94,7 +99,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     let planar_tiles = picture(size, planar_rgb, Layout::Tiles(64), uncompressed);
     kinds.push(("tiff-planar-tiles".into(), planar_tiles));
     kinds.extend(with_jpeg_compression(size));
-    kinds.push(("tiff-fax".into(), one_strip(size, (4, WHITE_IS_ZERO), (1, 1), &fax(size))));
+    kinds.push(("tiff-fax".into(), one_strip(size, (GROUP_4, WHITE_IS_ZERO), (1, 1), &fax(size))));
     kinds
 }
 
@@ -108,7 +113,7 @@ fn with_jpeg_compression(size: (u32, u32)) -> Vec<Kind> {
             Some("cmyk") => (CMYK, 4),
             _ => (YCBCR, 3),
         };
-        (format!("tiff-{name}"), one_strip(size, (7, photometric), (samples, 8), &jpeg))
+        (format!("tiff-{name}"), one_strip(size, (JPEG, photometric), (samples, 8), &jpeg))
     };
     jpegs.map(wrap).collect()
 }

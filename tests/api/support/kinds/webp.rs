@@ -1,4 +1,5 @@
-//! WebP: lossless from an encoder, lossy in grey, and both in extended files, with alpha and animated.
+//! WebP: lossless from an encoder, lossy in grey, and both in extended files, with alpha and
+//! animated.
 
 use image_rs::{ImageFormat, RgbImage, RgbaImage};
 
