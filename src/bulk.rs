@@ -71,8 +71,8 @@ const SHARED_CONCURRENCY: usize = 8;
 pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome, BulkError> {
     let mut interrupt = Interrupt::install().map_err(BulkError::System)?;
     let reader = ItemReader {
-        field: arguments.field.clone(),
-        id: arguments.id.clone(),
+        location_field: arguments.field.clone(),
+        id_field: arguments.id.clone(),
         prefix: arguments.prefix.clone(),
     };
     source::check(&arguments.sources)?;
@@ -176,7 +176,7 @@ async fn count(
         dry_run::count(&sources, &reader, existing, limit, requests_per_minute)
     };
     on_blocking_thread(count).await?;
-    Ok(Outcome::AllEmbedded)
+    Ok(Outcome::Success)
 }
 
 /// Runs work that blocks on a thread for such work.

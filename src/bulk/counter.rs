@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     fn start(path: PathBuf) -> Counter {
-        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         Counter::start(vec![path], reader).unwrap()
     }
 

@@ -14,7 +14,7 @@ const USAGE: u8 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// Every row is in the output.
-    AllEmbedded,
+    Success,
     /// Some rows have failed.
     SomeFailed,
     /// The run has stopped early, for example because every further picture would have failed.
@@ -26,7 +26,7 @@ pub enum Outcome {
 impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {
-            Outcome::AllEmbedded => Self::SUCCESS,
+            Outcome::Success => Self::SUCCESS,
             Outcome::SomeFailed | Outcome::Stopped => Self::FAILURE,
             Outcome::Interrupted => Self::from(interrupt::EXIT_CODE),
         }

@@ -21,7 +21,7 @@ use super::{
     interrupt::Interrupt,
     item::ItemReader,
     output::OutputError,
-    progress::say,
+    progress::write_line,
 };
 use crate::config::{ExportFile, ExportFormat};
 use rows::RowFile;
@@ -110,7 +110,7 @@ impl Export {
         interrupt: &mut Interrupt,
     ) -> Result<Outcome, BulkError> {
         match &run {
-            Ok(Outcome::AllEmbedded | Outcome::SomeFailed) => {}
+            Ok(Outcome::Success | Outcome::SomeFailed) => {}
             Ok(Outcome::Stopped | Outcome::Interrupted) | Err(BulkError::Write(_)) => {
                 say_not_made(&self.file.path);
                 return run;
@@ -119,10 +119,10 @@ impl Export {
             Err(_) => return run,
         }
         let (path, rows_path) = (self.file.path.clone(), self.rows_path.clone());
-        say(&format!("making {}", path.display()));
+        write_line(&format!("making {}", path.display()));
         match self.make(interrupt).await {
             Ok(count) => {
-                say(&format!("{} contains {count} rows", path.display()));
+                write_line(&format!("{} contains {count} rows", path.display()));
                 run
             }
             Err(ExportError::Interrupted) => {
@@ -210,7 +210,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 fn say_not_made(path: &Path) {
     let is_old = fs::exists(path).unwrap_or(false);
     let state = if is_old { "is still of an earlier run" } else { "was not made" };
-    say(&format!("{} {state}: run again to make it", path.display()));
+    write_line(&format!("{} {state}: run again to make it", path.display()));
 }
 
 #[cfg(test)]

@@ -168,7 +168,7 @@ mod tests {
     use super::*;
 
     fn reader() -> ItemReader {
-        ItemReader { field: None, id: None, prefix: String::new() }
+        ItemReader { location_field: None, id_field: None, prefix: String::new() }
     }
 
     fn item(path: &str) -> Item {

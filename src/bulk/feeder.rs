@@ -44,7 +44,7 @@ impl Feeder {
     /// Rows that a test sends.
     #[cfg(test)]
     pub(super) fn of(rows: mpsc::Receiver<Fed>) -> Self {
-        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         let counter = Counter::start(vec!["-".into()], reader).unwrap();
         Self { rows, skipped: Arc::default(), counter, limit: None }
     }

@@ -228,7 +228,7 @@ mod tests {
 
     /// A job of the lane `a:80` if the URL is `http://a/…`.
     fn job(url: &str) -> Job {
-        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         Job::new(reader.plain(Picture::parse(url)))
     }
 

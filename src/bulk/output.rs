@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     fn reader() -> ItemReader {
-        ItemReader { field: None, id: None, prefix: String::new() }
+        ItemReader { location_field: None, id_field: None, prefix: String::new() }
     }
 
     impl Existing {

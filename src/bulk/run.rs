@@ -17,7 +17,7 @@ use super::{
     item::{Failure, Item, NAME_TAKEN},
     json_object,
     lanes::{Job, Lanes},
-    progress::{Progress, say},
+    progress::{Progress, write_line},
     tally::Tally,
     window::Window,
     writer::{Closed, Writer},
@@ -155,7 +155,7 @@ impl Run {
                     is_interrupted = true;
                     // A second signal ends the process at once, and would leave the bar behind.
                     self.progress.remove_bar();
-                    say(&format!(
+                    write_line(&format!(
                         "interrupted: waiting for {} running requests; interrupt again to stop at once",
                         self.calls.len()
                     ));
@@ -186,17 +186,17 @@ impl Run {
         self.progress.finish(&self.tally);
         let failures = written.map_err(BulkError::Write)?;
         if let Some(path) = failures {
-            say(&format!("the failures are in {}", path.display()));
+            write_line(&format!("the failures are in {}", path.display()));
         }
         if let Some(reason) = &self.stop_reason {
-            say(&format!("stopped: {reason} Run the same command again to continue."));
+            write_line(&format!("stopped: {reason} Run the same command again to continue."));
         } else if is_interrupted {
-            say("interrupted: run the same command again to continue");
+            write_line("interrupted: run the same command again to continue");
         }
         Ok(match self.tally.failed {
             _ if is_interrupted => Outcome::Interrupted,
             _ if self.stop_reason.is_some() => Outcome::Stopped,
-            0 => Outcome::AllEmbedded,
+            0 => Outcome::Success,
             _ => Outcome::SomeFailed,
         })
     }
@@ -366,7 +366,7 @@ impl Run {
     /// Sends no further rows, and waits for the running requests.
     fn stop(&mut self, reason: String) {
         if self.stop_reason.is_none() {
-            self.progress.console().say(&format!("stopping: {reason}"));
+            self.progress.console().write_line(&format!("stopping: {reason}"));
             self.stop_reason = Some(reason);
         }
     }

@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use url::Url;
 use uuid::Uuid;
 
-use super::{client::ServiceClient, error::BulkError, progress::say};
+use super::{client::ServiceClient, error::BulkError, progress::write_line};
 use crate::{
     app::{App, BuildError},
     config::Config,
@@ -51,10 +51,10 @@ impl Service {
         let folder = if save { None } else { Some(cache_folder()?) };
         let config = config.for_own_client(keys, folder);
         for warning in &config.warnings {
-            say(&format!("warning: {warning}"));
+            write_line(&format!("warning: {warning}"));
         }
         let path = config.store.folder.display();
-        say(&match save {
+        write_line(&match save {
             true => format!("pictures are saved in {path}"),
             false => format!("vectors are cached in {path}; pictures are not saved"),
         });

@@ -155,7 +155,7 @@ impl Rows {
 
 /// The label of a row, from the source's members.
 fn label(reader: &ItemReader, members: &[Member<'_>]) -> Option<String> {
-    let id = reader.id.as_ref().and_then(|id| json_object::field(members, id));
+    let id = reader.id_field.as_ref().and_then(|id| json_object::field(members, id));
     let id = id.map(|id| json_object::as_string(id).unwrap_or_else(|| id.get().to_owned()));
     id.or_else(|| reader.location(members))
 }

@@ -106,7 +106,7 @@ fn write(
                         output.flush()?;
                     }
                     Entry::Failure(item, failure) => {
-                        console.say(&failures::row(&item, &failure, &reader));
+                        console.write_line(&failures::row(&item, &failure, &reader));
                     }
                 }
             }

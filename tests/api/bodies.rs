@@ -9,8 +9,8 @@ use tokio::{
 };
 
 use crate::support::{
-    FORM_CONTENT_TYPE, FakeNvidia, FakeServer, ROCKET, Reply, SMUGGLED, TestApp, assert_problem,
-    base64_body, form, is_missing,
+    FORM_CONTENT_TYPE, FakeNvidia, FakeServer, ROCKET, Reply, SMUGGLED_REQUEST, TestApp,
+    assert_problem, base64_body, form, is_missing,
 };
 
 /// The largest picture that the service of [`start_limited`] accepts, in bytes.
@@ -195,9 +195,9 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         // The smuggled request is the body of the first request. A second request comes after it.
         let requests = format!(
-            "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{SMUGGLED}\
+            "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{SMUGGLED_REQUEST}\
              GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-            SMUGGLED.len()
+            SMUGGLED_REQUEST.len()
         );
         stream.write_all(requests.as_bytes()).await.unwrap();
         let mut answers = String::new();

@@ -307,7 +307,7 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_phone_soon_gets_a_call_although_a_bulk_run_fills_the_service() {
+async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "100")

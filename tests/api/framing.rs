@@ -5,8 +5,8 @@ use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    FORM_CONTENT_TYPE, FakeNvidia, ROCKET, SMUGGLED, ServiceProcess, TestApp, assert_problem,
-    exchange, form, parse_answer, raw_request, read_to_end,
+    FORM_CONTENT_TYPE, FakeNvidia, ROCKET, SMUGGLED_REQUEST, ServiceProcess, TestApp,
+    assert_problem, exchange, form, parse_answer, raw_request, read_to_end,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -170,7 +170,10 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
             codings.iter().map(|coding| format!("transfer-encoding: {coding}\r\n")).collect();
         // A parser that is wrong about the end of the body would find a request inside the body or
         // after it.
-        let body = format!("{:x}\r\n{SMUGGLED}\r\n0\r\n\r\n{SMUGGLED}", SMUGGLED.len());
+        let body = format!(
+            "{:x}\r\n{SMUGGLED_REQUEST}\r\n0\r\n\r\n{SMUGGLED_REQUEST}",
+            SMUGGLED_REQUEST.len()
+        );
         for path in ["/vectorize-image-upload", "/health"] {
             let mut request = raw_request(&format!("POST {path} HTTP/1.1"), &["x"], &headers);
             request.extend(body.as_bytes());
@@ -221,7 +224,7 @@ async fn a_request_whose_body_has_an_ambiguous_end_gets_an_empty_400_and_the_con
     ] {
         let line = format!("POST /health HTTP/{version}");
         let head = raw_request(&line, &["x"], &format!("{framing}\r\n"));
-        let request = [&head[..], SMUGGLED.as_bytes(), more_bytes.as_bytes()].concat();
+        let request = [&head[..], SMUGGLED_REQUEST.as_bytes(), more_bytes.as_bytes()].concat();
         let answer = parse_answer(&exchange(app.address, &request).await);
         assert_eq!((answer.status, answer.text().as_str()), (400, ""), "{version} {framing}");
     }
@@ -238,7 +241,7 @@ async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
     ] {
         // A parser that uses the length would find a request after the five bytes `0\r\n\r\n`.
         let mut request = raw_request("POST /nothing HTTP/1.1", &["x"], framing);
-        request.extend(format!("0\r\n\r\n{SMUGGLED}").as_bytes());
+        request.extend(format!("0\r\n\r\n{SMUGGLED_REQUEST}").as_bytes());
         let answer = parse_answer(&exchange(app.address, &request).await);
         assert_problem(&answer, 404, "not_found");
     }

@@ -1,7 +1,7 @@
 //! A request over HTTP/1.1 must have exactly one valid `Host` (RFC 9112, section 3.2).
 
 use crate::support::{
-    FakeNvidia, SMUGGLED, TestApp, assert_problem, exchange, parse_answer, raw_request,
+    FakeNvidia, SMUGGLED_REQUEST, TestApp, assert_problem, exchange, parse_answer, raw_request,
 };
 
 #[tokio::test]
@@ -51,6 +51,7 @@ async fn every_route_requires_exactly_one_valid_host_header() {
             assert_eq!(answer.header("connection"), "close");
         }
     }
+    // HTTP/1.0 requires no host, but an invalid one is refused.
     for hosts in [&["x", "x"][..], &["a b"]] {
         let head = raw_request("GET /health HTTP/1.0", hosts, "");
         assert_problem(&parse_answer(&exchange(app.address, &head).await), 400, "invalid_host");
@@ -72,11 +73,11 @@ async fn valid_host_headers_are_accepted_and_http_1_0_requires_none() {
 }
 
 #[tokio::test]
-async fn a_request_after_a_request_with_two_host_headers_is_not_answered() {
+async fn after_two_host_headers_the_connection_answers_no_further_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let two_hosts = raw_request("GET /health HTTP/1.1", &["x", "evil.example"], "");
-    let requests = [&two_hosts[..], SMUGGLED.as_bytes()].concat();
+    let requests = [&two_hosts[..], SMUGGLED_REQUEST.as_bytes()].concat();
     let only_answer = parse_answer(&exchange(app.address, &requests).await);
     assert_problem(&only_answer, 400, "invalid_host");
 }

@@ -34,7 +34,8 @@ impl Rows {
         let file = ExportFile { path: self.path(name), format };
         let rows_path = self.path("out.jsonl");
         let rows = File::options().read(true).append(true).open(&rows_path).unwrap();
-        let reader = ItemReader { field: None, id: None, prefix: self.prefix.into() };
+        let reader =
+            ItemReader { location_field: None, id_field: None, prefix: self.prefix.into() };
         Export::prepare(file, &rows_path, &rows, &reader).unwrap()
     }
 
@@ -156,7 +157,7 @@ fn the_rows_stay_locked_until_the_export_ends() {
     let rows = Rows::new("");
     let open = || super::super::output::open(&rows.path("out.jsonl"));
     let file = open().unwrap();
-    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let target = ExportFile { path: rows.path("out.npy"), format: ExportFormat::Npy };
     let export = Export::prepare(target, &rows.path("out.jsonl"), &file, &reader).unwrap();
     drop(file);

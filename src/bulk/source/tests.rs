@@ -18,7 +18,7 @@ fn items(files: &[(&str, &[u8])]) -> Result<Vec<Item>, String> {
 }
 
 fn read_all(paths: &[PathBuf]) -> Result<Vec<Item>, String> {
-    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let mut items = Vec::new();
     let take = &mut |item| {
         items.push(item);
@@ -157,7 +157,7 @@ fn reading_stops_when_no_more_items_are_wanted() {
     ] {
         let path = folder.path().join(name);
         fs::write(&path, text).unwrap();
-        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         let mut count = 0;
         let take = &mut |_| {
             count += 1;

@@ -64,13 +64,14 @@ impl Parquet {
             }
         }
         let is_wanted = |name: &str| {
-            let mut chosen_fields = [&reader.id, &reader.field].into_iter().flatten();
+            let mut chosen_fields =
+                [&reader.id_field, &reader.location_field].into_iter().flatten();
             let contains_field = |path: &str| {
                 path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
             [&vector, &model].contains(&&name.to_owned())
                 || chosen_fields.any(|path| contains_field(path))
-                || reader.field.is_none() && USUAL_FIELDS.contains(&name)
+                || reader.location_field.is_none() && USUAL_FIELDS.contains(&name)
         };
         let wanted = columns.enumerate().filter(|(_, name)| is_wanted(name)).map(|(at, _)| at);
         let mask = ProjectionMask::roots(schema, wanted);
@@ -120,8 +121,8 @@ impl Parquet {
         if row.model.is_none() {
             return Err("its model is not a text".into());
         }
-        let id = self.reader.id.as_ref().and_then(|id| columns.field(id));
-        row.label = id.or_else(|| columns.location(self.reader.field.as_deref()));
+        let id = self.reader.id_field.as_ref().and_then(|id| columns.field(id));
+        row.label = id.or_else(|| columns.location(self.reader.location_field.as_deref()));
         columns.read_vector(&self.reader.name("vector"), &mut row.vector)?;
         self.position += 1;
         let rows_left = self.rows_left.checked_sub(1);

@@ -13,7 +13,7 @@ pub(super) type ReadRow = (u64, Option<String>, Vec<f32>);
 /// The fields that are read without options: a row's label is its path or URL, and the added fields have
 /// no prefix.
 pub(super) fn usual_fields() -> ItemReader {
-    ItemReader { field: None, id: None, prefix: String::new() }
+    ItemReader { location_field: None, id_field: None, prefix: String::new() }
 }
 
 /// Writes a file with this name, and reads all rows of it.
@@ -85,11 +85,14 @@ fn the_label_of_a_row_of_a_jsonl_file_is_its_id_or_else_its_path_or_url() {
         (usual_fields(), [label("a.jpg"), label("http://h/b"), None]),
         // The value of the field `n` is preferred to the URL. Without `n`, the path is the label.
         (
-            ItemReader { id: Some("n".into()), ..usual_fields() },
+            ItemReader { id_field: Some("n".into()), ..usual_fields() },
             [label("a.jpg"), label("7"), label("[7]")],
         ),
         // With `--field`, only this field is the path or URL.
-        (ItemReader { field: Some("x.y".into()), ..usual_fields() }, [None, label("z"), None]),
+        (
+            ItemReader { location_field: Some("x.y".into()), ..usual_fields() },
+            [None, label("z"), None],
+        ),
     ] {
         let numbered = (1..).zip(labels).zip(vectors.clone());
         let expected: Vec<_> = numbered.map(|((n, label), vector)| (n, label, vector)).collect();

@@ -13,7 +13,7 @@ use super::Answer;
 
 /// A request that tests hide inside or after the body of another request. The service must not
 /// answer it.
-pub const SMUGGLED: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
+pub const SMUGGLED_REQUEST: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
 
 /// Reads until the service closes the connection.
 pub async fn read_to_end(stream: &mut TcpStream) -> String {
