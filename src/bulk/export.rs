@@ -145,7 +145,7 @@ impl Export {
             joined = &mut made => joined,
             () = interrupt.wait() => {
                 is_interrupted.store(true, Ordering::Relaxed);
-                interrupt.exit_at_the_next();
+                interrupt.exit_at_next_signal();
                 made.await
             }
         };
