@@ -19,7 +19,7 @@ impl Rows {
         Self { folder, prefix: "" }
     }
 
-    /// Sets what the names of the added fields begin with.
+    /// Sets the beginning of the added fields' names.
     #[cfg(feature = "parquet")]
     pub(super) fn prefixed(self, prefix: &'static str) -> Self {
         Self { prefix, ..self }
@@ -111,7 +111,7 @@ fn without_rows_a_numpy_file_declares_no_rows_and_the_vector_length_of_the_model
 }
 
 #[test]
-fn the_line_of_a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
+fn the_error_of_an_invalid_row_contains_its_line_number_and_an_earlier_file_stays() {
     let good = row("1,2");
     for (line, message) in [
         (row("1"), "line 2: its vector has 1 numbers, and the first row's has 2"),

@@ -1,5 +1,5 @@
-//! Reads the rows of a `.parquet` file: a column with lists of floats, the model, and the columns
-//! that may contain a row's path, URL or id.
+//! Reads the rows of a `.parquet` file: the column with lists of floats, the column with the model, and
+//! the columns that may contain a row's path, URL or id.
 
 use std::{
     fs::File,
@@ -34,7 +34,7 @@ const BATCH_ROWS: usize = 32;
 pub(super) struct Parquet {
     batches: ParquetRecordBatchReader,
     batch: Option<RecordBatch>,
-    /// The position in `batch`.
+    /// The position of the next row in `batch`.
     position: usize,
     /// The number of rows of the file that are not read yet.
     rows_left: u64,
@@ -75,7 +75,8 @@ impl Parquet {
         };
         let wanted = columns.enumerate().filter(|(_, name)| is_wanted(name)).map(|(at, _)| at);
         let mask = ProjectionMask::roots(schema, wanted);
-        // The Arrow schema in the file's metadata is not used: a list of any kind is read as a list.
+        // The Arrow schema in the file's metadata is ignored, so lists of fixed and of variable length are
+        // both read as lists of variable length.
         let levels = parquet_to_arrow_field_levels(schema, mask.clone(), None).map_err(damaged)?;
         let row_groups = CheckedRowGroups::new(file, metadata, &mask).map_err(damaged)?;
         let rows_left = row_groups.rows();
@@ -154,7 +155,7 @@ impl Columns<'_> {
         })
     }
 
-    /// The text or number in a field. Dots lead into the JSON of a column.
+    /// The text or number in a field. After a dot, `path` names a field inside the JSON of a column.
     fn field(&self, path: &str) -> Option<String> {
         self.text(path).or_else(|| {
             path.match_indices('.').find_map(|(dot, _)| {
