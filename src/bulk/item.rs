@@ -154,8 +154,8 @@ impl ItemReader {
         Item { identity: Identity::of(&object), object, label, picture }
     }
 
-    /// An item for one JSON object of a list, given as text. `place` is the list, and `line` the line in
-    /// it.
+    /// An item for one JSON object of a list, given as text. `place` is the list. `line` is the object's
+    /// line, or its number in a `.json` list.
     pub(super) fn object(&self, text: &str, place: &str, line: u64) -> Item {
         let text = json_object::on_one_line(text.trim());
         let all = match json_object::members(&text) {
