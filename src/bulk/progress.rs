@@ -236,8 +236,7 @@ pub(super) fn write_line(line: &str) {
 }
 
 /// Escapes control characters, so that a file's name or an error message cannot control the terminal.
-/// The escapes are those of JSON. JSON in one line contains control characters only in its strings, so
-/// it stays valid and keeps its meaning.
+/// The escapes are those of JSON, so in a JSON string they mean the same characters.
 pub(super) fn printable(line: &str) -> Cow<'_, str> {
     // The ranges are the characters that change the direction of writing.
     let is_control =
