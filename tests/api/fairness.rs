@@ -314,7 +314,7 @@ async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() 
         // The bulk run opens up to 500 connections.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .configure(|config| {
-            // In place of a minute, so that the test is short.
+            // Two seconds in place of a minute, so that the test is short.
             config.nvidia.pace_window = Duration::from_secs(2);
         })
         .start()
@@ -323,21 +323,21 @@ async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() 
     bulk.write_pictures(700);
     let arguments = format!("photos --out vectors.jsonl --concurrency 500 --to {}", app.url(""));
     let run = bulk.start(&arguments);
-    let phone = client_from(OTHER);
+    let single_client = client_from(OTHER);
     for round in 0..5 {
         app.wait_for(|value| value("imagesvc_pictures_waiting") >= 100.0).await;
         let calls_before = nvidia.count();
         let picture = tiny(1000 + round);
-        let upload = app.send_by(&phone, app.upload_request(&picture, "a.png"));
-        // A tenth of the request timeout, which is 60 s.
+        let upload = app.send_by(&single_client, app.upload_request(&picture, "a.png"));
+        // This is a tenth of the request timeout, which is 60 s.
         timeout(Duration::from_secs(6), upload).await.unwrap().vector();
-        // In order of arrival, the phone's call would come after 100 calls for waiting pictures. A
-        // few calls are made while the phone's picture is received.
+        // In the order of arrival, this call would come after 100 calls for waiting pictures. A few
+        // calls are made while the client's picture is received.
         let calls = nvidia.count() - calls_before;
         assert!(calls < 40, "round {round}: fewer than 40 calls should be made, not {calls}");
     }
     Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 700);
-    // 700 calls for the bulk run, and 5 for the phone.
+    // 700 calls for the bulk run, and 5 for the single client.
     assert_eq!(nvidia.count(), 705);
 }
