@@ -109,21 +109,21 @@ impl PaceLimiter {
         let mut state = self.0.state(now);
         let is_spread = state.must_spread(count);
         let demand = Demand { client_network, is_spread, count };
-        let time = state.expected_time(demand, now);
-        if time >= deadline {
-            return Err(time - now);
+        let last_call = state.expected_time(demand, now);
+        if last_call >= deadline {
+            return Err(last_call - now);
         }
         state.reserved.add(client_network, count as u64);
         Ok(ReservationGuard { pace: Arc::clone(&self.0), client_network, is_spread, count })
     }
 
-    /// The most calls, up to `at_most`, that one client can reserve within `time` while no other
+    /// The most calls, up to `at_most`, that one client can reserve within `period` while no other
     /// calls are made.
-    pub(super) fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
+    pub(super) fn largest_reservation(&self, at_most: usize, period: Duration) -> usize {
         let (mut state, now) = (State::new(self.0.rule), Instant::now());
         let mut fits = |count: usize| {
             let (client_network, is_spread) = (ClientNetwork::UNKNOWN, state.must_spread(count));
-            state.expected_time(Demand { client_network, is_spread, count }, now) < now + time
+            state.expected_time(Demand { client_network, is_spread, count }, now) < now + period
         };
         (1..=at_most).rev().find(|count| fits(*count)).unwrap_or(0)
     }
