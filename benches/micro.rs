@@ -1,4 +1,5 @@
-//! Measures functions that run for each byte or for each request: `cargo bench --bench micro`.
+//! Measures functions whose time matters because they run for each byte or for each request. To run:
+//! `cargo bench --bench micro`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, unreachable_pub)]
 
@@ -45,7 +46,8 @@ fn spool(bencher: Bencher<'_, '_>, len: usize) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     bencher.counter(BytesCount::new(len)).bench_local(|| {
         runtime.block_on(async {
-            // A picture that can be sent inline stays in memory. 200,000 is NVIDIA's limit.
+            // A picture that can be sent inline stays in memory. 200,000 is NVIDIA's limit on the
+            // length of its Base64 text.
             let mut picture = store.spool(InlineImage::largest_picture(200_000));
             for chunk in &chunks {
                 picture.write(chunk).await.unwrap();

@@ -1,11 +1,11 @@
 //! The commands `embed` and `nearest`, which are clients of the service.
 //!
-//! [`embed`] embeds the pictures of folders and lists, and writes one JSON line for each.
-//! [`nearest`](fn@nearest) compares one picture with these lines. The service is a running one, or
-//! one that the command starts in this process on a loopback port. In both cases the cache, the
-//! limits and the errors are those of the service.
+//! [`embed`] embeds the pictures of folders and lists, and writes one JSON line for each picture.
+//! [`nearest`](fn@nearest) compares one picture with these lines. Both use a running service, or start
+//! one in this process on a loopback port. In both cases the cache, the limits and the errors are those
+//! of the service.
 //!
-//! The parts of a run of `embed`:
+//! The parts of `embed`, and the path of a row through them:
 //!
 //! ```text
 //! source ──► feeder ──► lanes ──► client ──► classify ──► writer ──► output, failures
@@ -71,8 +71,8 @@ const SHARED_CONCURRENCY: usize = 8;
 pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome, BulkError> {
     let mut interrupt = Interrupt::install().map_err(BulkError::System)?;
     let reader = ItemReader {
-        field: arguments.field.clone(),
-        id: arguments.id.clone(),
+        location_field: arguments.field.clone(),
+        id_field: arguments.id.clone(),
         prefix: arguments.prefix.clone(),
     };
     source::check(&arguments.sources)?;
@@ -113,13 +113,14 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
 }
 
 /// The number of requests at once to a service in this process. It is twice the number of permits for
-/// calls to NVIDIA, because a request holds a permit for only a part of its time. It is at most the
-/// number of calls in half a minute: a request that would wait for its call past its deadline would be
-/// refused.
+/// calls to NVIDIA, because a request needs its permit for only a part of its time. But it is at most the
+/// number of calls that half a minute allows. With more requests, some would wait for their calls past
+/// their deadlines, and would be refused.
 fn concurrency_in_process(config: &Config) -> usize {
     let twice_the_permits = 2 * config.embed.call.max_concurrency;
-    let half_a_minute = config.nvidia.requests_per_minute.map(|calls| (calls as usize / 2).max(1));
-    half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
+    let calls_in_half_a_minute =
+        config.nvidia.requests_per_minute.map(|calls| (calls as usize / 2).max(1));
+    calls_in_half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
 /// Checks the names of the files that the run would write.
@@ -176,10 +177,10 @@ async fn count(
         dry_run::count(&sources, &reader, existing, limit, requests_per_minute)
     };
     on_blocking_thread(count).await?;
-    Ok(Outcome::AllEmbedded)
+    Ok(Outcome::Success)
 }
 
-/// Runs work that blocks on a thread for such work.
+/// Runs `work` on a thread that it may block.
 async fn on_blocking_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, BulkError> + Send + 'static,
 ) -> Result<T, BulkError> {

@@ -26,8 +26,8 @@ pub fn run() -> ExitCode {
     let _log = LogGuard;
     let exit_code = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let exit_code = runtime.block_on(run_command(command, config));
-        // All requests have ended. Only a DNS look-up or a hanging disk can still block a thread.
-        // The process waits at most a second for such a thread.
+        // All requests have ended. Only a DNS look-up or a hanging disk can still block a thread. The
+        // process waits for such a thread for at most a second.
         runtime.shutdown_timeout(Duration::from_secs(1));
         exit_code
     });
@@ -53,8 +53,8 @@ async fn run_command(command: Command, config: Config) -> Result<ExitCode, Box<d
         Command::Embed(arguments) => return Ok(embed::embed(*arguments, config).await),
         Command::Nearest(arguments) => return Ok(nearest::nearest(*arguments, config).await),
         Command::Check { live } => {
-            let is_without_fault = check::check(&config, live).await;
-            if !is_without_fault {
+            let has_no_fault = check::check(&config, live).await;
+            if !has_no_fault {
                 return Ok(ExitCode::FAILURE);
             }
         }

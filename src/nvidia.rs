@@ -212,7 +212,7 @@ impl Client {
             .unwrap_or(KeyState::Unknown)
     }
 
-    /// Adds the headers of every call to NVIDIA's API. The presigned upload has none of them.
+    /// Adds the headers of every call to NVIDIA's API. An upload to a presigned URL must not have them.
     fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
         request.header(AUTHORIZATION, self.0.key.bearer()).header(ACCEPT, "application/json")
     }
@@ -241,7 +241,7 @@ impl Client {
         let outcome = match timeout_at(attempt_deadline, exchange).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
-                // This states the error type of `exchange`.
+                // The compiler needs this to know the error type of `exchange`.
                 let error: reqwest::Error = error;
                 // Only the causes are logged: the error's own text contains the URL, which may be
                 // presigned.

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{fake_nvidia::FakeNvidia, http::Connection, nvidia_api};
 
-/// The program to measure: that in `BENCH_PROGRAM` if it is set, else the program of this build.
+/// The program to measure: the one that `BENCH_PROGRAM` names if it is set, else that of this build.
 pub fn program() -> PathBuf {
     let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_imagesvc").into());
     // An absolute path, because the service runs in another folder.
@@ -28,7 +28,7 @@ pub struct Service {
     process: Child,
 }
 
-/// Processor time in milliseconds, in the program and in the kernel.
+/// Processor time in milliseconds: in the program's own code, and in the kernel.
 #[derive(Clone, Copy)]
 pub struct Cpu {
     pub user: f64,
@@ -139,8 +139,8 @@ impl Service {
         })
     }
 
-    /// The process ids of the decoders. Leaves out a child that has been forked but does not run
-    /// the decoder's program yet, because such a child still has the memory of the service.
+    /// The process ids of the decoders. Leaves out a child that does not run the decoder's program yet,
+    /// because it still has the memory of the service.
     fn decoders(&self) -> impl Iterator<Item = u32> {
         let threads = fs::read_dir(self.proc("task")).unwrap().flatten();
         let children =

@@ -1,6 +1,6 @@
-//! A fake NVIDIA that responds without delay unless a benchmark sets one, and a fake picture
-//! server. They share the processors with the measured service. Both use blocking threads, because
-//! these need little processor time.
+//! A fake NVIDIA and a fake picture server. They respond without delay, unless a benchmark sets a
+//! delay for inferences. They share the processors with the measured service, so they use blocking
+//! threads, which need little processor time.
 
 use std::{
     io::{self, IoSlice, Read, Write},
@@ -113,7 +113,7 @@ impl State {
     }
 
     fn respond(&self, mut stream: &TcpStream, method: &str, path: &str) -> io::Result<()> {
-        // The picture ends in the number from the URL, so that each URL has a different picture.
+        // The picture ends with the number from the URL, so that each URL has a different picture.
         let number = path.rsplit('/').next().unwrap_or("").as_bytes();
         match (method, path.split('/').nth(1).unwrap_or("")) {
             ("GET", "small") => return write_with_end(stream, &self.small_picture, number),

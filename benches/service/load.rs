@@ -17,8 +17,8 @@ use crate::{
     request::Request,
 };
 
-/// How long the service may go on working after its responses: it deletes assets and writes to the
-/// cache on disk.
+/// How long the service may continue to work after its responses: it deletes assets, and writes to
+/// the cache on disk.
 const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 /// The number of the next new picture.
@@ -27,7 +27,7 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 /// The requests of a load.
 pub struct Load {
     pub request: Request,
-    /// Whether each request contains a new picture. Otherwise all contain the same.
+    /// Whether each request contains a new picture. Otherwise all contain the same picture.
     pub is_fresh: bool,
     /// The number of clients that send requests at the same time.
     pub clients: usize,
@@ -72,7 +72,7 @@ impl Percentiles {
 impl Load {
     /// Runs the load, after a short warm-up that is not measured.
     pub fn run(&self, service: &Service, nvidia: &FakeNvidia) -> LoadResult {
-        // If all requests have the same picture, this puts it into the cache.
+        // If all requests have the same picture, this request puts that picture into the cache.
         self.client(service).send(self);
         // The main thread also waits at both barriers, and reads the counters in between.
         let (ready, start) = (Barrier::new(self.clients + 1), Barrier::new(self.clients + 1));
@@ -150,7 +150,7 @@ impl Client {
     }
 }
 
-/// Measures requests that go to the fake NVIDIA directly, and not through the service.
+/// Measures requests that are sent to the fake NVIDIA directly, and not through the service.
 pub fn measure_directly(nvidia: &FakeNvidia, run_for: Duration) -> Percentiles {
     let (request, started) = (Request::inference(), Instant::now());
     let mut connection = Connection::open(nvidia.address).unwrap();

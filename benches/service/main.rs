@@ -8,9 +8,9 @@
 //! - `BENCH_PROGRAM`: the path of another build to measure.
 //! - `BENCH_LIST_ROWS`: the number of rows of the long list in the part `bulk`. The default is a
 //!   million, which takes some minutes.
-//! - `BENCH_ROWS`: only loads whose names contain this text are run. The name of a load is, for
-//!   example, `upload 34 KB fresh`. A `fresh` picture is sent for the first time. A picture that is
-//!   sent `again` is in the cache.
+//! - `BENCH_LOADS`: in the part `load`, only loads whose names contain this text are run. The name of
+//!   a load is, for example, `upload 34 KB fresh`. A `fresh` picture is sent for the first time. A
+//!   picture that is sent `again` is in the cache.
 //!
 //! Times differ between machines and between runs, so compare times of the same run only. Wait some
 //! minutes between two runs; the comment on `Bench::folder` explains why. Memory and the number of
@@ -65,7 +65,9 @@ const PARTS: [Part; 9] = [
 ];
 
 fn main() {
-    let selected: Vec<_> = env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    // Cargo adds the flag `--bench`.
+    let selected_parts: Vec<_> =
+        env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let seconds = env::var("BENCH_SECONDS").map_or(3.0, |text| text.parse().unwrap());
     let mut bench = Bench {
         nvidia: FakeNvidia::start(),
@@ -73,11 +75,11 @@ fn main() {
         root: Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{}", process::id())),
         folder_count: 0,
         load_time: Duration::from_secs_f64(seconds),
-        selected_loads: env::var("BENCH_ROWS").unwrap_or_default(),
+        load_filter: env::var("BENCH_LOADS").unwrap_or_default(),
         report: Report::default(),
     };
     for (name, run) in PARTS {
-        if selected.is_empty() || selected.iter().any(|part| part == name) {
+        if selected_parts.is_empty() || selected_parts.iter().any(|part| part == name) {
             run(&mut bench);
         }
     }
@@ -94,7 +96,7 @@ struct Bench {
     /// How long each load lasts.
     load_time: Duration,
     /// Only loads whose names contain this text are run.
-    selected_loads: String,
+    load_filter: String,
     report: Report,
 }
 
@@ -105,7 +107,7 @@ impl Drop for Bench {
 }
 
 impl Bench {
-    /// Creates an empty folder for a service.
+    /// Creates an empty folder.
     ///
     /// Folders are removed only at the end. After a removal, ext4 without a journal creates files
     /// more slowly for minutes, because it avoids recently freed inodes.
@@ -118,8 +120,8 @@ impl Bench {
         folder
     }
 
-    /// Starts a service, and sends requests to it before the measurement: in a new folder, the file
-    /// system needs several times as long for each of the first thousands of files.
+    /// Starts a service, and sends requests to it before the measurement. In a new folder, the file
+    /// system is several times slower for the first few thousand files.
     fn start_warm(&mut self, name: &str) -> Service {
         let service = Service::start(&self.folder(name), &self.nvidia, &[]);
         self.fresh_uploads().run(&service, &self.nvidia);
@@ -140,9 +142,9 @@ impl Bench {
         let service = Service::start(&folder, &self.nvidia, &[]);
         thread::sleep(Duration::from_millis(500)); // until the start is complete
         let program_mb = fs::metadata(program()).unwrap().len() as f64 / 1e6;
-        self.report.goal("start to first answer, ms", startup_times.p50, 60.0);
-        self.report.goal("resident after start, MB", service.memory(), 12.0);
-        self.report.goal("program, MB", program_mb, 24.0);
+        self.report.goal_at_most("start to first answer, ms", startup_times.p50, 60.0);
+        self.report.goal_at_most("resident after start, MB", service.memory(), 12.0);
+        self.report.goal_at_most("program, MB", program_mb, 24.0);
     }
 
     /// Measures the disk without the service.
@@ -184,7 +186,7 @@ impl Bench {
         for (picture, len) in [("34 KB", SMALL), ("2 MB", LARGE)] {
             for (route, request) in routes(len) {
                 for (sent, is_fresh) in [("fresh", true), ("again", false)] {
-                    if !format!("{route} {picture} {sent}").contains(&self.selected_loads) {
+                    if !format!("{route} {picture} {sent}").contains(&self.load_filter) {
                         continue;
                     }
                     let request = request.clone();
@@ -227,20 +229,20 @@ impl Bench {
             // the service still waits for the disk.
             let max_added_ms = if delay == 0 { 1.0 + disk_ms } else { 1.0 };
             let name = format!("added latency, fake NVIDIA of {delay} ms, ms");
-            self.report.goal(&name, through_ms - direct_ms, max_added_ms);
+            self.report.goal_at_most(&name, through_ms - direct_ms, max_added_ms);
         }
         self.nvidia.set_delay(Duration::ZERO);
     }
 
-    /// Measures the service's memory. The cache in memory is off, because its size depends on a
-    /// setting only.
+    /// Measures the service's memory. The cache in memory is off, because it would only add the size
+    /// that its setting allows.
     fn memory(&mut self) {
         let settings = [("IMAGESVC_CACHE_MEMORY", "0")];
         let folder = self.folder("memory");
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.fresh_uploads().run(&service, &self.nvidia);
         thread::sleep(Duration::from_secs(1)); // until the memory of the load is freed
-        self.report.goal("resident after load, MB", service.memory(), 16.0);
+        self.report.goal_at_most("resident after load, MB", service.memory(), 16.0);
 
         let folder = self.folder("memory");
         let service = Service::start(&folder, &self.nvidia, &settings);
@@ -249,7 +251,8 @@ impl Bench {
             request: Request::upload(LARGEST),
             is_fresh: true,
             clients: 64,
-            run_for: Duration::from_millis(1), // so short that each client sends one request after its warm-up
+            // So short that each client sends only one request after the warm-up of `Load::run`.
+            run_for: Duration::from_millis(1),
         };
         let result = load.run(&service, &self.nvidia);
         println!(
@@ -257,7 +260,7 @@ impl Bench {
             result.requests, result.per_second
         );
         let over_idle = result.peak_memory - idle;
-        self.report.goal("64 uploads of 20 MB at once, MB over idle", over_idle, 32.0);
+        self.report.goal_at_most("64 uploads of 20 MB at once, MB over idle", over_idle, 32.0);
     }
 
     /// Compares a service whose folder contains many files with a service whose folder is new.
@@ -283,8 +286,8 @@ impl Bench {
             new.cpu.total(),
             new.peak_memory
         );
-        self.report.goal("start to first answer, full folder, ms", startup_ms, 60.0);
-        self.report.goal(
+        self.report.goal_at_most("start to first answer, full folder, ms", startup_ms, 60.0);
+        self.report.goal_at_most(
             "CPU of an upload, full folder against new folder",
             full.cpu.total() / new.cpu.total(),
             1.1,

@@ -18,8 +18,8 @@ const SIZE: (u32, u32) = (4000, 3000);
 const EXIF_ORIENTATION_6: &[u8] =
     b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
-/// One photograph in several formats. Each file ends with space for the number of a request's
-/// picture, which decoders ignore.
+/// One photograph in several formats. Each file ends with space for a number, which decoders ignore.
+/// The number makes the pictures of different requests different.
 pub struct Photographs {
     pub jpeg: Vec<u8>,
     /// The JPEG with EXIF orientation 6.
@@ -52,8 +52,8 @@ impl Photographs {
     }
 }
 
-/// Scales a photograph up, and adds noise like that of a camera. Without the noise, the photograph
-/// would compress better than one from a camera.
+/// Scales a photograph up, and adds noise like that of a camera. Without noise, the result would
+/// compress better than a real photograph.
 fn make_photograph() -> RgbImage {
     let small = image_rs::load_from_memory(JPEG).unwrap().into_rgb8();
     let mut large = imageops::resize(&small, SIZE.0, SIZE.1, FilterType::Triangle);

@@ -1,11 +1,10 @@
-//! The lengths of the pictures in bytes, and the length of the number that makes each picture
-//! different.
+//! The lengths of the pictures in bytes, and the length of the number that makes pictures different.
 
 /// The length of a picture as messengers send it. It is sent to NVIDIA inline.
 pub const SMALL: usize = 34 * 1024;
 /// The length of a photograph that is too large to be sent to NVIDIA inline.
 pub const LARGE: usize = 2 << 20;
-/// A length a little below the largest that the service accepts, 20 MiB.
+/// A length a little below 20 MiB, the longest that the service accepts.
 pub const LARGEST: usize = 20_000_000;
 
 /// The number of digits of a picture's number, with zeros in front.

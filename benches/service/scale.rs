@@ -1,12 +1,14 @@
-//! Fills a downloads folder with as many files as it may contain after years of use.
+//! Fills a downloads folder with as many files as it may contain after long use.
 
 use std::{
     fs::{self, File},
     path::Path,
 };
 
-// The numbers of saved pictures and of cached vectors.
+/// The number of saved pictures.
 const PICTURES: u64 = 100_000;
+
+/// The number of cached vectors.
 const VECTORS: u64 = 50_000;
 
 /// The size of a cached vector's file, in bytes.

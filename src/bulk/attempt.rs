@@ -10,10 +10,11 @@ use super::{
     lanes::Job,
 };
 
-/// The longest time for one request. The service itself limits receiving and embedding to less.
+/// The longest time for one request. This is more than the service itself allows for receiving and
+/// embedding a picture.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(420);
 
-/// The longest time from the first attempt of a picture to its last.
+/// The longest time from the first attempt of a picture to its last attempt.
 const PICTURE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The least time for one request, even if the picture's deadline is nearer.

@@ -1,4 +1,5 @@
-//! Classifies errors of the service: what the run does with the picture, with its host, and with the rest.
+//! Classifies errors of the service: decides what the run does with the picture, its host, and the
+//! other pictures.
 
 use std::time::Duration;
 
@@ -7,16 +8,17 @@ use serde::Deserialize;
 
 use super::item::Failure;
 
-/// The pause after the service refused a picture without saying for how long.
+/// The pause after the service refused a picture without a `Retry-After`.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
 
 /// The pause after the service could not be reached.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause that is waited for. The service or host is asked again after it.
+/// The longest pause. If the service demands more, it gets the next request after this time anyway. If
+/// a host demands more, its pictures fail.
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(300);
 
-/// The code of a picture to which the service sent no answer.
+/// The code of a failure if the service sent no answer.
 pub(super) const UNREACHABLE: &str = "service_unreachable";
 
 /// An error body of the service.
@@ -33,17 +35,17 @@ pub(super) enum Action {
     Fail(Failure),
     /// The picture may be sent again.
     TryAgain(Failure),
-    /// The service takes no pictures for this time. This is not the picture's fault.
+    /// The service accepts no pictures for this time. This says nothing about the picture.
     PauseService(Failure, Duration),
     /// The host of the picture has failed. It may answer soon.
     HostFailed(Failure),
-    /// The host of the picture gives no pictures for this time.
+    /// The host of the picture sends no pictures for this time.
     PauseHost(Failure, Duration),
     /// Every further picture would fail in the same way.
     StopRun(Failure),
 }
 
-/// Classifies an error response. `is_final` is whether the service says that it is useless to send the
+/// Classifies an error response. `is_final` is true if the service says that it is useless to send the
 /// picture again soon.
 pub(super) fn response(
     status: StatusCode,
@@ -53,7 +55,7 @@ pub(super) fn response(
 ) -> Action {
     let is_busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     let Some(Problem { code, detail }) = problem else {
-        // The response comes from a proxy or from another program.
+        // Without a problem, the response comes from a proxy or from another program.
         let detail = format!("The service answered {status}.");
         let failure = Failure { code: "unknown_answer".into(), detail, is_retryable: true };
         let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
@@ -93,7 +95,7 @@ pub(super) fn response(
     }
 }
 
-/// Classifies a broken connection. `cause` is why it broke.
+/// Classifies an error of the connection to the service. `cause` is its innermost cause.
 pub(super) fn connection_error(error: &reqwest::Error, cause: &str) -> Action {
     let failure = Failure {
         code: UNREACHABLE.into(),
@@ -125,8 +127,8 @@ mod tests {
             };
             assert_eq!((failure.code.as_str(), pause.as_secs()), (code, 7));
         }
-        let endless = action(503, "embedding_rate_limited", Some(1_000_000));
-        assert!(matches!(endless, Action::PauseService(_, MAX_PAUSE)));
+        let too_long = action(503, "embedding_rate_limited", Some(1_000_000));
+        assert!(matches!(too_long, Action::PauseService(_, MAX_PAUSE)));
         assert!(matches!(action(503, "overloaded", None), Action::PauseService(_, DEFAULT_PAUSE)));
     }
 
@@ -159,7 +161,7 @@ mod tests {
             assert!(matches!(action(status, code, None), Action::StopRun(_)), "{code}");
         }
         assert!(matches!(response(StatusCode::NOT_FOUND, None, false, None), Action::StopRun(_)));
-        // From a proxy with a limit on the body, since the error has no code.
+        // The error has no code, so it comes from a proxy that limits the body.
         let too_large = response(StatusCode::PAYLOAD_TOO_LARGE, None, false, None);
         assert!(matches!(too_large, Action::Fail(_)), "only this picture should fail");
     }

@@ -25,17 +25,17 @@ use crate::{
     telemetry::causes,
 };
 
-/// The largest answer. A vector has some 30 KB.
+/// The largest answer that is read. A vector has about 30 KB.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the question for the service's model may take.
+/// How long the request for the service's model may take.
 const MODEL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long an idle connection stays open. The service closes it later, so no request is sent on a
-/// connection that is being closed.
+/// How long an idle connection stays open. The service closes idle connections later than this, so no
+/// request is sent on a connection that the service is closing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client of one service. Cheap to clone.
@@ -46,7 +46,7 @@ pub(super) struct ServiceClient {
     authorization: Option<HeaderValue>,
     /// Whether the service saves the pictures.
     save: bool,
-    /// What the names of the added fields begin with.
+    /// The beginning of the added fields' names.
     prefix: Arc<str>,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Embedded {
     /// The added fields as JSON, without braces.
     pub fields: String,
     pub model: String,
-    /// Whether the service had the vector already.
+    /// Whether the vector came from the service's cache.
     pub is_cached: bool,
 }
 

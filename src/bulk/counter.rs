@@ -1,5 +1,6 @@
-//! Counts the rows of the sources while the first ones are sent, so that the progress can show how much
-//! time is left. The queue of the run is short, so the run itself knows the number only near its end.
+//! Counts the rows of the sources while the first rows are sent, so that the progress can show how much
+//! time is left. The run itself reads only a limited number of rows ahead, so it would know their number
+//! only near its end.
 
 use std::{
     fs, io,
@@ -10,7 +11,7 @@ use std::{
 
 use super::{item::ItemReader, source};
 
-/// The number of rows of the sources. The thread that counts ends when this is dropped.
+/// The number of rows of the sources, which a thread counts. That thread ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Counter(Arc<OnceLock<u64>>);
 
@@ -31,9 +32,9 @@ impl Counter {
                     is_needed = Arc::strong_count(&thread_rows) > 1;
                     is_needed
                 });
-                // The reader of the rows reports an error, too.
+                // An error is ignored here: the thread that feeds the run reports the same error.
                 if read.is_ok() && is_needed {
-                    let _ = thread_rows.set(count); // nobody else sets it
+                    let _ = thread_rows.set(count); // never fails: no other thread sets the number
                 }
             })?;
         }
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
 
     fn start(path: PathBuf) -> Counter {
-        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         Counter::start(vec![path], reader).unwrap()
     }
 

@@ -13,7 +13,7 @@ use super::{
     source,
 };
 
-/// Counts the rows of the sources. Blocks the thread.
+/// Counts the rows of the sources, and prints the counts. Blocks the thread.
 pub(super) fn count(
     sources: &[PathBuf],
     reader: &ItemReader,

@@ -10,11 +10,11 @@ use super::{
 /// The exit code of a command that cannot start.
 const USAGE: u8 = 2;
 
-/// How a run has ended.
+/// How a command has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// Every row is in the output.
-    AllEmbedded,
+    /// The command has done everything: for `embed`, every row is in the output.
+    Success,
     /// Some rows have failed.
     SomeFailed,
     /// The run has stopped early, for example because every further picture would have failed.
@@ -26,7 +26,7 @@ pub enum Outcome {
 impl From<Outcome> for ExitCode {
     fn from(outcome: Outcome) -> Self {
         match outcome {
-            Outcome::AllEmbedded => Self::SUCCESS,
+            Outcome::Success => Self::SUCCESS,
             Outcome::SomeFailed | Outcome::Stopped => Self::FAILURE,
             Outcome::Interrupted => Self::from(interrupt::EXIT_CODE),
         }
@@ -36,10 +36,10 @@ impl From<Outcome> for ExitCode {
 /// Why a run cannot start, or cannot write its output.
 #[derive(Debug, thiserror::Error)]
 pub enum BulkError {
-    /// A source cannot be read, or not with these arguments.
+    /// A source cannot be read, or does not fit the arguments.
     #[error("{0}")]
     Source(String),
-    /// The output cannot be continued.
+    /// The output cannot be used: no rows can be appended to it.
     #[error("{0}")]
     Output(String),
     /// A row or a failure cannot be written.
@@ -54,7 +54,7 @@ pub enum BulkError {
     /// The file of vectors cannot be used.
     #[error("{0}")]
     Vectors(String),
-    /// The picture to compare has no vector.
+    /// The picture of `nearest` cannot be embedded.
     #[error("{picture}: {code}: {detail}")]
     Picture {
         /// The path or URL.

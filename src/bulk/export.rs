@@ -1,8 +1,8 @@
 //! Makes a Parquet or NumPy file from the rows when a run ends.
 //!
-//! The rows are always appended to a `.jsonl` file. The other formats cannot be appended to row by row,
-//! so a run that was killed could not be continued with them. The Parquet or NumPy file is written
-//! under another name and then renamed, so that it is complete or absent.
+//! The rows are always appended to a `.jsonl` file first. No row can be appended to a file of the other
+//! formats, so a killed run could not be continued with them. The Parquet or NumPy file is written under
+//! another name and then renamed, so that it is complete or absent.
 
 use std::{
     fs::{self, File},
@@ -21,7 +21,7 @@ use super::{
     interrupt::Interrupt,
     item::ItemReader,
     output::OutputError,
-    progress::say,
+    progress::write_line,
 };
 use crate::config::{ExportFile, ExportFormat};
 use rows::RowFile;
@@ -61,10 +61,10 @@ pub(super) struct Export {
     reader: ItemReader,
 }
 
-/// Checks, before anything is written, that the file may be replaced.
+/// Checks that the file may be replaced. Called before anything is written.
 ///
 /// # Errors
-/// The path belongs to something that this command has not made.
+/// At the path is something that this command has not made.
 pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError> {
     let path = file.path.display();
     match fs::symlink_metadata(&file.path) {
@@ -100,7 +100,7 @@ impl Export {
         Ok(Self { file, rows_path: rows_path.to_owned(), rows, reader: reader.clone() })
     }
 
-    /// Makes the file, unless the run ended before all rows were tried. Returns how the command ends.
+    /// Makes the file, unless the run ended before it had tried all rows. Returns how the command ends.
     ///
     /// # Errors
     /// The run's error, or why the file cannot be made.
@@ -110,19 +110,19 @@ impl Export {
         interrupt: &mut Interrupt,
     ) -> Result<Outcome, BulkError> {
         match &run {
-            Ok(Outcome::AllEmbedded | Outcome::SomeFailed) => {}
+            Ok(Outcome::Success | Outcome::SomeFailed) => {}
             Ok(Outcome::Stopped | Outcome::Interrupted) | Err(BulkError::Write(_)) => {
                 say_not_made(&self.file.path);
                 return run;
             }
-            // The run has not started.
+            // With any other error, the run has not started.
             Err(_) => return run,
         }
         let (path, rows_path) = (self.file.path.clone(), self.rows_path.clone());
-        say(&format!("making {}", path.display()));
+        write_line(&format!("making {}", path.display()));
         match self.make(interrupt).await {
             Ok(count) => {
-                say(&format!("{} contains {count} rows", path.display()));
+                write_line(&format!("{} contains {count} rows", path.display()));
                 run
             }
             Err(ExportError::Interrupted) => {
@@ -145,14 +145,14 @@ impl Export {
             joined = &mut made => joined,
             () = interrupt.wait() => {
                 is_interrupted.store(true, Ordering::Relaxed);
-                interrupt.exit_at_the_next();
+                interrupt.exit_at_next_signal();
                 made.await
             }
         };
         joined.unwrap_or_else(|error| Err(io::Error::from(error).into()))
     }
 
-    /// Writes the file, whole or not at all. Blocks the thread.
+    /// Writes the file completely or not at all. Blocks the thread.
     fn write(&self, is_interrupted: &AtomicBool) -> Result<u64, ExportError> {
         let temporary = temporary(&self.file.path);
         // `create_new` does not follow a link.
@@ -168,7 +168,7 @@ impl Export {
                 Ok(count)
             }
             Err(error) => {
-                // If this fails, too, the next run removes the file.
+                // If this fails as well, the next run removes the file.
                 let _ = fs::remove_file(&temporary);
                 Err(error)
             }
@@ -201,7 +201,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a rename in the file's folder durable.
+/// Makes the rename of a file durable: it survives a power cut.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
@@ -210,7 +210,7 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 fn say_not_made(path: &Path) {
     let is_old = fs::exists(path).unwrap_or(false);
     let state = if is_old { "is still of an earlier run" } else { "was not made" };
-    say(&format!("{} {state}: run again to make it", path.display()));
+    write_line(&format!("{} {state}: run again to make it", path.display()));
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Writes the file of failures beside the output. This file is itself a valid source.
 //!
-//! The failures of this run are appended to a second file, because the first one may be a source of
-//! this run. At the end, and at the start after a run that was killed, both become one.
+//! The failures of this run are appended to a second file, because the first file may be a source of
+//! this run. At the end of a run, both files are merged. If the run was killed, the next run merges them
+//! at its start.
 
 use std::{
     collections::HashSet,
@@ -23,13 +24,13 @@ pub(super) struct Failures {
     reader: ItemReader,
     /// The failures of this run.
     current: Appender,
-    /// The rows that failed in earlier runs, and were not tried again.
+    /// The rows that failed in earlier runs and have not been tried again in this run.
     earlier: HashSet<Identity>,
 }
 
 impl Failures {
-    /// Opens the file beside the output, which the caller has locked. `is_done` tells which rows the
-    /// output contains.
+    /// Opens the file beside the output `out`. The caller must have locked the output. `is_done` returns
+    /// whether the output contains a row.
     ///
     /// # Errors
     /// The system's error.
@@ -39,7 +40,7 @@ impl Failures {
         is_done: impl Fn(Identity) -> bool,
     ) -> io::Result<Self> {
         let path = out.with_extension("failed.jsonl");
-        let current = current(&path);
+        let current = current_path(&path);
         // If the last run was killed, this file contains its failures.
         let mut tried = HashSet::new();
         read(&current, &reader, |identity, _| {
@@ -98,12 +99,12 @@ pub(super) fn row(item: &Item, failure: &Failure, reader: &ItemReader) -> String
 }
 
 /// The path of the failures of the current run.
-fn current(path: &Path) -> PathBuf {
+fn current_path(path: &Path) -> PathBuf {
     path.with_extension("jsonl.current")
 }
 
-/// Replaces the file by the rows of both files that should stay. `stays` gets whether the row is of
-/// the current run, and its identity.
+/// Merges both files, without the rows for which `stays` returns false. Its arguments are whether the
+/// row is of the current run, and the row's identity.
 fn merge(
     path: &Path,
     reader: &ItemReader,
@@ -112,7 +113,7 @@ fn merge(
     let merged_path = path.with_extension("jsonl.new");
     let mut merged = BufWriter::new(File::create(&merged_path)?);
     let mut is_empty = true;
-    for (is_current, source) in [(false, path.to_owned()), (true, current(path))] {
+    for (is_current, source) in [(false, path.to_owned()), (true, current_path(path))] {
         read(&source, reader, |identity, line| {
             if stays(is_current, identity) {
                 is_empty = false;
@@ -128,7 +129,7 @@ fn merge(
     } else {
         fs::rename(&merged_path, path)?;
     }
-    remove(&current(path))
+    remove(&current_path(path))
 }
 
 /// Removes a file if it exists.
@@ -154,7 +155,7 @@ fn read(
     let mut line = Vec::new();
     loop {
         line.clear();
-        // This command has written the lines, and limits their length.
+        // The lines need no limit here: this command has written them, with a limited length.
         if input.read_until(b'\n', &mut line)? == 0 || !line.ends_with(b"\n") {
             return Ok(());
         }
@@ -168,7 +169,7 @@ mod tests {
     use super::*;
 
     fn reader() -> ItemReader {
-        ItemReader { field: None, id: None, prefix: String::new() }
+        ItemReader { location_field: None, id_field: None, prefix: String::new() }
     }
 
     fn item(path: &str) -> Item {

@@ -19,34 +19,34 @@ use super::{
     source,
 };
 
-/// The most rows that wait to be taken. The queue of the run comes after them.
+/// The most rows that wait in the channel. The run takes them from there into its own queue.
 const MAX_WAITING: usize = 64;
 
-/// What the thread passes on.
+/// What the thread sends to the run.
 #[derive(Debug)]
-pub(super) enum Fed {
+pub(super) enum SourceEvent {
     Row(Box<Item>),
-    /// A source that cannot be read to its end. Nothing follows.
+    /// A source cannot be read to its end, for this reason. This is the last event.
     Broken(String),
 }
 
-/// The rows of the sources.
+/// The thread that reads the sources, seen from the run.
 #[derive(Debug)]
 pub(super) struct Feeder {
-    /// Yields `None` after the last row.
-    pub rows: mpsc::Receiver<Fed>,
+    /// The channel closes after the last row.
+    pub events: mpsc::Receiver<SourceEvent>,
     skipped: Arc<AtomicU64>,
     counter: Counter,
     limit: Option<u64>,
 }
 
 impl Feeder {
-    /// Rows that a test sends.
+    /// A feeder whose events are sent by a test.
     #[cfg(test)]
-    pub(super) fn of(rows: mpsc::Receiver<Fed>) -> Self {
-        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    pub(super) fn of(events: mpsc::Receiver<SourceEvent>) -> Self {
+        let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         let counter = Counter::start(vec!["-".into()], reader).unwrap();
-        Self { rows, skipped: Arc::default(), counter, limit: None }
+        Self { events, skipped: Arc::default(), counter, limit: None }
     }
 
     /// Starts the thread. At most `limit` rows are passed on.
@@ -59,7 +59,7 @@ impl Feeder {
         mut existing: Existing,
         limit: Option<u64>,
     ) -> io::Result<Self> {
-        let (sender, rows) = mpsc::channel(MAX_WAITING);
+        let (sender, events) = mpsc::channel(MAX_WAITING);
         let counter = Counter::start(sources.clone(), reader.clone())?;
         let skipped = Arc::new(AtomicU64::new(0));
         let thread_skipped = Arc::clone(&skipped);
@@ -75,14 +75,14 @@ impl Feeder {
                     return false;
                 }
                 left -= 1;
-                sender.blocking_send(Fed::Row(Box::new(item))).is_ok() && left > 0
+                sender.blocking_send(SourceEvent::Row(Box::new(item))).is_ok() && left > 0
             };
             if let Err(error) = source::read(&sources, &reader, &mut sink) {
-                // Fails if the run has ended.
-                let _ = sender.blocking_send(Fed::Broken(error.to_string()));
+                // This fails if the run has ended.
+                let _ = sender.blocking_send(SourceEvent::Broken(error.to_string()));
             }
         })?;
-        Ok(Self { rows, skipped, counter, limit })
+        Ok(Self { events, skipped, counter, limit })
     }
 
     /// The number of rows that the output contained already.
@@ -90,7 +90,8 @@ impl Feeder {
         self.skipped.load(Ordering::Relaxed)
     }
 
-    /// The number of rows that are skipped or passed on until the end, if it is known already.
+    /// The number of rows that will have been skipped or passed on at the end. `None` while it is
+    /// unknown.
     pub(super) fn total(&self) -> Option<u64> {
         let rows = self.counter.rows()?;
         Some(match self.limit {

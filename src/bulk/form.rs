@@ -13,7 +13,7 @@ use http_body_util::StreamBody;
 use reqwest::Body;
 use tokio::task::spawn_blocking;
 
-/// How much of a file is read at once. Smaller files are sent from memory.
+/// How many bytes of a file are read at once. A file of at most this size is sent from memory.
 const READ_BYTES: u64 = 128 << 10;
 
 /// Separates the parts of a form. Random, and so long that no picture contains it by chance.
@@ -53,14 +53,14 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, length))
 }
 
-/// A piece of a form's text, or the file between two pieces.
+/// A piece of the form's body: text, or the content of the file.
 enum Piece {
     Text(Bytes),
     /// A file, and how many of its bytes are not sent yet.
     File(File, u64),
 }
 
-/// Streams the pieces. The last one is sent first.
+/// Streams the pieces, from the last one in the list to the first one.
 fn frames(pieces: Vec<Piece>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold(pieces, |mut pieces| async move {
         let frame = match pieces.pop() {

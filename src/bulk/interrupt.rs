@@ -9,12 +9,12 @@ use crate::telemetry;
 /// The exit code of an interrupted run.
 pub(super) const EXIT_CODE: u8 = 130;
 
-/// Waits for SIGINT and SIGTERM.
+/// Waits for SIGINT and SIGTERM. With `None`, no signal ever arrives.
 #[derive(Debug)]
 pub(super) struct Interrupt(Option<(Signal, Signal)>);
 
 impl Interrupt {
-    /// Never receives a signal.
+    /// An interrupt that never receives a signal.
     #[cfg(test)]
     pub(super) fn never() -> Self {
         Self(None)
@@ -37,7 +37,7 @@ impl Interrupt {
     }
 
     /// Ends the process at the next signal.
-    pub(super) fn exit_at_the_next(&mut self) {
+    pub(super) fn exit_at_next_signal(&mut self) {
         if let Some(mut signals) = self.0.take() {
             tokio::spawn(async move {
                 next(&mut signals).await;

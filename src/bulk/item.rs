@@ -1,4 +1,5 @@
-//! Turns a row of a source into an item: the picture to send, and the object that the output repeats.
+//! Turns a row of a source into an item: the picture to send, and the JSON object to which the output
+//! appends its fields.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -25,18 +26,18 @@ pub(super) const USUAL_FIELDS: [&str; 11] = [
 ];
 
 /// The fields that the command adds to a row, in this order. The vector is last, so that a later run
-/// can read the other fields without it.
+/// can stop reading a row before it.
 pub(super) const ADDED_FIELDS: [&str; 6] =
     ["sha256", "model", "prepared", "width", "height", "vector"];
 
 /// The field that the command adds to a failure.
 pub(super) const ERROR_FIELD: &str = "error";
 
-/// The code of a row that already has a field with the name of an added field.
+/// The error code of a row whose own fields include one with the name of an added field.
 pub(super) const NAME_TAKEN: &str = "name_taken";
 
-/// Identifies a row: by the field that `--id` names if that is given, else by its path or URL. A hash,
-/// so that lists of a million rows need little memory.
+/// Identifies a row: by the field that `--id` names if it is set, else by its path or URL. This is a hash
+/// of that text, so that lists of a million rows need little memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity(u64);
 
@@ -64,7 +65,7 @@ pub(super) enum Picture {
 }
 
 impl Picture {
-    /// Tells URLs and paths apart.
+    /// Parses text as a URL if it begins with `http://` or `https://`, and otherwise as a path.
     pub(super) fn parse(text: &str) -> Self {
         let scheme = text.trim().split_once("://").map_or("", |(scheme, _)| scheme);
         if ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) {
@@ -113,11 +114,11 @@ pub(super) struct Item {
 /// Turns rows into items.
 #[derive(Debug, Clone)]
 pub(super) struct ItemReader {
-    /// The field with the path or URL. `None` tries the usual names.
-    pub field: Option<String>,
-    /// The field that identifies a row. `None` uses the path or URL.
-    pub id: Option<String>,
-    /// What the names of the added fields begin with.
+    /// The field with the path or URL. With `None`, the usual names are tried.
+    pub location_field: Option<String>,
+    /// The field that identifies a row. With `None`, the path or URL identifies it.
+    pub id_field: Option<String>,
+    /// The beginning of the added fields' names.
     pub prefix: String,
 }
 
@@ -153,7 +154,8 @@ impl ItemReader {
         Item { identity: Identity::of(&object), object, label, picture }
     }
 
-    /// An item for the text of a list's object. `place` and `line` are where the object is.
+    /// An item for one JSON object of a list, given as text. `place` is the list. `line` is the object's
+    /// line, or its number in a `.json` list.
     pub(super) fn object(&self, text: &str, place: &str, line: u64) -> Item {
         let text = json_object::on_one_line(text.trim());
         let all = match json_object::members(&text) {
@@ -163,7 +165,7 @@ impl ItemReader {
                 return self.unreadable(place, Some(line), detail);
             }
         };
-        // A row of a failures file ends with the error of the earlier run.
+        // The list may be the failures file of an earlier run, whose rows end with an error.
         let members = self.without_error(&all);
         let object = if members.len() == all.len() {
             text.clone().into_owned()
@@ -194,7 +196,7 @@ impl ItemReader {
         if is_error { others } else { members }
     }
 
-    /// A field of the row that has the name of an added field.
+    /// The name of an added field that the row already has, if there is one.
     fn taken_name(&self, members: &[Member<'_>]) -> Option<String> {
         let added = ADDED_FIELDS.iter().chain([&ERROR_FIELD]).map(|name| self.name(name));
         added.into_iter().find(|added| members.iter().any(|(name, _)| name == added))
@@ -206,20 +208,20 @@ impl ItemReader {
     }
 
     fn no_location(&self) -> String {
-        match &self.field {
+        match &self.location_field {
             Some(field) => format!("The row has no text in the field {field}."),
             None => "The row has no field with a usual name for a path or URL: set --field.".into(),
         }
     }
 
-    /// The identity of a row, from the source's members.
+    /// The identity of a row. `members` are those of the source, without the added fields.
     pub(super) fn identity(
         &self,
         members: &[Member<'_>],
         location: Option<&str>,
         object: &str,
     ) -> Identity {
-        let id = self.id.as_ref().and_then(|id| json_object::field(members, id));
+        let id = self.id_field.as_ref().and_then(|id| json_object::field(members, id));
         match (id, location) {
             (Some(id), _) => Identity::of(id.get()),
             (None, Some(location)) => Identity::of(location),
@@ -229,11 +231,11 @@ impl ItemReader {
 
     /// The path or URL of a row.
     pub(super) fn location(&self, members: &[Member<'_>]) -> Option<String> {
-        let text = |path: &str| {
-            let text = json_object::as_string(json_object::field(members, path)?)?;
+        let text = |field_path: &str| {
+            let text = json_object::as_string(json_object::field(members, field_path)?)?;
             if text.trim().is_empty() { None } else { Some(text) }
         };
-        match &self.field {
+        match &self.location_field {
             Some(field) => text(field),
             None => USUAL_FIELDS.iter().find_map(|name| text(name)),
         }
@@ -245,7 +247,7 @@ mod tests {
     use super::*;
 
     fn reader() -> ItemReader {
-        ItemReader { field: None, id: None, prefix: String::new() }
+        ItemReader { location_field: None, id_field: None, prefix: String::new() }
     }
 
     fn read(text: &str) -> Item {
@@ -285,7 +287,7 @@ mod tests {
 
     #[test]
     fn the_identity_is_the_id_or_the_path() {
-        let by_id = ItemReader { id: Some("person.id".into()), ..reader() };
+        let by_id = ItemReader { id_field: Some("person.id".into()), ..reader() };
         let identity = |id: &str, path: &str| {
             let row = format!(r#"{{"person": {{"id": {id}}}, "path": "{path}"}}"#);
             by_id.object(&row, "", 1).identity
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn urls_and_paths_are_told_apart() {
+    fn text_with_the_scheme_http_or_https_is_a_url_and_other_text_is_a_path() {
         let host = |text: &str| match Picture::parse(text) {
             Picture::Url { host, .. } => Some(host),
             Picture::File(_) => None,
@@ -312,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_a_picture_or_that_is_no_object_has_a_failure() {
+    fn a_row_that_has_no_picture_or_is_no_object_has_a_failure() {
         assert_eq!(
             read(r#"{"name": "a", "image": "", "photo": null}"#).picture.unwrap_err().code,
             "no_picture"

@@ -1,5 +1,5 @@
-//! Queues the rows to send. The queue has a lane for each host, so that one host does not delay the
-//! pictures of others.
+//! Queues the rows that are to be sent. The queue has a lane for each host, so that one host does not
+//! delay the pictures of others. All files together have one lane.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -16,19 +16,19 @@ const MAX_ROWS: usize = 10_000;
 /// The most bytes of rows in the queue.
 const MAX_BYTES: usize = 32 << 20;
 
-/// After this many failures of a host in a row, no picture of that host is worth a second attempt.
-/// Otherwise, a long list of a host that is gone would keep the run busy for days.
+/// After this many failures of a host in a row, no picture of that host gets a second attempt.
+/// Otherwise, a long list with a host that no longer exists would keep the run busy for days.
 const MAX_FAILURES_IN_A_ROW: u32 = 20;
 
 /// A row with its earlier attempts.
 #[derive(Debug)]
 pub(super) struct Job {
     pub item: Item,
-    /// How often the picture was sent and failed by its own fault.
+    /// The number of failed attempts. Refusals because the service is busy do not count.
     pub attempts: u32,
-    /// When the last attempt must end. `None` before the first attempt.
+    /// When the last possible attempt must end. `None` before the first attempt.
     pub deadline: Option<Instant>,
-    /// The round of the window in which the last attempt has started.
+    /// The round in which the latest attempt started; see [`Window::round`](super::window::Window::round).
     pub round: u64,
 }
 
@@ -58,9 +58,9 @@ struct Lane {
     running: usize,
     /// Whether the lane is in [`Lanes::ready`].
     is_ready: bool,
-    /// Until when the host gives no pictures, and what it said.
+    /// The end of the host's pause, and the failure with which the host demanded it.
     pause: Option<(Instant, Failure)>,
-    /// How often the host has failed since it last answered.
+    /// How often the host has failed in a row, without an answer in between.
     failures: u32,
 }
 
@@ -91,7 +91,7 @@ impl Lanes {
     }
 
     /// Whether another row may be added.
-    pub(super) fn has_room(&self) -> bool {
+    pub(super) fn has_space(&self) -> bool {
         self.rows < MAX_ROWS && self.bytes < MAX_BYTES
     }
 
@@ -140,7 +140,7 @@ impl Lanes {
         self.update(name);
     }
 
-    /// Reports that the host of this lane has failed. Returns whether it is worth another attempt.
+    /// Reports that the host of this lane has failed. Returns whether the picture may be tried again.
     pub(super) fn host_failed(&mut self, name: &str) -> bool {
         let Some(lane) = self.lanes.get_mut(name) else { return true };
         lane.failures = lane.failures.saturating_add(1);
@@ -169,8 +169,9 @@ impl Lanes {
         self.ready.retain(|ready| ready != name);
     }
 
-    /// Takes a queued job whose host is paused for longer than `longest`, and what the host said.
-    pub(super) fn take_hopeless(
+    /// Takes a queued job whose host is paused for longer than `longest`. Returns it with the failure of
+    /// the host.
+    pub(super) fn take_paused_too_long(
         &mut self,
         now: Instant,
         longest: Duration,
@@ -206,7 +207,7 @@ impl Lanes {
         }
     }
 
-    /// Adds a lane to the ready ones if it has become ready. Removes a lane that is no longer needed.
+    /// Adds a lane to the ready lanes if it has become ready. Removes a lane that is no longer needed.
     fn update(&mut self, name: &str) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
         if lane.queue.is_empty() && lane.running == 0 && lane.pause.is_none() {
@@ -228,7 +229,7 @@ mod tests {
 
     /// A job of the lane `a:80` if the URL is `http://a/…`.
     fn job(url: &str) -> Job {
-        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         Job::new(reader.plain(Picture::parse(url)))
     }
 
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_always_fails_is_not_worth_second_attempts_until_it_answers() {
+    fn pictures_of_a_host_that_always_fails_get_no_second_attempt_until_the_host_answers() {
         let mut lanes = Lanes::new(1);
         for url in ["http://a/1", "http://b/1"] {
             lanes.push(job(url));
@@ -295,19 +296,19 @@ mod tests {
     }
 
     #[test]
-    fn jobs_of_a_host_that_is_paused_for_too_long_are_hopeless() {
+    fn only_jobs_of_a_host_that_is_paused_for_too_long_are_taken() {
         let now = Instant::now();
         let mut lanes = Lanes::new(1);
         for url in ["http://a/1", "http://a/2", "http://b/1"] {
             lanes.push(job(url));
         }
         lanes.pause("a:80", now + Duration::from_secs(3600), failure());
-        // The job of this host is not hopeless: its pause is short enough.
+        // The job of this host stays: its pause is short enough.
         lanes.pause("b:80", now + Duration::from_secs(5), failure());
         let longest = Duration::from_secs(300);
-        assert!(lanes.take_hopeless(now, longest).is_some());
-        assert!(lanes.take_hopeless(now, longest).is_some());
-        assert!(lanes.take_hopeless(now, longest).is_none());
+        assert!(lanes.take_paused_too_long(now, longest).is_some());
+        assert!(lanes.take_paused_too_long(now, longest).is_some());
+        assert!(lanes.take_paused_too_long(now, longest).is_none());
         assert_eq!(lanes.rows, 1);
     }
 }

@@ -1,7 +1,7 @@
 //! `imagesvc nearest`: embeds one picture, and prints the rows of a file whose vectors are nearest.
 //!
-//! Like `embed`, the command is a client of the service. It reads the file once, and keeps only the
-//! nearest rows in memory.
+//! Like `imagesvc embed`, the command is a client of the service. It reads the file once, and keeps only
+//! the nearest rows in memory.
 
 use std::{
     fmt::Write as _,
@@ -17,7 +17,7 @@ use super::{
     client::{Embedded, ServiceClient},
     interrupt::Interrupt,
     item::{Failure, ItemReader, Picture},
-    progress::{self, say},
+    progress::{self, write_line},
     service::Service,
     vectors::{self, Labels, Row, VectorFile, VectorsError},
 };
@@ -26,10 +26,10 @@ use ranking::{Hit, Query, Ranking};
 
 mod ranking;
 
-/// How long embedding the picture may take: as long as one request of `embed`.
+/// How long embedding the picture may take: as long as one request of `imagesvc embed`.
 const PICTURE_TIMEOUT: Duration = Duration::from_secs(420);
 
-/// The most attempts. Refusals because the service is busy do not count.
+/// The most attempts. A refusal because the service is busy does not count as an attempt.
 const MAX_ATTEMPTS: u32 = 5;
 
 /// The shortest wait before another attempt.
@@ -46,14 +46,14 @@ const MAX_LABEL: usize = 4096;
 pub async fn nearest(arguments: NearestArguments, config: Config) -> Result<Outcome, BulkError> {
     let mut interrupt = Interrupt::install().map_err(BulkError::System)?;
     tokio::select! {
-        found = find(arguments, config) => found.map(|()| Outcome::AllEmbedded),
+        found = find(arguments, config) => found.map(|()| Outcome::Success),
         () = interrupt.wait() => Ok(Outcome::Interrupted),
     }
 }
 
 async fn find(arguments: NearestArguments, config: Config) -> Result<(), BulkError> {
     let NearestArguments { picture, vectors, count, field, id, prefix, to } = arguments;
-    let reader = ItemReader { field, id, prefix };
+    let reader = ItemReader { location_field: field, id_field: id, prefix };
     // The file is opened first, so that no call to NVIDIA is made if it cannot be used.
     let file_reader = reader.clone();
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
@@ -86,13 +86,13 @@ async fn embed(
         Ok((Query::new(&vector), embedded.model))
     });
     query.map_err(|Failure { code, detail, .. }| BulkError::Picture {
-        picture: printable(picture),
+        picture: printable_beginning(picture),
         code,
         detail,
     })
 }
 
-/// Embeds the picture. Tries again if the service is busy.
+/// Embeds the picture. Tries again after errors that may be temporary.
 async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Embedded, Failure> {
     let deadline = Instant::now() + PICTURE_TIMEOUT;
     let mut attempts = 0;
@@ -117,12 +117,15 @@ async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Em
             return Err(failure);
         }
         let Failure { code, detail, .. } = &failure;
-        say(&format!("{code}: {detail} Trying again in {}.", humantime::format_duration(wait)));
+        write_line(&format!(
+            "{code}: {detail} Trying again in {}.",
+            humantime::format_duration(wait)
+        ));
         sleep(wait).await;
     }
 }
 
-/// The vector, which is the last of the added fields.
+/// Parses the vector. It is the last of the added fields, so it follows the last colon.
 fn vector(embedded: &Embedded) -> Result<Vec<f32>, Failure> {
     let mut vector = Vec::new();
     let text = embedded.fields.rsplit(':').next().unwrap_or_default();
@@ -167,7 +170,7 @@ fn rank(
     Ok(hits)
 }
 
-/// Takes the labels from the `.jsonl` file beside the file, if it has as many rows.
+/// Takes the labels from the `.jsonl` file beside the file, if both have the same number of rows.
 fn add_labels(
     hits: &mut [Hit],
     file: &VectorFile,
@@ -179,7 +182,9 @@ fn add_labels(
     let Some(mut labels) = Labels::beside(&file.path, reader, &wanted)? else { return Ok(()) };
     if labels.rows != rows {
         let (path, found) = (labels.path.display(), labels.rows);
-        say(&format!("{path} has {found} rows, not {rows}, so the rows have no names"));
+        write_line(&format!(
+            "{path} has {found} rows, not {rows}, so only the numbers of the rows are printed"
+        ));
         return Ok(());
     }
     check_model(file, labels.model.as_deref(), model)?;
@@ -205,7 +210,7 @@ fn print(hits: &[Hit]) -> Result<(), BulkError> {
     let mut text = String::new();
     for hit in hits {
         let label = match &hit.label {
-            Some(label) => printable(label),
+            Some(label) => printable_beginning(label),
             None => format!("row {}", hit.row),
         };
         let _ = writeln!(text, "{}  {label}", four_decimals(hit.cosine)); // a String never fails
@@ -220,7 +225,7 @@ fn four_decimals(cosine: f64) -> String {
 }
 
 /// The beginning of a label, on one line and without characters that control a terminal.
-fn printable(label: &str) -> String {
+fn printable_beginning(label: &str) -> String {
     let beginning: String = label.chars().take(MAX_LABEL).collect();
     progress::printable(&beginning).into_owned()
 }
@@ -231,8 +236,8 @@ mod tests {
 
     #[test]
     fn a_printed_label_is_one_short_line_that_cannot_control_a_terminal() {
-        assert_eq!(printable("a \u{1b}[31m\n\u{85}é"), r"a \u001b[31m\u000a\u0085é");
-        assert_eq!(printable(&"é".repeat(MAX_LABEL + 1)).chars().count(), MAX_LABEL);
+        assert_eq!(printable_beginning("a \u{1b}[31m\n\u{85}é"), r"a \u001b[31m\u000a\u0085é");
+        assert_eq!(printable_beginning(&"é".repeat(MAX_LABEL + 1)).chars().count(), MAX_LABEL);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Appends rows to the output, and reads which rows an earlier run has appended.
+//! Appends rows to the output, and finds out which rows earlier runs have appended.
 
 use std::{
     collections::HashMap,
@@ -28,9 +28,10 @@ pub(super) enum OutputError {
     OtherModel { path: PathBuf, found: String, expected: String },
 }
 
-/// The rows that the output contains already: how often each identity occurs.
+/// The rows that the output already contains.
 #[derive(Debug, Default)]
 pub(super) struct Existing {
+    /// How many rows have each identity.
     counts: HashMap<Identity, u32>,
     /// The model of the rows. `None` if there are no rows.
     pub model: Option<String>,
@@ -42,7 +43,7 @@ impl Existing {
         self.counts.contains_key(&identity)
     }
 
-    /// Forgets one occurrence of this identity, and returns whether there was one.
+    /// Removes one row with this identity, and returns whether there was one.
     pub(super) fn take(&mut self, identity: Identity) -> bool {
         match self.counts.get_mut(&identity) {
             Some(count) if *count > 0 => {
@@ -54,7 +55,7 @@ impl Existing {
     }
 }
 
-/// Opens and locks the output. Cuts off an incomplete last line. Blocks the thread.
+/// Opens and locks the output. Removes an incomplete last line. Blocks the thread.
 ///
 /// # Errors
 /// Another run has locked it, or it cannot be written to.
@@ -71,7 +72,7 @@ pub(super) fn open(path: &Path) -> Result<File, OutputError> {
     Ok(file)
 }
 
-/// Cuts off everything after the last line break.
+/// Removes everything after the last line break.
 fn cut_incomplete_line(file: &mut File) -> io::Result<()> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut end = length;
@@ -108,7 +109,7 @@ pub(super) fn read(
         line += 1;
         let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes);
         if read.map_err(io_error)? == 0 || !bytes.ends_with(b"\n") && bytes.len() < MAX_LINE {
-            // A line without a line break is incomplete: its row was not written.
+            // The last line has no line break, so it is incomplete.
             return Ok(existing);
         }
         let not_a_row =
@@ -125,7 +126,7 @@ pub(super) fn read(
     }
 }
 
-/// The longest line that is read.
+/// The longest line that is read, in bytes.
 const MAX_LINE: usize = 16 << 20;
 const MAX_LINE_BYTES: u64 = MAX_LINE as u64;
 
@@ -165,7 +166,7 @@ impl Appender {
         Ok(Self { file, length })
     }
 
-    /// Appends one line. After an error, the file ends with the line before.
+    /// Appends one line. After an error, the incomplete line is removed.
     ///
     /// # Errors
     /// The system's error, for example because the disk is full.
@@ -176,7 +177,7 @@ impl Appender {
                 Ok(())
             }
             Err(error) => {
-                // If this fails, too, the next run cuts the line off.
+                // If this fails as well, the next run removes the incomplete line.
                 let _ = self.file.set_len(self.length);
                 Err(error)
             }
@@ -189,7 +190,7 @@ mod tests {
     use super::*;
 
     fn reader() -> ItemReader {
-        ItemReader { field: None, id: None, prefix: String::new() }
+        ItemReader { location_field: None, id_field: None, prefix: String::new() }
     }
 
     impl Existing {
@@ -225,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_last_line_is_cut_off_wherever_it_ends() {
+    fn an_incomplete_last_line_is_removed_wherever_it_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         let text = rows(&[r#"{"path":"a"}"#, r#"{"path":"b"}"#]);
@@ -255,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_no_row_or_has_another_model_is_refused_with_its_number() {
+    fn the_error_of_a_line_that_is_no_row_or_has_another_model_contains_the_line_number() {
         for text in ["{}\n", "text\n", "\n", "[1]\n", "{\"vector\":[1]}\n", "\u{0}]}\n"] {
             assert!(matches!(read_text(text), Err(OutputError::NotARow { line: 1, .. })), "{text}");
         }

@@ -25,14 +25,15 @@ const SPEED_WINDOW: Duration = Duration::from_secs(60);
 /// How often the speed is measured.
 const SPEED_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The bar, and below it a line that is cut at the terminal's width. Two lines, so that narrow
-/// terminals show the time that is left and the failures, too. Without colours.
+/// The bar with [`State::done`] as `prefix`, and below it a line with [`State::details`], which is cut
+/// at the terminal's width. There are two lines, so that a narrow terminal also shows the time that is
+/// left and the failures. There are no colours.
 const BAR_TEMPLATE: &str = "[{wide_bar}] {prefix}\n{wide_msg}";
 
-/// The same while the number of rows is unknown.
+/// The same two lines without a bar, while the number of rows is unknown.
 const COUNT_TEMPLATE: &str = "{prefix}\n{wide_msg}";
 
-/// The bar on a terminal, or a line from time to time elsewhere.
+/// The progress of a run: a bar on a terminal, or else a line from time to time.
 #[derive(Debug)]
 pub(super) struct Progress {
     console: Console,
@@ -47,10 +48,10 @@ pub(super) struct Console(Option<ProgressBar>);
 
 impl Console {
     /// Writes a line, above the bar if there is one.
-    pub(super) fn say(&self, line: &str) {
+    pub(super) fn write_line(&self, line: &str) {
         match &self.0 {
-            Some(bar) => bar.suspend(|| say(line)),
-            None => say(line),
+            Some(bar) => bar.suspend(|| write_line(line)),
+            None => write_line(line),
         }
     }
 }
@@ -59,8 +60,8 @@ impl Progress {
     /// `prints_rows` is whether the rows are written to standard output.
     pub(super) fn start(prints_rows: bool) -> Self {
         // Rows on the same terminal would overwrite the bar.
-        let is_free = stderr().is_terminal() && !(prints_rows && stdout().is_terminal());
-        let bar = is_free.then(|| {
+        let can_show_bar = stderr().is_terminal() && !(prints_rows && stdout().is_terminal());
+        let bar = can_show_bar.then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
             bar.set_style(style(COUNT_TEMPLATE));
             bar
@@ -80,7 +81,7 @@ impl Progress {
         Self { console: Console(bar), started: now, last_line: now, speed: Speed::new(now) }
     }
 
-    /// Where lines are written while the progress is shown.
+    /// The console to which lines must be written while the progress is shown.
     pub(super) fn console(&self) -> Console {
         self.console.clone()
     }
@@ -90,8 +91,8 @@ impl Progress {
         if self.console.0.is_some() { BAR_INTERVAL } else { LINE_INTERVAL / 10 }
     }
 
-    /// Shows the counts. `total` is the number of all rows, if it is known. `note` says what the run
-    /// waits for.
+    /// Shows the counts. `total` is the number of all rows, if it is known. `note` says why the run
+    /// waits, if it does.
     pub(super) fn update(&mut self, tally: &Tally, total: Option<u64>, note: Option<&str>) {
         self.speed.add(Instant::now(), tally.sent());
         let state = State { tally, total, note, per_second: self.speed.per_second() };
@@ -111,7 +112,7 @@ impl Progress {
             }
             None => {
                 if self.is_line_due() {
-                    say(&format!("{}: {}", state.done(), state.details()));
+                    write_line(&format!("{}: {}", state.done(), state.details()));
                 }
             }
         }
@@ -135,8 +136,8 @@ impl Progress {
     /// Removes the bar, and writes the counts and the causes of the failures.
     pub(super) fn finish(mut self, tally: &Tally) {
         self.remove_bar();
-        say(&summary(tally, self.started.elapsed()));
-        tally.causes().iter().for_each(|line| say(line));
+        write_line(&summary(tally, self.started.elapsed()));
+        tally.causes().iter().for_each(|line| write_line(line));
     }
 }
 
@@ -149,7 +150,7 @@ struct State<'a> {
 }
 
 impl State<'_> {
-    /// How many rows are done, and the time that is left.
+    /// The text that says how many rows are done, and how much time is left.
     fn done(&self) -> String {
         let done = self.tally.done();
         let Some(total) = self.total else { return format!("{done} done") };
@@ -162,6 +163,7 @@ impl State<'_> {
         text
     }
 
+    /// The text with the other counts, the speed and the note.
     fn details(&self) -> String {
         let Tally { failed, cached, skipped, .. } = self.tally;
         let mut text = format!("{failed} failed, {cached} cached, {:.1} a second", self.per_second);
@@ -187,10 +189,10 @@ fn summary(tally: &Tally, elapsed: Duration) -> String {
     line
 }
 
-/// The number of rows a second, over the last minute.
+/// The number of rows sent per second, over the last minute.
 #[derive(Debug)]
 struct Speed {
-    /// Earlier times, and how many rows were sent until then. Never empty.
+    /// Earlier times, and how many rows had been sent by then. Never empty.
     earlier: VecDeque<(Instant, u64)>,
     latest: (Instant, u64),
 }
@@ -228,23 +230,23 @@ fn short_time(time: Duration) -> String {
     }
 }
 
-/// Writes a line to standard error. If nobody reads it any more, the run goes on.
-pub(super) fn say(line: &str) {
+/// Writes a line to standard error. An error is ignored: the run continues if nobody reads its messages.
+pub(super) fn write_line(line: &str) {
     let _ = writeln!(stderr(), "{}", printable(line));
 }
 
 /// Escapes control characters, so that a file's name or an error message cannot control the terminal.
-/// The escapes are those of JSON. A line of JSON keeps its meaning, since it contains control characters
-/// only in strings.
+/// The escapes are those of JSON, so in a JSON string they mean the same characters.
 pub(super) fn printable(line: &str) -> Cow<'_, str> {
-    let controls =
+    // The ranges are the characters that change the direction of writing.
+    let is_control =
         |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if !line.contains(controls) {
+    if !line.contains(is_control) {
         return line.into();
     }
     let mut text = String::with_capacity(line.len() + 16);
     for c in line.chars() {
-        if controls(c) {
+        if is_control(c) {
             let _ = write!(text, "\\u{:04x}", u32::from(c)); // a String never fails
         } else {
             text.push(c);
@@ -266,10 +268,10 @@ mod tests {
 
     #[test]
     fn the_progress_shows_the_counts_the_speed_and_the_time_left_if_it_is_known() {
-        // 90 embedded, of which 45 were cached, 10 failed, and none skipped.
+        // 90 were embedded (45 of them from the cache), 10 failed, and none were skipped.
         let tally = Tally::of(90, 45, 10, 0);
         let state = State { tally: &tally, total: Some(5000), note: None, per_second: 14.0 };
-        // 4900 rows at 14 a second.
+        // 4900 rows are left, at 14 a second.
         assert_eq!(state.done(), "100/5000 done, 5m 50s left");
         assert_eq!(state.details(), "10 failed, 45 cached, 14.0 a second");
         let without_total = State { total: None, note: Some("waiting"), ..state };
@@ -305,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_speed_is_that_of_the_last_minute() {
+    async fn the_speed_is_the_average_of_the_last_minute() {
         let mut speed = Speed::new(Instant::now());
         let mut sent = 0;
         let mut run_for = async |seconds: u64, per_second: u64| {
@@ -321,12 +323,12 @@ mod tests {
         assert_eq!(run_for(30, 0).await.0, 3.2);
         let (per_second, samples) = run_for(600, 40).await;
         assert!((per_second - 40.0).abs() < 0.1, "{per_second}");
-        // One sample a second, for a minute.
+        // There is one sample for each second of the last minute.
         assert!(samples <= 62, "{samples} samples");
     }
 
     #[test]
-    fn a_time_has_its_two_largest_units() {
+    fn a_time_is_printed_in_its_two_largest_units() {
         for (seconds, text) in [
             (0, "0s"),
             (59, "59s"),
@@ -341,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_cannot_control_the_terminal() {
+    fn control_characters_in_a_line_are_escaped() {
         assert_eq!(
             printable("ä \u{1b}]0;x\u{7}\u{9b}\u{202e}\n"),
             r"ä \u001b]0;x\u0007\u009b\u202e\u000a"

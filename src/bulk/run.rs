@@ -12,27 +12,29 @@ use super::{
     classify::{Action, MAX_PAUSE, UNREACHABLE},
     client::{Embedded, ServiceClient},
     error::{BulkError, Outcome},
-    feeder::{Fed, Feeder},
+    feeder::{Feeder, SourceEvent},
     interrupt::Interrupt,
     item::{Failure, Item, NAME_TAKEN},
     json_object,
     lanes::{Job, Lanes},
-    progress::{Progress, say},
+    progress::{Progress, write_line},
     tally::Tally,
     window::Window,
     writer::{Closed, Writer},
 };
 
-/// The most attempts of a picture. Refusals because the service is busy do not count.
+/// The most attempts of a picture. A refusal because the service is busy does not count as an attempt.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// How long the service may be unreachable, busy or silent before the run stops.
+/// The run stops if the service is unreachable, busy or silent for this time.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// How a run works.
+/// The parameters of a run.
 #[derive(Debug)]
 pub(super) struct Plan {
+    /// The most requests at once.
     pub concurrency: usize,
+    /// The most requests at once for pictures of one host.
     pub per_host: usize,
     /// The model of the service. An answer of another model stops the run.
     pub model: String,
@@ -42,7 +44,7 @@ pub(super) struct Plan {
 #[derive(Debug)]
 struct Pause {
     end: Instant,
-    /// What the progress says about it.
+    /// Why nothing is sent, for the progress.
     note: String,
 }
 
@@ -61,7 +63,7 @@ pub(super) struct Run {
     taken: u64,
     /// Set while the service is busy or unreachable.
     pause: Option<Pause>,
-    /// When the service last answered a picture, except that it is busy.
+    /// When the service last answered a request for a picture. Answers that it is busy do not count.
     last_answer: Instant,
     /// Why no further rows are sent.
     stop_reason: Option<String>,
@@ -107,7 +109,7 @@ impl Run {
         }
     }
 
-    /// Sends all rows. Returns whether a signal has ended this.
+    /// Sends all rows. Returns whether a signal has interrupted this.
     async fn send_rows(
         &mut self,
         mut feeder: Feeder,
@@ -128,10 +130,10 @@ impl Run {
             }
             let wake = self.next_wake();
             tokio::select! {
-                fed = feeder.rows.recv(), if has_more && !is_stopping && self.lanes.has_room() => {
-                    match fed {
-                        Some(Fed::Row(item)) => self.take(*item).await?,
-                        Some(Fed::Broken(reason)) => {
+                event = feeder.events.recv(), if has_more && !is_stopping && self.lanes.has_space() => {
+                    match event {
+                        Some(SourceEvent::Row(item)) => self.take(*item).await?,
+                        Some(SourceEvent::Broken(reason)) => {
                             has_more = false;
                             if self.taken == 0 {
                                 return Err(BulkError::Source(reason));
@@ -153,13 +155,13 @@ impl Run {
                 }
                 () = interrupt.wait(), if !is_interrupted => {
                     is_interrupted = true;
-                    // A second signal ends the process at once, and would leave the bar behind.
+                    // A second signal ends the process at once, so the bar could not be removed then.
                     self.progress.remove_bar();
-                    say(&format!(
+                    write_line(&format!(
                         "interrupted: waiting for {} running requests; interrupt again to stop at once",
                         self.calls.len()
                     ));
-                    interrupt.exit_at_the_next();
+                    interrupt.exit_at_next_signal();
                 }
             }
         }
@@ -186,17 +188,17 @@ impl Run {
         self.progress.finish(&self.tally);
         let failures = written.map_err(BulkError::Write)?;
         if let Some(path) = failures {
-            say(&format!("the failures are in {}", path.display()));
+            write_line(&format!("the failures are in {}", path.display()));
         }
         if let Some(reason) = &self.stop_reason {
-            say(&format!("stopped: {reason} Run the same command again to continue."));
+            write_line(&format!("stopped: {reason} Run the same command again to continue."));
         } else if is_interrupted {
-            say("interrupted: run the same command again to continue");
+            write_line("interrupted: run the same command again to continue");
         }
         Ok(match self.tally.failed {
             _ if is_interrupted => Outcome::Interrupted,
             _ if self.stop_reason.is_some() => Outcome::Stopped,
-            0 => Outcome::AllEmbedded,
+            0 => Outcome::Success,
             _ => Outcome::SomeFailed,
         })
     }
@@ -206,7 +208,7 @@ impl Run {
         self.taken += 1;
         match &item.picture {
             Ok(_) => self.lanes.push(Job::new(item)),
-            // If the first row has the name, all rows probably have it.
+            // If the first row already has the field, all rows probably have it.
             Err(failure) if failure.code == NAME_TAKEN && self.taken == 1 => {
                 return Err(BulkError::Source(failure.detail.clone()));
             }
@@ -221,7 +223,7 @@ impl Run {
     /// Starts as many calls as may run now.
     async fn start_calls(&mut self) {
         let now = Instant::now();
-        while let Some((job, failure)) = self.lanes.take_hopeless(now, MAX_PAUSE) {
+        while let Some((job, failure)) = self.lanes.take_paused_too_long(now, MAX_PAUSE) {
             self.fail(job.item, failure).await;
         }
         if self.pause.as_ref().is_some_and(|pause| pause.end > now) {
@@ -349,7 +351,7 @@ impl Run {
     /// Stops the run if the service has answered no picture for a long time.
     fn check_service(&mut self) {
         if self.lanes.is_empty() && self.calls.is_empty() {
-            // Nothing was asked: the source is slow.
+            // No request is running, because the source is slow.
             self.last_answer = Instant::now();
         } else if self.last_answer.elapsed() > SERVICE_TIMEOUT {
             let minutes = SERVICE_TIMEOUT.as_secs() / 60;
@@ -366,7 +368,7 @@ impl Run {
     /// Sends no further rows, and waits for the running requests.
     fn stop(&mut self, reason: String) {
         if self.stop_reason.is_none() {
-            self.progress.console().say(&format!("stopping: {reason}"));
+            self.progress.console().write_line(&format!("stopping: {reason}"));
             self.stop_reason = Some(reason);
         }
     }

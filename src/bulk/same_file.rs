@@ -17,8 +17,8 @@ pub(super) struct SameFile {
     output: String,
 }
 
-/// Checks that no output is a source. Two paths are the same file if the system says so, whatever
-/// their text is. Without outputs, standard output is checked.
+/// Checks that no output is a source. Files are compared by their ids, not by their paths, because a
+/// file can have several paths. If there are no outputs, standard output is checked.
 ///
 /// # Errors
 /// The first output that is a source.
@@ -30,7 +30,7 @@ pub(super) fn check(sources: &[PathBuf], outputs: &[&Path]) -> Result<(), SameFi
     {
         return same("standard output".into());
     }
-    // An output that does not exist yet is no source.
+    // An output that does not exist yet has no id, and cannot be a source.
     for output in outputs {
         if id(fs::metadata(output)).is_some_and(|id| sources.contains(&id)) {
             return same(output.display().to_string());
@@ -39,7 +39,7 @@ pub(super) fn check(sources: &[PathBuf], outputs: &[&Path]) -> Result<(), SameFi
     Ok(())
 }
 
-/// Identifies a file: its device, and its number on this device.
+/// Identifies a file: the id of its device, and its inode number on that device.
 type FileId = (u64, u64);
 
 fn id_of_source(path: &Path) -> Option<FileId> {
@@ -50,7 +50,8 @@ fn id_of_open(file: BorrowedFd<'_>) -> Option<FileId> {
     id(file.try_clone_to_owned().and_then(|file| File::from(file).metadata()))
 }
 
-/// The id of a regular file. A terminal may be both standard input and standard output.
+/// The id of a regular file. Other files have none: a terminal may be both standard input and standard
+/// output.
 fn id(metadata: io::Result<Metadata>) -> Option<FileId> {
     let metadata = metadata.ok().filter(Metadata::is_file)?;
     Some((metadata.dev(), metadata.ino()))

@@ -1,4 +1,4 @@
-//! Opens the service of a run: a running one, or one that it starts in this process.
+//! Opens the service that a command uses: a running service, or one that it starts in this process.
 
 use std::{env, path::PathBuf};
 
@@ -6,7 +6,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 use url::Url;
 use uuid::Uuid;
 
-use super::{client::ServiceClient, error::BulkError, progress::say};
+use super::{client::ServiceClient, error::BulkError, progress::write_line};
 use crate::{
     app::{App, BuildError},
     config::Config,
@@ -15,14 +15,15 @@ use crate::{
     web::ClientKeys,
 };
 
-/// The variable with the key of a running service.
+/// The environment variable that contains the key for a running service.
 const KEY_VARIABLE: &str = "IMAGESVC_API_KEY";
 
-/// The service of a run. One that runs in this process stops when this is dropped.
+/// The service that a command uses. If the service runs in this process, it stops when this is dropped.
 #[derive(Debug)]
 pub(super) struct Service {
     pub client: ServiceClient,
-    /// Stops the service in this process, and waits for it. `None` for a running service.
+    /// The sender stops the service in this process, and the handle waits for its end. `None` if the
+    /// service was running already.
     in_process: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -51,10 +52,10 @@ impl Service {
         let folder = if save { None } else { Some(cache_folder()?) };
         let config = config.for_own_client(keys, folder);
         for warning in &config.warnings {
-            say(&format!("warning: {warning}"));
+            write_line(&format!("warning: {warning}"));
         }
         let path = config.store.folder.display();
-        say(&match save {
+        write_line(&match save {
             true => format!("pictures are saved in {path}"),
             false => format!("vectors are cached in {path}; pictures are not saved"),
         });
@@ -64,7 +65,7 @@ impl Service {
         let client = ServiceClient::new(url, Some(&key), save, prefix)?;
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(app.serve(async {
-            // An error means that the `Service` was dropped. The service then stops, too.
+            // An error means that the `Service` was dropped. The service then stops as well.
             let _ = stopped.await;
         }));
         Ok(Self { client, in_process: Some((stop, task)) })

@@ -14,10 +14,10 @@ mod json;
 mod limited;
 mod lines;
 
-/// Takes the items. Returns whether more items are wanted.
+/// A function that takes each item. It returns whether it wants more items.
 pub(super) type Sink<'a> = dyn FnMut(Item) -> bool + 'a;
 
-/// A source cannot be read, or not to its end.
+/// A source cannot be read, or cannot be read to its end.
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: {detail}")]
 pub(super) struct SourceError {
@@ -25,7 +25,7 @@ pub(super) struct SourceError {
     detail: String,
 }
 
-/// What a source is. Files differ by the ends of their names.
+/// What a source is. The kind of a file depends on its extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Folder,
@@ -81,7 +81,8 @@ pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
 /// Reads all items of all sources. Blocks the thread.
 ///
 /// # Errors
-/// A source that cannot be read to its end. Items before that place were taken.
+/// A source that cannot be read to its end. The items before the unreadable place have been passed to
+/// `sink`.
 pub(super) fn read(
     sources: &[PathBuf],
     reader: &ItemReader,

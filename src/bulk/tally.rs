@@ -4,21 +4,24 @@ use std::collections::BTreeMap;
 
 use super::item::Failure;
 
-/// The longest label and the longest sentence of an example, in characters.
+/// The longest label of an example, in characters.
 const MAX_LABEL: usize = 120;
+
+/// The longest sentence of an example, in characters.
 const MAX_DETAIL: usize = 300;
 
-/// The most causes. The codes come from the service, which may be any program.
+/// The most causes that are counted. The causes are codes of the service. The limit protects the memory
+/// if another program answers in its place.
 const MAX_CAUSES: usize = 100;
 
-/// The cause of failures that come after [`MAX_CAUSES`] others.
+/// The cause under which all failures are counted whose code is new after [`MAX_CAUSES`] others.
 const OTHER_CAUSES: &str = "other";
 
 /// What happened to the rows so far.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub embedded: u64,
-    /// The embedded pictures whose vector the service had already.
+    /// The embedded pictures whose vectors were in the service's cache.
     pub cached: u64,
     pub failed: u64,
     /// The rows that the output contained already.
@@ -49,7 +52,7 @@ impl Tally {
         *count += 1;
     }
 
-    /// The rows that were sent, with success or without.
+    /// The rows that were embedded or failed.
     pub(super) fn sent(&self) -> u64 {
         self.embedded + self.failed
     }
@@ -104,9 +107,9 @@ mod tests {
         }
         let causes = tally.causes();
         assert_eq!(causes.len(), MAX_CAUSES + 1);
-        // All but the first 100.
+        // All failures except the first 100 have a new code.
         assert!(causes[0].starts_with("  9900 x other, for example öö"), "{}", causes[0]);
-        // A label of 120 characters, a sentence of 300, and the short rest of the line.
+        // A line contains a label of 120 characters, a sentence of 300, and a few more.
         assert!(causes.iter().all(|line| line.chars().count() < 500));
     }
 }

@@ -33,7 +33,7 @@ const MAX_LENGTH: usize = 1 << 20;
 pub(super) struct Row {
     /// The number of the row, from 1.
     pub number: u64,
-    /// The path or URL, or the field that `--id` names. `None` if the row has none of them.
+    /// The value of the field that `--id` names, or else the path or URL. `None` if the row has neither.
     pub label: Option<String>,
     /// The model that computed the vector. `None` if the format cannot contain it.
     pub model: Option<String>,
@@ -47,7 +47,7 @@ pub(super) enum VectorsError {
     Io(PathBuf, io::Error),
     #[error("{path}: {detail}")]
     File { path: PathBuf, detail: String },
-    /// `place` is the line or the row.
+    /// `place` is the number of the line or row, such as `line 3`.
     #[error("{path}, {place}: {detail}")]
     Row { path: PathBuf, place: String, detail: String },
     #[error(
@@ -69,12 +69,12 @@ enum Rows {
 pub(super) struct VectorFile {
     pub path: PathBuf,
     rows: Rows,
-    /// The first row, until it is taken.
+    /// The first row, until [`Self::next`] returns it.
     first: Option<Row>,
 }
 
 impl VectorFile {
-    /// Opens a file, and reads its first row. The end of its name is its format. Blocks the thread.
+    /// Opens a file, and reads its first row. The file's extension decides its format. Blocks the thread.
     ///
     /// # Errors
     /// The file has no rows, or is not a file of this format with vectors.
@@ -153,9 +153,9 @@ impl Rows {
     }
 }
 
-/// The label of a row, from the source's members.
+/// The label of a row. `members` are those of the source, without the added fields.
 fn label(reader: &ItemReader, members: &[Member<'_>]) -> Option<String> {
-    let id = reader.id.as_ref().and_then(|id| json_object::field(members, id));
+    let id = reader.id_field.as_ref().and_then(|id| json_object::field(members, id));
     let id = id.map(|id| json_object::as_string(id).unwrap_or_else(|| id.get().to_owned()));
     id.or_else(|| reader.location(members))
 }

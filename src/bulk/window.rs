@@ -1,26 +1,26 @@
 //! Decides how many requests may run at once.
 //!
-//! A service that refuses a picture because it is busy gets half as many requests at once, and then
-//! slowly more again. Otherwise every picture that it cannot take now would be sent again and again. This
-//! is how TCP avoids congestion (RFC 5681).
+//! After a service has refused a picture because it is busy, half as many requests run at once. With
+//! each success, the number slowly grows again. Otherwise, pictures that the service cannot accept now
+//! would be sent again and again. TCP avoids congestion in the same way (RFC 5681).
 
 /// The number of requests that may run at once.
 #[derive(Debug)]
 pub(super) struct Window {
-    most: usize,
+    max_size: usize,
     size: f64,
     round: u64,
 }
 
 impl Window {
-    /// A window of this size, which it never exceeds.
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, size: most as f64, round: 0 }
+    /// A window with `max_size` as its initial and its largest size.
+    pub(super) fn new(max_size: usize) -> Self {
+        Self { max_size, size: max_size as f64, round: 0 }
     }
 
     /// The number of requests that may run at once. At least one.
     pub(super) fn size(&self) -> usize {
-        (self.size as usize).clamp(1, self.most)
+        (self.size as usize).clamp(1, self.max_size)
     }
 
     /// The current round. Each reduction begins a new one. A request belongs to the round in which it
@@ -38,11 +38,12 @@ impl Window {
         }
     }
 
-    /// Enlarges the window by one after as many successes as it has requests. `running` is the number of
-    /// requests that ran until now. A window that was not full tells nothing about a larger one.
+    /// Reports a success. After about as many successes as the size of the window, the window has grown
+    /// by one. `running` is the number of requests that ran, including the one that succeeded. If they did
+    /// not fill the window, the success does not show that the service can accept more.
     pub(super) fn succeeded(&mut self, running: usize) {
         if running >= self.size() {
-            self.size = (self.size + 1.0 / self.size).min(self.most as f64);
+            self.size = (self.size + 1.0 / self.size).min(self.max_size as f64);
         }
     }
 }

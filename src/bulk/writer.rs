@@ -27,7 +27,7 @@ pub(super) enum Target {
     Standard(ItemReader),
 }
 
-/// What is written.
+/// What the thread writes.
 #[derive(Debug)]
 enum Entry {
     Row(Identity, String),
@@ -46,7 +46,7 @@ pub(super) struct Writer {
 pub(super) struct Closed;
 
 impl Writer {
-    /// Starts the thread. `console` is standard error.
+    /// Starts the thread. Without an output file, failures are written to `console`.
     ///
     /// # Errors
     /// The system cannot start a thread.
@@ -106,7 +106,7 @@ fn write(
                         output.flush()?;
                     }
                     Entry::Failure(item, failure) => {
-                        console.say(&failures::row(&item, &failure, &reader));
+                        console.write_line(&failures::row(&item, &failure, &reader));
                     }
                 }
             }

@@ -50,7 +50,7 @@ struct Finding {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Ok,
-    /// The operator should know this, but the service works.
+    /// The operator should know this, but the service works nevertheless.
     Note,
     /// The operator must fix this, or the service does not work.
     Fault,
@@ -122,8 +122,8 @@ fn check_address(address: SocketAddr) -> Finding {
     }
 }
 
-/// Checks whether the downloads folder can be written to. Does not create the folder: if root runs
-/// this check, root would own the folder, and the service could not write to it.
+/// Checks whether the downloads folder can be written to. Does not create the folder: if root ran this
+/// check, root would own the new folder, and the service could not write to it.
 fn check_folder(folder: &Path) -> Finding {
     let finding = |state, text: String| Finding::new("folder", state, text);
     let path = folder.display();
@@ -227,8 +227,8 @@ fn check_certificate_authorities(trust: Trust) -> Finding {
     }
 }
 
-/// Looks up NVIDIA's hosts. If a proxy is set, looks up only the proxy, which then looks up
-/// NVIDIA's hosts.
+/// Looks up NVIDIA's hosts. If a proxy is set, looks up only the proxy, because the proxy itself looks
+/// up NVIDIA's hosts.
 async fn check_dns(config: &Config) -> Finding {
     let nvidia = &config.nvidia;
     let mut hosts: Vec<_> = match &nvidia.proxy {
@@ -351,8 +351,8 @@ mod tests {
     fn too_few_free_inodes_are_a_fault_if_the_number_of_inodes_is_fixed() {
         let check_with_inodes =
             |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
-        // A file system with `None` creates inodes when they are needed. Otherwise one inode in a
-        // hundred must stay free.
+        // `None` is for a file system that creates inodes when they are needed. In others, one inode in
+        // a hundred must stay free.
         assert_eq!(check_with_inodes(None).state, State::Ok);
         assert_eq!(check_with_inodes(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
         let full = check_with_inodes(Some(Inodes { free: 10, total: 1000 }));

@@ -1,4 +1,4 @@
-//! `imagesvc nearest`: finds the vectors that are nearest to that of a picture.
+//! `imagesvc nearest`: prints the rows whose vectors are nearest to the vector of a picture.
 
 use std::process::ExitCode;
 

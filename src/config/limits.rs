@@ -9,7 +9,7 @@ pub(super) const REQUEST_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_REQUEST_TIMEOUT",
     "60s",
     parse::positive_duration,
-    "The longest time to answer, counted from when the whole picture is received",
+    "The longest time from receiving the whole picture to the answer",
 );
 
 pub(super) const BODY_TIMEOUT: Setting<Duration> = Setting::new(
@@ -37,7 +37,7 @@ pub(super) const MAX_IN_FLIGHT: Setting<usize> = Setting::new(
     "IMAGESVC_MAX_IN_FLIGHT",
     "256",
     |text| parse::number(text, 1..=1 << 20),
-    "The most received pictures that are processed at once",
+    "The most pictures that are processed at once, after they are received",
 );
 
 pub(super) const MAX_BATCH: Setting<usize> = Setting::new(

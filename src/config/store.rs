@@ -23,7 +23,7 @@ pub(super) const MIN_FREE_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MIN_FREE_BYTES",
     "256MiB",
     parse::size,
-    "The disk space that always stays free; one in a hundred inodes also stays free",
+    "The disk space that always stays free; 1 % of the inodes (at most 10,000) also stay free",
 );
 
 pub(super) const DOWNLOADS_MAX_AGE: OptionalSetting<Duration> = OptionalSetting::new(

@@ -15,14 +15,14 @@ pub(super) const API_KEYS: OptionalSetting<ClientKeys> = OptionalSetting::secret
 pub(super) const API_KEYS_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
     "IMAGESVC_API_KEYS_FILE",
     parse::path,
-    "A file that contains those keys, one per line",
+    "A file that contains the keys that clients must send, one per line",
 )
 .reject_empty();
 
 pub(super) const RATE_LIMIT_PER_MINUTE: OptionalSetting<u32> = OptionalSetting::new(
     "IMAGESVC_RATE_LIMIT_PER_MINUTE",
     |text| parse::number(text, 1..=1_000_000),
-    "The most POST requests per minute of each client (identified by its key, or without a key by its address); all of them may come at once",
+    "The most POST requests per minute of each client (identified by its key, or by its address if no keys are set); they may all come at once; each picture of a batch counts as a request",
 )
 .reject_empty();
 

@@ -20,7 +20,8 @@ const DESCRIPTION: &str = "imagesvc picture";
 /// How long the deletion of an asset may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An uploaded picture. Dropping this value deletes the asset in a background task.
+/// An asset: a picture that was uploaded to NVIDIA. Dropping this value deletes the asset in a background
+/// task.
 #[derive(Debug)]
 pub struct UploadedAsset {
     id: Uuid,
@@ -36,8 +37,8 @@ impl UploadedAsset {
 
 impl Drop for UploadedAsset {
     fn drop(&mut self) {
-        // At the very end of the process there may be no runtime. The service then does not delete
-        // the asset, but NVIDIA deletes old assets itself.
+        // At the very end of the process there may be no runtime. The asset is then not deleted here,
+        // but NVIDIA deletes old assets itself.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (nvidia, id) = (self.nvidia.clone(), self.id);
             let tracker = self.nvidia.0.background.clone();

@@ -78,21 +78,21 @@ impl Client {
             if let Some(pace) = &self.0.pace
                 && retry_state.pace_permit.is_none()
             {
-                // The permit replaces the reservation. Without a reservation, the call is a single
-                // call, and single calls are spread over the minute.
+                // The permit replaces the reservation. A call without a reservation (a retry) is spread
+                // like a single call.
                 let reservation = retry_state.reservation.take();
                 let is_spread = reservation.as_ref().is_none_or(ReservationGuard::is_spread);
                 drop(reservation);
                 let client_network = retry_state.client_network;
                 let permit = pace.take_permit(client_network, is_spread, deadline).await;
                 retry_state.pace_permit = Some(permit.map_err(|wait| match wait {
-                    // the limiter's mark for a deadline that has passed
+                    // The limiter returns zero if the deadline has passed.
                     Duration::ZERO => Error::deadline_passed(operation),
                     _ => Error::no_call_before_deadline(operation, wait),
                 })?);
             }
-            // Another call may have received a `Retry-After` during the wait for the permit. The
-            // permit is then returned: it would count as a call while this call waits.
+            // Another call may have received a `Retry-After` during the wait for the permit. The permit
+            // is then dropped, because it would count as a call while this call waits.
             if self.check_retry_after(operation, deadline)?.is_none() {
                 return Ok(());
             }

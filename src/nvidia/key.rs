@@ -17,8 +17,8 @@ impl ApiKey {
     /// removed, because people paste them along with the key.
     ///
     /// # Errors
-    /// What is wrong with the text. The message is written to follow the setting's name, and does
-    /// not quote the text.
+    /// What is wrong with the text. The message continues a sentence that begins with the setting's name.
+    /// It does not quote the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut words = text.split_whitespace().peekable();
         words.next_if(|word| word.eq_ignore_ascii_case("bearer"));

@@ -1,12 +1,12 @@
-//! Limits the calls to NVIDIA in any period of one minute, which is called a window.
+//! Limits the calls to NVIDIA in any period of one minute. Such a period is called a window.
 //!
-//! The limiter stores the times of the last window's calls. A token bucket would be simpler, but it
+//! The limiter stores the times of the calls in the last window. A token bucket would be simpler, but it
 //! allows nearly twice the limit within one window.
 //!
 //! Clients share the calls. The next call is made for the client with the fewest calls in the window, so
 //! a new client does not wait behind the calls of others. After a client has made half of a window's
-//! calls, its further calls are evenly spread, so that a new client soon finds a free call. A batch whose
-//! calls all fit into the window is made at once.
+//! calls, its further calls are spread evenly, so that a new client soon finds a free call. The calls of
+//! a batch are made at once if they all fit into the window.
 
 use std::{
     collections::VecDeque,
@@ -26,8 +26,8 @@ use call_log::{CallLog, Demand, Rule, TimedCall};
 
 mod call_log;
 
-/// A minute and a margin. The margin is needed because a call may take longer to arrive at NVIDIA than
-/// the next call: the two then arrive closer together than they were sent.
+/// A minute and a margin. The margin is needed because two calls may take different times to arrive at
+/// NVIDIA: they may arrive closer together than they were sent.
 pub const WINDOW: Duration = Duration::from_millis(60_500);
 
 /// A sliding-window limiter. Clones are cheap, and share the limit.
@@ -38,14 +38,15 @@ pub(super) struct PaceLimiter(Arc<Inner>);
 struct Inner {
     rule: Rule,
     state: Mutex<State>,
-    /// Notified when another call may have become the next one, or may be made earlier.
+    /// Notified when another waiting call may have become the next one, or may be made earlier than
+    /// before.
     changed: Notify,
 }
 
 #[derive(Debug)]
 struct State {
     log: CallLog,
-    /// The number of each client's reserved calls that do not wait yet.
+    /// The number of each client's reserved calls that do not wait for a permit yet.
     reserved: Tally,
     /// The clients with calls that wait for a permit, in the order of their arrival.
     waiting: Vec<ClientQueue>,
@@ -56,7 +57,7 @@ struct State {
 #[derive(Debug)]
 struct ClientQueue {
     client_network: ClientNetwork,
-    /// As in [`Demand`].
+    /// As in [`Demand`]: whether the calls are spread.
     is_spread: bool,
     /// The ids of the calls, in the order of their arrival.
     ids: VecDeque<u64>,
@@ -108,21 +109,21 @@ impl PaceLimiter {
         let mut state = self.0.state(now);
         let is_spread = state.must_spread(count);
         let demand = Demand { client_network, is_spread, count };
-        let time = state.expected_time(demand, now);
-        if time >= deadline {
-            return Err(time - now);
+        let last_call = state.expected_time(demand, now);
+        if last_call >= deadline {
+            return Err(last_call - now);
         }
         state.reserved.add(client_network, count as u64);
         Ok(ReservationGuard { pace: Arc::clone(&self.0), client_network, is_spread, count })
     }
 
-    /// The most calls, up to `at_most`, that one client can reserve within `time` while no other
+    /// The most calls, up to `at_most`, that one client can reserve within `period` while no other
     /// calls are made.
-    pub(super) fn largest_reservation(&self, at_most: usize, time: Duration) -> usize {
+    pub(super) fn largest_reservation(&self, at_most: usize, period: Duration) -> usize {
         let (mut state, now) = (State::new(self.0.rule), Instant::now());
         let mut fits = |count: usize| {
             let (client_network, is_spread) = (ClientNetwork::UNKNOWN, state.must_spread(count));
-            state.expected_time(Demand { client_network, is_spread, count }, now) < now + time
+            state.expected_time(Demand { client_network, is_spread, count }, now) < now + period
         };
         (1..=at_most).rev().find(|count| fits(*count)).unwrap_or(0)
     }
@@ -150,8 +151,8 @@ impl PaceLimiter {
         };
         let mut was_next = false;
         loop {
-            // Listens already before it looks at the state. Otherwise, a change between the two would
-            // not end the wait.
+            // Starts to listen before it reads the state. Otherwise, a change between the two would not
+            // end the wait.
             let mut changed = pin!(self.0.changed.notified());
             changed.as_mut().enable();
             let now = Instant::now();
@@ -172,7 +173,8 @@ impl PaceLimiter {
                         state.log.next_expiry().map_or(time, |expiry| expiry.min(time))
                     }
                     _ => {
-                        // After an expiry, another call may be the next one, but its task still waits.
+                        // This call was the next one. After an expiry, another call may be the next one,
+                        // and its task must wake up.
                         if mem::take(&mut was_next) {
                             self.0.changed.notify_waiters();
                         }
@@ -239,7 +241,8 @@ impl State {
         Some((*self.waiting.get(index)?.ids.front()?, time))
     }
 
-    /// Whether calls of a request are spread: single calls, and batches that do not fit into the window.
+    /// Whether the calls of a request with `count` calls are spread. This is so for a single call, and
+    /// for a batch that does not fit into the window.
     fn must_spread(&self, count: usize) -> bool {
         let waiting: usize = self.waiting.iter().map(|queue| queue.ids.len()).sum();
         let reserved = usize::try_from(self.reserved.total()).unwrap_or(usize::MAX);
@@ -253,7 +256,7 @@ impl State {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             Demand { client_network, is_spread: true, count }
         });
-        // The client's earlier calls come before the new ones.
+        // The client's earlier calls come before its new ones, so both are one demand.
         let (of_client, mut demands): (Vec<_>, Vec<_>) = waiting
             .chain(reserved)
             .partition(|other| other.client_network == demand.client_network);

@@ -230,7 +230,7 @@ mod tests {
         while budget.try_take_retry() {
             retries += 1;
         }
-        // The first requests add nothing, because the initial budget of 100 retries is full.
+        // The initial budget of 100 retries is full, so the first requests add nothing to it.
         assert!((470..=100 + 1500 / 4).contains(&retries), "{retries} retries");
     }
 }

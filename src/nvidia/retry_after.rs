@@ -14,7 +14,7 @@ use super::{Client, Error, ErrorKind, Operation};
 /// again after this time: a faulty gateway may ask for a wait of a day.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
-/// The time from which new calls may be made again, if NVIDIA asked to wait.
+/// The time until which no new calls may be made, if NVIDIA asked to wait.
 #[derive(Debug, Default)]
 pub(super) struct SharedRetryAfter(Mutex<Option<Instant>>);
 
@@ -75,9 +75,8 @@ impl Client {
     ) -> Result<(), Error> {
         // Another call may receive a `Retry-After` during this wait, so the time is checked again.
         while let Some(earliest_call) = self.check_retry_after(operation, deadline)? {
-            // All calls wait until the same moment. A random delay, at most as long as the first
-            // backoff of a retry, keeps them from starting all at once. That could make NVIDIA ask
-            // to wait again.
+            // All calls wait until the same moment. If they all started then, NVIDIA might ask to wait
+            // again. So each has a random delay, at most as long as the first backoff of a retry.
             let delay = self.0.settings.retry.base.mul_f64(fastrand::f64());
             sleep_until(earliest_call + delay).await;
         }

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::Vector;
 
-/// The body of an inference whose picture is an asset. Headers contain the asset's id.
+/// The body of an inference whose picture is an asset. The asset's id is in the request's headers.
 pub(super) const ASSET_INFERENCE_BODY: &[u8] = br#"{"messages":[]}"#;
 
 static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));

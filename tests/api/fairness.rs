@@ -317,7 +317,7 @@ async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() 
         // The bulk run opens up to 500 connections.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1000")
         .configure(|config| {
-            // In place of a minute, so that the test is short.
+            // Two seconds in place of a minute, so that the test is short.
             config.nvidia.pace_window = Duration::from_secs(2);
         })
         .start()
@@ -332,10 +332,10 @@ async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() 
         let calls_before = nvidia.count();
         let picture = tiny(1000 + round);
         let upload = app.send_by(&single_client, app.upload_request(&picture, "a.png"));
-        // A tenth of the request timeout, which is 60 s.
+        // This is a tenth of the request timeout, which is 60 s.
         timeout(Duration::from_secs(6), upload).await.unwrap().vector();
-        // In order of arrival, this client's call would come after 100 calls for waiting pictures.
-        // A few calls are made while this client's picture is received.
+        // In the order of arrival, this call would come after 100 calls for waiting pictures. A few
+        // calls are made while the client's picture is received.
         let calls = nvidia.count() - calls_before;
         assert!(calls < 40, "round {round}: fewer than 40 calls should be made, not {calls}");
     }

@@ -1,5 +1,5 @@
-//! Finds the columns for the sources' own fields: the names of all rows, in the order in which they
-//! first occur.
+//! Finds the columns for the sources' own fields. Every field name of any row becomes a column, in the
+//! order in which the names first occur.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -13,7 +13,7 @@ use super::{
 /// The most columns. Each one needs memory while a file is written.
 const MAX_COLUMNS: usize = 1000;
 
-/// The most bytes of all names.
+/// The most bytes of all names together.
 const MAX_NAME_BYTES: usize = 1 << 20;
 
 /// The columns for the sources' own fields.
@@ -77,8 +77,8 @@ fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     let json = value.get();
     match json.as_bytes() {
         b"null" => None,
-        // JSON can contain half of a character (a lone surrogate), and a Rust string cannot. Such a
-        // string stays as it is.
+        // A JSON string can contain a lone surrogate, which a Rust string cannot. Its JSON then becomes
+        // the text.
         [b'"', ..] => Some(json_object::as_string(value).map_or(json.into(), Cow::Owned)),
         _ => Some(json.into()),
     }

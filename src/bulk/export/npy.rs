@@ -1,6 +1,6 @@
 //! Writes a NumPy file: the vectors as 32-bit floats, in the order of the rows.
 //!
-//! The format (version 1.0) is a header and the numbers behind it:
+//! The format (version 1.0) is a header, followed by the numbers:
 //! <https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html>.
 
 use std::{
@@ -11,13 +11,14 @@ use std::{
 use super::{ExportError, rows::RowFile};
 use crate::nvidia::DIMENSIONS;
 
-/// The length of the header. A multiple of 64, as NumPy aligns the numbers, and enough for every shape.
+/// The length of the header. It is a multiple of 64, because NumPy aligns the numbers to 64 bytes. It is
+/// enough for every shape.
 const HEADER_LEN: usize = 128;
 
-/// What the header begins with: the magic text and the version.
+/// The beginning of the header: the magic text and the version.
 const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
 
-/// How much is written at once.
+/// How many bytes are written at once.
 const WRITE_BYTES: usize = 1 << 20;
 
 /// Writes the file. Returns the number of rows.
@@ -26,7 +27,7 @@ const WRITE_BYTES: usize = 1 << 20;
 /// A row without a valid vector, or the system's error.
 pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError> {
     let mut output = BufWriter::with_capacity(WRITE_BYTES, file);
-    output.write_all(&[0; HEADER_LEN])?; // the place of the header
+    output.write_all(&[0; HEADER_LEN])?; // space for the header, which contains the number of rows
     let mut length = None;
     let mut numbers = Vec::new();
     let count = rows.for_each(|line| {

@@ -1,6 +1,6 @@
 //! Writes a Parquet file: the sources' own fields as text, and the added fields with their types.
 //!
-//! A row group is kept in memory until it is complete, so its rows and its bytes are limited. Nothing is
+//! A row group stays in memory until it is complete, so its rows and its bytes are limited. Nothing is
 //! compressed: a vector is hardly compressible, and each codec would make the program larger.
 
 use std::{fs::File, io, mem, sync::Arc};
@@ -30,13 +30,13 @@ use crate::nvidia::DIMENSIONS;
 /// The most rows of a row group.
 const MAX_GROUP_ROWS: usize = 8192;
 
-/// The most bytes of a row group: those of some 5,000 vectors.
+/// The most bytes of a row group: about 5,000 vectors.
 const MAX_GROUP_BYTES: usize = 32 << 20;
 
 /// The most rows that are encoded at once.
 const MAX_BATCH_ROWS: usize = 256;
 
-/// How many bytes of text make a batch full.
+/// A batch with this many bytes of text is full.
 const MAX_BATCH_BYTES: usize = 4 << 20;
 
 /// The name of the numbers in a list, by Parquet's specification.
@@ -86,13 +86,13 @@ fn schema(columns: &Columns, vector_length: i32, reader: &ItemReader) -> SchemaR
     Arc::new(Schema::new(fields))
 }
 
-/// The numbers of a vector.
+/// The type of a vector's numbers.
 fn element() -> FieldRef {
     Arc::new(Field::new(ELEMENT, DataType::Float32, false))
 }
 
-/// How the columns are encoded. Dictionaries and statistics help with repeated and sorted values; the
-/// numbers of vectors and the hashes are neither.
+/// How the columns are encoded. Dictionaries help with repeated values, and statistics with sorted ones.
+/// The numbers of vectors and the hashes are neither repeated nor sorted.
 fn properties(reader: &ItemReader) -> WriterProperties {
     let [sha256, .., vector] = ADDED_FIELDS.map(|field| reader.name(field));
     let sha256 = ColumnPath::new(vec![sha256]);
@@ -165,7 +165,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Takes the rows out.
+    /// Takes all rows out of the batch, and leaves it empty.
     fn take(&mut self, vector_length: i32) -> Result<RecordBatch, ExportError> {
         let texts = self.own.iter_mut().chain(&mut self.texts);
         let mut arrays: Vec<_> =
@@ -188,7 +188,7 @@ impl Batch {
 impl From<ParquetError> for ExportError {
     fn from(error: ParquetError) -> Self {
         match error {
-            // The system's errors are wrapped.
+            // The library wraps the system's errors in this variant.
             ParquetError::External(error) => match error.downcast::<io::Error>() {
                 Ok(error) => Self::Io(*error),
                 Err(error) => Self::Parquet(ParquetError::External(error)),

@@ -17,21 +17,21 @@ use super::{
     ExportError,
 };
 
-/// The longest line. A row of a source has at most 4 MiB, and a vector some 30 KB.
+/// The longest line. A row of a source has at most 4 MiB, and a vector has about 30 KB.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 
-/// How many characters of a wrong number an error repeats.
+/// An error quotes at most this many characters of an invalid number.
 const MAX_QUOTED: usize = 40;
 
-/// How much of the file is read at once.
+/// How many bytes of the file are read at once.
 const READ_BYTES: usize = 1 << 20;
 
 /// The `.jsonl` file.
 pub(super) struct RowFile<'a> {
     pub file: &'a File,
-    /// Knows the names of the added fields.
+    /// Contains the prefix of the added fields' names.
     pub reader: &'a ItemReader,
-    /// Ends the reading.
+    /// Reading ends when this becomes true.
     pub is_interrupted: &'a AtomicBool,
 }
 
@@ -39,7 +39,7 @@ impl RowFile<'_> {
     /// Calls `take` with each line, from the first to the last. Returns their number.
     ///
     /// # Errors
-    /// The first error of `take`, or a line that is no text or too long.
+    /// The first error of `take`, or a line that is not UTF-8, incomplete or too long.
     pub(super) fn for_each(
         &self,
         mut take: impl FnMut(Line<'_>) -> Result<(), ExportError>,
@@ -121,10 +121,11 @@ impl<'a> Line<'a> {
         self.error(format!("this is not a row of this command: {detail}"))
     }
 
-    /// Appends the numbers of a vector. `length` is that of all vectors, and is set by the first one.
+    /// Appends the numbers of a vector to `numbers`. All vectors must have the same `length`, which the
+    /// first vector sets.
     ///
     /// # Errors
-    /// The vector has another length, or an item that is no number or has no finite `f32`.
+    /// The vector has another length, or contains an item that is not a number or not finite as an `f32`.
     pub(super) fn append_vector(
         &self,
         vector: &RawValue,
@@ -134,9 +135,9 @@ impl<'a> Line<'a> {
         let before = numbers.len();
         let list = vector.get().strip_prefix('[').and_then(|text| text.strip_suffix(']'));
         let list = list.ok_or_else(|| self.error("its vector is not a list"))?;
-        // Splitting at commas is enough, because the text is valid JSON: if an item is not a number,
-        // then a part of that item does not parse as a number either. Parsing a text as `f32` rounds
-        // it once. Parsing it as `f64` first would round it twice.
+        // The text is valid JSON. If an item is not a number, the part of it before its first comma does
+        // not parse as a number either, so splitting at commas is enough. Parsing the text as `f32` rounds
+        // the number once; parsing it as `f64` first would round it twice.
         for text in list.split(',') {
             match text.trim_ascii().parse() {
                 Ok(number) if f32::is_finite(number) => numbers.push(number),

@@ -19,7 +19,7 @@ impl Rows {
         Self { folder, prefix: "" }
     }
 
-    /// Sets what the names of the added fields begin with.
+    /// Sets the beginning of the added fields' names.
     #[cfg(feature = "parquet")]
     pub(super) fn prefixed(self, prefix: &'static str) -> Self {
         Self { prefix, ..self }
@@ -34,7 +34,8 @@ impl Rows {
         let file = ExportFile { path: self.path(name), format };
         let rows_path = self.path("out.jsonl");
         let rows = File::options().read(true).append(true).open(&rows_path).unwrap();
-        let reader = ItemReader { field: None, id: None, prefix: self.prefix.into() };
+        let reader =
+            ItemReader { location_field: None, id_field: None, prefix: self.prefix.into() };
         Export::prepare(file, &rows_path, &rows, &reader).unwrap()
     }
 
@@ -110,7 +111,7 @@ fn without_rows_a_numpy_file_declares_no_rows_and_the_vector_length_of_the_model
 }
 
 #[test]
-fn the_line_of_a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
+fn the_error_of_an_invalid_row_contains_its_line_number_and_an_earlier_file_stays() {
     let good = row("1,2");
     for (line, message) in [
         (row("1"), "line 2: its vector has 1 numbers, and the first row's has 2"),
@@ -156,7 +157,7 @@ fn the_rows_stay_locked_until_the_export_ends() {
     let rows = Rows::new("");
     let open = || super::super::output::open(&rows.path("out.jsonl"));
     let file = open().unwrap();
-    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let target = ExportFile { path: rows.path("out.npy"), format: ExportFormat::Npy };
     let export = Export::prepare(target, &rows.path("out.jsonl"), &file, &reader).unwrap();
     drop(file);

@@ -1,11 +1,11 @@
-//! Compares vectors, and keeps the nearest ones.
+//! Compares vectors by their cosine, and finds the nearest rows.
 
 use std::{
     cmp::{Ordering, Reverse},
     collections::BinaryHeap,
 };
 
-/// How many products are summed at once, so that the compiler uses vector instructions.
+/// How many sums are computed in parallel, so that the compiler uses vector instructions.
 const LANES: usize = 8;
 
 /// A vector to which others are compared.
@@ -31,7 +31,8 @@ impl Query {
     /// The cosine of the angle to another vector of the same length with finite numbers. It is 0 if one
     /// of the vectors is zero.
     ///
-    /// The sums are in 64 bits: the square of a 32-bit float neither overflows nor vanishes there.
+    /// The sums are 64-bit floats, because the square of a 32-bit float may overflow or become zero as a
+    /// 32-bit float.
     pub(in crate::bulk) fn cosine(&self, other: &[f32]) -> f64 {
         let (ours, our_rest) = self.vector.as_chunks::<LANES>();
         let (others, other_rest) = other.as_chunks::<LANES>();
@@ -53,7 +54,7 @@ impl Query {
         if norms == 0.0 {
             return 0.0;
         }
-        // The addition turns -0 into 0, so that both have the same rank.
+        // The addition turns -0 into 0, because `total_cmp` orders -0 before 0.
         (products.iter().sum::<f64>() / norms).clamp(-1.0, 1.0) + 0.0
     }
 }
@@ -67,7 +68,7 @@ pub(in crate::bulk) struct Hit {
     pub label: Option<String>,
 }
 
-/// The nearer one is greater. Of equally near ones, the earlier row is greater.
+/// The nearer row is greater. Of equally near rows, the earlier row is greater.
 impl Ord for Hit {
     fn cmp(&self, other: &Self) -> Ordering {
         self.cosine.total_cmp(&other.cosine).then(other.row.cmp(&self.row))
@@ -92,17 +93,17 @@ impl Eq for Hit {}
 #[derive(Debug)]
 pub(in crate::bulk) struct Ranking {
     count: usize,
-    /// The least near one is on top.
+    /// The least near of these rows is at the top of the heap.
     nearest: BinaryHeap<Reverse<Hit>>,
 }
 
 impl Ranking {
-    /// Keeps this many rows.
+    /// A ranking of the `count` nearest rows.
     pub(in crate::bulk) fn new(count: usize) -> Self {
         Self { count, nearest: BinaryHeap::new() }
     }
 
-    /// Keeps a row if it is among the nearest. Takes its label only then.
+    /// Adds a row if it is among the nearest so far. Takes its label only then.
     pub(in crate::bulk) fn offer(&mut self, cosine: f64, row: u64, label: &mut Option<String>) {
         let mut hit = Hit { cosine, row, label: None };
         let is_full = self.nearest.len() == self.count;
@@ -116,7 +117,7 @@ impl Ranking {
         self.nearest.push(Reverse(hit));
     }
 
-    /// The kept rows, with the nearest first.
+    /// The nearest rows, from the nearest to the least near.
     pub(in crate::bulk) fn into_sorted(self) -> Vec<Hit> {
         self.nearest.into_sorted_vec().into_iter().map(|Reverse(hit)| hit).collect()
     }
@@ -133,12 +134,12 @@ mod tests {
     }
 
     #[test]
-    fn the_cosine_of_a_zero_vector_is_zero_and_that_of_extreme_vectors_is_right() {
-        // One number more than `LANES`.
+    fn the_cosine_of_a_zero_vector_is_zero_and_the_cosine_of_extreme_vectors_is_correct() {
+        // Each vector has one number more than `LANES`.
         let zero = [0.0; 9];
         let any = [1.0, -2.0, 3.0, 0.5, 1.0, 1.0, 1.0, 1.0, 7.0];
         assert_eq!([cosine(&zero, &any), cosine(&any, &zero), cosine(&zero, &zero)], [0.0; 3]);
-        // 7 times the first scale is still finite. The last one is subnormal.
+        // 7 times the first scale is still finite. The last scale is a subnormal number.
         for scale in [f32::MAX / 8.0, f32::MIN_POSITIVE, 1e-40] {
             let scaled = any.map(|number| number * scale);
             // Subnormal numbers have fewer digits, so that scaling rounds them.

@@ -19,7 +19,7 @@ use tokio::{
 use super::{
     super::{
         failures::Failures,
-        feeder::Fed,
+        feeder::SourceEvent,
         item::{ItemReader, Picture},
         output::{self, Appender},
         writer::Target,
@@ -84,7 +84,7 @@ fn problem(code: &str) -> String {
 /// A run of at most 8 requests at once, 2 of them for one host, and the folder of its output.
 fn start(service: SocketAddr) -> (Run, TempDir) {
     let folder = tempfile::tempdir().unwrap();
-    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let out = folder.path().join("out.jsonl");
     let rows = Appender::new(output::open(&out).unwrap()).unwrap();
     let failures = Failures::open(&out, reader, |_| false).unwrap();
@@ -97,11 +97,11 @@ fn start(service: SocketAddr) -> (Run, TempDir) {
 }
 
 /// Rows with pictures of one host.
-fn rows(count: usize) -> impl Iterator<Item = Fed> {
-    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+fn rows(count: usize) -> impl Iterator<Item = SourceEvent> {
+    let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     (0..count).map(move |n| {
         let picture = Picture::parse(&format!("http://host.example/{n}"));
-        Fed::Row(Box::new(reader.plain(picture)))
+        SourceEvent::Row(Box::new(reader.plain(picture)))
     })
 }
 
@@ -149,7 +149,7 @@ async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_o
         let (outcome, seconds, failures) = send(service.address, 1000).await;
         assert_eq!((outcome, failures.len()), (Outcome::SomeFailed, 1000));
         assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
-        // After 20 failures of the host in a row, each picture is sent only once.
+        // After 20 failures of the host in a row, each further picture is sent only once.
         assert!((1000..1030).contains(&service.requests()), "{} requests", service.requests());
         // The waits between the five attempts of a picture are 1, 2, 4 and 8 s: 15 s.
         assert!(
@@ -171,7 +171,7 @@ async fn a_source_may_be_silent_for_hours() {
         sender.send(row).await.unwrap();
     }
     drop(sender);
-    assert_eq!(run.await.unwrap().unwrap(), Outcome::AllEmbedded);
+    assert_eq!(run.await.unwrap().unwrap(), Outcome::Success);
     let rows = std::fs::read_to_string(folder.path().join("out.jsonl")).unwrap();
     assert_eq!(rows.lines().count(), 3);
 }

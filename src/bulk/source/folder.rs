@@ -12,15 +12,16 @@ use super::{
     Sink,
 };
 
-/// The endings of pictures' names.
-const ENDINGS: [&str; 12] =
+/// The extensions of pictures.
+const EXTENSIONS: [&str; 12] =
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif"];
 
-/// Reads the files whose names look like those of pictures. Ignores hidden files and folders. Does
-/// not follow links to folders, which may lead in a circle. Returns whether more items are wanted.
+/// Reads the files that have the extension of a picture. Ignores hidden files and folders. Does not
+/// follow symbolic links to folders, because such links may form a loop. Returns whether more items are
+/// wanted.
 ///
 /// # Errors
-/// The folder cannot be read. A folder inside it that cannot be read is an item that failed.
+/// The folder itself cannot be read. A subfolder that cannot be read is an item with a failure.
 pub(super) fn read(folder: &Path, reader: &ItemReader, sink: &mut Sink<'_>) -> io::Result<bool> {
     let mut folders = vec![folder.to_owned()];
     while let Some(current) = folders.pop() {
@@ -56,7 +57,7 @@ fn read_one(
             folders.push(entry.path());
         } else if is_picture_name(&name) {
             let path = entry.path();
-            // Follows links. A link that leads nowhere is sent, and then fails.
+            // `is_dir` follows links. A link to a missing file becomes an item, and that item fails later.
             if !path.is_dir() && !sink(reader.plain(Picture::File(path))) {
                 return Ok(false);
             }
@@ -67,5 +68,5 @@ fn read_one(
 
 fn is_picture_name(name: &OsStr) -> bool {
     let extension = Path::new(name).extension().unwrap_or_default();
-    ENDINGS.iter().any(|ending| extension.eq_ignore_ascii_case(ending))
+    EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known))
 }

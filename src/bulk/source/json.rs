@@ -21,7 +21,7 @@ pub(super) fn read(
     reader: &ItemReader,
     sink: &mut Sink<'_>,
 ) -> io::Result<bool> {
-    // The limit counts what the deserializer reads, so the buffer is behind it.
+    // The limit must count what the deserializer reads, and not what the buffer reads ahead.
     let (input, allowance) = Limited::new(BufReader::new(input));
     let mut json = serde_json::Deserializer::from_reader(input);
     let mut wants_more = true;
@@ -29,7 +29,7 @@ pub(super) fn read(
     let read = json.deserialize_seq(list).and_then(|()| json.end());
     match read {
         Ok(()) => Ok(true),
-        // The deserializer reports the unread rest as an error.
+        // If the rest of the list was not read, the deserializer reports an error.
         Err(_) if !wants_more => Ok(false),
         Err(error) => Err(error.into()),
     }

@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-/// The largest row.
+/// The size of the largest row, in bytes.
 pub(super) const MAX_ROW_BYTES: u64 = 4 << 20;
 
 /// UTF-8's byte order mark.
@@ -29,7 +29,7 @@ pub(super) fn without_bom(mut input: Box<dyn Read>) -> io::Result<Box<dyn Read>>
     Ok(Box::new(Cursor::new(head).chain(input)))
 }
 
-/// Fails when more bytes are read than are left for the row.
+/// A reader that fails when a row has more than [`MAX_ROW_BYTES`].
 pub(super) struct Limited<R> {
     inner: R,
     left: Rc<Cell<u64>>,
@@ -46,7 +46,7 @@ impl Allowance {
 }
 
 impl<R: Read> Limited<R> {
-    /// Allows one row. The [`Allowance`] allows the others.
+    /// Limits the first row. [`Allowance::renew`] must be called before each further row.
     pub(super) fn new(inner: R) -> (Self, Allowance) {
         let left = Rc::new(Cell::new(MAX_ROW_BYTES));
         (Self { inner, left: Rc::clone(&left) }, Allowance(left))

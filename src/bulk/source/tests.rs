@@ -18,7 +18,7 @@ fn items(files: &[(&str, &[u8])]) -> Result<Vec<Item>, String> {
 }
 
 fn read_all(paths: &[PathBuf]) -> Result<Vec<Item>, String> {
-    let reader = ItemReader { field: None, id: None, prefix: String::new() };
+    let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let mut items = Vec::new();
     let take = &mut |item| {
         items.push(item);
@@ -50,7 +50,7 @@ fn csv_fields_may_have_quotes_line_breaks_and_a_byte_order_mark() {
 }
 
 #[test]
-fn a_csv_row_with_too_few_fields_or_other_bytes_than_utf8_fails_alone() {
+fn a_csv_row_with_too_few_fields_or_invalid_utf8_fails_but_other_rows_do_not() {
     let list = items(&[("list.csv", b"url,n\nx\nhttp://a/1,2\n\xff,1\n")]).unwrap();
     let code = |item: &Item| item.picture.as_ref().err().map(|failure| failure.code.clone());
     let codes: Vec<_> = list.iter().map(code).collect();
@@ -64,7 +64,7 @@ fn a_csv_file_with_two_fields_of_the_same_name_is_refused() {
 }
 
 #[test]
-fn a_row_that_is_too_long_ends_a_source_with_an_error_but_a_too_long_line_fails_alone() {
+fn a_too_long_row_of_csv_or_json_ends_the_source_but_after_a_too_long_line_reading_continues() {
     // More than the 4 MiB that a row may have.
     const TOO_LONG: usize = 10 << 20;
     let mut csv = b"url\n\"".to_vec();
@@ -101,7 +101,7 @@ fn json_objects_keep_their_text_but_not_their_line_breaks() {
 }
 
 #[test]
-fn a_json_file_that_is_no_list_or_is_damaged_is_an_error() {
+fn a_json_file_that_is_damaged_or_contains_no_list_is_an_error() {
     for damaged in ["{}", "[{\"url\": 1}", "", "[1,]", "[{}] x"] {
         assert!(items(&[("list.json", damaged.as_bytes())]).is_err(), "{damaged}");
     }
@@ -157,7 +157,7 @@ fn reading_stops_when_no_more_items_are_wanted() {
     ] {
         let path = folder.path().join(name);
         fs::write(&path, text).unwrap();
-        let reader = ItemReader { field: None, id: None, prefix: String::new() };
+        let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         let mut count = 0;
         let take = &mut |_| {
             count += 1;

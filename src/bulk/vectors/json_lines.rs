@@ -9,7 +9,7 @@ use std::{
 use super::{Row, VectorsError, label, numbers};
 use crate::bulk::{item::ItemReader, json_object};
 
-/// The longest line that is read.
+/// The longest line that is read, in bytes.
 const MAX_LINE: usize = 16 << 20;
 const MAX_LINE_BYTES: u64 = MAX_LINE as u64;
 
@@ -46,19 +46,19 @@ impl JsonLines {
         if !self.next_line()? {
             return Ok(false);
         }
-        self.read_labels(row)
+        self.parse_fields(row)
             .and_then(|vector| numbers::read(vector, &mut row.vector))
             .map_err(|detail| self.error(detail))?;
         Ok(true)
     }
 
-    /// Reads the next row, but not its vector.
-    pub(super) fn next_without_vector(&mut self, row: &mut Row) -> Result<(), VectorsError> {
-        self.read_labels(row).map_err(|detail| self.error(detail)).map(|_| ())
+    /// Parses the line that [`Self::next_line`] has read, but not its vector.
+    pub(super) fn parse_without_vector(&mut self, row: &mut Row) -> Result<(), VectorsError> {
+        self.parse_fields(row).map_err(|detail| self.error(detail)).map(|_| ())
     }
 
     /// Reads the next line. Returns whether there was one. A last line without a line break is
-    /// incomplete: a run was interrupted, or writes it at this moment.
+    /// incomplete, and is ignored: a run was killed, or is just writing this line.
     pub(super) fn next_line(&mut self) -> Result<bool, VectorsError> {
         self.bytes.clear();
         let read = self.input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut self.bytes);
@@ -70,8 +70,8 @@ impl JsonLines {
         Ok(true)
     }
 
-    /// Reads all fields except for the vector, and returns the text of the vector.
-    fn read_labels(&self, row: &mut Row) -> Result<&str, String> {
+    /// Parses all fields of the line except for the vector, and returns the text of the vector.
+    fn parse_fields(&self, row: &mut Row) -> Result<&str, String> {
         let not_a_row = |detail: &str| format!("this is not a row of imagesvc embed: {detail}");
         let text = str::from_utf8(&self.bytes).map_err(|_| not_a_row("it is not UTF-8"))?;
         let without_end = text.strip_suffix("}\n").filter(|text| text.ends_with(']'));

@@ -1,4 +1,4 @@
-//! Reads the labels of rows whose file contains none from the `.jsonl` file beside it.
+//! Reads the labels for a file that contains only vectors, from the `.jsonl` file beside it.
 
 use std::{
     collections::HashMap,
@@ -13,11 +13,11 @@ use crate::bulk::item::ItemReader;
 /// The labels of some rows.
 #[derive(Debug)]
 pub(in crate::bulk) struct Labels {
-    /// The file from which they were read.
+    /// The file from which the labels were read.
     pub path: PathBuf,
     /// The number of rows in that file.
     pub rows: u64,
-    /// The model of the wanted rows.
+    /// The model of the last wanted row.
     pub model: Option<String>,
     /// The labels by the numbers of their rows.
     pub by_row: HashMap<u64, String>,
@@ -46,7 +46,7 @@ impl Labels {
         while lines.next_line()? {
             labels.rows += 1;
             if wanted.contains(&labels.rows) {
-                lines.next_without_vector(&mut row)?;
+                lines.parse_without_vector(&mut row)?;
                 labels.by_row.extend(row.label.take().map(|label| (labels.rows, label)));
                 labels.model = row.model.take();
             }

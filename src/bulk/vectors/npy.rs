@@ -11,7 +11,7 @@ use super::{MAX_LENGTH, Row, VectorsError, numbers};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// The largest header. That of two dimensions has some 120 bytes.
+/// The largest header that is read, in bytes. For two dimensions, a header has about 120 bytes.
 const MAX_HEADER: u32 = 64 << 10;
 
 /// The size of a number in bytes.
@@ -26,7 +26,7 @@ pub(super) struct Npy {
     rows_left: u64,
 }
 
-/// What a header declares.
+/// The values in a header.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Header {
     descr: Option<String>,
@@ -88,8 +88,8 @@ impl Npy {
     }
 }
 
-/// Reads the text of the header, and returns it with the number of bytes before the first row. The
-/// inner error is for a file of another format.
+/// Reads the header. Returns its text, and the number of bytes before the first row. The inner error
+/// means that the file has another format.
 fn read_header(input: &mut impl Read) -> io::Result<Result<(String, u64), String>> {
     const NO_NPY: &str = "this is not a .npy file: ";
     let mut beginning = Vec::new();
@@ -117,7 +117,7 @@ fn read_header(input: &mut impl Read) -> io::Result<Result<(String, u64), String
     })
 }
 
-/// Fills the buffer. Returns whether the input has enough bytes.
+/// Fills the buffer. Returns whether the input had enough bytes.
 fn read_fully(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
     match input.read_exact(buffer) {
         Ok(()) => Ok(true),
@@ -149,7 +149,8 @@ impl Header {
     }
 }
 
-/// The rest of a header: a Python dictionary with strings, Booleans and tuples of integers.
+/// Parses the text of a header: a Python dictionary with strings, Booleans and tuples of integers. Contains
+/// the part of the text that is not parsed yet.
 struct Parser<'a>(&'a str);
 
 impl<'a> Parser<'a> {
@@ -250,7 +251,7 @@ mod tests {
             (header("<f4", "False", "()"), "two dimensions"),
             (header("<f4", "False", "(3, 4, 5)"), "two dimensions"),
             (header("<f4", "False", "(3, 0)"), "0 numbers"),
-            // The largest u64, and one more.
+            // the largest u64, and the same plus one
             (header("<f4", "False", "(3, 18446744073709551615)"), "numbers, not 1 to"),
             (header("<f4", "False", "(3, 18446744073709551616)"), "not that of"),
             (header("<f4", "False", "(-3, 4)"), "not that of"),

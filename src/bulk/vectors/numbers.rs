@@ -6,7 +6,7 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 
 use super::MAX_LENGTH;
 
-/// Reads a JSON array of numbers into `vector`, in place of what it contains.
+/// Reads a JSON array of numbers into `vector`, and replaces its content.
 ///
 /// # Errors
 /// The text is not such an array, or a number is too large.
@@ -26,8 +26,8 @@ pub(super) fn check(vector: &[f32]) -> Result<(), String> {
     if vector.is_empty() {
         return Err("its vector is empty".into());
     }
-    // An infinite number or NaN makes its product NaN, and thereby the sum. One sum is quicker to
-    // check than each number.
+    // The product of zero and an infinite number or NaN is NaN, which makes the sum NaN. Checking one sum
+    // is faster than checking each number.
     if vector.iter().map(|number| number * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
     }

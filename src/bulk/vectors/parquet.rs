@@ -1,5 +1,5 @@
-//! Reads the rows of a `.parquet` file: a column with lists of floats, the model, and the columns
-//! that may contain a row's path, URL or id.
+//! Reads the rows of a `.parquet` file: the column with lists of floats, the column with the model, and
+//! the columns that may contain a row's path, URL or id.
 
 use std::{
     fs::File,
@@ -34,7 +34,7 @@ const BATCH_ROWS: usize = 32;
 pub(super) struct Parquet {
     batches: ParquetRecordBatchReader,
     batch: Option<RecordBatch>,
-    /// The position in `batch`.
+    /// The position of the next row in `batch`.
     position: usize,
     /// The number of rows of the file that are not read yet.
     rows_left: u64,
@@ -64,17 +64,19 @@ impl Parquet {
             }
         }
         let is_wanted = |name: &str| {
-            let mut chosen_fields = [&reader.id, &reader.field].into_iter().flatten();
+            let mut chosen_fields =
+                [&reader.id_field, &reader.location_field].into_iter().flatten();
             let contains_field = |path: &str| {
                 path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
             [&vector, &model].contains(&&name.to_owned())
                 || chosen_fields.any(|path| contains_field(path))
-                || reader.field.is_none() && USUAL_FIELDS.contains(&name)
+                || reader.location_field.is_none() && USUAL_FIELDS.contains(&name)
         };
         let wanted = columns.enumerate().filter(|(_, name)| is_wanted(name)).map(|(at, _)| at);
         let mask = ProjectionMask::roots(schema, wanted);
-        // The Arrow schema in the file's metadata is not used: a list of any kind is read as a list.
+        // The Arrow schema in the file's metadata is ignored, so lists of fixed and of variable length are
+        // both read as lists of variable length.
         let levels = parquet_to_arrow_field_levels(schema, mask.clone(), None).map_err(damaged)?;
         let row_groups = CheckedRowGroups::new(file, metadata, &mask).map_err(damaged)?;
         let rows_left = row_groups.rows();
@@ -120,8 +122,8 @@ impl Parquet {
         if row.model.is_none() {
             return Err("its model is not a text".into());
         }
-        let id = self.reader.id.as_ref().and_then(|id| columns.field(id));
-        row.label = id.or_else(|| columns.location(self.reader.field.as_deref()));
+        let id = self.reader.id_field.as_ref().and_then(|id| columns.field(id));
+        row.label = id.or_else(|| columns.location(self.reader.location_field.as_deref()));
         columns.read_vector(&self.reader.name("vector"), &mut row.vector)?;
         self.position += 1;
         let rows_left = self.rows_left.checked_sub(1);
@@ -153,7 +155,7 @@ impl Columns<'_> {
         })
     }
 
-    /// The text or number in a field. Dots lead into the JSON of a column.
+    /// The text or number in a field. After a dot, `path` names a field inside the JSON of a column.
     fn field(&self, path: &str) -> Option<String> {
         self.text(path).or_else(|| {
             path.match_indices('.').find_map(|(dot, _)| {

@@ -16,8 +16,8 @@ use parquet::{
 /// The most values in a page. Writers make pages of 1 to 100 MB.
 const MAX_PAGE_VALUES: u64 = 32 << 20;
 
-/// The most bytes of a page with texts. Many rows may repeat the longest text of a dictionary page,
-/// which is therefore limited, too.
+/// The most bytes of a page with texts. This limits dictionary pages as well, because many rows may
+/// repeat the longest text of a dictionary.
 const MAX_TEXT_PAGE: usize = 16 << 20;
 
 /// All row groups of a file.
@@ -28,10 +28,10 @@ pub(super) struct CheckedRowGroups {
 }
 
 impl CheckedRowGroups {
-    /// Checks the columns of the mask.
+    /// Checks the columns that `mask` selects.
     ///
     /// # Errors
-    /// A column is not within the file, or a number is negative.
+    /// A column is not within the file, a number is negative, or a column has an unsupported compression.
     pub(super) fn new(
         file: File,
         metadata: ParquetMetaData,
@@ -134,7 +134,7 @@ struct CheckedPages {
     limits: Limits,
 }
 
-/// What the next pages of a column may contain.
+/// The limits of a column's next pages.
 struct Limits {
     /// How many values the column's metadata still allows.
     values_left: u64,
@@ -154,7 +154,7 @@ impl Limits {
         let is_possible = match page {
             Page::DictionaryPage { .. } => {
                 self.has_dictionary = true;
-                // Each value takes some bytes.
+                // Each value takes at least one byte.
                 values <= bytes as u64
             }
             Page::DataPage { encoding, .. } | Page::DataPageV2 { encoding, .. } => {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_texts_has_a_limit_in_bytes_but_a_page_of_numbers_has_not() {
+    fn the_bytes_of_a_page_are_limited_for_texts_but_not_for_numbers() {
         for pages in [[plain(MAX_TEXT_PAGE + 1, 1)], [dictionary(MAX_TEXT_PAGE + 1, 1)]] {
             assert!(!are_possible(5, Type::BYTE_ARRAY, &pages));
             assert!(are_possible(5, Type::FLOAT, &pages));

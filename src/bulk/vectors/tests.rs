@@ -13,7 +13,7 @@ pub(super) type ReadRow = (u64, Option<String>, Vec<f32>);
 /// The fields that are read without options: a row's label is its path or URL, and the added fields have
 /// no prefix.
 pub(super) fn usual_fields() -> ItemReader {
-    ItemReader { field: None, id: None, prefix: String::new() }
+    ItemReader { location_field: None, id_field: None, prefix: String::new() }
 }
 
 /// Writes a file with this name, and reads all rows of it.
@@ -85,11 +85,14 @@ fn the_label_of_a_row_of_a_jsonl_file_is_its_id_or_else_its_path_or_url() {
         (usual_fields(), [label("a.jpg"), label("http://h/b"), None]),
         // The value of the field `n` is preferred to the URL. Without `n`, the path is the label.
         (
-            ItemReader { id: Some("n".into()), ..usual_fields() },
+            ItemReader { id_field: Some("n".into()), ..usual_fields() },
             [label("a.jpg"), label("7"), label("[7]")],
         ),
         // With `--field`, only this field is the path or URL.
-        (ItemReader { field: Some("x.y".into()), ..usual_fields() }, [None, label("z"), None]),
+        (
+            ItemReader { location_field: Some("x.y".into()), ..usual_fields() },
+            [None, label("z"), None],
+        ),
     ] {
         let numbered = (1..).zip(labels).zip(vectors.clone());
         let expected: Vec<_> = numbered.map(|((n, label), vector)| (n, label, vector)).collect();
@@ -102,12 +105,12 @@ fn the_label_of_a_row_of_a_jsonl_file_is_its_id_or_else_its_path_or_url() {
 }
 
 #[test]
-fn a_torn_last_line_is_ignored_wherever_it_was_torn() {
+fn an_incomplete_last_line_is_ignored_wherever_it_ends() {
     let text = [line(r#"{"path":"a"}"#, "1,2"), line(r#"{"path":"b"}"#, "3,4")].concat();
     for end in 0..=text.len() {
         let rows = text[..end].matches('\n').count();
         match read("v.jsonl", &text[..end], &usual_fields()) {
-            Ok(read) => assert_eq!(read.len(), rows, "torn at {end}"),
+            Ok(read) => assert_eq!(read.len(), rows, "the text ended at {end}"),
             Err(error) => {
                 assert_eq!((rows, error.as_str()), (0, "v.jsonl: it contains no vectors"));
             }
@@ -116,7 +119,7 @@ fn a_torn_last_line_is_ignored_wherever_it_was_torn() {
 }
 
 #[test]
-fn a_line_that_embed_has_not_written_is_an_error_with_its_number() {
+fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
     let good = line(r#"{"path":"a"}"#, "1,2");
     let long = format!("{{\"path\":\"{}\"}}\n", "x".repeat(17 << 20));
     for (bad, reason) in [
@@ -163,14 +166,14 @@ fn a_npy_file_of_each_version_is_read() {
 }
 
 #[test]
-fn a_npy_file_that_is_torn_or_too_long_is_refused_before_its_rows_are_read() {
+fn a_npy_file_that_is_incomplete_or_too_long_is_refused_before_its_rows_are_read() {
     let whole = npy("(3, 2)", &[1.0; 6]);
     for end in 0..whole.len() {
         let error = read("v.npy", &whole[..end], &usual_fields()).unwrap_err();
-        assert!(error.starts_with("v.npy: "), "torn at {end}: {error}");
+        assert!(error.starts_with("v.npy: "), "the file ended at {end}: {error}");
     }
-    let torn = read("v.npy", &whole[..whole.len() - 1], &usual_fields()).unwrap_err();
-    assert!(torn.contains("declares 3 rows, but only 2 follow"), "{torn}");
+    let short = read("v.npy", &whole[..whole.len() - 1], &usual_fields()).unwrap_err();
+    assert!(short.contains("declares 3 rows, but only 2 follow"), "{short}");
     let long = read("v.npy", [&whole[..], b"x"].concat(), &usual_fields()).unwrap_err();
     assert!(long.contains("1 bytes follow the 3 rows"), "{long}");
     assert!(read("v.npy", npy("(0, 2)", &[]), &usual_fields()).unwrap_err().contains("no vectors"));
@@ -194,7 +197,7 @@ fn sizes_that_a_npy_file_declares_are_not_allocated() {
 }
 
 #[test]
-fn a_number_that_is_not_finite_is_an_error_with_its_row() {
+fn the_error_of_a_number_that_is_not_finite_contains_the_row_number() {
     for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let error =
             read("v.npy", npy("(2, 2)", &[1.0, 2.0, 3.0, number]), &usual_fields()).unwrap_err();
@@ -230,7 +233,7 @@ fn labels_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
     let path = folder.path().join("v.npy");
     assert!(Labels::beside(&path, &usual_fields(), &[1]).unwrap().is_none());
     let lines = (1..=4).map(|n| line(&format!("{{\"path\":\"{n}\"}}"), "1,2"));
-    let text = lines.collect::<String>() + "{\"path\":\"torn";
+    let text = lines.collect::<String>() + "{\"path\":\"incomplete";
     fs::write(folder.path().join("v.jsonl"), text).unwrap();
     let labels = Labels::beside(&path, &usual_fields(), &[4, 2, 9]).unwrap().unwrap();
     assert_eq!((labels.rows, labels.model.as_deref()), (4, Some("m")));

@@ -4,7 +4,7 @@
 //! An embedded database would offer transactions, but nothing here needs them: a lost or damaged
 //! file costs one call to NVIDIA. An operator can list or delete files with the usual tools.
 //!
-//! A file is written in a staging_folder folder and then renamed, so that it is complete or absent.
+//! A file is written in a staging folder and then renamed, so that it is complete or absent.
 //! The file is not synced, so its content may be wrong after a power cut. A checksum detects
 //! damage, and a damaged file is ignored. Every function here blocks the thread, unless its comment
 //! says otherwise.
@@ -45,7 +45,7 @@ pub(super) struct Disk {
     /// The first eight bytes of each key; `None` until the folder was listed. The lock is never
     /// held during a disk access, so that [`Self::may_contain`] does not wait for the disk.
     key_prefixes: Mutex<Option<HashSet<u64>>>,
-    /// The name of the next staging_folder file.
+    /// The name of the next staging file.
     next_staging_name: AtomicU64,
     /// Whether the last write or clean-up failed.
     is_failing: AtomicBool,

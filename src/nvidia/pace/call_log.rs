@@ -1,4 +1,4 @@
-//! Keeps the calls of the last window, and decides which call is next and when. Nothing here reads the
+//! Stores the calls of the last window, and decides which call is next and when. Nothing here reads the
 //! clock: the time is an argument.
 
 use std::{
@@ -31,7 +31,7 @@ pub(super) struct TimedCall {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Demand {
     pub client_network: ClientNetwork,
-    /// Whether the calls are spread after the client's first calls, even if the window allows them.
+    /// Whether the calls after the client's first ones are spread, even if the window allows them now.
     pub is_spread: bool,
     pub count: usize,
 }
@@ -73,7 +73,7 @@ impl CallLog {
         Some(call)
     }
 
-    /// Adds a call. No call in the log is later.
+    /// Adds a call. Its time must not be before that of any call in the log.
     pub(super) fn record(&mut self, call: TimedCall) {
         self.calls.push_back(call);
         let new = ClientCalls { count: 0, last: call.time };
@@ -180,11 +180,12 @@ impl CallLog {
         self.by_client.get(&client_network).map_or(0, |client_calls| client_calls.count)
     }
 
-    /// The earliest time of the client's next call, while no call expires.
+    /// The earliest time of the client's next call, if no call expires before then.
     fn earliest(&self, demand: Demand, now: Instant) -> Instant {
         let Rule { calls_per_window, window, .. } = self.rule;
         let mut time = now;
-        // At least one window after the call that is `calls_per_window` positions before the next call.
+        // The next call must be at least one window later than the call that is `calls_per_window`
+        // positions before it.
         if let Some(index) = self.calls.len().checked_sub(calls_per_window) {
             time = time.max(self.calls[index].time + window);
         }
@@ -207,7 +208,8 @@ impl Rule {
     fn burst(self) -> usize {
         match self.clients {
             Clients::Many => self.calls_per_window.div_ceil(2),
-            // The only client has a long run. A large burst at its start would only delay later calls.
+            // The only client makes calls for a long time. A large burst at its start would only delay
+            // its later calls.
             Clients::One => self.calls_per_window.div_ceil(10),
         }
     }

@@ -10,8 +10,10 @@ use tokio::{
 
 use super::*;
 
-// Two clients.
+/// The first of two clients.
 const FIRST: ClientNetwork = ClientNetwork::UNKNOWN;
+
+/// The second of two clients.
 const SECOND: ClientNetwork = client(2);
 
 /// Longer than any wait of these tests.
@@ -104,7 +106,7 @@ proptest! {
             times.sort_unstable();
             times
         });
-        // The calls in each of these slices are one more than the limit.
+        // Each of these slices contains one call more than the limit.
         for calls in times.windows(limit as usize + 1) {
             prop_assert!(calls[limit as usize] - calls[0] > Duration::from_secs(60));
         }
@@ -120,7 +122,7 @@ proptest! {
             let pace = pace(limit);
             let deadline = Instant::now() + Duration::from_secs(100);
             for _ in 0..earlier {
-                // Makes only calls that need not wait.
+                // The near deadline allows only calls that need not wait.
                 let soon = Instant::now() + Duration::from_millis(1);
                 if let Ok(permit) = pace.take_permit(FIRST, true, soon).await {
                     permit.use_now();
@@ -193,7 +195,7 @@ async fn the_calls_of_a_batch_that_fits_are_made_at_once_and_one_call_stays_free
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_of_the_calls_are_made_at_once_and_the_rest_is_spread_over_the_minute() {
+async fn half_of_the_calls_are_made_at_once_and_the_others_are_spread_over_the_minute() {
     let start = Instant::now();
     // One client gets 39 of 40 calls a minute: one stays free for others.
     let times = calls(&pace(40), FIRST, 39).await;
@@ -205,8 +207,8 @@ async fn half_of_the_calls_are_made_at_once_and_the_rest_is_spread_over_the_minu
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_new_client_waits_for_seconds_and_a_run_of_another_client_gets_all_other_calls() {
-    // How many calls the run makes at once, and when the new client comes.
+async fn a_new_client_waits_only_seconds_and_the_run_of_another_client_gets_all_other_calls() {
+    // `at_once`: how many calls the run makes at once. `seconds`: when the new client comes.
     for (at_once, seconds) in [(500, 7), (500, 70), (500, 333), (8, 30), (8, 200)] {
         let pace = pace(40);
         let run = tokio::spawn({
@@ -232,8 +234,8 @@ async fn a_new_client_waits_for_seconds_and_a_run_of_another_client_gets_all_oth
         });
         sleep(Duration::from_secs(seconds)).await;
         for _ in 0..3 {
-            let asked = Instant::now();
-            let wait = call(&pace, SECOND).await - asked;
+            let wait_started = Instant::now();
+            let wait = call(&pace, SECOND).await - wait_started;
             assert!(wait <= Duration::from_secs(6), "{at_once} at once, at {seconds} s: {wait:?}");
             sleep(Duration::from_secs(5)).await;
         }
@@ -246,7 +248,7 @@ async fn a_new_client_waits_for_seconds_and_a_run_of_another_client_gets_all_oth
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_without_other_clients_uses_the_limit_in_every_ten_minutes() {
+async fn a_run_without_other_clients_uses_the_whole_limit_in_any_ten_minutes() {
     let pace = PaceLimiter::new(40, WINDOW, Clients::One);
     let times = calls(&pace, FIRST, 1200).await;
     let (fewest, _) = fewest_and_most(&times, Duration::from_secs(600));
@@ -329,7 +331,7 @@ async fn a_permit_counts_from_its_use() {
 fn the_largest_reservation_is_the_largest_that_is_not_refused() {
     paused(async {
         let now = Instant::now();
-        // From 20 calls a minute, one call stays free for other clients.
+        // With a limit of 20 calls or more, one call stays free for other clients.
         for limit in [1, 2, 10, 19, 20, 40, 100] {
             for seconds in [1, 30, 60, 61, 200] {
                 let (pace, time) = (pace(limit), Duration::from_secs(seconds));
@@ -345,13 +347,13 @@ fn the_largest_reservation_is_the_largest_that_is_not_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_comes_first_only_after_an_expiry_is_made_at_that_time() {
+async fn a_call_that_becomes_the_next_one_at_an_expiry_is_made_at_that_time() {
     let (pace, start) = (pace(4), Instant::now());
     calls(&pace, SECOND, 2).await;
     sleep(Duration::from_secs(10)).await;
     calls(&pace, FIRST, 2).await;
-    // Until the second client's calls expire, both clients have two calls, and the first one waits at
-    // the front.
+    // Until the second client's calls expire, both clients have two calls, and the call of the first
+    // client is the next one.
     let (first, second) = tokio::join!(call(&pace, FIRST), call(&pace, SECOND));
     assert_eq!((first, second), (start + WINDOW, start + WINDOW));
 }

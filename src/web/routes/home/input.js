@@ -1,6 +1,7 @@
-// --- Choosing, dropping, pasting
-// Uses the files or the addresses in dropped or pasted data. Returns whether there were any.
-const takeFrom = (data) => {
+// --- Choosing, dropping and pasting pictures
+// Adds the files in dropped or pasted data, or else its web addresses. A single address goes into the
+// form instead. Returns whether the data contained files or addresses.
+const addFrom = (data) => {
   const files = [...data.files];
   const lines = (data.getData("text/uri-list") || data.getData("text/plain")).split(/\s*\n\s*/).map((line) => line.trim());
   const addresses = lines.filter((line) => /^https?:\S+$/i.test(line) && URL.canParse(line));
@@ -11,16 +12,16 @@ const takeFrom = (data) => {
 };
 for (const input of document.querySelectorAll("[type=file]")) input.addEventListener("change", () => {
   addAll([...input.files]);
-  input.value = ""; // Otherwise choosing the same file again would be no change.
+  input.value = ""; // Otherwise there would be no event if the same file was chosen again.
 });
 document.addEventListener("paste", (event) => {
   const isTyping = event.target.matches?.("input") && !event.clipboardData.files.length;
-  if (!isTyping && takeFrom(event.clipboardData)) event.preventDefault();
+  if (!isTyping && addFrom(event.clipboardData)) event.preventDefault();
 });
 for (const type of ["dragover", "dragleave", "drop"]) document.addEventListener(type, (event) => {
   event.preventDefault();
   document.body.classList.toggle("dropping", type === "dragover");
-  if (type === "drop") takeFrom(event.dataTransfer);
+  if (type === "drop") addFrom(event.dataTransfer);
 });
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();

@@ -2,15 +2,19 @@ const byId = (id) => document.getElementById(id);
 const create = (tag, text = "", properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
 const fromTemplate = (id) => byId(id).content.firstElementChild.cloneNode(true);
 const address = byId("address"), key = byId("key"), shrink = byId("shrink"), space = byId("space");
-const STORED_KEY = "imagesvc-key", MOST = 300, AT_ONCE = 3, THUMB = 160, LONGEST = 1024;
-const MOST_TRIES = 50, LONGEST_PAUSE_MS = 10 * 60_000, TIMEOUT_MS = 10 * 60_000;
+// THUMB_PIXELS: the side of a small picture. MAX_SENT_PIXELS: the longer side of a photograph that is sent smaller.
+const STORED_KEY = "imagesvc-key", MAX_PICTURES = 300, MAX_REQUESTS = 3, THUMB_PIXELS = 160, MAX_SENT_PIXELS = 1024;
+const MAX_TRIES = 50, MAX_PAUSE_MS = 10 * 60_000, TIMEOUT_MS = 10 * 60_000;
 const sample = document.documentElement.dataset.sample;
 const items = []; // every picture on the page, in the order of addition
 let chosen = null, partner = null; // the chosen picture, and the one that the visitor compares it with
-let isPicked = false; // whether the visitor chose it
-let pausedUntil = 0, isLocked = false, isMap = false, batch = 0;
+let isPicked = false; // whether the visitor chose `chosen` or `partner`, and not the page
+let pausedUntil = 0; // nothing is sent before this time, because the service is busy
+let isLocked = false; // whether nothing is sent until the visitor enters a key
+let isMap = false; // whether the map is shown, and not the wall
+let batch = 0; // how many pictures were added or tried again since the page last said that all are done
 
-// Some browsers forbid storage. The page then asks for the key at each visit.
+// Some browsers forbid storage. The visitor then enters the key at each visit.
 const withStorage = (use) => { try { return use(sessionStorage); } catch { return null; } };
 key.value = withStorage((storage) => storage.getItem(STORED_KEY)) ?? "";
 byId("lock").hidden = !key.value;
@@ -27,10 +31,10 @@ const add = (fileOrUrl) => {
   const item = { name: isFile ? fileOrUrl.name : fileOrUrl, file: isFile ? fileOrUrl : null, url: isFile ? null : fileOrUrl, state: "preparing", tries: 0, row, thumb: row.querySelector("canvas") };
   row.querySelector(".name").textContent = item.name;
   row.querySelector("progress").ariaLabel = `Sending ${item.name}`;
-  const act = { retry: () => retry([item]), remove: () => remove(item) };
+  const actions = { retry: () => retry([item]), remove: () => remove(item) };
   for (const button of row.querySelectorAll("button")) {
     button.ariaLabel = `${button.textContent}: ${item.name}`;
-    button.addEventListener("click", act[button.dataset.do]);
+    button.addEventListener("click", actions[button.dataset.do]);
   }
   items.push(item);
   byId("rows").append(row);
@@ -38,8 +42,8 @@ const add = (fileOrUrl) => {
   prepare(item);
 };
 const addAll = (filesOrUrls) => {
-  const room = MOST - items.length, added = [...filesOrUrls].slice(0, room);
-  showProblem(filesOrUrls.length > room ? `This page holds ${MOST} pictures, so ${filesOrUrls.length - added.length} were left out. For more, use the command imagesvc embed.` : "");
+  const left = MAX_PICTURES - items.length, added = [...filesOrUrls].slice(0, left);
+  showProblem(filesOrUrls.length > left ? `This page holds ${MAX_PICTURES} pictures, so ${filesOrUrls.length - added.length} were left out. For more, use the command imagesvc embed.` : "");
   added.forEach(add);
   batch += added.length;
   if (added.length) say(added.length === 1 ? `Added: ${items.at(-1).name}` : `${added.length} pictures added.`);
@@ -60,7 +64,7 @@ const remove = (item) => {
   if (partner === item) partner = null;
   say(`Removed: ${item.name}`);
   if (!count("failed")) showProblem("");
-  // Otherwise the focus would be lost with the removed button.
+  // Moves the focus to another button, since it would be lost with the removed button.
   const next = row?.querySelector("button:last-child") ?? (isMap ? space : chosen?.tile.querySelector("button")) ?? document.querySelector("[name=file]");
   next.focus({ preventScroll: true });
   pump();
@@ -70,24 +74,24 @@ const remove = (item) => {
 // Decodes one picture after another, since a decoded photograph takes much memory.
 let preparing = Promise.resolve();
 const prepare = (item) => { preparing = preparing.then(() => decode(item)).catch(() => {}).then(() => { if (item.state === "preparing") { update(item, "ready"); pump(); } }); };
-const scaled = (bitmap, canvas, scale) => { // draws the middle of the picture
+const drawScaled = (bitmap, canvas, scale) => { // draws the middle of the picture
   const context = canvas.getContext("2d"), [width, height] = [bitmap.width * scale, bitmap.height * scale];
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
 };
 const decode = async (item) => {
-  // Other pictures than the visitor's own and the sandbox's are not loaded: the page calls no other host.
+  // Only the visitor's files and the pictures of this service are decoded: the page calls no other host.
   const file = item.file ?? (new URL(item.url).origin === location.origin ? await (await fetch(item.url)).blob() : null);
   if (!file || item.state === "removed") return;
   const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }); // fails if the browser does not know the format
-  scaled(bitmap, item.thumb, THUMB / Math.min(bitmap.width, bitmap.height));
+  drawScaled(bitmap, item.thumb, THUMB_PIXELS / Math.min(bitmap.width, bitmap.height));
   item.shown = file;
-  const scale = LONGEST / Math.max(bitmap.width, bitmap.height);
+  const scale = MAX_SENT_PIXELS / Math.max(bitmap.width, bitmap.height);
   if (item.file && shrink.checked && scale < 1) {
     const canvas = create("canvas", "", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
     canvas.getContext("2d").fillStyle = "#fff"; // JPEG has no transparency
     canvas.getContext("2d").fillRect(0, 0, canvas.width, canvas.height);
-    scaled(bitmap, canvas, scale);
+    drawScaled(bitmap, canvas, scale);
     const smaller = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.85));
     if (smaller && smaller.size < file.size) item.sent = new File([smaller], `${item.name.replace(/\.\w+$/, "")}.jpg`, { type: "image/jpeg" });
   }
@@ -98,7 +102,7 @@ const decode = async (item) => {
 const WORDS = { preparing: "Getting ready", ready: "In the queue", sending: "Sending", waiting: sample ? "Waiting for the vector" : "Waiting for NVIDIA", failed: "" };
 const update = (item, state, text = WORDS[state], more = "") => {
   item.state = state;
-  const [progress, words, details] = ["progress", ".state", ".more"].map((it) => item.row.querySelector(it));
+  const [progress, words, details] = ["progress", ".state", ".more"].map((selector) => item.row.querySelector(selector));
   progress.hidden = state !== "sending";
   words.textContent = text;
   details.textContent = more;
@@ -107,9 +111,10 @@ const update = (item, state, text = WORDS[state], more = "") => {
   render();
 };
 const count = (...states) => items.filter((item) => states.includes(item.state)).length;
+// Sends the next pictures, as many as may be sent now. Says so when no picture is left.
 const pump = () => {
   const wait = pausedUntil - Date.now();
-  let free = AT_ONCE - count("sending", "waiting");
+  let free = MAX_REQUESTS - count("sending", "waiting");
   for (const item of items) {
     if (isLocked || item.state !== "ready") continue;
     if (wait > 0) item.row.querySelector(".state").textContent = item.tries ? `The service is busy. Next try in ${Math.ceil(wait / 1000)} s` : WORDS.ready;
@@ -146,8 +151,8 @@ const send = async (item) => {
   const started = performance.now();
   try {
     const response = await exchange(item), header = (name) => response.getResponseHeader(name) ?? "";
-    let answer = {}; // A response of a proxy in front of the service may not be JSON.
-    try { answer = JSON.parse(response.responseText) ?? {}; } catch { /* said below */ }
+    let answer = {};
+    try { answer = JSON.parse(response.responseText) ?? {}; } catch { /* A proxy in front of the service may answer without JSON. This is reported below. */ }
     const needsKey = response.status === 401 && /^Bearer\b/i.test(header("www-authenticate")), pause = pauseOf(header("retry-after"));
     if (needsKey) {
       update(item, "ready", "Waiting for the API key");
@@ -156,7 +161,7 @@ const send = async (item) => {
       return;
     }
     if (key.value) withStorage((storage) => storage.setItem(STORED_KEY, key.value));
-    if ([429, 503].includes(response.status) && pause > 0 && pause <= LONGEST_PAUSE_MS && item.tries < MOST_TRIES) {
+    if ([429, 503].includes(response.status) && pause > 0 && pause <= MAX_PAUSE_MS && item.tries < MAX_TRIES) {
       pausedUntil = Math.max(pausedUntil, Date.now() + pause);
       update(item, "ready");
     } else if (response.status === 200 && answer.vector?.length) {
@@ -181,7 +186,7 @@ const finish = (item, { vector, ...answer }, facts) => {
   if (!item.shown) { // a picture that the browser cannot or may not show
     const context = item.thumb.getContext("2d");
     Object.assign(context, { font: "22px system-ui", textAlign: "center", fillStyle: "#808080" });
-    context.fillText(item.file ? item.name.split(".").pop().slice(0, 8) : new URL(item.url).hostname, THUMB / 2, THUMB / 2, THUMB - 10);
+    context.fillText(item.file ? item.name.split(".").pop().slice(0, 8) : new URL(item.url).hostname, THUMB_PIXELS / 2, THUMB_PIXELS / 2, THUMB_PIXELS - 10);
   }
   choose.querySelector(".name").textContent = choose.title = item.name;
   compare.ariaLabel = `Compare: ${item.name}`;

@@ -1,15 +1,16 @@
-// --- Taking it away
+// --- Taking vectors and commands away
+// The complete URL of a path of this service.
 const here = (path) => new URL(path || ".", location.href.split(/[?#]/)[0]).href.replace(path ? "" : /\/$/, "");
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const curlOf = ({ file, url, name }) => {
-  const lock = key.value ? ' -H "Authorization: Bearer YOUR_API_KEY"' : "";
-  // In curl's -F, a name in quotes may contain ; and ,
-  if (file) return `curl${lock} -F ${quoted(`file=@"${name.replace(/["\\]/g, "\\$&")}"`)} ${quoted(here("vectorize-image-upload"))}`;
-  return `curl${lock} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify({ image_url: url }))} ${quoted(here("vectorize-image"))}`;
+  const keyHeader = key.value ? ' -H "Authorization: Bearer YOUR_API_KEY"' : "";
+  // The quotes allow a name with a semicolon or a comma, which would otherwise have a meaning for curl.
+  if (file) return `curl${keyHeader} -F ${quoted(`file=@"${name.replace(/["\\]/g, "\\$&")}"`)} ${quoted(here("vectorize-image-upload"))}`;
+  return `curl${keyHeader} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify({ image_url: url }))} ${quoted(here("vectorize-image"))}`;
 };
 const copy = async (text, what) => {
   const focused = document.activeElement;
-  try { await navigator.clipboard.writeText(text); } catch { // without HTTPS there is no clipboard object
+  try { await navigator.clipboard.writeText(text); } catch { // without HTTPS, browsers have no clipboard object
     const area = create("textarea", text);
     document.body.append(area);
     area.select();

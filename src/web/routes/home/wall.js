@@ -1,5 +1,6 @@
 // --- The wall and the two pictures side by side
 const cosine = (a, b) => { let sum = 0; for (let index = 0; index < a.unit.length; index++) sum += a.unit[index] * b.unit[index]; return sum; };
+// All pictures with vectors: the chosen one, and then the others from the most to the least similar.
 const ordered = () => {
   const others = done().filter((item) => item !== chosen);
   if (!chosen) return others;
@@ -18,11 +19,12 @@ const showPair = () => requestAnimationFrame(() => {
   const { top } = byId("results").getBoundingClientRect();
   if (top < 0 || top > innerHeight / 2) byId("results").scrollIntoView({ behavior: isCalm.matches ? "instant" : "smooth" });
 });
+// Draws the page at the next frame, once even after several calls.
 const render = () => { render.due ??= requestAnimationFrame(() => { render.due = null; draw(); }); };
 const draw = () => {
-  const open = items.filter((item) => !item.vector), list = ordered();
-  byId("queue").hidden = !open.length;
-  const failed = count("failed"), active = open.length - failed;
+  const unfinished = items.filter((item) => !item.vector), list = ordered();
+  byId("queue").hidden = !unfinished.length;
+  const failed = count("failed"), active = unfinished.length - failed;
   byId("queue-title").textContent = [active && `${active} on the way`, failed && `${failed} failed`].filter(Boolean).join(", ");
   byId("again").hidden = failed < 2;
   byId("results").hidden = !list.length;
@@ -47,19 +49,19 @@ const draw = () => {
   drawPair(list);
   if (isMap) drawMap(list);
 };
-// Puts the tiles in order. After a choice, those that are seen glide to their places.
+// Puts the tiles in order. After the visitor has chosen a picture, the visible tiles glide to their new places.
 let isGliding = false;
 const arrange = (tiles) => {
   const wall = byId("wall"), focused = document.activeElement, places = new Map();
   if (tiles.every((tile, index) => wall.children[index] === tile) && wall.children.length === tiles.length) return;
-  const isSeen = ({ top, bottom }) => bottom > 0 && top < innerHeight;
+  const isVisible = ({ top, bottom }) => bottom > 0 && top < innerHeight;
   if (isGliding) for (const tile of wall.children) places.set(tile, tile.getBoundingClientRect());
   isGliding = false;
   wall.replaceChildren(...tiles);
   if (wall.contains(focused)) focused.focus({ preventScroll: true });
   for (const [tile, before] of places) {
     const after = tile.getBoundingClientRect();
-    if (isSeen(before) || isSeen(after)) tile.animate([{ transform: `translate(${before.left - after.left}px, ${before.top - after.top}px)` }, {}], { duration: 300, easing: "ease-out" });
+    if (isVisible(before) || isVisible(after)) tile.animate([{ transform: `translate(${before.left - after.left}px, ${before.top - after.top}px)` }, {}], { duration: 300, easing: "ease-out" });
   }
 };
 // Draws a square for each number: blue below zero, orange above, without colour at zero.
@@ -84,7 +86,7 @@ const drawPair = (list) => {
   if (!isNew && byId("right").item === other) return;
   fill(byId("left"), chosen);
   fill(byId("right"), other);
-  // All drawings have the same scale, so that small differences are pale.
+  // All drawings have the same scale of colours, so that small differences look pale.
   const largest = [chosen, other].reduce((most, item) => item ? item.unit.reduce((most, number) => Math.max(most, Math.abs(number)), most) : most, 1e-9);
   paint(byId("left-vector"), chosen.unit, largest, `The vector of ${chosen.name}`);
   byId("compared").hidden = byId("differ").hidden = byId("right-vector").hidden = !other;
@@ -101,5 +103,5 @@ const drawPair = (list) => {
   byId("curl").textContent = curlOf(chosen);
   byId("bulk").textContent = `imagesvc embed FOLDER --to ${here("")} --out vectors.jsonl`;
 };
-// On a wide screen there is room for the drawings beside the wall.
+// On a wide screen, the drawings are shown at once: there is enough space beside the wall.
 byId("numbers").open = matchMedia("(min-width: 62rem)").matches;
