@@ -70,6 +70,7 @@ mod process;
 mod proxy;
 mod query;
 mod retention;
+mod s3_support;
 mod sandbox;
 mod single_flight;
 mod slow;
