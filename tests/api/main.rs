@@ -72,6 +72,7 @@ mod query;
 mod retention;
 mod s3_support;
 mod sandbox;
+mod scaling;
 mod single_flight;
 mod slow;
 mod soak;

@@ -158,6 +158,16 @@ impl MotoServer {
         self.run(json!(["deny", actions])).await;
     }
 
+    /// Replaces the policy of the user and the role.
+    pub async fn set_policy(&self, policy: &Value) {
+        self.run(json!(["set_policy", policy])).await;
+    }
+
+    /// Applies lifecycle rules to the bucket, and returns the rules that it then has.
+    pub async fn set_lifecycle(&self, configuration: &Value) -> Value {
+        self.run(json!(["set_lifecycle", configuration])).await
+    }
+
     /// Calls an operation of S3, such as `put_object`, as the user. The parameters have the names of
     /// boto3. Returns `ok`, the code of the error, or the name of boto3's error.
     pub async fn attempt(&self, operation: &str, parameters: &Value) -> String {
