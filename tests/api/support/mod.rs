@@ -23,6 +23,7 @@ mod programs;
 mod raw_http;
 mod request;
 mod resources;
+pub mod s3;
 mod terminal;
 mod tiff_tags;
 

@@ -1,0 +1,93 @@
+//! The policy and the lifecycle rules of `docs/scaling.md` work on an S3 server as the page says.
+
+use serde_json::{Value, json};
+
+use crate::support::{documents::Document, s3::MotoServer};
+
+/// The JSON block of the page that contains this text, for the bucket of the server.
+fn json_block(moto: &MotoServer, part: &str) -> Value {
+    let page = Document::read("docs/scaling.md");
+    let blocks = page.blocks().into_iter();
+    let found: Vec<_> = blocks.filter(|b| b.language == "json" && b.text.contains(part)).collect();
+    let [block] = &found[..] else { panic!("{} blocks contain {part}", found.len()) };
+    assert!(block.text.contains("imagesvc/"), "{}", block.place);
+    assert_eq!(moto.prefix, "imagesvc");
+    let text = block.text.replace("example-pictures", &moto.bucket);
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", block.place))
+}
+
+/// Calls each operation as the user that has the policy. Returns the results: `ok`, or the code of
+/// the error.
+async fn results(moto: &MotoServer) -> Vec<(&'static str, String)> {
+    moto.write("imagesvc/vectors/a", b"a").await;
+    moto.write("other/a", b"a").await;
+    let mut results = Vec::new();
+    for (name, operation, parameters) in [
+        ("put", "put_object", json!({ "Key": "imagesvc/downloads/b", "Body": "b" })),
+        ("get", "get_object", json!({ "Key": "imagesvc/vectors/a" })),
+        ("get missing", "get_object", json!({ "Key": "imagesvc/vectors/missing" })),
+        ("delete", "delete_object", json!({ "Key": "imagesvc/vectors/a" })),
+        ("put elsewhere", "put_object", json!({ "Key": "other/b", "Body": "b" })),
+        ("get elsewhere", "get_object", json!({ "Key": "other/a" })),
+        ("delete elsewhere", "delete_object", json!({ "Key": "other/a" })),
+        ("delete the bucket", "delete_bucket", json!({})),
+        ("read the policy", "get_bucket_policy", json!({})),
+    ] {
+        results.push((name, moto.attempt(operation, &parameters).await));
+    }
+    results
+}
+
+fn expected(denied: &[&str]) -> Vec<(&'static str, String)> {
+    let results = [
+        ("put", "ok"),
+        ("get", "ok"),
+        ("get missing", "NoSuchKey"),
+        ("delete", "ok"),
+        ("put elsewhere", "AccessDenied"),
+        ("get elsewhere", "AccessDenied"),
+        ("delete elsewhere", "AccessDenied"),
+        ("delete the bucket", "AccessDenied"),
+        ("read the policy", "AccessDenied"),
+    ];
+    let with_denied = |(name, result)| {
+        if denied.contains(&name) { (name, "AccessDenied") } else { (name, result) }
+    };
+    results.map(with_denied).map(|(name, result)| (name, result.to_owned())).to_vec()
+}
+
+#[tokio::test]
+async fn the_policy_of_docs_scaling_md_allows_what_the_service_needs_and_nothing_else() {
+    let Some(moto) = MotoServer::start().await else { return };
+    let policy = json_block(&moto, "\"Statement\"");
+    moto.set_policy(&policy).await;
+    assert_eq!(results(&moto).await, expected(&[]));
+    // Without any one of its permissions, the policy would be too small.
+    for (action, denied) in [
+        ("s3:PutObject", &["put"][..]),
+        ("s3:GetObject", &["get", "get missing"]),
+        ("s3:DeleteObject", &["delete"]),
+        ("s3:ListBucket", &["get missing"]),
+    ] {
+        let text = policy.to_string();
+        assert_eq!(text.matches(action).count(), 1, "{action}");
+        let smaller = text.replace(action, "s3:GetBucketLocation");
+        moto.set_policy(&serde_json::from_str(&smaller).unwrap()).await;
+        assert_eq!(results(&moto).await, expected(denied), "without {action}");
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_accepts_the_lifecycle_rules_of_docs_scaling_md() {
+    let Some(moto) = MotoServer::start().await else { return };
+    let configuration = json_block(&moto, "\"Rules\"");
+    let mut applied = moto.set_lifecycle(&configuration).await;
+    assert_eq!(applied, configuration["Rules"]);
+    let prefixes: Vec<_> = applied
+        .as_array_mut()
+        .unwrap()
+        .iter_mut()
+        .map(|rule| rule["Filter"]["Prefix"].take())
+        .collect();
+    assert_eq!(prefixes, ["imagesvc/downloads/", "imagesvc/vectors/", "imagesvc/"]);
+}

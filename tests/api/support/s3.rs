@@ -1,0 +1,46 @@
+//! S3 servers on this machine, and what can go wrong between them and the service.
+//!
+//! `tests/s3/README.md` describes what these tests need. [`MotoServer`] checks signatures and
+//! permissions. [`RcloneServer`] is written independently of it and checks signatures as well.
+//! [`FaultProxy`] stands between the service and either of them. [`FakeMetadata`] hands out the
+//! credentials of an instance's role.
+
+mod fault_proxy;
+mod metadata;
+mod moto;
+mod rclone;
+
+use std::{env, net::SocketAddr, path::PathBuf, time::Duration};
+
+pub use fault_proxy::{Fault, FaultProxy};
+pub use metadata::FakeMetadata;
+pub use moto::{Credentials, MotoServer};
+pub use rclone::RcloneServer;
+
+/// The longest wait for the start of a server, and for the result of a command.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The Python that has moto and rclone.
+fn python() -> String {
+    env::var("S3_PYTHON").unwrap_or_else(|_| "python3".into())
+}
+
+/// The program `name` in the same folder as [`python`].
+fn program_beside_python(name: &str) -> String {
+    let beside = PathBuf::from(python()).with_file_name(name);
+    beside.to_str().unwrap().to_owned()
+}
+
+/// The settings for a bucket at `endpoint`, without credentials.
+fn bucket_settings(
+    endpoint: SocketAddr,
+    region: &str,
+    bucket: &str,
+    prefix: &str,
+) -> Vec<(&'static str, String)> {
+    vec![
+        ("IMAGESVC_BUCKET", format!("s3://{bucket}/{prefix}")),
+        ("IMAGESVC_BUCKET_ENDPOINT", format!("http://{endpoint}")),
+        ("IMAGESVC_BUCKET_REGION", region.to_owned()),
+    ]
+}

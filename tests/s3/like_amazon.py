@@ -1,0 +1,147 @@
+"""What Amazon's S3 has and moto lacks."""
+
+import hashlib
+import tempfile
+from urllib.parse import parse_qsl
+
+from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.iam.access_control import IAMPolicy, PermissionResult, create_access_key
+from moto.iam.models import iam_backends
+from moto.sts.models import sts_backends
+
+REGION = "eu-central-1"
+
+
+class LikeAmazon:
+    """Adds to moto what it lacks: checks of the region and of the body, and signatures in URLs.
+
+    moto answers a URL with a signature in its query with 500. The signature is checked here, and the
+    request is then signed in its headers, so that moto checks the policies.
+    """
+
+    def __init__(self, app):
+        self.app = app
+
+    def __call__(self, environ, start_response):
+        query = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
+        scope = scope_of(environ)
+        if len(scope) == 5 and scope[3] == "s3" and scope[2] != REGION:
+            message = f"the region '{scope[2]}' is wrong; expecting '{REGION}'"
+            return refuse(environ, start_response, "400 Bad Request", "AuthorizationHeaderMalformed", message)
+        if environ["REQUEST_METHOD"] == "PUT":
+            environ["wsgi.input"], found = receive(environ)
+            signed = environ.get("HTTP_X_AMZ_CONTENT_SHA256", "")
+            if len(signed) == len(found) and signed != found:
+                message = "The body does not match x-amz-content-sha256."
+                return refuse(
+                    environ, start_response, "400 Bad Request", "XAmzContentSHA256Mismatch", message
+                )
+        if "X-Amz-Signature" in query and "HTTP_AUTHORIZATION" not in environ:
+            if not sign_again(environ, query, scope[0]):
+                message = "The signature in the URL is wrong."
+                return refuse(environ, start_response, "403 Forbidden", "SignatureDoesNotMatch", message)
+        return self.hide_missing_keys(environ, start_response)
+
+    def hide_missing_keys(self, environ, start_response):
+        """To a client that may not list the bucket, a missing key looks like a forbidden one."""
+        key_id = scope_of(environ)[0]  # before moto, which may change the path
+        bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
+        found = []
+        body = self.app(environ, lambda *response: found.extend(response))
+        if found[0].startswith("404") and environ["REQUEST_METHOD"] in ("GET", "HEAD") and key:
+            body = [b"".join(body)]
+            is_missing_key = b"NoSuchKey" in body[0] or environ["REQUEST_METHOD"] == "HEAD"
+            if is_missing_key and key_id and not may_list(key_id, bucket, environ):
+                return refuse(environ, start_response, "403 Forbidden", "AccessDenied", "Access Denied")
+        start_response(*found)
+        return body
+
+
+def scope_of(environ):
+    """The key's id, the date, the region and the service of a signature."""
+    in_url = dict(parse_qsl(environ["QUERY_STRING"])).get("X-Amz-Credential")
+    in_header = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0]
+    return (in_url or in_header).split("/")
+
+
+def may_list(key_id, bucket, environ):
+    headers = {}
+    if "HTTP_X_AMZ_SECURITY_TOKEN" in environ:
+        headers["X-Amz-Security-Token"] = environ["HTTP_X_AMZ_SECURITY_TOKEN"]
+    policies = create_access_key(DEFAULT_ACCOUNT_ID, "aws", key_id, headers).collect_policies()
+    arn = f"arn:aws:s3:::{bucket}"
+    results = [IAMPolicy(policy).is_action_permitted("s3:ListBucket", arn) for policy in policies]
+    return PermissionResult.PERMITTED in results and PermissionResult.DENIED not in results
+
+
+def receive(environ):
+    """Receives a whole body. Returns it as a file, and its SHA-256."""
+    body, digest = tempfile.SpooledTemporaryFile(max_size=1 << 20), hashlib.sha256()
+    left = int(environ.get("CONTENT_LENGTH") or 0)
+    while left > 0:
+        chunk = environ["wsgi.input"].read(min(left, 1 << 16))
+        if not chunk:
+            raise ConnectionError("the body ended early")
+        left -= len(chunk)
+        body.write(chunk)
+        digest.update(chunk)
+    body.seek(0)
+    return body, digest.hexdigest()
+
+
+def refuse(environ, start_response, status, code, message):
+    # The body is read, so that the client receives the response instead of a reset.
+    receive(environ)
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def sign_again(environ, query, key_id):
+    """Whether the signature in the query is valid. If so, moves it to the headers."""
+    credentials = find_credentials(key_id)
+    if credentials is None or query.get("X-Amz-Security-Token") != credentials.token:
+        return False
+    path = environ.get("RAW_URI", environ["PATH_INFO"]).partition("?")[0]
+    url = f"http://{environ['HTTP_HOST']}{path}"
+    signed = query["X-Amz-SignedHeaders"].split(";")
+    headers = {name: environ.get(header_key(name), "") for name in signed}
+    pairs = [pair for pair in environ["QUERY_STRING"].split("&") if not pair.startswith("X-Amz-Signature=")]
+    request = AWSRequest(environ["REQUEST_METHOD"], f"{url}?{'&'.join(pairs)}", headers=headers)
+    request.context["timestamp"] = query["X-Amz-Date"]
+    auth = S3SigV4QueryAuth(credentials, "s3", REGION)
+    expected = auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request)
+    if expected != query["X-Amz-Signature"]:
+        return False
+    rest = "&".join(pair for pair in pairs if not pair.startswith("X-Amz-"))
+    again = AWSRequest(environ["REQUEST_METHOD"], f"{url}?{rest}" if rest else url)
+    S3SigV4Auth(credentials, "s3", REGION).add_auth(again)
+    environ["QUERY_STRING"] = rest
+    for name in ("RAW_URI", "REQUEST_URI"):
+        environ[name] = f"{path}?{rest}" if rest else path
+    for name, value in again.headers.items():
+        environ[header_key(name)] = value
+    return True
+
+
+def header_key(name):
+    key = name.upper().replace("-", "_")
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+
+
+def find_credentials(key_id):
+    for user in iam_backends[DEFAULT_ACCOUNT_ID]["aws"].list_users("/", None, None):
+        for key in user.access_keys:
+            if key.access_key_id == key_id:
+                return Credentials(key_id, key.secret_access_key)
+    for role in assumed_roles():
+        if role.access_key_id == key_id:
+            return Credentials(key_id, role.secret_access_key, role.session_token)
+    return None
+
+
+def assumed_roles():
+    return sts_backends[DEFAULT_ACCOUNT_ID]["aws"].assumed_roles
