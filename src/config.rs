@@ -2,9 +2,9 @@
 //! errors.
 //!
 //! Each group of settings has a file (`nvidia.rs`, `web.rs`, …), which defines the settings and a
-//! function `resolve` that reads them. `settings.rs` lists the settings of all files. The flags,
-//! the documentation and `.env.example` are generated from that list. `CONTRIBUTING.md` explains
-//! how to add a setting.
+//! function `resolve` that reads them. `settings.rs` groups the settings of all files by what they are
+//! for. The flags, the documentation and `.env.example` are generated from that table.
+//! `CONTRIBUTING.md` explains how to add a setting.
 //!
 //! clap alone can read flags and variables. But it stops at the first error, does not read `.env`,
 //! and does not support settings that must not be empty.
@@ -13,7 +13,6 @@ use std::fmt;
 
 use crate::pipeline::{Limits, largest_request};
 use reader::Reader;
-use settings::SETTINGS;
 
 mod bucket;
 mod bulk_arguments;
@@ -39,7 +38,7 @@ mod telemetry;
 mod upstream;
 mod web;
 
-pub use command::{Command, command_line};
+pub use command::{ABOUT_VARIABLES, Command, command_line, documented_command_line, keys};
 pub use embed_command::{EmbedArguments, ExportFile, ExportFormat};
 pub use nearest_command::NearestArguments;
 pub use raw::RawSettings;
@@ -168,7 +167,7 @@ impl Config {
         config.check_combinations(&mut reader);
         config.add_warnings(&mut reader);
         let Reader { names_read, errors, warnings, .. } = reader;
-        let listed = SETTINGS.iter().map(|setting| setting.name).collect();
+        let listed = settings::all().map(|setting| setting.name).collect();
         debug_assert!(
             names_read.is_subset(&listed),
             "settings.rs must list {:?}",

@@ -1,7 +1,6 @@
 //! `imagesvc check`: checks everything that the service needs, and explains how to fix each fault.
 
 use std::{
-    fmt,
     fs::{self, File},
     io,
     net::{SocketAddr, TcpListener},
@@ -28,6 +27,9 @@ use crate::{
     store,
     telemetry::{Metrics, causes},
 };
+use finding::{Finding, State};
+
+mod finding;
 
 /// How long the look-up of a host name may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,42 +40,7 @@ const DECODE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the paid call to NVIDIA may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The result of one check.
-struct Finding {
-    /// What was checked, in one word.
-    subject: &'static str,
-    state: State,
-    /// What was found. For a fault, also how to fix it.
-    text: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Ok,
-    /// The operator should know this, but the service works nevertheless.
-    Note,
-    /// The operator must fix this, or the service does not work.
-    Fault,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
-            State::Ok => "ok",
-            State::Note => "note",
-            State::Fault => "FAULT",
-        };
-        write!(f, "{state:<6}{:<10}{}", self.subject, self.text)
-    }
-}
-
-impl Finding {
-    fn new(subject: &'static str, state: State, text: impl Into<String>) -> Self {
-        Self { subject, state, text: text.into() }
-    }
-}
-
-/// Runs all checks, prints one line for each, and returns whether there is no fault. If `live` is
+/// Runs all checks, prints each result, and returns whether there is no fault. If `live` is
 /// true, one check makes a paid call to NVIDIA.
 pub(super) async fn check(config: &Config, live: bool) -> bool {
     let mut findings = vec![Finding::new("settings", State::Ok, "all are valid")];

@@ -15,7 +15,9 @@ pub(super) fn value(name: &'static str, value_name: &'static str, help: &'static
 
 /// The argument for the prefix of the added fields.
 pub(super) fn prefix() -> Arg {
-    value("prefix", "TEXT", "What the names of the added fields begin with").default_value("")
+    value("prefix", "TEXT", "What the names of the added fields begin with; by default nothing")
+        .default_value("")
+        .hide_default_value(true)
 }
 
 /// The argument for the running service to use.

@@ -1,14 +1,13 @@
 //! Defines the command line: the commands, and a flag for every setting that is not secret.
 
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, ValueHint};
 
 use super::{
     embed_command::{self, EmbedArguments},
     listing::Format,
     nearest_command::{self, NearestArguments},
     setting::{Kind, SettingInfo},
-    settings::SETTINGS,
-    upstream,
+    settings,
 };
 
 /// The command that checks what the service needs.
@@ -22,6 +21,14 @@ pub(super) const LIST_SETTINGS: &str = "settings";
 
 /// The argument of `settings`: the output format.
 const FORMAT: &str = "format";
+
+/// The widest line of the help. A narrower terminal gets shorter lines.
+const HELP_WIDTH: usize = 80;
+
+/// Where settings can be set, and why keys have no flags. A list of the keys follows.
+pub const ABOUT_VARIABLES: &str = "A setting is a flag, an environment variable, or a line of the \
+     file .env in the working directory. Keys have no flags, because every process on the machine can \
+     read flags. They are variables:";
 
 /// The command that the arguments select.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,14 +48,20 @@ pub enum Command {
 
 /// Builds the parser of the command line.
 pub fn command_line() -> clap::Command {
-    let imagesvc = clap::Command::new("imagesvc")
-        .version(env!("CARGO_PKG_VERSION"))
-        .about(env!("CARGO_PKG_DESCRIPTION"))
-        .after_help(format!(
-            "Every flag can also be set by an environment variable, or in a .env file in the \
-            working directory. Keys have no flags, only variables: {}.",
-            upstream::API_KEY.info.name
-        ));
+    let list = clap::Command::new(LIST_SETTINGS)
+        .hide(true)
+        .about("Prints all settings in the format of the documentation")
+        .arg(
+            Arg::new(FORMAT)
+                .required(true)
+                .value_parser(Format::parse)
+                .help("markdown: the tables in docs/operating.md; env: .env.example"),
+        );
+    documented_command_line().subcommand(list)
+}
+
+/// Builds the parser without its hidden command, for the man pages and the completions.
+pub fn documented_command_line() -> clap::Command {
     let check = clap::Command::new(CHECK)
         .about("Checks everything that the service needs, and explains how to fix each fault")
         .arg(
@@ -57,18 +70,35 @@ pub fn command_line() -> clap::Command {
                 .action(ArgAction::SetTrue)
                 .help("Also request one embedding from NVIDIA, which is a paid call"),
         );
-    let list = clap::Command::new(LIST_SETTINGS)
-        .hide(true)
-        .about("Prints all settings in the format of the documentation")
-        .arg(
-            Arg::new(FORMAT)
-                .required(true)
-                .value_parser(Format::parse)
-                .help("markdown: the table in docs/operating.md; env: .env.example"),
-        );
-    imagesvc
-        .subcommands([check, embed_command::command(), nearest_command::command(), list])
-        .args(SETTINGS.iter().filter(|setting| setting.kind != Kind::Secret).map(flag))
+    let commands = [check, embed_command::command(), nearest_command::command()];
+    let flags = settings::GROUPS.iter().flat_map(|group| {
+        let public = group.settings.iter().filter(|setting| setting.kind != Kind::Secret);
+        public.map(|setting| {
+            flag(setting)
+                .help_heading(group.heading)
+                .hide_short_help(group.heading != settings::FIRST.heading)
+        })
+    });
+    clap::Command::new("imagesvc")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(env!("CARGO_PKG_DESCRIPTION"))
+        .max_term_width(HELP_WIDTH)
+        .after_help(help_of_keys())
+        .subcommands(commands.map(|command| command.after_help(help_of_keys())))
+        .args(flags)
+}
+
+/// Explains where settings can be set, and the settings that have no flag.
+fn help_of_keys() -> String {
+    let width = keys().map(|(name, _)| name.len()).max().unwrap_or_default();
+    let lines = keys().map(|(name, help)| format!("\n  {name:width$}  {help}"));
+    format!("{ABOUT_VARIABLES}{}", lines.collect::<String>())
+}
+
+/// Returns the settings that have no flag, each with its help.
+pub fn keys() -> impl Iterator<Item = (&'static str, String)> {
+    let secret = settings::all().filter(|setting| setting.kind == Kind::Secret);
+    secret.map(|setting| (setting.name, setting.plain_help()))
 }
 
 /// Returns the output format that the arguments of `settings` select.
@@ -78,14 +108,14 @@ pub(super) fn format(arguments: &ArgMatches) -> Format {
 }
 
 fn flag(setting: &'static SettingInfo) -> Arg {
-    let mut help = format!("{} [env: {}]", setting.plain_help(), setting.name);
-    if let Some(default) = setting.default {
-        help.push_str(&format!(" [default: {default}]"));
-    }
+    let help = setting.plain_help();
+    // It is obvious that a switch is off by default.
+    let default = setting.default.filter(|_| setting.kind != Kind::Switch);
+    let default = default.map(|default| format!("[default: {default}] ")).unwrap_or_default();
     let arg = Arg::new(setting.name)
         .long(setting.flag())
-        .help(help)
-        .help_heading("Settings of the service") // apart from the arguments of a command
+        .help(format!("{help} {default}").trim_end().to_owned())
+        .long_help(format!("{help}\n{default}[env: {}]", setting.name))
         .action(ArgAction::Set)
         .global(true);
     match setting.kind {
@@ -94,6 +124,17 @@ fn flag(setting: &'static SettingInfo) -> Arg {
             .require_equals(true)
             .default_missing_value("true")
             .value_name("BOOL"),
-        Kind::Value | Kind::Secret => arg.value_name("VALUE"),
+        Kind::Value | Kind::Secret => {
+            arg.value_name("VALUE").value_hint(hint_for_completion(setting))
+        }
+    }
+}
+
+/// Tells the completions whether a value is a path.
+fn hint_for_completion(setting: &SettingInfo) -> ValueHint {
+    match setting.name.rsplit('_').next() {
+        Some("FILE") => ValueHint::FilePath,
+        Some("DIR") => ValueHint::DirPath,
+        _ => ValueHint::Other,
     }
 }

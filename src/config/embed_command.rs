@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, ValueHint, value_parser};
 use url::Url;
 
 use super::{
@@ -83,6 +83,7 @@ pub(super) fn command() -> clap::Command {
                 .num_args(1..)
                 .value_name("SOURCE")
                 .value_parser(value_parser!(PathBuf))
+                .value_hint(ValueHint::AnyPath)
                 .help(
                     "A folder, a picture, a list (.txt, .csv, .tsv, .json or .jsonl), or - for a \
                      list of paths and URLs on standard input",
@@ -95,7 +96,8 @@ pub(super) fn command() -> clap::Command {
                 "Append the rows to this .jsonl file; make a .parquet or .npy file at the end, from \
                  the .jsonl file beside it; without --out, print the rows",
             )
-            .value_parser(out),
+            .value_parser(out)
+            .value_hint(ValueHint::FilePath),
         )
         .arg(value(
             "field",

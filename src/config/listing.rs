@@ -1,5 +1,5 @@
 //! Prints all settings in the formats of the documentation. `cargo run -- settings env` prints
-//! `.env.example`, and `cargo run -- settings markdown` prints the table in `docs/operating.md`.
+//! `.env.example`, and `cargo run -- settings markdown` prints the tables in `docs/operating.md`.
 //! Tests compare both outputs with these files. Only developers need this command, so `--help` does
 //! not list it.
 
@@ -8,12 +8,12 @@ use std::{
     process,
 };
 
-use super::settings::SETTINGS;
+use super::settings::{GROUPS, Group};
 
 /// The output format.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Format {
-    /// The table in `docs/operating.md`.
+    /// The tables in `docs/operating.md`.
     Markdown,
     /// The content of `.env.example`.
     Env,
@@ -39,35 +39,36 @@ pub(super) fn print_and_exit(format: Format) -> ! {
     process::exit(i32::from(result.is_err()))
 }
 
-const TABLE_HEAD: &str = "| Variable | Default | |\n|---|---|---|\n";
-
 const ENV_HEAD: &str = "\
 # Settings of imagesvc. Copy this file to .env, and remove the # before each setting that you change.
 # A flag wins over an environment variable, which wins over .env. Write durations as 10s, 2m or a
 # number of seconds, and sizes as 20MiB or a number of bytes. An empty value counts as unset, but is
 # an error for settings that protect the service. Variables are not substituted: put a value that
 # contains a $ in single quotes.
-
 ";
 
 fn markdown() -> String {
-    let lines = SETTINGS.iter().map(|setting| {
-        let default = setting.default.map(|default| format!("`{default}`")).unwrap_or_default();
-        format!("| `{}` | {default} | {} |\n", setting.name, setting.help)
+    let tables = GROUPS.iter().map(|Group { heading, settings }| {
+        let rows = settings.iter().map(|setting| {
+            let default = setting.default.map(|default| format!("`{default}`"));
+            let default = default.unwrap_or_default();
+            format!("| `{}` | {default} | {} |\n", setting.name, setting.help)
+        });
+        let rows: String = rows.collect();
+        format!("### {heading}\n\n| Variable | Default | |\n|---|---|---|\n{rows}\n")
     });
-    TABLE_HEAD.to_owned() + &lines.collect::<String>()
+    tables.collect()
 }
 
 fn env() -> String {
-    let lines = SETTINGS.iter().map(|setting| {
-        format!(
-            "# {}\n#{}={}\n",
-            setting.plain_help(),
-            setting.name,
-            setting.default.unwrap_or_default()
-        )
+    let groups = GROUPS.iter().map(|Group { heading, settings }| {
+        let lines = settings.iter().map(|setting| {
+            let (name, default) = (setting.name, setting.default.unwrap_or_default());
+            format!("# {}\n#{name}={default}\n", setting.plain_help())
+        });
+        format!("\n# --- {heading} ---\n\n{}", lines.collect::<String>())
     });
-    ENV_HEAD.to_owned() + &lines.collect::<String>()
+    ENV_HEAD.to_owned() + &groups.collect::<String>()
 }
 
 #[cfg(test)]
@@ -83,14 +84,14 @@ mod tests {
     }
 
     #[test]
-    fn the_table_in_operating_md_is_the_printed_table() {
+    fn the_tables_in_operating_md_are_the_printed_tables() {
         let page = include_str!("../../docs/operating.md");
         let start =
-            page.find(TABLE_HEAD).expect("docs/operating.md must contain the table of settings");
-        let table = page[start..].split("\n\n").next().unwrap();
-        let advice = "the table of settings in docs/operating.md is out of date: replace it by the output of \
-                      `cargo run -- settings markdown`";
-        assert_same(table, &markdown(), advice);
+            page.find("\n### Settings ").expect("docs/operating.md must contain the tables");
+        let tables = page[start + 1..].split("\n## ").next().unwrap();
+        let advice = "the tables of settings in docs/operating.md are out of date: replace them by the \
+                      output of `cargo run -- settings markdown`";
+        assert_same(tables, markdown().trim_end(), advice);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-use clap::{Arg, ArgMatches};
+use clap::{Arg, ArgMatches, ValueHint};
 use url::Url;
 
 use super::{
@@ -43,12 +43,14 @@ pub(super) fn command() -> clap::Command {
             Arg::new("picture")
                 .required(true)
                 .value_name("PICTURE")
+                .value_hint(ValueHint::AnyPath)
                 .help("The path or URL of the picture"),
         )
         .arg(
             value("in", "FILE", "The vectors: a file that ends in .jsonl, .npy or .parquet")
                 .required(true)
-                .value_parser(vectors_path),
+                .value_parser(vectors_path)
+                .value_hint(ValueHint::FilePath),
         )
         .arg(value("count", "N", "How many rows to print").value_parser(count).default_value("10"))
         .arg(value(

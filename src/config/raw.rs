@@ -10,7 +10,7 @@ use super::{
     dotenv,
     reader::Values,
     setting::SettingInfo,
-    settings::{SETTINGS, find},
+    settings::{self, find},
 };
 use crate::bucket::AWS_VARIABLES;
 
@@ -52,7 +52,7 @@ impl RawSettings {
                 Err(_) => {}
             }
         }
-        for setting in SETTINGS {
+        for setting in settings::all() {
             // A secret has no flag, and clap panics if it is asked for an unknown one.
             if flags.try_contains_id(setting.name).is_ok()
                 && flags.value_source(setting.name) == Some(ValueSource::CommandLine)
@@ -87,7 +87,7 @@ impl RawSettings {
                 setting.name
             )
         };
-        SETTINGS.iter().filter(is_invalid).map(error).collect()
+        settings::all().filter(is_invalid).map(error).collect()
     }
 
     /// Returns a warning for each unknown variable.

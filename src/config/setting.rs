@@ -2,7 +2,7 @@
 //!
 //! There are two such types, so that the compiler knows which settings always have a value. A
 //! [`Setting`] has a default, and an [`OptionalSetting`] has none. Each setting is a constant
-//! beside the function that reads it (`nvidia.rs`, `web.rs`, …). `settings.rs` lists all of them.
+//! beside the function that reads it (`nvidia.rs`, `web.rs`, …). `settings.rs` groups all of them.
 
 use super::parse;
 

@@ -124,7 +124,7 @@ fn the_error_of_an_invalid_key_does_not_quote_the_key() {
 #[test]
 fn every_default_parses_and_is_used_if_the_setting_is_not_set() {
     let key = ("NVIDIA_API_KEY", "nvapi-1");
-    let defaults = SETTINGS.iter().filter_map(|setting| Some((setting.name, setting.default?)));
+    let defaults = settings::all().filter_map(|setting| Some((setting.name, setting.default?)));
     let all: Vec<_> = defaults.chain([key]).collect();
     let with_defaults_set = format!("{:?}", resolve(&all).unwrap());
     assert_eq!(with_defaults_set, format!("{:?}", resolve(&[key]).unwrap()));
@@ -134,7 +134,7 @@ fn every_default_parses_and_is_used_if_the_setting_is_not_set() {
 fn an_invalid_value_is_reported_with_the_name_of_its_setting() {
     // A control character is invalid in every setting except the folder: every text is a path.
     let folder = store::DOWNLOADS_DIR.info.name;
-    for setting in SETTINGS.iter().filter(|setting| setting.name != folder) {
+    for setting in settings::all().filter(|setting| setting.name != folder) {
         let errors = resolve(&[(setting.name, "\u{7}")]).unwrap_err().to_string();
         assert!(errors.contains(&format!("  - {} ", setting.name)), "{}: {errors}", setting.name);
     }

@@ -15,7 +15,7 @@ pub(super) const API_KEYS: OptionalSetting<ClientKeys> = OptionalSetting::secret
 pub(super) const API_KEYS_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
     "IMAGESVC_API_KEYS_FILE",
     parse::path,
-    "A file that contains the keys that clients must send, one per line",
+    "A file that contains the keys that clients must send, one per line, as an alternative to IMAGESVC_API_KEYS",
 )
 .reject_empty();
 

@@ -19,8 +19,14 @@ fn run<V: AsRef<OsStr>>(
     command.current_dir(folder).args(arguments).output().unwrap()
 }
 
-fn stdout(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
+/// The results that the program printed, each in one line. Checks that every printed line fits a terminal
+/// of 80 columns, except a line with a single long word.
+fn results(output: &Output) -> String {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    for line in text.lines() {
+        assert!(line.len() <= 80 || line.split_whitespace().count() == 1, "{line}");
+    }
+    text.replace("\n                ", " ")
 }
 
 const NO_SETTINGS: [(&str, &str); 0] = [];
@@ -29,7 +35,7 @@ const NO_SETTINGS: [(&str, &str); 0] = [];
 fn if_nothing_is_wrong_all_results_are_ok_or_notes_and_the_exit_code_is_0() {
     let folder = tempfile::tempdir().unwrap();
     let output = run(folder.path(), &["check", "--sandbox"], NO_SETTINGS);
-    let text = stdout(&output);
+    let text = results(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
     let results: Vec<_> =
         text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
@@ -51,7 +57,7 @@ fn flags_may_precede_or_follow_the_command() {
     ] {
         let output = run(folder.path(), arguments, NO_SETTINGS);
         assert_eq!(output.status.code(), Some(1));
-        assert!(stdout(&output).contains("FAULT disk"), "{}", stdout(&output));
+        assert!(results(&output).contains("FAULT disk"), "{}", results(&output));
     }
 }
 
@@ -64,7 +70,7 @@ fn each_failed_check_prints_what_to_do_and_the_exit_code_is_1() {
         ("NVIDIA_INFER_URL", "https://no-such-host.invalid/infer"),
     ];
     let output = run(folder.path(), &["check"], settings);
-    let text = stdout(&output);
+    let text = results(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("FAULT folder") && text.contains("its owner"), "{text}");
     assert!(text.contains("FAULT dns") && text.contains("/etc/resolv.conf"), "{text}");
@@ -85,7 +91,7 @@ fn an_unresolvable_host_and_missing_certificates_are_reported() {
         ("SSL_CERT_DIR", "/nowhere"),
     ];
     let output = run(folder.path(), &["check"], settings);
-    let text = stdout(&output);
+    let text = results(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("FAULT dns") && text.contains("no-such-host.invalid"), "{text}");
     assert!(text.contains("FAULT ca") && text.contains("install ca-certificates"), "{text}");
@@ -106,14 +112,14 @@ async fn only_with_live_the_check_makes_one_paid_call_and_reports_an_error_of_th
     let folder = tempfile::tempdir().unwrap();
     let nvidia = FakeNvidia::healthy().await;
     let output = run(folder.path(), &["check"], nvidia.settings());
-    assert_eq!(nvidia.count(), 0, "without --live, no call must be made: {}", stdout(&output));
+    assert_eq!(nvidia.count(), 0, "without --live, no call must be made: {}", results(&output));
     let output = run(folder.path(), &["check", "--live"], nvidia.settings());
-    assert_eq!(output.status.code(), Some(0), "{}", stdout(&output));
-    assert!(stdout(&output).contains("an embedding was computed in"));
+    assert_eq!(output.status.code(), Some(0), "{}", results(&output));
+    assert!(results(&output).contains("an embedding was computed in"));
     assert_eq!(nvidia.count(), 1);
 
     let refusing_nvidia = FakeNvidia::replying(vec![Reply::status(401)]).await;
     let output = run(folder.path(), &["check", "--live"], refusing_nvidia.settings());
     assert_eq!(output.status.code(), Some(1));
-    assert!(stdout(&output).contains("renew NVIDIA_API_KEY"), "{}", stdout(&output));
+    assert!(results(&output).contains("renew NVIDIA_API_KEY"), "{}", results(&output));
 }

@@ -2,6 +2,7 @@
 //! `docs/api.md`.
 
 use imagesvc::web::error::Code;
+use serde_json::Value;
 
 use crate::support::{FakeNvidia, TestApp, documents::Document};
 
@@ -56,6 +57,70 @@ async fn the_openapi_document_lists_every_api_route_and_describes_the_upload_rou
     assert!(upload["responses"]["200"]["headers"]["x-cache"].is_object());
     let codes = document["components"]["schemas"]["Code"]["enum"].as_array().unwrap();
     assert!(codes.iter().any(|code| code == "embedding_rate_limited"));
+}
+
+/// The operations of the OpenAPI document, each with its method and path.
+fn operations(document: &Value) -> Vec<(String, &Value)> {
+    let paths = document["paths"].as_object().unwrap();
+    let operations = paths.iter().flat_map(|(path, item)| {
+        let methods = item.as_object().unwrap().iter();
+        methods.map(move |(method, operation)| (format!("{method} {path}"), operation))
+    });
+    operations.collect()
+}
+
+#[tokio::test]
+async fn every_code_block_in_the_openapi_document_is_on_a_page_whose_blocks_are_tested() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let document = app.get("/openapi.json").await.json();
+    let tested_blocks: Vec<_> = Document::all()
+        .iter()
+        .flat_map(Document::blocks)
+        .filter(|block| block.not_run.is_none())
+        // Readers of the served document have the program, but not its sources.
+        .map(|block| (block.language, block.text.replace("cargo run --", "imagesvc")))
+        .collect();
+    let introduction = document["info"]["description"].as_str().unwrap();
+    assert!(introduction.contains("imagesvc embed"), "{introduction}");
+    let descriptions = operations(&document).into_iter().map(|(_, operation)| {
+        operation["description"].as_str().expect("every route should have a description")
+    });
+    let mut languages = Vec::new();
+    for description in descriptions.chain([introduction]) {
+        let page = Document { path: "openapi.json".into(), text: description.to_owned() };
+        for block in page.blocks() {
+            languages.push(block.language.clone());
+            let block = (block.language, block.text);
+            assert!(tested_blocks.contains(&block), "no page contains this block: {block:?}");
+        }
+    }
+    languages.sort_unstable();
+    assert_eq!(languages, ["bash", "bash", "bash", "bash", "js", "python"]);
+}
+
+#[tokio::test]
+async fn every_example_of_an_answer_in_the_openapi_document_is_like_a_real_answer() {
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::start(&nvidia).await;
+    let document = app.get("/openapi.json").await.json();
+    let ready = &document["paths"]["/ready"]["get"]["responses"];
+    let real_answer = app.get("/ready").await.json();
+    for status in ["200", "503"] {
+        let example = &ready[status]["content"]["application/json"]["example"];
+        assert_eq!(example["ready"], status == "200", "{example}");
+        let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(fields(example), fields(&real_answer), "{status}");
+    }
+    let metrics = &document["paths"]["/metrics"]["get"]["responses"]["200"]["content"];
+    let example = metrics["application/openmetrics-text"]["example"].as_str().unwrap();
+    let real_answer = app.get("/metrics").await;
+    let metrics = real_answer.text();
+    let described: Vec<_> = example.lines().filter(|line| line.starts_with('#')).collect();
+    assert_eq!(described.len(), 3, "{example}");
+    for line in described {
+        assert!(metrics.lines().any(|printed| printed == line), "{line}: {metrics}");
+    }
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ mod framing;
 mod fuzz;
 #[cfg(feature = "heic")]
 mod heic;
+mod help;
 mod hostile_names;
 mod hosts;
 mod inline;

@@ -71,6 +71,16 @@ impl IntoResponses for Base64Errors {
 }
 
 /// Vectorize a picture sent as Base64
+///
+/// The service saves the picture, and answers with its embedding. It detects the format from the bytes, not
+/// from the file name, and ignores the line breaks of `base64`. A photograph is too long for a command
+/// line, so this command sends the JSON through a pipe:
+///
+/// ```bash
+/// { printf '{"filename": "rocket.jpg", "image_base64": "'; base64 < tests/fixtures/rocket.jpg; printf '"}'; } |
+///   curl -X POST http://localhost:8000/vectorize-image-base64 \
+///     -H "Content-Type: application/json" --data-binary @-
+/// ```
 #[utoipa::path(
     post,
     path = "/vectorize-image-base64",

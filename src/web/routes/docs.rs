@@ -18,6 +18,8 @@ use utoipa_swagger_ui::Config;
 
 use crate::web::{error::Error, state::AppState};
 
+mod paragraphs;
+
 /// The content security policy of Swagger UI's files. Swagger UI needs inline styles and `data:`
 /// pictures, and loads nothing from other hosts.
 const POLICY: HeaderValue = HeaderValue::from_static(
@@ -34,7 +36,9 @@ const PAGE: &str = "index.html";
 const URL_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
 pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<AppState> {
-    let document = Arc::new(with_sample_url(document, sample_url));
+    let mut document = with_sample_url(document, sample_url);
+    paragraphs::join_in_descriptions(&mut document);
+    let document = Arc::new(document);
     let config = Config::from("/openapi.json")
         // By default, Swagger UI sends the document's URL to a public validator.
         .validator_url("none")

@@ -75,6 +75,13 @@ impl IntoResponses for BatchErrors {
 
 /// Vectorize one picture or a batch, as OpenAI's clients send it
 ///
+/// Takes up to 32 pictures at once in OpenAI's format, so the `openai` packages, LangChain and LlamaIndex
+/// work with pictures. A picture is an http or https URL, a `data:` URL, or its bytes as Base64.
+///
+/// Vectors are raw: they are what the model computes. Send `"normalized": true` for vectors of length 1.
+/// The `openai` packages request Base64 by default, which rounds each number to a 32-bit float. With
+/// `"encoding_format": "float"`, each number is exactly what NVIDIA printed.
+///
 /// If a picture fails, the whole batch fails, unless the query contains `errors=item`. `error.param` is
 /// the place of the failed picture. The embeddings that were computed before are in the cache.
 #[utoipa::path(

@@ -15,6 +15,8 @@ pub(super) struct Health {
 }
 
 /// Is the process alive?
+///
+/// Answers with `200` as long as the process accepts requests.
 #[utoipa::path(get, path = "/health", tag = "operation", responses((status = 200, description = "It is alive", body = Health)))]
 pub(super) async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
@@ -45,11 +47,20 @@ struct BucketState {
 }
 
 /// Can this instance serve pictures?
+///
+/// Answers with `503` and one or more reasons if the service cannot save pictures or is stopping. It checks
+/// the disk at most once per second. A refused key does not cause a `503`.
 #[utoipa::path(
     get, path = "/ready", tag = "operation",
     responses(
-        (status = 200, description = "It can", body = Readiness),
-        (status = 503, description = "It cannot, for the given reasons", body = Readiness),
+        (
+            status = 200, description = "It can", body = Readiness,
+            example = json!({ "ready": true, "reasons": [], "nvidia_key": "accepted" })
+        ),
+        (
+            status = 503, description = "It cannot, for the given reasons", body = Readiness,
+            example = json!({ "ready": false, "reasons": ["disk_under_reserve"], "nvidia_key": "accepted" })
+        ),
     )
 )]
 pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {

@@ -15,6 +15,14 @@ use crate::web::{
     state::AppState,
 };
 
+/// The first lines of an answer.
+const EXAMPLE: &str = "\
+# HELP imagesvc_requests Requests by route and status.
+# TYPE imagesvc_requests counter
+imagesvc_requests_total{route=\"/health\",status=\"200\"} 17
+# EOF
+";
+
 /// The errors of this route.
 struct MetricsErrors;
 
@@ -25,12 +33,18 @@ impl IntoResponses for MetricsErrors {
 }
 
 /// Metrics for Prometheus
+///
+/// Requests, calls to NVIDIA, the cache, the queue, memory and the disk. If the service requires client keys,
+/// Prometheus needs one as well.
 #[utoipa::path(
     get, path = "/metrics", tag = "operation",
     responses(
         (
             status = 200, description = "OpenMetrics, or Prometheus' text format if the client prefers `text/plain`",
-            content((String = "application/openmetrics-text"), (String = "text/plain"))
+            content(
+                (String = "application/openmetrics-text", example = json!(EXAMPLE)),
+                (String = "text/plain")
+            )
         ),
         MetricsErrors,
     )

@@ -76,7 +76,8 @@ impl IntoResponses for ModelErrors {
 
 /// List the models
 ///
-/// There is only one model.
+/// There is only one model. LangChain's NVIDIA connector requests this list when its caller chooses no
+/// model.
 #[utoipa::path(
     get,
     path = "/v1/models",
@@ -88,6 +89,9 @@ pub(super) async fn list_models(State(app): State<AppState>) -> Json<ModelList> 
 }
 
 /// Describe a model
+///
+/// Upper and lower case are equal, and `nv-dinov2` without the vendor is the same model. Every other name is
+/// a `404`.
 #[utoipa::path(
     get,
     path = "/v1/models/{id}",

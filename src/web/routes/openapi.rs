@@ -22,10 +22,7 @@ pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
     document.info = InfoBuilder::new()
         .title("imagesvc")
         .version(env!("CARGO_PKG_VERSION"))
-        .description(Some(
-            "Takes a picture (by URL, as Base64 JSON or as a multipart upload), saves it, and returns its NVIDIA \
-             NV-DINOv2 embedding: 1536 numbers. Errors are RFC 9457 problems with a stable `code`.",
-        ))
+        .description(Some(include_str!("openapi/introduction.md")))
         .license(Some(license))
         .build();
     let key = SecurityScheme::Http(

@@ -51,7 +51,13 @@ impl IntoResponses for UploadErrors {
 
 /// Vectorize an uploaded picture
 ///
-/// The form may come from a mobile app, from a browser, or from `curl -F`.
+/// The service saves the picture, and answers with its embedding. An app sends the picture as a form with a
+/// part named `file`. The form may also come from a browser, or from `curl -F`:
+///
+/// ```bash
+/// curl -X POST http://localhost:8000/vectorize-image-upload \
+///   -F "file=@tests/fixtures/rocket.jpg"
+/// ```
 #[utoipa::path(
     post,
     path = "/vectorize-image-upload",

@@ -77,7 +77,17 @@ impl IntoResponses for UrlErrors {
 
 /// Vectorize a picture by its URL
 ///
-/// The service fetches the picture, saves it and returns its embedding.
+/// The service fetches the picture from a public address, saves it, and answers with its embedding. Some
+/// hosts, such as Wikimedia, refuse clients that do not identify themselves. For these, the operator sets
+/// `IMAGESVC_FETCH_USER_AGENT` to a name with a contact.
+///
+/// ```bash
+/// curl -X POST http://localhost:8000/vectorize-image \
+///   -H "Content-Type: application/json" \
+///   -d '{
+///         "image_url": "http://localhost:8000/sandbox/photo.jpg"
+///       }'
+/// ```
 #[utoipa::path(
     post,
     path = "/vectorize-image",

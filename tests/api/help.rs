@@ -1,0 +1,248 @@
+//! `--help`, the man pages, and the completions for bash and zsh.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use imagesvc::config::command_line;
+
+use crate::support::{documents::root, is_missing};
+
+#[path = "../../deploy/manual.rs"]
+#[allow(dead_code, reason = "its `main` is not called")]
+mod manual;
+
+/// The settings that have no flag.
+const KEYS: [&str; 2] = ["NVIDIA_API_KEY", "IMAGESVC_API_KEYS"];
+
+/// Runs the program without any settings.
+fn run(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
+    command.env_clear().args(arguments).output().unwrap()
+}
+
+fn help(arguments: &[&str]) -> String {
+    let output = run(arguments);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The names of all commands, hidden ones included.
+fn commands() -> Vec<String> {
+    let command_line = command_line();
+    let names = command_line.get_subcommands().map(|command| command.get_name().to_owned());
+    names.collect()
+}
+
+/// The names of all settings, from `.env.example`, by their headings.
+fn settings() -> Vec<(String, Vec<String>)> {
+    let text = fs::read_to_string(root().join(".env.example")).unwrap();
+    let groups = text.split("\n# --- ").skip(1).map(|group| {
+        let (heading, lines) = group.split_once(" ---\n").unwrap();
+        let names = lines.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
+        let names = names.map(|(name, _)| name.to_owned());
+        (heading.to_owned(), names.filter(|name| !name.starts_with(' ')).collect())
+    });
+    groups.collect()
+}
+
+/// Writes the man pages and the completions into a new folder in a temporary folder.
+fn write_manual() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    manual::write(&folder.path().join("new")).unwrap();
+    folder
+}
+
+/// The text of a man page, without the escapes of roff.
+fn page(folder: &Path, name: &str) -> String {
+    let text = fs::read_to_string(folder.join("new").join(name)).unwrap();
+    text.replace("\\fB", "").replace("\\fI", "").replace("\\fR", "").replace("\\-", "-")
+}
+
+#[test]
+fn the_help_of_every_command_fits_80_columns_also_if_it_is_not_written_to_a_terminal() {
+    let commands = commands();
+    assert!(commands.len() >= 4, "{commands:?}");
+    for command in commands.iter().map(|name| Some(name.as_str())).chain([None]) {
+        for flag in ["-h", "--help"] {
+            let arguments: Vec<_> = command.into_iter().chain([flag]).collect();
+            let help = help(&arguments);
+            assert!(help.contains("\nUsage: imagesvc"), "{arguments:?}: {help}");
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "{arguments:?}: {line}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_short_help_lists_the_commands_and_only_the_five_settings_that_come_first() {
+    let help = help(&["-h"]);
+    for line in ["\n  check ", "\n  embed ", "\n  nearest ", "  -h, --help ", "  -V, --version "] {
+        assert!(help.contains(line), "{line}: {help}");
+    }
+    let (_, first_settings) = help.split_once("\nSettings to start with:\n").unwrap();
+    let flags = ["--sandbox[=<BOOL>]", "--port <VALUE>", "--downloads-dir <VALUE>"];
+    let is_entry =
+        |line: &&str| line.starts_with("--") || KEYS.iter().any(|key| line.starts_with(key));
+    let entries: Vec<_> = first_settings.lines().map(str::trim_start).filter(is_entry).collect();
+    assert_eq!(entries.len(), 5, "{help}");
+    for (entry, start) in entries.iter().zip(flags.into_iter().chain(KEYS)) {
+        assert!(entry.starts_with(start), "{start}: {entry}");
+    }
+    assert_eq!(settings()[0].1.len(), 5, "the first group should have the same five settings");
+}
+
+#[test]
+fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
+    for command in [None, Some("check"), Some("embed"), Some("nearest")] {
+        let arguments: Vec<_> = command.into_iter().chain(["--help"]).collect();
+        let help = help(&arguments);
+        let mut rest = help.as_str();
+        for (heading, names) in settings() {
+            let (_, group) = rest.split_once(&format!("\n{heading}:\n")).unwrap_or_else(|| {
+                panic!("{arguments:?}: the heading {heading} should come next: {rest}")
+            });
+            let (group, _) = group.split_once("\n\nSettings ").unwrap_or((group, ""));
+            let group = group.split_whitespace().collect::<Vec<_>>().join(" ");
+            for name in &names {
+                // A key has no flag. It is explained at the end.
+                let is_listed = match KEYS.contains(&name.as_str()) {
+                    true => help.contains(&format!("\n  {name} ")),
+                    false => group.contains(&format!("[env: {name}]")),
+                };
+                assert!(is_listed, "{arguments:?}: {name} should be under {heading}: {group}");
+            }
+            rest = &rest[rest.find(&heading).unwrap() + heading.len()..];
+        }
+    }
+}
+
+#[test]
+fn the_man_pages_list_every_command_every_argument_and_every_setting() {
+    let folder = write_manual();
+    let main_page = page(folder.path(), "imagesvc.1");
+    let mut count = 0;
+    for (heading, names) in settings() {
+        assert!(main_page.contains(&format!(".SH \"{}\"\n", heading.to_uppercase())), "{heading}");
+        for name in names {
+            let has_flag = main_page.contains(&format!("[env: {name}]"));
+            let is_key = main_page.contains(&format!(".TP\n{name}\n"));
+            assert!(has_flag != is_key, "{name} should be listed once: {main_page}");
+            count += 1;
+        }
+    }
+    assert!(count > 40, "only {count} settings were found");
+    for command in command_line().get_subcommands() {
+        let name = command.get_name();
+        let file = format!("imagesvc-{name}.1");
+        assert_eq!(main_page.contains(&format!("\nimagesvc-{name}(1)\n")), !command.is_hide_set());
+        if command.is_hide_set() {
+            assert!(!folder.path().join("new").join(file).exists(), "{name} is hidden");
+            continue;
+        }
+        let page = page(folder.path(), &file);
+        for argument in command.get_arguments() {
+            let shown = match argument.get_long() {
+                Some(flag) => format!("\n--{flag}"),
+                None => format!("\n<{}>", argument.get_value_names().unwrap()[0]),
+            };
+            assert!(page.contains(&shown), "{shown}: {page}");
+        }
+        assert!(page.contains("see imagesvc(1)"), "the page should refer to the settings: {page}");
+        assert!(!page.contains("[env: "), "the settings should be on one page: {page}");
+    }
+}
+
+#[test]
+fn man_shows_the_pages_without_a_warning() {
+    if is_missing("groff") {
+        return;
+    }
+    let folder = write_manual();
+    let files = fs::read_dir(folder.path().join("new")).unwrap().map(|entry| entry.unwrap().path());
+    let pages: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|end| end == "1")).collect();
+    assert_eq!(pages.len(), 4);
+    for page in pages {
+        let mut groff = Command::new("groff");
+        let output = groff.args(["-ww", "-man", "-Tascii"]).arg(&page).output().unwrap();
+        let warnings = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success() && warnings.is_empty(), "{}: {warnings}", page.display());
+    }
+}
+
+/// What bash completes for these words, of which the last is incomplete.
+fn complete_in_bash(folder: &Path, words: &[&str]) -> BTreeSet<String> {
+    let script = r#"
+        source "$1" && shift
+        COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+        _imagesvc imagesvc "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+        printf '%s\n' "${COMPREPLY[@]}"
+    "#;
+    let mut bash = Command::new("bash");
+    bash.args(["--norc", "-c", script, "bash"]).arg(folder.join("new/imagesvc.bash")).args(words);
+    let output = bash.output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_commands_and_their_flags_and_the_flags_of_settings() {
+    let folder = write_manual();
+    let completions = |words: &[&str]| complete_in_bash(folder.path(), words);
+    assert_eq!(completions(&["imagesvc", "em"]), BTreeSet::from(["embed".into()]));
+    assert_eq!(completions(&["imagesvc", "--sand"]), BTreeSet::from(["--sandbox".into()]));
+    assert_eq!(completions(&["imagesvc", "check", "--li"]), BTreeSet::from(["--live".into()]));
+    let flags = completions(&["imagesvc", "nearest", "--"]);
+    assert!(flags.contains("--count") && flags.contains("--port"), "{flags:?}");
+    let commands = completions(&["imagesvc", ""]);
+    assert!(commands.contains("check") && !commands.contains("settings"), "{commands:?}");
+}
+
+#[test]
+fn zsh_completes_a_flag_of_a_command() {
+    if is_missing("zsh") {
+        return;
+    }
+    let folder = write_manual();
+    // A pseudo-terminal in which zsh loads the completions, and lists those of a line.
+    let script = r#"
+        zmodload zsh/zpty
+        zpty shell zsh -f -i
+        zpty -w shell "PROMPT= fpath=($1 \$fpath); autoload -Uz compinit; compinit -u -D"
+        zpty -w shell 'zstyle ":completion:*" list-prompt ""; echo rea""dy'
+        zpty -r shell output '*ready*'
+        zpty -w -n shell $'imagesvc check --li\t'
+        zpty -r shell output '*--live*'
+        zpty -d shell
+    "#;
+    let mut zsh = Command::new("timeout");
+    zsh.args(["20", "zsh", "-f", "-c", script, "zsh"]).arg(folder.path().join("new"));
+    let output = zsh.env("TERM", "dumb").current_dir(folder.path()).output().unwrap();
+    assert!(output.status.success(), "zsh should complete --li to --live: {output:?}");
+}
+
+#[test]
+fn the_rpm_contains_every_man_page_and_completion() {
+    let folder = write_manual();
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let build_script = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();
+    let files = fs::read_dir(folder.path().join("new")).unwrap().map(|entry| entry.unwrap());
+    let names: Vec<_> = files.map(|file| file.file_name().into_string().unwrap()).collect();
+    assert_eq!(names.len(), 6, "{names:?}");
+    for name in names {
+        let installed = match name.as_str() {
+            "imagesvc.bash" => "/usr/share/bash-completion/completions/imagesvc".into(),
+            "_imagesvc" => "/usr/share/zsh/site-functions/_imagesvc".into(),
+            page => format!("/usr/share/man/man1/{page}"),
+        };
+        let asset = format!("{{ source = \"target/release/manual/{name}\", dest = \"{installed}\"");
+        assert!(manifest.contains(&asset), "Cargo.toml should package {name}");
+        let is_expected = build_script.contains(&format!(" {installed}\n"));
+        assert!(is_expected, "deploy/build-rpm should expect {name} in the package");
+    }
+}
