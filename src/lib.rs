@@ -56,10 +56,10 @@
 //! | [`server`] | TCP: connections, their limits and timeouts, shutdown, the client's address |
 //! | [`pipeline`] | processes a picture: admits, receives, saves and embeds it |
 //! | [`embed`] | computes embeddings, and avoids a second call for the same picture |
-//! | [`store`] | saves pictures in the downloads folder |
+//! | [`store`] | saves pictures, in the downloads folder or in the bucket |
 //! | [`fetch`] | fetches pictures from URLs, but not from private addresses |
 //! | [`nvidia`] | calls NVIDIA's API |
-//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks the syntax of keys), `sampler` (runs system calls that may hang) |
+//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`bucket`] (objects in S3), [`http_client`], [`telemetry`] (log and metrics), `bearer_token` (checks the syntax of keys), `sampler` (runs system calls that may hang) |
 //!
 //! The reasons for these rules:
 //!

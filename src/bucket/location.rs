@@ -1,5 +1,7 @@
 //! The address of a bucket, as in `s3://photos/imagesvc`.
 
+use std::fmt;
+
 use object_store::path::Path;
 
 /// A bucket's name, and the prefix of the names of all objects that the service writes.
@@ -8,6 +10,12 @@ pub struct Location {
     bucket: String,
     /// Empty, or without slashes at its ends.
     prefix: String,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "s3://{}/{}", self.bucket, self.prefix)
+    }
 }
 
 impl Location {

@@ -27,8 +27,10 @@ use crate::{
     store,
     telemetry::{Metrics, causes},
 };
+use bucket::check_bucket;
 use finding::{Finding, State};
 
+mod bucket;
 mod finding;
 
 /// How long the look-up of a host name may take.
@@ -51,6 +53,9 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
     findings.push(check_folder(&config.store.folder));
     findings.push(check_disk(&config.store));
     findings.push(check_decoder(config).await);
+    if let Some(settings) = &config.bucket {
+        findings.extend(check_bucket(settings, Trust::probe()).await);
+    }
     match &config.upstream {
         Upstream::Sandbox => {
             let text = "the sandbox needs no certificates, no DNS and no key";

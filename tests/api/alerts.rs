@@ -11,8 +11,8 @@ use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 
 use crate::support::{
-    CHELSEA, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted, documents::Document, embedding,
-    metric, picture_number, tiny,
+    CHELSEA, FakeBucket, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted,
+    documents::Document, embedding, metric, picture_number, tiny,
 };
 
 /// The alert rules of `docs/operating.md`. They are its first block of YAML.
@@ -139,9 +139,11 @@ async fn the_counters_that_alerts_use_start_at_zero() {
         }
     }
     assert!(values["imagesvc_downloads_free_bytes"] > 0.0);
+    // The alert about the bucket must not fire without one.
+    assert_eq!(values.get("imagesvc_bucket_writable"), None);
     assert_eq!(
         rules().matches("- alert:").count(),
-        3,
+        4,
         "the number of alerts has changed: this test must check the series of each alert"
     );
 }
@@ -205,6 +207,23 @@ async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() 
         // nothing but errors 502
         case(&growing_series(&no_error, &one_error), "ImagesvcFailing", &fires_later),
     ]);
+}
+
+#[tokio::test]
+async fn a_bucket_that_fails_for_five_minutes_raises_the_bucket_alert() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let before = app.get("/metrics").await.text();
+    bucket.fail(|_| Some(FakeBucket::refusal(403, "AccessDenied")));
+    assert_eq!(app.upload(ROCKET, "a.jpg").await.status, 503);
+    let after = app.get("/metrics").await.text();
+    // The bucket fails from minute 5 on.
+    let fires = [("4m", false), ("9m", false), ("11m", true)];
+    let series = series_with_one_change(&before, &after);
+    assert_alerts(&[case(&series, "ImagesvcBucketFails", &fires)]);
+    let never_fires = [("9m", false), ("30m", false)];
+    let series = series_with_one_change(&before, &before);
+    assert_alerts(&[case(&series, "ImagesvcBucketFails", &never_fires)]);
 }
 
 #[tokio::test]
