@@ -134,7 +134,7 @@ impl App {
             Some(settings) => {
                 let metrics = Arc::clone(&metrics);
                 let bucket = Bucket::new(settings, trust, background.clone(), metrics)?;
-                test(&bucket).await?;
+                test_bucket(&bucket).await?;
                 Some(bucket)
             }
             None => None,
@@ -187,8 +187,8 @@ impl App {
 ///
 /// # Errors
 /// [`BuildError::Bucket`] if the bucket refuses to be written to or read.
-async fn test(bucket: &Bucket) -> Result<(), BuildError> {
-    let report = bucket.test(BUCKET_TEST_TIMEOUT).await;
+async fn test_bucket(bucket: &Bucket) -> Result<(), BuildError> {
+    let report = bucket.self_test(BUCKET_TEST_TIMEOUT).await;
     if let Some(refusal) = report.refusal() {
         let advice = refusal.advice().unwrap_or_else(|| "see the cause".into());
         return Err(BuildError::Bucket { advice, source: refusal.clone() });

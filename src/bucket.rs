@@ -34,11 +34,11 @@ mod error;
 mod health;
 mod location;
 mod request;
-mod test;
+mod self_test;
 
 pub use error::{Error, Operation};
 pub use location::Location;
-pub use test::TestReport;
+pub use self_test::TestReport;
 
 /// The longest time that a request waits for a read.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
@@ -52,7 +52,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// At most this many removals wait for the bucket.
 const MAX_REMOVALS: usize = 256;
 
-/// A removal that fails is tried this many times, once a second.
+/// A removal is tried at most this many times.
 const REMOVAL_ATTEMPTS: usize = 60;
 
 /// The pause between two attempts of a removal.
@@ -193,8 +193,8 @@ impl Bucket {
         read
     }
 
-    /// Removes an object in the background, after `delay`. A removal that fails is repeated for a
-    /// minute, but not after the service has begun to stop.
+    /// Removes an object in the background, after `delay`. A removal that fails is repeated up to 60
+    /// times, but not after the service has begun to stop.
     pub fn remove(&self, path: String, delay: Duration) -> JoinHandle<()> {
         let bucket = self.clone();
         let Ok(permit) = Arc::clone(&self.0.removals).try_acquire_owned() else {

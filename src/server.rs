@@ -174,9 +174,9 @@ impl Server {
             // Requests that are still running get an error response. Background tasks end with the
             // process.
             let answered = timeout(LAST_RESPONSE_WAIT, &mut finish).await.is_ok();
-            // The background tasks are calls to NVIDIA.
-            let calls = self.background.len();
-            tracing::warn!(answered, calls, "stopped: the drain timeout ended running requests");
+            // The background tasks call NVIDIA, or write to the bucket.
+            let tasks = self.background.len();
+            tracing::warn!(answered, tasks, "stopped: the drain timeout ended running requests");
         }
     }
 }

@@ -142,7 +142,7 @@ async fn test_until_it_works(bucket: Weak<Inner>) {
             _ = ticks.tick() => {
                 let Some(inner) = bucket.upgrade() else { return };
                 if tests.len() < MAX_TESTS {
-                    tests.spawn(async move { Bucket(inner).test(TEST_TIMEOUT).await });
+                    tests.spawn(async move { Bucket(inner).self_test(TEST_TIMEOUT).await });
                 }
             }
             Some(report) = tests.join_next() => {

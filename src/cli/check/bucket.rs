@@ -24,7 +24,7 @@ pub(super) async fn check_bucket(settings: &Settings, trust: Trust) -> Vec<Findi
             return vec![finding(State::Fault, format!("{error}{}", cause.unwrap_or_default()))];
         }
     };
-    let report = bucket.test(TIMEOUT).await;
+    let report = bucket.self_test(TIMEOUT).await;
     let mut findings: Vec<Finding> = Vec::new();
     for error in report.failures() {
         let advice = error.advice().map(|advice| format!(": {advice}"));

@@ -49,7 +49,7 @@ impl TestReport {
 
 impl Bucket {
     /// Writes, reads and removes an object with a new name. Takes at most as long as `timeout`.
-    pub async fn test(&self, timeout: Duration) -> TestReport {
+    pub async fn self_test(&self, timeout: Duration) -> TestReport {
         let path = format!("checks/{}", Uuid::now_v7());
         let missing_path = format!("checks/{}-missing", Uuid::now_v7());
         let object = Object {
