@@ -49,6 +49,7 @@ mod lanes;
 mod nearest;
 mod output;
 mod progress;
+mod rows;
 mod run;
 mod same_file;
 mod service;

@@ -120,7 +120,10 @@ fn the_line_of_a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
         (row("1,\"2\""), "line 2: its vector contains"),
         (row("[1,2]"), r#"line 2: its vector contains "[1""#),
         (row("1,NaN"), "line 2: this is not a row of this command: "),
-        (good.replace("[1,2]", "12"), "line 2: its vector is not a list"),
+        (
+            good.replace("[1,2]", "12"),
+            "line 2: this is not a row of this command: it does not end with a vector",
+        ),
         (
             good.replace("sha256", "sha1"),
             "line 2: this is not a row of this command: it has no sha256",
