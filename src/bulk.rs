@@ -47,6 +47,7 @@ mod item;
 mod json_object;
 mod lanes;
 mod nearest;
+mod numbers;
 mod output;
 mod progress;
 mod rows;

@@ -17,9 +17,10 @@ use super::{
     client::{Embedded, ServiceClient},
     interrupt::Interrupt,
     item::{Failure, ItemReader, Picture},
+    numbers,
     progress::{self, say},
     service::Service,
-    vectors::{self, Labels, Row, VectorFile, VectorsError},
+    vectors::{Labels, Row, VectorFile, VectorsError},
 };
 use crate::config::{Config, NearestArguments};
 use ranking::{Hit, Query, Ranking};
@@ -126,7 +127,7 @@ async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Em
 fn vector(embedded: &Embedded) -> Result<Vec<f32>, Failure> {
     let mut vector = Vec::new();
     let text = embedded.fields.rsplit(':').next().unwrap_or_default();
-    match vectors::read_numbers(text, &mut vector) {
+    match numbers::append(text, &mut vector) {
         Ok(()) => Ok(vector),
         Err(detail) => {
             let detail = format!("The service's answer cannot be used: {detail}.");

@@ -58,8 +58,7 @@ impl<R: Read> Lines<R> {
     /// The file cannot be read.
     pub(super) fn advance(&mut self) -> io::Result<Found> {
         self.bytes.clear();
-        let length =
-            self.input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut self.bytes)?;
+        let length = self.input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut self.bytes)?;
         if length == 0 {
             return Ok(Found::End);
         }

@@ -1,24 +1,19 @@
 //! Reads the rows of the output one by one, in the memory of one row.
 
 use std::{
-    fmt::Display,
     fs::File,
     io::{Seek, SeekFrom},
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use serde_json::value::RawValue;
-
 use super::{
     super::{
         item::ItemReader,
+        numbers,
         rows::{AddedValues, Found, Lines, Row},
     },
     ExportError,
 };
-
-/// How many characters of a wrong number an error repeats.
-const MAX_QUOTED: usize = 40;
 
 /// The `.jsonl` file.
 pub(super) struct RowFile<'a> {
@@ -80,30 +75,14 @@ impl<'a> Line<'a> {
     /// Appends the numbers of the vector. `length` is that of all vectors, and is set by the first one.
     ///
     /// # Errors
-    /// The vector has another length, or an item that is no number or has no finite `f32`.
+    /// The vector has another length, or is not a list of finite numbers.
     pub(super) fn append_vector(
         &self,
         length: &mut Option<usize>,
         numbers: &mut Vec<f32>,
     ) -> Result<(), ExportError> {
         let before = numbers.len();
-        let vector: &RawValue = serde_json::from_str(self.row.vector)
-            .map_err(|error| self.error(not_a_row(error)))?;
-        let list = vector.get().strip_prefix('[').and_then(|text| text.strip_suffix(']'));
-        let list = list.ok_or_else(|| self.error("its vector is not a list"))?;
-        // Splitting at commas is enough, because the text is valid JSON: if an item is not a number,
-        // then a part of that item does not parse as a number either. Parsing a text as `f32` rounds
-        // it once. Parsing it as `f64` first would round it twice.
-        for text in list.split(',') {
-            match text.trim_ascii().parse() {
-                Ok(number) if f32::is_finite(number) => numbers.push(number),
-                _ => {
-                    let text: String = text.trim_ascii().chars().take(MAX_QUOTED).collect();
-                    let detail = format!("its vector contains {text:?}, which is no 32-bit number");
-                    return Err(self.error(detail));
-                }
-            }
-        }
+        numbers::append(self.row.vector, numbers).map_err(|detail| self.error(detail))?;
         let found = numbers.len() - before;
         let expected = *length.get_or_insert(found);
         if found == expected {
@@ -114,6 +93,6 @@ impl<'a> Line<'a> {
     }
 }
 
-fn not_a_row(detail: impl Display) -> String {
+fn not_a_row(detail: String) -> String {
     format!("this is not a row of this command: {detail}")
 }

@@ -115,11 +115,11 @@ fn the_line_of_a_row_that_does_not_fit_is_named_and_an_earlier_file_stays() {
     for (line, message) in [
         (row("1"), "line 2: its vector has 1 numbers, and the first row's has 2"),
         (row("1,2,3"), "line 2: its vector has 3 numbers"),
-        (row(""), r#"line 2: its vector contains "", which is no 32-bit number"#),
+        (row(""), "line 2: its vector is empty"),
         (row("1,1e39"), r#"line 2: its vector contains "1e39""#),
         (row("1,\"2\""), "line 2: its vector contains"),
-        (row("[1,2]"), r#"line 2: its vector contains "[1""#),
-        (row("1,NaN"), "line 2: this is not a row of this command: "),
+        (row("[1,2]"), r#"line 2: its vector contains "[1,2]""#),
+        (row("1,NaN"), "line 2: its vector is not a list of numbers: "),
         (
             good.replace("[1,2]", "12"),
             "line 2: this is not a row of this command: it does not end with a vector",

@@ -33,7 +33,10 @@ impl JsonLines {
             return Ok(false);
         }
         self.read_labels(row)
-            .and_then(|vector| numbers::read(vector, &mut row.vector))
+            .and_then(|vector| {
+                row.vector.clear();
+                numbers::append(vector, &mut row.vector)
+            })
             .map_err(|detail| self.error(detail))?;
         Ok(true)
     }
