@@ -50,6 +50,7 @@ mod nearest;
 mod numbers;
 mod output;
 mod progress;
+mod retry;
 mod rows;
 mod run;
 mod same_file;

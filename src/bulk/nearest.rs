@@ -19,6 +19,7 @@ use super::{
     item::{Failure, ItemReader, Picture},
     numbers,
     progress::{self, say},
+    retry::{Attempts, REQUEST_TIMEOUT},
     service::Service,
     vectors::{Labels, Row, VectorFile, VectorsError},
 };
@@ -27,11 +28,8 @@ use ranking::{Hit, Query, Ranking};
 
 mod ranking;
 
-/// How long embedding the picture may take: as long as one request of `embed`.
-const PICTURE_TIMEOUT: Duration = Duration::from_secs(420);
-
-/// The most attempts. Refusals because the service is busy do not count.
-const MAX_ATTEMPTS: u32 = 5;
+/// How long embedding the picture may take, with all attempts: a person waits for the result.
+const PICTURE_TIMEOUT: Duration = REQUEST_TIMEOUT;
 
 /// The shortest wait before another attempt.
 const MIN_WAIT: Duration = Duration::from_secs(1);
@@ -93,28 +91,25 @@ async fn embed(
     })
 }
 
-/// Embeds the picture. Tries again if the service is busy.
+/// Embeds the picture. Tries again after an error that may pass.
 async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Embedded, Failure> {
-    let deadline = Instant::now() + PICTURE_TIMEOUT;
-    let mut attempts = 0;
+    let mut attempts = Attempts::within(PICTURE_TIMEOUT);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (failure, wait) = match client.embed(picture, left.max(MIN_WAIT)).await {
+        let (failure, pause) = match client.embed(picture, attempts.request_timeout()).await {
             Ok(embedded) => return Ok(embedded),
             Err(Action::Fail(failure) | Action::StopRun(failure)) => return Err(failure),
-            Err(Action::PauseService(failure, wait) | Action::PauseHost(failure, wait)) => {
-                (failure, wait)
+            Err(Action::PauseService(failure, pause)) => (failure, pause),
+            Err(Action::PauseHost(failure, pause)) => {
+                attempts.add_failure();
+                (failure, pause)
             }
             Err(Action::TryAgain(failure) | Action::HostFailed(failure)) => {
-                attempts += 1;
-                if attempts == MAX_ATTEMPTS {
-                    return Err(failure);
-                }
-                (failure, MIN_WAIT * 2_u32.pow(attempts - 1))
+                attempts.add_failure();
+                (failure, Duration::ZERO)
             }
         };
-        let wait = wait.max(MIN_WAIT);
-        if Instant::now() + wait >= deadline {
+        let wait = pause.max(attempts.backoff()).max(MIN_WAIT);
+        if !attempts.may_continue(Instant::now() + wait) {
             return Err(failure);
         }
         let Failure { code, detail, .. } = &failure;

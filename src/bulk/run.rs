@@ -23,9 +23,6 @@ use super::{
     writer::{Closed, Writer},
 };
 
-/// The most attempts of a picture. Refusals because the service is busy do not count.
-const MAX_ATTEMPTS: u32 = 5;
-
 /// How long the service may be unreachable, busy or silent before the run stops.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -298,11 +295,11 @@ impl Run {
                 self.lanes.push_again(job);
             }
             Action::TryAgain(failure) => {
-                job.attempts += 1;
+                job.attempts.add_failure();
                 self.try_again(job, failure, now).await;
             }
             Action::HostFailed(failure) => {
-                job.attempts += 1;
+                job.attempts.add_failure();
                 if self.lanes.host_failed(lane) {
                     self.try_again(job, failure, now).await;
                 } else {
@@ -311,7 +308,7 @@ impl Run {
             }
             Action::PauseHost(failure, pause) => {
                 self.lanes.pause(lane, now + pause, failure.clone());
-                job.attempts += 1;
+                job.attempts.add_failure();
                 // The pause takes the place of the wait before the next attempt.
                 self.try_again(job, failure, now + pause).await;
             }
@@ -332,11 +329,10 @@ impl Run {
 
     /// Queues a picture again, unless it has failed too often or for too long.
     async fn try_again(&mut self, job: Job, failure: Failure, earliest: Instant) {
-        let is_late = job.deadline.is_some_and(|deadline| earliest >= deadline);
-        if job.attempts >= MAX_ATTEMPTS || is_late {
-            self.fail(job.item, failure).await;
-        } else {
+        if job.attempts.may_continue(earliest) {
             self.lanes.push_again(job);
+        } else {
+            self.fail(job.item, failure).await;
         }
     }
 
