@@ -42,6 +42,6 @@ pub use pictures::{
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks};
 pub use raw_http::{SMUGGLED, exchange, parse_answer, raw_request, read_to_end};
-pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head};
+pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head, wrapped_base64};
 pub use resources::ResourceUsage;
 pub use terminal::Terminal;
