@@ -29,7 +29,7 @@ pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
 pub use app::{BuildError, Config, TestApp};
 pub use bulk::{Bulk, Finished};
-pub use child::{ServiceProcess, children_of, memory_of};
+pub use child::{ServiceProcess, children_of, memory_of, peak_memory_of};
 pub use decoder::{decoder_settings, fake_decoder};
 pub use fake_nvidia::{
     FakeNvidia, Inline, created_asset, embedding, embedding_of, numbers, pending, picture_number,
