@@ -17,7 +17,7 @@ use super::tally::Tally;
 const BAR_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often a line is written if there is no bar.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The speed is the average over this time.
 const SPEED_WINDOW: Duration = Duration::from_secs(60);
@@ -27,10 +27,13 @@ const SPEED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The bar, and below it a line that is cut at the terminal's width. Two lines, so that narrow
 /// terminals show the time that is left and the failures, too. Without colours.
-const BAR_TEMPLATE: &str = "[{wide_bar}] {prefix}\n{wide_msg}";
+///
+/// The first line is empty. A terminal shows Ctrl-C as `^C` below the bar, and thereby moves the cursor
+/// down. The bar is then removed one line too low, which leaves only the empty line.
+const BAR_TEMPLATE: &str = "\n[{wide_bar}] {prefix}\n{wide_msg}";
 
 /// The same while the number of rows is unknown.
-const COUNT_TEMPLATE: &str = "{prefix}\n{wide_msg}";
+const COUNT_TEMPLATE: &str = "\n{prefix}\n{wide_msg}";
 
 /// The bar on a terminal, or a line from time to time elsewhere.
 #[derive(Debug)]
