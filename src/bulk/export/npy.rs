@@ -36,6 +36,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
         for number in &numbers {
             output.write_all(&number.to_le_bytes())?;
         }
+        rows.add_written();
         Ok(())
     })?;
     output.flush()?;

@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io::{Seek, SeekFrom},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use super::{
@@ -20,6 +20,8 @@ pub(super) struct RowFile<'a> {
     pub file: &'a File,
     /// Knows the names of the added fields.
     pub reader: &'a ItemReader,
+    /// Counts the rows that were written to the new file.
+    pub written: &'a AtomicU64,
     /// Ends the reading.
     pub is_interrupted: &'a AtomicBool,
 }
@@ -45,10 +47,15 @@ impl RowFile<'_> {
                 Found::End => return Ok(number),
                 Found::IncompleteLine => return Err(error("the line is incomplete".into())),
             }
-            let row = lines.row(self.reader).map_err(|detail| error(not_a_row(detail)))?;
+            let row = lines.row(self.reader).map_err(|detail| error(not_a_row(&detail)))?;
             take(Line { number, row })?;
         }
         Err(ExportError::Interrupted)
+    }
+
+    /// Counts a row that was written.
+    pub(super) fn add_written(&self) {
+        self.written.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -69,7 +76,7 @@ impl<'a> Line<'a> {
     /// # Errors
     /// The added fields are not those of this command.
     pub(super) fn added_values(&self) -> Result<AddedValues<'a>, ExportError> {
-        self.row.added_values().map_err(|detail| self.error(not_a_row(detail)))
+        self.row.added_values().map_err(|detail| self.error(not_a_row(&detail)))
     }
 
     /// Appends the numbers of the vector. `length` is that of all vectors, and is set by the first one.
@@ -93,6 +100,6 @@ impl<'a> Line<'a> {
     }
 }
 
-fn not_a_row(detail: String) -> String {
+fn not_a_row(detail: &str) -> String {
     format!("this is not a row of this command: {detail}")
 }

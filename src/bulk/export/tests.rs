@@ -199,3 +199,37 @@ fn only_a_file_that_this_command_may_have_made_is_replaced() {
         assert!(check_with(name, "out.jsonl").unwrap_err().contains("not a regular file"));
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_written() {
+    let (finish, finished) = std::sync::mpsc::channel();
+    let mut made = spawn_blocking(move || finished.recv().unwrap());
+    let start = Instant::now();
+    let mut times = Vec::new();
+    let report = || {
+        times.push(start.elapsed().as_secs());
+        if times.len() == 3 {
+            finish.send("made").unwrap();
+        }
+    };
+    // The clock does not advance by itself while a thread works.
+    let clock = async {
+        loop {
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    let made = tokio::select! {
+        made = with_progress(&mut made, report) => made.unwrap(),
+        () = clock => unreachable!(),
+    };
+    assert_eq!((made, &times[..3]), ("made", &[10, 20, 30][..]));
+
+    let rows = Rows::new(&row("1,2").repeat(7));
+    for format in formats() {
+        let export = rows.export("out.file", format);
+        export.write(&AtomicBool::new(false)).unwrap();
+        let line = progress(Path::new("out.npy"), &export.written);
+        assert_eq!(line, "making out.npy: 7 rows are written", "{format:?}");
+    }
+}
