@@ -150,9 +150,22 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
     }
 }
 
+/// The blanks that may surround a text, as they are and as JSON escapes them.
+const BLANKS: [(u8, &str); 4] = [(b' ', " "), (b'\t', r"\t"), (b'\r', r"\r"), (b'\n', r"\n")];
+
+/// Removes blanks and escaped blanks from the beginning of a JSON string's content. Removes all
+/// blanks of Unicode, because a URL may have been copied with them.
+pub fn trim_json_start(content: &str) -> &str {
+    let mut rest = content.trim_start();
+    while let Some(trimmed) = BLANKS.iter().find_map(|(_, escape)| rest.strip_prefix(escape)) {
+        rest = trimmed.trim_start();
+    }
+    rest
+}
+
 /// Returns the range of the Base64 text, without surrounding blanks and without a `data:` prefix.
 fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
-    let is_not_blank = |byte: &u8| !matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+    let is_not_blank = |byte: &u8| !BLANKS.iter().any(|(blank, _)| blank == byte);
     // Returns the index of the first byte at or after `from` that is not blank.
     let skip_blanks = |from: usize| {
         text[from..].iter().position(is_not_blank).map_or(text.len(), |blanks| from + blanks)
@@ -205,4 +218,20 @@ fn unescape(text: &mut [u8]) -> usize {
         read_at += read_len;
     }
     write_at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blanks_are_removed_as_they_are_and_escaped() {
+        for blanks in ["", " ", "\t\r\n", r"\t\r\n", r" \n \n", "\u{a0}"] {
+            let content = format!("{blanks}text {blanks}");
+            assert_eq!(trim_json_start(&content), format!("text {blanks}"), "{blanks:?}");
+        }
+        for no_blank in [r"\b", r"\\n", r"\u0041"] {
+            assert_eq!(trim_json_start(no_blank), no_blank);
+        }
+    }
 }

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use tokio::task::spawn_blocking;
 
-use crate::config::{Config, EmbedArguments, ExportFile};
+use crate::config::{CallLimit, Config, EmbedArguments, ExportFile};
 use export::Export;
 use failures::Failures;
 use feeder::Feeder;
@@ -47,8 +47,11 @@ mod item;
 mod json_object;
 mod lanes;
 mod nearest;
+mod numbers;
 mod output;
 mod progress;
+mod retry;
+mod rows;
 mod run;
 mod same_file;
 mod service;
@@ -78,7 +81,7 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     source::check(&arguments.sources)?;
     check_output(&arguments)?;
     if arguments.dry_run {
-        return count(arguments, reader, config.nvidia.requests_per_minute).await;
+        return count(arguments, reader, config.call_limit).await;
     }
     let (target, existing, export) =
         open_target(arguments.out.clone(), arguments.export.clone(), reader.clone()).await?;
@@ -162,7 +165,7 @@ async fn open_target(
 async fn count(
     arguments: EmbedArguments,
     reader: ItemReader,
-    requests_per_minute: Option<u32>,
+    call_limit: Option<CallLimit>,
 ) -> Result<Outcome, BulkError> {
     let count = move || {
         let existing = match arguments.out.as_ref().filter(|path| path.exists()) {
@@ -174,7 +177,7 @@ async fn count(
             None => Existing::default(),
         };
         let EmbedArguments { sources, limit, .. } = arguments;
-        dry_run::count(&sources, &reader, existing, limit, requests_per_minute)
+        dry_run::count(&sources, &reader, existing, limit, call_limit)
     };
     on_blocking_thread(count).await?;
     Ok(Outcome::Success)

@@ -12,6 +12,7 @@ use super::{
     output::Existing,
     source,
 };
+use crate::config::CallLimit;
 
 /// Counts the rows of the sources, and prints the counts. Blocks the thread.
 pub(super) fn count(
@@ -19,7 +20,7 @@ pub(super) fn count(
     reader: &ItemReader,
     mut existing: Existing,
     limit: Option<u64>,
-    requests_per_minute: Option<u32>,
+    call_limit: Option<CallLimit>,
 ) -> Result<(), BulkError> {
     let limit = limit.unwrap_or(u64::MAX);
     let (mut files, mut urls, mut invalid, mut skipped) = (0_u64, 0_u64, 0_u64, 0_u64);
@@ -41,13 +42,26 @@ pub(super) fn count(
          {invalid} rows without a picture\n\
          {skipped} rows are in the output already\n"
     );
-    if let Some(per_minute) = requests_per_minute {
-        let seconds = calls.saturating_mul(60) / u64::from(per_minute);
-        let time = humantime::format_duration(Duration::from_secs(seconds));
-        text.push_str(&format!(
-            "with NVIDIA_REQUESTS_PER_MINUTE={per_minute}, at most {time}; equal pictures and \
-             cached ones take no time\n"
-        ));
+    if let Some(call_limit) = call_limit {
+        text.push_str(&estimate(calls, call_limit));
     }
     io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)
+}
+
+/// A line that says how long this number of calls takes.
+fn estimate(calls: u64, call_limit: CallLimit) -> String {
+    let CallLimit { total, replicas } = call_limit;
+    let part = call_limit.part();
+    // The settings do not allow a part of 0.
+    let seconds = calls.saturating_mul(60) / u64::from(part.max(1));
+    let time = humantime::format_duration(Duration::from_secs(seconds));
+    let limit = if replicas > 1 {
+        format!(
+            "this replica's part of NVIDIA_REQUESTS_PER_MINUTE={total}, which is {part} with \
+             IMAGESVC_REPLICAS={replicas}"
+        )
+    } else {
+        format!("NVIDIA_REQUESTS_PER_MINUTE={total}")
+    };
+    format!("with {limit}, at most {time}; equal pictures and cached ones take no time\n")
 }

@@ -10,18 +10,21 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use tokio::task::spawn_blocking;
+use tokio::{
+    task::{JoinError, JoinHandle, spawn_blocking},
+    time::{Instant, interval_at},
+};
 
 use super::{
     error::{BulkError, Outcome},
     interrupt::Interrupt,
     item::ItemReader,
     output::OutputError,
-    progress::write_line,
+    progress::{LINE_INTERVAL, write_line},
 };
 use crate::config::{ExportFile, ExportFormat};
 use rows::RowFile;
@@ -59,6 +62,8 @@ pub(super) struct Export {
     /// The open `.jsonl` file. It stays locked as long as this exists.
     rows: File,
     reader: ItemReader,
+    /// How many rows were written to the new file so far.
+    written: Arc<AtomicU64>,
 }
 
 /// Checks that the file may be replaced. Called before anything is written.
@@ -97,7 +102,8 @@ impl Export {
         remove(&incomplete).map_err(|error| OutputError::Io(incomplete, error))?;
         let rows = rows.try_clone();
         let rows = rows.map_err(|error| OutputError::Io(rows_path.to_owned(), error))?;
-        Ok(Self { file, rows_path: rows_path.to_owned(), rows, reader: reader.clone() })
+        let (rows_path, reader) = (rows_path.to_owned(), reader.clone());
+        Ok(Self { file, rows_path, rows, reader, written: Arc::default() })
     }
 
     /// Makes the file, unless the run ended before it had tried all rows. Returns how the command ends.
@@ -138,11 +144,13 @@ impl Export {
 
     /// Makes the file on another thread. Returns the number of its rows.
     async fn make(self, interrupt: &mut Interrupt) -> Result<u64, ExportError> {
+        let path = self.file.path.clone();
+        let written = Arc::clone(&self.written);
         let is_interrupted = Arc::new(AtomicBool::new(false));
         let thread_is_interrupted = Arc::clone(&is_interrupted);
         let mut made = spawn_blocking(move || self.write(&thread_is_interrupted));
         let joined = tokio::select! {
-            joined = &mut made => joined,
+            joined = with_progress(&mut made, || write_line(&progress(&path, &written))) => joined,
             () = interrupt.wait() => {
                 is_interrupted.store(true, Ordering::Relaxed);
                 interrupt.exit_at_next_signal();
@@ -176,13 +184,33 @@ impl Export {
     }
 
     fn write_to(&self, file: &File, is_interrupted: &AtomicBool) -> Result<u64, ExportError> {
-        let rows = RowFile { file: &self.rows, reader: &self.reader, is_interrupted };
+        let Self { rows, reader, written, .. } = self;
+        let rows = RowFile { file: rows, reader, written, is_interrupted };
         match self.file.format {
             #[cfg(feature = "parquet")]
             ExportFormat::Parquet => parquet::write(&rows, file),
             ExportFormat::Npy => npy::write(&rows, file),
         }
     }
+}
+
+/// Waits for the file. Calls `report` from time to time, since a file of a million rows takes minutes.
+async fn with_progress<T>(
+    made: &mut JoinHandle<T>,
+    mut report: impl FnMut(),
+) -> Result<T, JoinError> {
+    let mut ticker = interval_at(Instant::now() + LINE_INTERVAL, LINE_INTERVAL);
+    loop {
+        tokio::select! {
+            joined = &mut *made => return joined,
+            _ = ticker.tick() => report(),
+        }
+    }
+}
+
+/// A line that says how much of the file is written.
+fn progress(path: &Path, written: &AtomicU64) -> String {
+    format!("making {}: {} rows are written", path.display(), written.load(Ordering::Relaxed))
 }
 
 /// The path under which the file is written. It is in the same folder, since a file cannot be renamed

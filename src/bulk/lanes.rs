@@ -8,7 +8,13 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::item::{Failure, Item, Picture};
+use super::{
+    item::{Failure, Item, Picture},
+    retry::Attempts,
+};
+
+/// The longest time from the first attempt of a picture to its last.
+const PICTURE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The most rows in the queue.
 const MAX_ROWS: usize = 10_000;
@@ -24,10 +30,8 @@ const MAX_FAILURES_IN_A_ROW: u32 = 20;
 #[derive(Debug)]
 pub(super) struct Job {
     pub item: Item,
-    /// The number of failed attempts. Refusals because the service is busy do not count.
-    pub attempts: u32,
-    /// When the last possible attempt must end. `None` before the first attempt.
-    pub deadline: Option<Instant>,
+    /// The earlier attempts.
+    pub attempts: Attempts,
     /// The round in which the latest attempt started; see [`Window::round`](super::window::Window::round).
     pub round: u64,
 }
@@ -35,7 +39,7 @@ pub(super) struct Job {
 impl Job {
     /// A job without attempts.
     pub(super) fn new(item: Item) -> Self {
-        Self { item, attempts: 0, deadline: None, round: 0 }
+        Self { item, attempts: Attempts::within(PICTURE_TIMEOUT), round: 0 }
     }
 
     fn bytes(&self) -> usize {

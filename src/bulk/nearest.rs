@@ -17,20 +17,19 @@ use super::{
     client::{Embedded, ServiceClient},
     interrupt::Interrupt,
     item::{Failure, ItemReader, Picture},
+    numbers,
     progress::{self, write_line},
+    retry::{Attempts, REQUEST_TIMEOUT},
     service::Service,
-    vectors::{self, Labels, Row, VectorFile, VectorsError},
+    vectors::{Labels, Row, VectorFile, VectorsError},
 };
 use crate::config::{Config, NearestArguments};
 use ranking::{Hit, Query, Ranking};
 
 mod ranking;
 
-/// How long embedding the picture may take: as long as one request of `imagesvc embed`.
-const PICTURE_TIMEOUT: Duration = Duration::from_secs(420);
-
-/// The most attempts. A refusal because the service is busy does not count as an attempt.
-const MAX_ATTEMPTS: u32 = 5;
+/// How long embedding the picture may take, with all attempts: a person waits for the result.
+const PICTURE_TIMEOUT: Duration = REQUEST_TIMEOUT;
 
 /// The shortest wait before another attempt.
 const MIN_WAIT: Duration = Duration::from_secs(1);
@@ -94,26 +93,23 @@ async fn embed(
 
 /// Embeds the picture. Tries again after errors that may be temporary.
 async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Embedded, Failure> {
-    let deadline = Instant::now() + PICTURE_TIMEOUT;
-    let mut attempts = 0;
+    let mut attempts = Attempts::within(PICTURE_TIMEOUT);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let (failure, wait) = match client.embed(picture, left.max(MIN_WAIT)).await {
+        let (failure, pause) = match client.embed(picture, attempts.request_timeout()).await {
             Ok(embedded) => return Ok(embedded),
             Err(Action::Fail(failure) | Action::StopRun(failure)) => return Err(failure),
-            Err(Action::PauseService(failure, wait) | Action::PauseHost(failure, wait)) => {
-                (failure, wait)
+            Err(Action::PauseService(failure, pause)) => (failure, pause),
+            Err(Action::PauseHost(failure, pause)) => {
+                attempts.add_failure();
+                (failure, pause)
             }
             Err(Action::TryAgain(failure) | Action::HostFailed(failure)) => {
-                attempts += 1;
-                if attempts == MAX_ATTEMPTS {
-                    return Err(failure);
-                }
-                (failure, MIN_WAIT * 2_u32.pow(attempts - 1))
+                attempts.add_failure();
+                (failure, Duration::ZERO)
             }
         };
-        let wait = wait.max(MIN_WAIT);
-        if Instant::now() + wait >= deadline {
+        let wait = pause.max(attempts.backoff()).max(MIN_WAIT);
+        if !attempts.may_continue(Instant::now() + wait) {
             return Err(failure);
         }
         let Failure { code, detail, .. } = &failure;
@@ -129,7 +125,7 @@ async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Em
 fn vector(embedded: &Embedded) -> Result<Vec<f32>, Failure> {
     let mut vector = Vec::new();
     let text = embedded.fields.rsplit(':').next().unwrap_or_default();
-    match vectors::read_numbers(text, &mut vector) {
+    match numbers::append(text, &mut vector) {
         Ok(()) => Ok(vector),
         Err(detail) => {
             let detail = format!("The service's answer cannot be used: {detail}.");

@@ -3,13 +3,13 @@
 use std::{
     collections::HashMap,
     fs::{File, TryLockError},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
 use super::{
     item::{Identity, ItemReader},
-    json_object,
+    rows::{Found, Lines},
 };
 
 /// The output cannot be used.
@@ -101,20 +101,15 @@ pub(super) fn read(
     reader: &ItemReader,
 ) -> Result<Existing, OutputError> {
     let io_error = |error| OutputError::Io(path.to_owned(), error);
-    let mut input = BufReader::with_capacity(1 << 20, input);
+    let mut lines = Lines::new(input);
     let mut existing = Existing::default();
-    let (mut line, mut bytes) = (0, Vec::new());
-    loop {
-        bytes.clear();
-        line += 1;
-        let read = input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut bytes);
-        if read.map_err(io_error)? == 0 || !bytes.ends_with(b"\n") && bytes.len() < MAX_LINE {
-            // The last line has no line break, so it is incomplete.
-            return Ok(existing);
-        }
+    // The row of an incomplete line was not written.
+    while lines.advance().map_err(io_error)? == Found::Line {
+        let line = lines.number();
         let not_a_row =
             |detail: String| OutputError::NotARow { path: path.to_owned(), line, detail };
-        let (identity, model) = parse_row(&bytes, reader).map_err(not_a_row)?;
+        let row = lines.row(reader).map_err(not_a_row)?;
+        let model = row.model().map_err(not_a_row)?;
         match &existing.model {
             Some(known) if *known != model => {
                 return Err(not_a_row(format!("its model is {model}, not {known}")));
@@ -122,30 +117,11 @@ pub(super) fn read(
             Some(_) => {}
             None => existing.model = Some(model),
         }
+        let location = reader.location(&row.own);
+        let identity = reader.identity(&row.own, location.as_deref(), &row.object());
         *existing.counts.entry(identity).or_default() += 1;
     }
-}
-
-/// The longest line that is read, in bytes.
-const MAX_LINE: usize = 16 << 20;
-const MAX_LINE_BYTES: u64 = MAX_LINE as u64;
-
-/// The identity and the model of a row.
-fn parse_row(bytes: &[u8], reader: &ItemReader) -> Result<(Identity, String), String> {
-    if !bytes.ends_with(b"]}\n") {
-        return Err("it does not end with a vector".into());
-    }
-    let text = str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned())?;
-    let members = json_object::members_before(text, &reader.name("vector"));
-    let members = members.map_err(|error| error.to_string())?;
-    let find = |name: &str| members.iter().position(|(known, _)| *known == reader.name(name));
-    let first_added = find("sha256").ok_or("it has no sha256")?;
-    let source = &members[..first_added];
-    let model = find("model").and_then(|at| json_object::as_string(members[at].1));
-    let object = json_object::cut_after(text, source);
-    let location = reader.location(source);
-    let identity = reader.identity(source, location.as_deref(), &object);
-    Ok((identity, model.ok_or("it has no model")?))
+    Ok(existing)
 }
 
 /// Appends rows to a file.
@@ -188,6 +164,7 @@ impl Appender {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bulk::json_object;
 
     fn reader() -> ItemReader {
         ItemReader { location_field: None, id_field: None, prefix: String::new() }

@@ -17,7 +17,7 @@ use super::tally::Tally;
 const BAR_INTERVAL: Duration = Duration::from_millis(250);
 
 /// How often a line is written if there is no bar.
-const LINE_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The speed is the average over this time.
 const SPEED_WINDOW: Duration = Duration::from_secs(60);
@@ -28,10 +28,13 @@ const SPEED_INTERVAL: Duration = Duration::from_secs(1);
 /// The bar with [`State::done`] as `prefix`, and below it a line with [`State::details`], which is cut
 /// at the terminal's width. There are two lines, so that a narrow terminal also shows the time that is
 /// left and the failures. There are no colours.
-const BAR_TEMPLATE: &str = "[{wide_bar}] {prefix}\n{wide_msg}";
+///
+/// The first line is empty. A terminal shows Ctrl-C as `^C` below the bar, and thereby moves the cursor
+/// down. The bar is then removed one line too low, which leaves only the empty line.
+const BAR_TEMPLATE: &str = "\n[{wide_bar}] {prefix}\n{wide_msg}";
 
-/// The same two lines without a bar, while the number of rows is unknown.
-const COUNT_TEMPLATE: &str = "{prefix}\n{wide_msg}";
+/// The same lines without a bar, while the number of rows is unknown.
+const COUNT_TEMPLATE: &str = "\n{prefix}\n{wide_msg}";
 
 /// The progress of a run: a bar on a terminal, or else a line from time to time.
 #[derive(Debug)]

@@ -23,9 +23,6 @@ use super::{
     writer::{Closed, Writer},
 };
 
-/// The most attempts of a picture. A refusal because the service is busy does not count as an attempt.
-const MAX_ATTEMPTS: u32 = 5;
-
 /// The run stops if the service is unreachable, busy or silent for this time.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(900);
 
@@ -300,11 +297,11 @@ impl Run {
                 self.lanes.push_again(job);
             }
             Action::TryAgain(failure) => {
-                job.attempts += 1;
+                job.attempts.add_failure();
                 self.try_again(job, failure, now).await;
             }
             Action::HostFailed(failure) => {
-                job.attempts += 1;
+                job.attempts.add_failure();
                 if self.lanes.host_failed(lane) {
                     self.try_again(job, failure, now).await;
                 } else {
@@ -313,7 +310,7 @@ impl Run {
             }
             Action::PauseHost(failure, pause) => {
                 self.lanes.pause(lane, now + pause, failure.clone());
-                job.attempts += 1;
+                job.attempts.add_failure();
                 // The pause takes the place of the wait before the next attempt.
                 self.try_again(job, failure, now + pause).await;
             }
@@ -334,11 +331,10 @@ impl Run {
 
     /// Queues a picture again, unless it has failed too often or for too long.
     async fn try_again(&mut self, job: Job, failure: Failure, earliest: Instant) {
-        let is_late = job.deadline.is_some_and(|deadline| earliest >= deadline);
-        if job.attempts >= MAX_ATTEMPTS || is_late {
-            self.fail(job.item, failure).await;
-        } else {
+        if job.attempts.may_continue(earliest) {
             self.lanes.push_again(job);
+        } else {
+            self.fail(job.item, failure).await;
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
 use super::{
     item::ItemReader,
     json_object::{self, Member},
+    numbers::{self, MAX_LENGTH},
 };
 use json_lines::JsonLines;
 use npy::Npy;
@@ -16,17 +17,12 @@ use npy::Npy;
 mod json_lines;
 mod labels;
 mod npy;
-mod numbers;
 #[cfg(feature = "parquet")]
 mod parquet;
 #[cfg(feature = "parquet")]
 mod parquet_pages;
 
 pub(super) use labels::Labels;
-pub(super) use numbers::read as read_numbers;
-
-/// The most numbers of a vector.
-const MAX_LENGTH: usize = 1 << 20;
 
 /// A row of a file.
 #[derive(Debug, Default)]

@@ -69,34 +69,50 @@ pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
     "A proxy for the calls to NVIDIA: http://host:port",
 );
 
+/// The limit on the calls per minute of one NVIDIA key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallLimit {
+    /// The calls of all services together.
+    pub total: u32,
+    /// How many services share them. Never 0.
+    pub replicas: u32,
+}
+
+impl CallLimit {
+    /// This service's part. Rounded down, so that the parts of all services together do not exceed the
+    /// limit.
+    pub fn part(self) -> u32 {
+        self.total / self.replicas
+    }
+}
+
+/// Reads the limit on the calls per minute. Adds an error if a part of it is less than one call.
+pub(super) fn call_limit(reader: &mut Reader<'_>) -> Option<CallLimit> {
+    let replicas = reader.value(&REPLICAS);
+    let total = reader.optional(&REQUESTS_PER_MINUTE)?;
+    let limit = CallLimit { total, replicas };
+    if limit.part() == 0 {
+        let (name, limit_name) = (REPLICAS.info.name, REQUESTS_PER_MINUTE.info.name);
+        reader.errors.push(format!(
+            "{name} must be at most {total}, so that each of them may make one of the calls of \
+             {limit_name}"
+        ));
+    }
+    Some(limit)
+}
+
 /// Reads the settings for the calls to NVIDIA.
-pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
+pub(super) fn resolve(reader: &mut Reader<'_>, call_limit: Option<CallLimit>) -> Settings {
     Settings {
         infer_url: reader.value(&INFER_URL),
         status_url: reader.value(&STATUS_URL),
         assets_url: reader.value(&ASSETS_URL),
         proxy: reader.optional(&PROXY),
         attempt_timeout: reader.value(&TIMEOUT),
-        requests_per_minute: requests_per_minute(reader),
+        requests_per_minute: call_limit.map(CallLimit::part),
         pace_window: PACE_WINDOW,
         clients: Clients::Many,
         retry: RetryPolicy { max_attempts: reader.value(&MAX_ATTEMPTS), ..RetryPolicy::default() },
         poll_interval: POLL_INTERVAL,
     }
-}
-
-/// This service's part of the calls per minute. Rounded down, so that the parts of all services together
-/// do not exceed the limit.
-fn requests_per_minute(reader: &mut Reader<'_>) -> Option<u32> {
-    let replicas = reader.value(&REPLICAS);
-    let limit = reader.optional(&REQUESTS_PER_MINUTE)?;
-    let part = limit / replicas;
-    if part == 0 {
-        let (name, limit_name) = (REPLICAS.info.name, REQUESTS_PER_MINUTE.info.name);
-        reader.errors.push(format!(
-            "{name} must be at most {limit}, so that each of them may make one of the calls of \
-             {limit_name}"
-        ));
-    }
-    Some(part)
 }

@@ -334,20 +334,25 @@ mod tests {
     }
 
     #[test]
-    fn sixteen_bit_and_grey_pictures_are_converted() {
-        let red = image_rs::ImageBuffer::from_pixel(4, 4, Rgba([65535, 0, 0, 65535]));
-        let with_16_bits = DynamicImage::ImageRgba16(red);
+    fn the_colours_of_sixteen_bit_and_grey_pictures_are_kept() {
+        // The upper and the lower bytes of the samples are very different.
+        let orange = Rgba([0xf010, 0x80ff, 0x10f0, 0xffff]);
+        let with_16_bits =
+            DynamicImage::ImageRgba16(image_rs::ImageBuffer::from_pixel(4, 4, orange));
         let grey =
-            DynamicImage::ImageLuma8(image_rs::GrayImage::from_pixel(4, 4, image_rs::Luma([128])));
-        for (image, format) in [
-            (&with_16_bits, ImageFormat::Png),
-            (&with_16_bits, ImageFormat::Tiff),
-            (&grey, ImageFormat::Bmp),
+            DynamicImage::ImageLuma8(image_rs::GrayImage::from_pixel(4, 4, image_rs::Luma([200])));
+        for (image, format, expected) in [
+            (&with_16_bits, ImageFormat::Png, [0xf0, 0x80, 0x10]),
+            (&with_16_bits, ImageFormat::Tiff, [0xf0, 0x80, 0x10]),
+            (&grey, ImageFormat::Bmp, [200; 3]),
         ] {
             let picture = encoded(image, format);
             let memory_estimate = estimate_memory(&picture).unwrap();
             let jpeg = CONVERTED.render(&picture, memory_estimate).unwrap();
-            assert!(!jpeg.is_empty(), "{format:?}");
+            let rendered = image_rs::load_from_memory(&jpeg).unwrap().into_rgb8();
+            assert_eq!(rendered.dimensions(), (4, 4), "{format:?}");
+            let are_kept = rendered.pixels().all(|pixel| is_close(pixel, expected));
+            assert!(are_kept, "{format:?}: {:?}", rendered.get_pixel(0, 0));
         }
     }
 

@@ -9,6 +9,7 @@ mod disposition;
 pub(super) mod file_name;
 pub(super) mod head;
 pub(super) mod json;
+pub(super) mod large_body;
 pub(super) mod multipart;
 mod parameters;
 pub(super) mod query;

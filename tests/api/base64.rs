@@ -3,7 +3,7 @@
 use ::base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::json;
 
-use crate::support::{Answer, FakeNvidia, ROCKET, TestApp, assert_problem};
+use crate::support::{Answer, FakeNvidia, ROCKET, TestApp, assert_problem, wrapped_base64};
 
 const ROUTE: &str = "/vectorize-image-base64";
 
@@ -12,20 +12,13 @@ async fn post(app: &TestApp, body: impl Into<Vec<u8>>) -> Answer {
     app.post(ROUTE, "application/x-www-form-urlencoded", body).await
 }
 
-/// The Python service is the one that this service replaces. The program `base64` wraps its output
-/// after 76 characters.
+/// The Python service is the one that this service replaces.
 #[tokio::test]
 async fn the_example_of_the_python_service_works_with_wrapped_lines_and_the_content_type_of_curl() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let picture_base64 = BASE64_STANDARD.encode(ROCKET);
-    let lines: Vec<_> = picture_base64
-        .as_bytes()
-        .chunks(76)
-        .map(|line| std::str::from_utf8(line).unwrap())
-        .collect();
     for line_break in ["\n", "\r\n"] {
-        let wrapped = lines.join(line_break);
+        let wrapped = wrapped_base64(ROCKET, line_break);
         let body = format!(
             "{{\n        \"image_base64\": \"{wrapped}\",\n        \"filename\": \"image.png\"\n      }}"
         );

@@ -9,7 +9,7 @@ use crate::{
     cache::embedding_filled_with,
     support::{
         Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, TestApp, assert_problem, data_url, numbers,
-        picture_number, tiny,
+        picture_number, tiny, wrapped_base64,
     },
 };
 
@@ -93,14 +93,10 @@ async fn every_shape_of_input_and_messages_gives_the_embedding_of_its_picture() 
 async fn base64_may_contain_line_breaks_and_escapes_as_on_the_base64_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let picture_base64 = BASE64_STANDARD.encode(ROCKET);
-    let lines: Vec<_> = picture_base64
-        .as_bytes()
-        .chunks(76)
-        .map(|line| std::str::from_utf8(line).unwrap())
-        .collect();
+    let with_escaped_slashes = BASE64_STANDARD.encode(ROCKET).replace('/', "\\/");
     // line breaks as they are, line breaks that JSON escapes, and escaped slashes
-    for text in [lines.join("\n"), lines.join("\\n"), picture_base64.replace('/', "\\/")] {
+    for text in [wrapped_base64(ROCKET, "\n"), wrapped_base64(ROCKET, "\\n"), with_escaped_slashes]
+    {
         let body = format!(r#"{{"input": ["{text}", "data:image\/jpeg;base64,{text}"]}}"#);
         let answer = app.post("/v1/embeddings", "text/plain", body).await;
         assert_eq!(assert_entries(&answer).len(), 2);

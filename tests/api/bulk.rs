@@ -154,10 +154,27 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
     let run = bulk.run("photos list.txt --dry-run --out vectors.jsonl").expect_exit_code(0);
     assert!(run.stdout.contains("12 pictures to send: 11 files and 1 URLs"), "{}", run.stdout);
     // Twelve pictures at 40 a minute take 18 s.
-    assert!(run.stdout.contains("NVIDIA_REQUESTS_PER_MINUTE=40, at most 18s"), "{}", run.stdout);
+    assert!(
+        run.stdout.contains("with NVIDIA_REQUESTS_PER_MINUTE=40, at most 18s"),
+        "{}",
+        run.stdout
+    );
     assert!(!bulk.path("vectors.jsonl").exists() && !bulk.path(".cache").exists());
     let run = bulk.run("photos list.txt --dry-run --limit 3").expect_exit_code(0);
     assert!(run.stdout.contains("3 pictures to send"), "{}", run.stdout);
+}
+
+#[test]
+fn a_dry_run_names_the_limit_of_the_key_and_this_replicas_part_of_it() {
+    let bulk = Bulk::without_nvidia()
+        .setting("NVIDIA_REQUESTS_PER_MINUTE", 40)
+        .setting("IMAGESVC_REPLICAS", 3);
+    bulk.write_pictures(13);
+    let run = bulk.run("photos --dry-run").expect_exit_code(0);
+    // A third of 40 calls, rounded down, is 13 calls a minute.
+    let limit = "with this replica's part of NVIDIA_REQUESTS_PER_MINUTE=40, which is 13 with \
+                 IMAGESVC_REPLICAS=3, at most 1m; ";
+    assert!(run.stdout.contains(limit), "{}", run.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]

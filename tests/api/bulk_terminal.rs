@@ -1,6 +1,10 @@
 //! `imagesvc embed`: what a person sees on a terminal.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    io::{Read, Write},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use crate::support::{
     Bulk, FakeNvidia, Finished, Reply, ServiceProcess, Terminal, embedding, is_missing,
@@ -10,17 +14,49 @@ use crate::support::{
 /// received. The exit code is in its last line.
 fn run_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String {
     let program = ServiceProcess::PROGRAM;
-    let shell = format!(
-        "stty cols {columns} rows 24 && '{program}' embed {arguments}; echo \"exit code $?\""
-    );
-    let mut script = std::process::Command::new("script");
+    let commands = format!("'{program}' embed {arguments}; echo \"exit code $?\"");
+    let mut script = script(bulk, columns, &commands);
+    let run = Finished::from(script.spawn().unwrap()).expect_exit_code(0);
+    run.stdout
+}
+
+/// Prepares to run commands of a shell on a terminal of this width.
+fn script(bulk: &Bulk, columns: usize, commands: &str) -> Command {
+    let shell = format!("stty cols {columns} rows 24 && {commands}");
+    let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &shell, "/dev/null"]);
     let command = bulk.command(""); // only its environment is used
     script.env_clear().env("PATH", std::env::var_os("PATH").unwrap()).env("TERM", "xterm");
     script.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     script.current_dir(bulk.folder()).stdin(Stdio::null()).stdout(Stdio::piped());
-    let run = Finished::from(script.stderr(Stdio::piped()).spawn().unwrap()).expect_exit_code(0);
-    run.stdout
+    script.stderr(Stdio::piped());
+    script
+}
+
+/// Runs the command on a terminal of this width, and presses Ctrl-C when the bar is drawn. Returns what
+/// the terminal received. The exit code must be that of an interruption.
+fn interrupt_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String {
+    let mut script =
+        script(bulk, columns, &format!("exec '{}' embed {arguments}", ServiceProcess::PROGRAM));
+    let mut process = script.stdin(Stdio::piped()).spawn().unwrap();
+    let mut keyboard = process.stdin.take().unwrap();
+    let mut output = Vec::new();
+    let mut screen = process.stdout.take().unwrap();
+    let mut is_interrupted = false;
+    let mut part = [0; 4096];
+    loop {
+        let length = screen.read(&mut part).unwrap();
+        if length == 0 {
+            break;
+        }
+        output.extend(&part[..length]);
+        if !is_interrupted && String::from_utf8_lossy(&output).contains(" a second") {
+            keyboard.write_all(b"\x03").unwrap();
+            is_interrupted = true;
+        }
+    }
+    assert_eq!(process.wait().unwrap().code(), Some(130));
+    String::from_utf8(output).unwrap()
 }
 
 /// A fake NVIDIA that needs some time for each picture, so that the bar is drawn several times.
@@ -82,6 +118,27 @@ async fn a_terminal_of_any_width_shows_a_bar_and_at_the_end_only_the_summary() {
         let is_bar = |line: &String| line.starts_with('[') && line.contains("done");
         assert!(!lines.iter().any(is_bar), "the bar must leave nothing behind: {lines:#?}");
         assert!(!output.contains("\u{1b}]"), "a file's name must not control the terminal");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_ctrl_c_nothing_of_the_bar_stays_on_the_terminal() {
+    if is_missing("script") {
+        return;
+    }
+    let nvidia = slow_nvidia().await;
+    for columns in [40, 160] {
+        let bulk = bulk_with_failures(&nvidia);
+        let output = interrupt_on_terminal(&bulk, columns, "photos --out vectors.jsonl");
+        assert!(output.contains("^C"), "the terminal should show the key: {output:?}");
+        let mut terminal = Terminal::new(columns);
+        terminal.show(&output, |_| {});
+        let lines = terminal.lines();
+        let text = lines.concat().replace(' ', "");
+        assert!(text.contains("interrupted:waitingfor"), "{lines:#?}");
+        // The summary does not say that rows are "done".
+        let is_bar = |line: &String| line.contains(" done") || line.contains("cached,");
+        assert!(!lines.iter().any(is_bar), "the bar must leave nothing behind: {lines:#?}");
     }
 }
 

@@ -179,48 +179,79 @@ async fn without_a_cache_every_picture_is_sent_to_nvidia() {
     assert!(!app.folder().join(".vectors").exists());
 }
 
-/// Damages these files of the cache, or the folder that contains them, while no service runs.
-type Damage = fn(&[PathBuf]);
+/// A way in which the cache is damaged while no service runs.
+struct Damage {
+    name: &'static str,
+    /// Whether the service replaces what is damaged. It does not replace a folder, or a file in place of
+    /// its folder. Until somebody removes these, it caches such vectors only in memory.
+    is_repaired: bool,
+    /// Damages these files of the cache, or the folder that contains them.
+    damage: fn(&[PathBuf]),
+}
 
 #[tokio::test]
 async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
-    let cases: [(&str, Damage); 6] = [
-        ("truncated files", |files| {
-            for file in files {
-                // The whole file has more than 10,000 bytes.
-                fs::write(file, &fs::read(file).unwrap()[..1000]).unwrap();
-            }
-        }),
-        ("empty files", |files| {
-            for file in files {
-                fs::write(file, "").unwrap();
-            }
-        }),
-        ("a changed number", |files| {
-            for file in files {
-                let text = fs::read_to_string(file).unwrap().replacen(".5e-3", ".6e-3", 1);
-                fs::write(file, text).unwrap();
-            }
-        }),
-        ("exchanged files", |files| {
-            let first = fs::read(&files[0]).unwrap();
-            fs::copy(&files[1], &files[0]).unwrap();
-            fs::write(&files[1], first).unwrap();
-        }),
-        ("folders in place of files", |files| {
-            for file in files {
-                fs::remove_file(file).unwrap();
-                fs::create_dir(file).unwrap();
-            }
-        }),
-        ("a file in place of the folder", |files| {
-            // The file's own folder is inside the cache's folder.
-            let cache_folder = files[0].parent().unwrap().parent().unwrap();
-            fs::remove_dir_all(cache_folder).unwrap();
-            fs::write(cache_folder, "no folder").unwrap();
-        }),
+    let cases = [
+        Damage {
+            name: "truncated files",
+            is_repaired: true,
+            damage: |files| {
+                for file in files {
+                    // The whole file has more than 10,000 bytes.
+                    fs::write(file, &fs::read(file).unwrap()[..1000]).unwrap();
+                }
+            },
+        },
+        Damage {
+            name: "empty files",
+            is_repaired: true,
+            damage: |files| {
+                for file in files {
+                    fs::write(file, "").unwrap();
+                }
+            },
+        },
+        Damage {
+            name: "a changed number",
+            is_repaired: true,
+            damage: |files| {
+                for file in files {
+                    let text = fs::read_to_string(file).unwrap().replacen(".5e-3", ".6e-3", 1);
+                    fs::write(file, text).unwrap();
+                }
+            },
+        },
+        Damage {
+            name: "exchanged files",
+            is_repaired: true,
+            damage: |files| {
+                let first = fs::read(&files[0]).unwrap();
+                fs::copy(&files[1], &files[0]).unwrap();
+                fs::write(&files[1], first).unwrap();
+            },
+        },
+        Damage {
+            name: "folders in place of files",
+            is_repaired: false,
+            damage: |files| {
+                for file in files {
+                    fs::remove_file(file).unwrap();
+                    fs::create_dir(file).unwrap();
+                }
+            },
+        },
+        Damage {
+            name: "a file in place of the folder",
+            is_repaired: false,
+            damage: |files| {
+                // The file's own folder is inside the cache's folder.
+                let cache_folder = files[0].parent().unwrap().parent().unwrap();
+                fs::remove_dir_all(cache_folder).unwrap();
+                fs::write(cache_folder, "no folder").unwrap();
+            },
+        },
     ];
-    for (what_is_wrong, damage) in cases {
+    for Damage { name, is_repaired, damage } in cases {
         let nvidia =
             FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
         let app = TestApp::start(&nvidia).await;
@@ -238,16 +269,14 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
         let app = TestApp::builder(&nvidia).folder(folder).start().await;
         for n in [1, 2] {
             let answer = app.upload(&tiny(n), "a.png").await;
-            assert!(is_filled_with(&answer, n), "{what_is_wrong}");
-            assert_eq!(answer.header("x-cache"), "miss", "{what_is_wrong}");
+            assert!(is_filled_with(&answer, n), "{name}");
+            assert_eq!(answer.header("x-cache"), "miss", "{name}");
         }
         for n in [1, 2] {
             assert_x_cache(&app, &tiny(n), "hit").await;
         }
-        assert_eq!(app.get("/ready").await.status, 200, "{what_is_wrong}");
-        // The service does not replace a folder, or a file in place of its folder. Until somebody
-        // removes these, it caches such vectors only in memory.
-        if what_is_wrong.contains("in place of") {
+        assert_eq!(app.get("/ready").await.status, 200, "{name}");
+        if !is_repaired {
             continue;
         }
         // A stopping service first writes its vectors. After a restart, hits come from the disk.
@@ -255,8 +284,8 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
         let app = TestApp::builder(&nvidia).folder(folder).start().await;
         for n in [1, 2] {
             let answer = app.upload(&tiny(n), "a.png").await;
-            assert!(is_filled_with(&answer, n), "{what_is_wrong}");
-            assert_eq!(answer.header("x-cache"), "hit", "{what_is_wrong}");
+            assert!(is_filled_with(&answer, n), "{name}");
+            assert_eq!(answer.header("x-cache"), "hit", "{name}");
         }
     }
 }

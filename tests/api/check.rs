@@ -2,20 +2,24 @@
 
 use std::{
     ffi::OsStr,
+    net::TcpListener,
     path::Path,
     process::{Command, Output},
 };
 
 use crate::support::{FakeNvidia, Reply};
 
-/// Runs the program in a folder, with these settings and no reserve of disk space.
+/// Runs the program in a folder, with these settings, any free port and no reserve of disk space.
 fn run<V: AsRef<OsStr>>(
     folder: &Path,
     arguments: &[&str],
     settings: impl IntoIterator<Item = (&'static str, V)>,
 ) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imagesvc"));
-    command.env_clear().env("IMAGESVC_MIN_FREE_BYTES", "0").envs(settings);
+    command
+        .env_clear()
+        .envs([("IMAGESVC_MIN_FREE_BYTES", "0"), ("IMAGESVC_PORT", "0")])
+        .envs(settings);
     command.current_dir(folder).args(arguments).output().unwrap()
 }
 
@@ -43,8 +47,22 @@ fn if_nothing_is_wrong_all_results_are_ok_or_notes_and_the_exit_code_is_0() {
         results.len() >= 4 && results.iter().all(|result| ["ok", "note"].contains(result)),
         "there should be at least 4 results, each ok or a note: {text}"
     );
-    assert!(text.contains("can be listened on"), "the default port should be free: {text}");
+    assert!(text.contains(":0 can be listened on"), "{text}");
     assert!(!folder.path().join("downloads").exists(), "the check must create no folder");
+}
+
+#[test]
+fn a_port_that_is_in_use_is_a_note_because_the_service_may_be_running() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let port = address.port().to_string();
+    let settings = [("IMAGESVC_HOST", "127.0.0.1"), ("IMAGESVC_PORT", &port)];
+    let output = run(folder.path(), &["check", "--sandbox"], settings);
+    let text = results(&output);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let result = text.lines().find(|line| line.contains(&format!("{address} is in use"))).unwrap();
+    assert!(result.starts_with("note"), "{text}");
 }
 
 #[test]

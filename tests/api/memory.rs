@@ -1,11 +1,24 @@
-//! The peak memory of the service's process under load, as the kernel reports it.
+//! The peak memory of the service's process and of its decoder processes under load, as the kernel
+//! reports it.
 
-use std::io::Cursor;
+use std::{
+    io::Cursor,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
+use bytes::Bytes;
 use image_rs::{ImageFormat, Rgb, RgbImage};
 use tokio::task::JoinSet;
 
-use crate::support::{FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, base64_body, form};
+use crate::support::{
+    FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, base64_body, children_of, form,
+    peak_memory_of, variant,
+};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,15 +31,29 @@ struct LoadResult {
     statuses: Vec<u16>,
     /// How much the peak of the service's resident memory grew, in bytes.
     growth: u64,
+    /// The highest resident memory of all decoder processes together, in bytes.
+    decoders: u64,
 }
 
-/// Starts a service, and sends it the same body in `count` concurrent requests.
+/// Measures the decoder processes of a service until `is_over`. Returns the highest memory of all of them
+/// together. Each counts with its own highest memory so far, so that a short peak between two samples is
+/// not missed.
+fn measure_decoders(service_id: u32, is_over: &AtomicBool) -> u64 {
+    let mut highest = 0;
+    while !is_over.load(Ordering::Relaxed) {
+        let decoders = children_of(service_id);
+        highest = highest.max(decoders.into_iter().map(peak_memory_of).sum());
+        thread::sleep(Duration::from_millis(5)); // leaves the processor to the service
+    }
+    highest
+}
+
+/// Starts a service, and sends it these bodies in concurrent requests.
 async fn send_concurrently(
     settings: &[(&str, &str)],
     route: &str,
     content_type: &str,
-    body: Vec<u8>,
-    count: usize,
+    bodies: Vec<Bytes>,
 ) -> LoadResult {
     let nvidia = FakeNvidia::healthy().await;
     // All requests come from one peer. They need up to 64 connections, and the health check needs
@@ -37,18 +64,30 @@ async fn send_concurrently(
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
     let idle_memory = child.peak_memory();
-    let body = bytes::Bytes::from(body);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let (service_id, measuring_ends) = (child.id(), Arc::clone(&is_over));
+    let decoders = thread::spawn(move || measure_decoders(service_id, &measuring_ends));
     let mut requests = JoinSet::new();
-    for _ in 0..count {
-        let request =
-            client.post(child.url(route)).header("content-type", content_type).body(body.clone());
+    for body in bodies {
+        let request = client.post(child.url(route)).header("content-type", content_type).body(body);
         requests.spawn(async move { request.send().await.unwrap().status().as_u16() });
     }
     let mut statuses = requests.join_all().await;
     statuses.sort_unstable();
+    is_over.store(true, Ordering::Relaxed);
+    let decoders = decoders.join().unwrap();
     let growth = child.peak_memory() - idle_memory;
-    println!("{route}: {} MiB more than when idle, statuses {statuses:?}", growth / MIB);
-    LoadResult { statuses, growth }
+    println!(
+        "{route}: {} MiB more than when idle, decoders {} MiB, statuses {statuses:?}",
+        growth / MIB,
+        decoders / MIB
+    );
+    LoadResult { statuses, growth, decoders }
+}
+
+/// The same body `count` times. It is in memory only once.
+fn same(body: Vec<u8>, count: usize) -> Vec<Bytes> {
+    vec![body.into(); count]
 }
 
 fn assert_growth_below(max_bytes: u64, growth: u64) {
@@ -71,8 +110,8 @@ fn jpeg_of_maximum_length() -> Vec<u8> {
 async fn concurrent_large_uploads_are_not_buffered_in_memory() {
     let body = form(&jpeg_of_maximum_length());
     // All 64 bodies together have 1280 MiB.
-    let LoadResult { statuses, growth } =
-        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, body, 64).await;
+    let LoadResult { statuses, growth, .. } =
+        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, same(body, 64)).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert_growth_below(UNCOUNTED_BYTES, growth);
 }
@@ -81,8 +120,8 @@ async fn concurrent_large_uploads_are_not_buffered_in_memory() {
 async fn large_base64_bodies_stay_within_their_memory_limit() {
     let body = base64_body(&jpeg_of_maximum_length());
     let route = "/vectorize-image-base64";
-    let LoadResult { statuses, growth } =
-        send_concurrently(&[], route, "application/json", body.into(), 64).await;
+    let LoadResult { statuses, growth, .. } =
+        send_concurrently(&[], route, "application/json", same(body.into(), 64)).await;
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.contains(&200), "at least one picture should be embedded: {statuses:?}");
     // the default of `IMAGESVC_MAX_BUFFERED_BYTES`
@@ -91,17 +130,25 @@ async fn large_base64_bodies_stay_within_their_memory_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn decoding_takes_no_memory_of_the_service_itself() {
+async fn the_decoders_of_concurrent_pictures_stay_within_their_memory_limit() {
     let gradient =
         RgbImage::from_fn(4000, 3000, |x, y| Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8]));
     let mut webp = Cursor::new(Vec::new());
     gradient.write_to(&mut webp, ImageFormat::WebP).unwrap();
-    let body = form(webp.get_ref());
-    let LoadResult { statuses, growth } =
-        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, body, 32).await;
+    // The same picture would be decoded only once.
+    let bodies = (0..8).map(|n| form(&variant(webp.get_ref(), n)).into()).collect();
+    // The memory estimate for one picture is some 140 MiB, so only one picture may be decoded at once.
+    let max_decode = 160 * MIB;
+    let settings = [("IMAGESVC_MAX_DECODE_BYTES", "160MiB")];
+    let LoadResult { statuses, growth, decoders } =
+        send_concurrently(&settings, "/vectorize-image-upload", FORM_CONTENT_TYPE, bodies).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    // Each of the 32 pictures has 36 MB of pixels. They are decoded in child processes, and the JPEGs
-    // that these return are written to files.
+    assert_growth_below(max_decode, decoders);
+    assert!(
+        decoders > max_decode / 2,
+        "one decoder should need more than half of the limit, so that this test would notice two: {} MiB",
+        decoders / MIB
+    );
     assert_growth_below(UNCOUNTED_BYTES, growth);
 }
 
@@ -119,7 +166,7 @@ async fn a_header_that_claims_an_enormous_picture_takes_hardly_any_memory() {
     for settings in [&high_pixel_limit[..], &[]] {
         let route = "/vectorize-image-upload";
         let LoadResult { growth, .. } =
-            send_concurrently(settings, route, FORM_CONTENT_TYPE, form(&png), 32).await;
+            send_concurrently(settings, route, FORM_CONTENT_TYPE, same(form(&png), 32)).await;
         assert_growth_below(16 * MIB, growth);
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::support::{
     Answer, CHELSEA, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp,
-    assert_problem, avif, converted, embedding, noise_png, nvidia_api::INFER,
+    assert_problem, avif, converted, embedding, noise_png, nvidia_api::INFER, variant,
 };
 
 /// One request with this picture for each route. For the URL route, the service fetches the picture
@@ -160,7 +160,14 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
         (again.status().as_u16(), again.headers()["x-cache"].as_bytes()),
         (200, &b"hit"[..])
     );
+    // The kill comes while another picture waits for NVIDIA.
+    let calls_before = nvidia.count();
+    release.send_replace(false);
+    let request = with_query(child.upload_request(&client, &variant(&picture, 1)), "save=false");
+    let upload = tokio::spawn(request.send());
+    nvidia.wait_for(calls_before + 3).await;
     child.kill();
+    assert!(upload.await.unwrap().is_err(), "the kill should have ended the request");
     assert!(files(&downloads).is_empty());
 }
 

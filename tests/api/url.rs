@@ -1,6 +1,12 @@
 //! The URL route: which pictures the service fetches, and how.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+};
 
 use serde_json::json;
 
@@ -184,14 +190,21 @@ async fn the_connection_goes_to_the_address_that_was_checked() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let port = picture_server.address.port();
     // Only this test's look-up, whose addresses the service checks, knows `pictures.example`. The
-    // system's resolver would find nothing.
+    // system's resolver would find nothing. After the first look-up, the name has another address, on
+    // which nobody listens. An attacker's name server can do the same (DNS rebinding).
+    let lookups = Arc::new(AtomicU8::new(0));
+    let count = Arc::clone(&lookups);
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_FETCH_PORTS", port)
-        .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.1/32")
-        .lookup(|_| Ok(vec![IpAddr::from([127, 0, 0, 1])]))
+        .setting("IMAGESVC_FETCH_ALLOW", "127.0.0.0/8")
+        .lookup(move |_| {
+            let earlier = count.fetch_add(1, Ordering::SeqCst);
+            Ok(vec![IpAddr::from([127, 0, 0, 1 + earlier])])
+        })
         .start()
         .await;
     app.by_url(&format!("http://pictures.example:{port}/a.jpg")).await.vector();
+    assert_eq!(lookups.load(Ordering::SeqCst), 1, "the name should be looked up only once");
     assert_eq!(
         picture_server.received()[0].header("host"),
         Some(format!("pictures.example:{port}").as_str())

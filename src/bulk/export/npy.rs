@@ -31,12 +31,13 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let mut length = None;
     let mut numbers = Vec::new();
     let count = rows.for_each(|line| {
-        let (_, [.., vector]) = line.fields()?;
+        line.added_values()?; // refuses other fields
         numbers.clear();
-        line.append_vector(vector, &mut length, &mut numbers)?;
+        line.append_vector(&mut length, &mut numbers)?;
         for number in &numbers {
             output.write_all(&number.to_le_bytes())?;
         }
+        rows.add_written();
         Ok(())
     })?;
     output.flush()?;

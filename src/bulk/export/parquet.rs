@@ -51,10 +51,9 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let (mut columns, mut length) = (Columns::default(), None);
     rows.for_each(|line| {
         if length.is_none() {
-            let (_, [.., vector]) = line.fields()?;
-            line.append_vector(vector, &mut length, &mut Vec::new())?;
+            line.append_vector(&mut length, &mut Vec::new())?;
         }
-        columns.add_all(&line.own_members()?)
+        columns.add_all(&line.row.own)
     })?;
     let length = length.unwrap_or(DIMENSIONS);
     let vectors = i32::try_from(length).map_err(|_| {
@@ -67,6 +66,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let mut length = Some(length);
     let count = rows.for_each(|line| {
         batch.add(&line, &mut length)?;
+        rows.add_written();
         if batch.is_full() { Ok(writer.write(&batch.take(vectors)?)?) } else { Ok(()) }
     })?;
     writer.write(&batch.take(vectors)?)?;
@@ -143,13 +143,12 @@ impl Batch {
     }
 
     fn add(&mut self, line: &Line<'_>, length: &mut Option<usize>) -> Result<(), ExportError> {
-        let (own, added) = line.fields()?;
-        let cells = self.columns.cells(&own).map_err(|detail| line.error(detail))?;
+        let [sha256, model, prepared, width, height] = line.added_values()?;
+        let cells = self.columns.cells(&line.row.own).map_err(|detail| line.error(detail))?;
         for (builder, cell) in self.own.iter_mut().zip(cells) {
             self.bytes += cell.as_ref().map_or(0, |text| text.len());
             builder.append_option(cell);
         }
-        let [sha256, model, prepared, width, height, vector] = added;
         for (builder, value) in self.texts.iter_mut().zip([sha256, model, prepared]) {
             let text = json_object::as_string(value);
             let text = text.ok_or_else(|| line.error(format!("{value} is not a text")))?;
@@ -160,7 +159,7 @@ impl Batch {
             let size = value.get().parse();
             sizes.push(size.map_err(|_| line.error(format!("{value} is not a size in pixels")))?);
         }
-        line.append_vector(vector, length, &mut self.vectors)?;
+        line.append_vector(length, &mut self.vectors)?;
         self.rows += 1;
         Ok(())
     }

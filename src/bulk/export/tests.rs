@@ -116,12 +116,15 @@ fn the_error_of_an_invalid_row_contains_its_line_number_and_an_earlier_file_stay
     for (line, message) in [
         (row("1"), "line 2: its vector has 1 numbers, and the first row's has 2"),
         (row("1,2,3"), "line 2: its vector has 3 numbers"),
-        (row(""), r#"line 2: its vector contains "", which is no 32-bit number"#),
+        (row(""), "line 2: its vector is empty"),
         (row("1,1e39"), r#"line 2: its vector contains "1e39""#),
         (row("1,\"2\""), "line 2: its vector contains"),
-        (row("[1,2]"), r#"line 2: its vector contains "[1""#),
-        (row("1,NaN"), "line 2: this is not a row of this command: "),
-        (good.replace("[1,2]", "12"), "line 2: its vector is not a list"),
+        (row("[1,2]"), r#"line 2: its vector contains "[1,2]""#),
+        (row("1,NaN"), "line 2: its vector is not a list of numbers: "),
+        (
+            good.replace("[1,2]", "12"),
+            "line 2: this is not a row of this command: it does not end with a vector",
+        ),
         (
             good.replace("sha256", "sha1"),
             "line 2: this is not a row of this command: it has no sha256",
@@ -195,5 +198,39 @@ fn only_a_file_that_this_command_may_have_made_is_replaced() {
     assert!(error.contains("has not made it"), "{error}");
     for name in ["folder.npy", "link.npy"] {
         assert!(check_with(name, "out.jsonl").unwrap_err().contains("not a regular file"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_written() {
+    let (finish, finished) = std::sync::mpsc::channel();
+    let mut made = spawn_blocking(move || finished.recv().unwrap());
+    let start = Instant::now();
+    let mut times = Vec::new();
+    let report = || {
+        times.push(start.elapsed().as_secs());
+        if times.len() == 3 {
+            finish.send("made").unwrap();
+        }
+    };
+    // The clock does not advance by itself while a thread works.
+    let clock = async {
+        loop {
+            tokio::time::advance(std::time::Duration::from_secs(1)).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    let made = tokio::select! {
+        made = with_progress(&mut made, report) => made.unwrap(),
+        () = clock => unreachable!(),
+    };
+    assert_eq!((made, &times[..3]), ("made", &[10, 20, 30][..]));
+
+    let rows = Rows::new(&row("1,2").repeat(7));
+    for format in formats() {
+        let export = rows.export("out.file", format);
+        export.write(&AtomicBool::new(false)).unwrap();
+        let line = progress(Path::new("out.npy"), &export.written);
+        assert_eq!(line, "making out.npy: 7 rows are written", "{format:?}");
     }
 }

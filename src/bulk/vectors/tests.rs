@@ -139,7 +139,7 @@ fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
         (good.replace("[1,2]", "[1,2"), "does not end with a vector"),
         (good.replace("[1,2]", "[]"), "its vector is empty"),
         (good.replace("[1,2]", "[1,1e39]"), "infinite"),
-        (good.replace("[1,2]", "[1,1e999]"), "out of range"),
+        (good.replace("[1,2]", "[1,1e999]"), "infinite"),
         (good.replace("[1,2]", "[1,NaN]"), "not a list of numbers"),
         (format!("{{\u{1}{}", &good[1..]), "this is not a row"),
         (long, "does not end with a vector"),
@@ -277,11 +277,7 @@ proptest! {
     ) {
         let text: Vec<_> = numbers.iter().map(ToString::to_string).collect();
         let rows = read("v.jsonl", line("{}", &text.join(",")), &usual_fields()).unwrap();
-        // serde_json parses decimal numbers so quickly that the last bit may be wrong. A `.npy` file
-        // contains the bits themselves.
-        for (read, number) in rows[0].2.iter().zip(&numbers) {
-            prop_assert!((read - number).abs() <= number.abs() * f32::EPSILON, "{read} {number}");
-        }
+        prop_assert_eq!(&rows[0].2, &numbers);
         let shape = format!("(1, {})", numbers.len());
         let rows = read("v.npy", npy(&shape, &numbers), &usual_fields()).unwrap();
         prop_assert_eq!(&rows[0].2, &numbers);

@@ -31,24 +31,46 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let len = usize::try_from(picture.content.len()).map_err(|_| broken("it is too long"))?;
     let bytes = decodable_segments(&mut picture.content.reader(), len)?;
     let bytes = bytes.ok_or_else(|| broken("too many scans"))?;
-    // The limits of pixels and memory were checked for this size, so a larger frame must fail.
     let (width, height) = (picture.width, picture.height);
-    let options = DecoderOptions::default()
-        .set_strict_mode(false)
-        .set_max_width(width as usize)
-        .set_max_height(height as usize);
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), options);
-    decoder.decode_headers().map_err(|error| broken(&format!("{error:?}")))?;
-    let is_grey = decoder.input_colorspace() == Some(ColorSpace::Luma);
-    let output_colors = if is_grey { ColorSpace::Luma } else { ColorSpace::RGB };
-    decoder.set_options(options.jpeg_set_out_colorspace(output_colors));
-    let pixels = decoder.decode().map_err(|error| broken(&format!("{error:?}")))?;
-    let image = if is_grey {
+    let grey_or_rgb = |input| if input == ColorSpace::Luma { input } else { ColorSpace::RGB };
+    let decoded = decode_segments(&bytes, (width, height), grey_or_rgb);
+    let Samples { colors, bytes: pixels } = decoded.map_err(|reason| broken(&reason))?;
+    let image = if colors == ColorSpace::Luma {
         GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8)
     } else {
         RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8)
     };
     Ok(image.ok_or_else(|| broken("its frame does not have the size in the header"))?.into_rgb8())
+}
+
+/// The decoded samples of a JPEG.
+pub(super) struct Samples {
+    pub colors: ColorSpace,
+    pub bytes: Vec<u8>,
+}
+
+/// Decodes what [`decodable_segments`] has returned. `output_colors` chooses the colour space of the
+/// samples by that of the JPEG.
+///
+/// # Errors
+/// Why the JPEG cannot be decoded. A frame that is larger than `size` is an error, because the limits of
+/// pixels and memory were checked for that size.
+pub(super) fn decode_segments(
+    segments: &[u8],
+    (width, height): (u32, u32),
+    output_colors: impl FnOnce(ColorSpace) -> ColorSpace,
+) -> Result<Samples, String> {
+    let options = DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(width as usize)
+        .set_max_height(height as usize);
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(segments), options);
+    decoder.decode_headers().map_err(|error| error.to_string())?;
+    let input_colors = decoder.input_colorspace().ok_or("it has no colours")?;
+    let colors = output_colors(input_colors);
+    decoder.set_options(options.jpeg_set_out_colorspace(colors));
+    let bytes = decoder.decode().map_err(|error| error.to_string())?;
+    Ok(Samples { colors, bytes })
 }
 
 fn broken(reason: &str) -> Error {

@@ -29,6 +29,35 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// How long a browser may cache the response to a preflight request.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
+/// The headers that pages may send, besides those that need no permission.
+const ALLOWED_HEADERS: [HeaderName; 14] = [
+    header::AUTHORIZATION,
+    header::CACHE_CONTROL,
+    header::CONTENT_TYPE,
+    HeaderName::from_static("x-request-id"),
+    // Pages may trace their calls. Browsers block such calls if these are not allowed.
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+    // OpenAI's JavaScript client sends these with every call. The service ignores them.
+    HeaderName::from_static("x-stainless-arch"),
+    HeaderName::from_static("x-stainless-lang"),
+    HeaderName::from_static("x-stainless-os"),
+    HeaderName::from_static("x-stainless-package-version"),
+    HeaderName::from_static("x-stainless-retry-count"),
+    HeaderName::from_static("x-stainless-runtime"),
+    HeaderName::from_static("x-stainless-runtime-version"),
+    HeaderName::from_static("x-stainless-timeout"),
+];
+
+/// The headers of answers that pages may read. OpenAI's JavaScript client reads `x-should-retry`.
+const EXPOSED_HEADERS: [HeaderName; 5] = [
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-cache"),
+    HeaderName::from_static("x-should-retry"),
+    header::RETRY_AFTER,
+    header::WWW_AUTHENTICATE,
+];
+
 /// The origins whose pages may call the service, besides the service's own origin.
 #[derive(Debug, Clone, Default)]
 pub struct Origins {
@@ -98,20 +127,11 @@ impl Origins {
         } else {
             AllowOrigin::list(self.allowed.clone())
         };
-        let exposed = ["x-request-id", "x-cache", "retry-after", "www-authenticate"];
         let layer = CorsLayer::new()
             .allow_origin(allowed)
             .allow_methods([Method::GET, Method::POST])
-            .allow_headers([
-                header::AUTHORIZATION,
-                header::CACHE_CONTROL,
-                header::CONTENT_TYPE,
-                HeaderName::from_static("x-request-id"),
-                // Pages may trace their calls. Browsers block such calls if these are not allowed.
-                HeaderName::from_static("traceparent"),
-                HeaderName::from_static("tracestate"),
-            ])
-            .expose_headers(exposed.map(HeaderName::from_static))
+            .allow_headers(ALLOWED_HEADERS)
+            .expose_headers(EXPOSED_HEADERS)
             .max_age(PREFLIGHT_MAX_AGE);
         Some(layer)
     }

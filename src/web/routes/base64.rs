@@ -12,7 +12,6 @@ use bytes::Bytes;
 use futures_util::{Stream, stream};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::task::spawn_blocking;
 use utoipa::{
     IntoResponses, ToSchema,
     openapi::{RefOr, Response},
@@ -28,6 +27,7 @@ use crate::{
             body::{BodyContent, BodyLimits},
             cache_control::{CacheControl, CacheControlHeader},
             file_name, json,
+            large_body::parse_body,
             query::{PictureOptions, PictureQuery},
         },
         state::AppState,
@@ -35,9 +35,6 @@ use crate::{
 };
 
 const EXAMPLE: &str = r#"{"image_base64": "…", "filename": "image.png"}"#;
-
-/// Bodies with at least this many bytes are parsed on a blocking thread.
-pub(super) const LARGE_BODY: usize = 256 * 1024;
 
 /// A picture as Base64.
 #[derive(ToSchema)]
@@ -113,16 +110,7 @@ pub(super) async fn vectorize_image_base64(
     let mut memory = app.pipeline.memory.empty(client);
     let body = body_limits.read(body, &mut memory).await?;
 
-    let parsed = if body.len() < LARGE_BODY {
-        parse(body)?
-    } else {
-        // The thread owns the memory permit, because parsing continues even if the client
-        // disconnects.
-        let parse_on_thread = move || Ok::<_, Error>((parse(body)?, memory));
-        let parsed;
-        (parsed, memory) = spawn_blocking(parse_on_thread).await??;
-        parsed
-    };
+    let (parsed, memory) = parse_body(body, memory, parse).await?;
     let ParsedBody { body, text, file_name: name } = parsed;
     let bytes = decode_pieces(Arc::new(ChargedBody::new(body, memory)), text);
     let received = app.pipeline.receive(admission, bytes).await?;

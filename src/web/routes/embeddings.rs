@@ -15,7 +15,7 @@ use utoipa::{
 };
 
 use super::{
-    base64::{ChargedBody, LARGE_BODY, decode_pieces},
+    base64::{ChargedBody, decode_pieces},
     openapi::error_responses,
     url::{explain_web_page, fetch as fetch_picture},
 };
@@ -29,6 +29,7 @@ use crate::{
         extract::{
             body::{BodyContent, BodyLimits},
             cache_control::{CacheControl, CacheControlHeader},
+            large_body::parse_body,
             query::{BatchQuery, ErrorOption, PictureOptions, PictureQuery},
         },
         middleware::{access_log::with_causes, rate_limit::ClientLimit},
@@ -138,15 +139,8 @@ pub(super) async fn embeddings(
     let body = body_limits.read(body, &mut memory).await?;
 
     let rules = Rules { max_pictures: app.pipeline.largest_batch(), model: app.model };
-    let batch = if body.len() < LARGE_BODY {
-        input::parse(body, rules)?
-    } else {
-        // The thread owns the memory permit, because parsing continues even if the client disconnects.
-        let parse = move || Ok::<_, Error>((input::parse(body, rules)?, memory));
-        let batch;
-        (batch, memory) = spawn_blocking(parse).await??;
-        batch
-    };
+    let parse = move |body| input::parse(body, rules);
+    let (batch, memory) = parse_body(body, memory, parse).await?;
     let Batch { body, items, encoding } = batch;
     if let Some(Extension(rate_limit)) = rate_limit {
         count_pictures(&rate_limit, items.len())?;

@@ -215,6 +215,11 @@ pub fn memory_of(process_id: u32) -> u64 {
     memory_field(process_id, "VmRSS:").unwrap_or(0)
 }
 
+/// The highest resident memory of a process so far in bytes, or 0 if the process has ended.
+pub fn peak_memory_of(process_id: u32) -> u64 {
+    memory_field(process_id, "VmHWM:").unwrap_or(0)
+}
+
 /// Reads a size from `/proc/<id>/status`, in bytes. Returns `None` if the process has ended.
 fn memory_field(process_id: u32, name: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;

@@ -31,7 +31,7 @@ pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
 pub use app::{BuildError, Config, TestApp};
 pub use bulk::{Bulk, Finished};
-pub use child::{ServiceProcess, children_of, memory_of};
+pub use child::{ServiceProcess, children_of, memory_of, peak_memory_of};
 pub use decoder::{decoder_settings, fake_decoder};
 pub use fake_bucket::FakeBucket;
 pub use fake_nvidia::{
@@ -45,6 +45,6 @@ pub use pictures::{
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks};
 pub use raw_http::{SMUGGLED_REQUEST, exchange, parse_answer, raw_request, read_to_end};
-pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head};
+pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head, wrapped_base64};
 pub use resources::ResourceUsage;
 pub use terminal::Terminal;

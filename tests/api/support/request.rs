@@ -17,6 +17,13 @@ pub fn base64_body(picture: &[u8]) -> String {
     json!({ "image_base64": BASE64_STANDARD.encode(picture) }).to_string()
 }
 
+/// A picture as Base64 in lines of 76 characters, as the program `base64` writes it.
+pub fn wrapped_base64(picture: &[u8], line_break: &str) -> String {
+    let text = BASE64_STANDARD.encode(picture);
+    let lines = text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap());
+    lines.collect::<Vec<_>>().join(line_break)
+}
+
 /// The head of a POST request with the content type of a [`form`]. Each line in `other_headers`
 /// must end in `\r\n`.
 pub fn post_head(route: &str, content_length: usize, other_headers: &str) -> Vec<u8> {

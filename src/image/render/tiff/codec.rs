@@ -9,10 +9,7 @@ use std::{
 use fax::decoder::{DecodeStatus, Group3Decoder, Group4Decoder};
 use flate2::read::ZlibDecoder;
 use weezl::{BitOrder, LzwStatus, decode::Configuration};
-use zune_jpeg::{
-    JpegDecoder,
-    zune_core::{bytestream::ZCursor, colorspace::ColorSpace, options::DecoderOptions},
-};
+use zune_jpeg::zune_core::colorspace::ColorSpace;
 
 use super::Chunk;
 use crate::image::{
@@ -21,7 +18,7 @@ use crate::image::{
         jpeg,
         tiff::{Tiff, kinds::Compression},
     },
-    render::jpeg::decodable_segments,
+    render::jpeg::{decodable_segments, decode_segments},
 };
 
 /// At most this many bytes of LZW data are read from the file at once.
@@ -291,22 +288,15 @@ fn decode_jpeg(
     let bytes = decodable_segments(&mut content.reader(), len)?;
     let bytes = bytes.ok_or_else(|| broken("an embedded JPEG has too many scans"))?;
     drop(content); // frees the memory of the original bytes
-    let options = DecoderOptions::default()
-        .set_strict_mode(false)
-        .set_max_width(frame.width.into())
-        .set_max_height(frame.height.into());
-    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(&bytes[..]), options);
-    decoder.decode_headers().map_err(broken)?;
     // The decoder must not convert the samples, because the TIFF's tags define their colours. Output
     // in the colour space of the input is not converted. For a JPEG whose Adobe segment names no
     // colour transform, the decoder reports CMYK, even if there are only three components.
-    let color_space = match decoder.input_colorspace() {
-        Some(ColorSpace::CMYK) if frame.components == 3 => ColorSpace::RGB,
-        Some(color_space) => color_space,
-        None => return Err(broken("an embedded JPEG has no colours")),
+    let unconverted = |input| match input {
+        ColorSpace::CMYK if frame.components == 3 => ColorSpace::RGB,
+        color_space => color_space,
     };
-    decoder.set_options(options.jpeg_set_out_colorspace(color_space));
-    decoder.decode().map_err(broken)
+    let size = (frame.width.into(), frame.height.into());
+    Ok(decode_segments(&bytes, size, unconverted).map_err(broken)?.bytes)
 }
 
 /// The capacity of a buffer for `len` bytes of the file and some padding. The buffer must not grow while

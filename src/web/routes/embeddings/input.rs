@@ -13,7 +13,7 @@ use super::{
     find::{find_in_input, find_in_messages, invalid},
 };
 use crate::{
-    base64_text::normalize,
+    base64_text::{normalize, trim_json_start},
     fetch::policy::{MAX_URL_LEN, TOO_LONG},
     nvidia::DIMENSIONS,
     web::{
@@ -151,7 +151,7 @@ fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
 fn locate(text: &RawValue, body_address: usize, place: &str) -> Result<Source, Error> {
     let raw = text.get();
     let inner = raw.get(1..raw.len() - 1).unwrap_or_default();
-    let trimmed = trim_leading_blanks(inner);
+    let trimmed = trim_json_start(inner);
     if is_url(trimmed) {
         // A copied URL outlives the body, and the memory limit does not count the copy. A long URL is
         // therefore refused before it is copied.
@@ -169,17 +169,6 @@ fn locate(text: &RawValue, body_address: usize, place: &str) -> Result<Source, E
     let range = start..start + inner.len();
     let is_data_url = trimmed.get(..5).is_some_and(|begin| begin.eq_ignore_ascii_case("data:"));
     Ok(if is_data_url { Source::DataUrl(range) } else { Source::Base64(range) })
-}
-
-/// Removes blanks and escaped blanks from the beginning of a JSON string's content.
-fn trim_leading_blanks(content: &str) -> &str {
-    let mut rest = content.trim_start();
-    while let Some(trimmed) =
-        [r"\n", r"\r", r"\t"].iter().find_map(|blank| rest.strip_prefix(blank))
-    {
-        rest = trimmed.trim_start();
-    }
-    rest
 }
 
 /// Whether the content of a JSON string begins with a scheme and `://`, whose slashes may be

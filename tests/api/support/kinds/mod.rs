@@ -2,7 +2,7 @@
 //!
 //! Some kinds are missing. Lossy WebP is always grey, because an encoder for colours would be long.
 //! There is no JPEG with arithmetic coding, with 12 bits or without loss. Two kinds that the
-//! service cannot decode are included: see [`is_unsupported`].
+//! service cannot decode are included: see [`unsupported`].
 
 mod bmp;
 mod gif;
@@ -32,12 +32,17 @@ pub fn all(width: u32, height: u32) -> Vec<Kind> {
     .concat()
 }
 
-/// Whether the service cannot decode this kind: a subsampled baseline JPEG with a scan for each
-/// component, or a TIFF of grey floating-point numbers.
-pub fn is_unsupported(name: &str) -> bool {
-    ["jpeg-scan-for-each-420", "jpeg-scan-for-each-422", "tiff-grey-float-32-"]
-        .iter()
-        .any(|beginning| name.starts_with(beginning))
+/// If the service cannot decode this kind, how the error describes the kind. `None` if the service can
+/// decode it.
+pub fn unsupported(name: &str) -> Option<&'static str> {
+    let several_scans = "a baseline JPEG with its colour components in several scans";
+    let floats = "a TIFF of floating-point numbers that are not RGB of 32 bits";
+    let kinds = [
+        ("jpeg-scan-for-each-420", several_scans),
+        ("jpeg-scan-for-each-422", several_scans),
+        ("tiff-grey-float-32-", floats),
+    ];
+    kinds.iter().find(|(start, _)| name.starts_with(start)).map(|(_, description)| *description)
 }
 
 /// A sample of 16 bits: a gradient, which is different for each channel, and noise.

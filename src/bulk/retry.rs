@@ -1,0 +1,94 @@
+//! Decides how often and for how long a picture is tried, for `embed` and for `nearest`.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The most attempts of a picture. Refusals because the service is busy do not count.
+const MAX_ATTEMPTS: u32 = 5;
+
+/// The longest time for one request. The service itself limits receiving and embedding to less.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(420);
+
+/// The least time for one request, even if the picture's deadline is nearer.
+const MIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The wait before the second attempt. It doubles with each further attempt.
+const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+
+/// The attempts of one picture.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    /// How many have failed, except because the service is busy.
+    failed: u32,
+    /// The longest time from the first attempt to the last.
+    longest: Duration,
+    /// When the last attempt must end. `None` before the first attempt.
+    deadline: Option<Instant>,
+}
+
+impl Attempts {
+    /// No attempts yet. They may take this time, from the first to the last.
+    pub(super) fn within(longest: Duration) -> Self {
+        Self { failed: 0, longest, deadline: None }
+    }
+
+    /// Counts an attempt that has failed.
+    pub(super) fn add_failure(&mut self) {
+        self.failed = self.failed.saturating_add(1);
+    }
+
+    /// How long to wait before the next attempt. Zero before the first failure.
+    pub(super) fn backoff(&self) -> Duration {
+        let doublings = self.failed.min(MAX_ATTEMPTS).checked_sub(1);
+        doublings.map_or(Duration::ZERO, |doublings| FIRST_BACKOFF * 2_u32.pow(doublings))
+    }
+
+    /// The time for a request that starts now.
+    pub(super) fn request_timeout(&mut self) -> Duration {
+        let now = Instant::now();
+        let deadline = *self.deadline.get_or_insert(now + self.longest);
+        let left = deadline.saturating_duration_since(now);
+        left.clamp(MIN_REQUEST_TIMEOUT, REQUEST_TIMEOUT)
+    }
+
+    /// Whether there may be another attempt, which starts at this time or later.
+    pub(super) fn may_continue(&self, earliest: Instant) -> bool {
+        let is_late = self.deadline.is_some_and(|deadline| earliest >= deadline);
+        self.failed < MAX_ATTEMPTS && !is_late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_picture_has_five_attempts_with_waits_that_double() {
+        let mut attempts = Attempts::within(900 * SECOND);
+        let mut waits = Vec::new();
+        while attempts.may_continue(Instant::now()) {
+            waits.push(attempts.backoff().as_secs());
+            attempts.add_failure();
+        }
+        assert_eq!(waits, [0, 1, 2, 4, 8]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_a_picture_begins_with_its_first_request_and_limits_the_others() {
+        let mut attempts = Attempts::within(900 * SECOND);
+        advance(10_000 * SECOND).await;
+        assert!(attempts.may_continue(Instant::now()));
+        assert_eq!(attempts.request_timeout(), REQUEST_TIMEOUT);
+        advance(800 * SECOND).await;
+        assert_eq!(attempts.request_timeout(), 100 * SECOND);
+        assert!(attempts.may_continue(Instant::now() + 99 * SECOND));
+        assert!(!attempts.may_continue(Instant::now() + 100 * SECOND));
+        advance(200 * SECOND).await;
+        assert_eq!(attempts.request_timeout(), MIN_REQUEST_TIMEOUT);
+    }
+}

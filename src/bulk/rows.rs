@@ -1,0 +1,261 @@
+//! Reads the lines of the `.jsonl` output, and defines which of them are rows.
+//!
+//! A run that continues its output, an export and `nearest` all read such a file. This module is the
+//! only one that knows the form of a row, so they cannot disagree.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use serde_json::value::RawValue;
+
+use super::{
+    item::{ADDED_FIELDS, ItemReader},
+    json_object::{self, Member},
+};
+
+/// The longest line that is read. A row of a source has at most 4 MiB, and a vector some 30 KB.
+const MAX_LINE: usize = 16 << 20;
+const MAX_LINE_BYTES: u64 = MAX_LINE as u64;
+
+/// How much of the file is read at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// How many fields are added before the vector.
+const ADDED_BEFORE_VECTOR: usize = ADDED_FIELDS.len() - 1;
+
+/// The values of the added fields before the vector, in the order of [`ADDED_FIELDS`].
+pub(super) type AddedValues<'a> = [&'a RawValue; ADDED_BEFORE_VECTOR];
+
+/// The lines of an output, in the memory of one line.
+pub(super) struct Lines<R> {
+    input: BufReader<R>,
+    bytes: Vec<u8>,
+    number: u64,
+}
+
+/// What was found where the next line begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A line with its line break, or the beginning of a line that is too long. [`Lines::row`] refuses
+    /// the latter.
+    Line,
+    /// The end of the file.
+    End,
+    /// A last line without a line break. A run was interrupted, or writes the line at this moment, so
+    /// it is not a row yet.
+    IncompleteLine,
+}
+
+impl<R: Read> Lines<R> {
+    /// The lines of a file, from its current position.
+    pub(super) fn new(input: R) -> Self {
+        let input = BufReader::with_capacity(READ_BYTES, input);
+        Self { input, bytes: Vec::new(), number: 0 }
+    }
+
+    /// Reads the next line. Blocks the thread.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn advance(&mut self) -> io::Result<Found> {
+        self.bytes.clear();
+        let length = self.input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut self.bytes)?;
+        if length == 0 {
+            return Ok(Found::End);
+        }
+        self.number += 1;
+        let is_incomplete = !self.bytes.ends_with(b"\n") && length < MAX_LINE;
+        Ok(if is_incomplete { Found::IncompleteLine } else { Found::Line })
+    }
+
+    /// The number of the line that was read last, from 1.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Parses the line that was read last. Does not read its vector.
+    ///
+    /// # Errors
+    /// Why the line is not a row.
+    pub(super) fn row<'a>(&'a self, reader: &'a ItemReader) -> Result<Row<'a>, String> {
+        if self.bytes.len() >= MAX_LINE && !self.bytes.ends_with(b"\n") {
+            return Err("it is longer than any row, and does not end with a vector".into());
+        }
+        let text = str::from_utf8(&self.bytes).map_err(|_| "it is not UTF-8".to_owned())?;
+        Row::parse(text, reader)
+    }
+}
+
+/// A row: the members of the source's object, and then the added fields. The vector is the last one.
+#[derive(Debug)]
+pub(super) struct Row<'a> {
+    text: &'a str,
+    reader: &'a ItemReader,
+    /// The source's own members.
+    pub own: Vec<Member<'a>>,
+    /// The added members before the vector.
+    added: Vec<Member<'a>>,
+    /// The text of the vector. It ends with a bracket, but may not be a list of numbers.
+    pub vector: &'a str,
+}
+
+impl<'a> Row<'a> {
+    fn parse(text: &'a str, reader: &'a ItemReader) -> Result<Self, String> {
+        let [first_added, .., vector] = ADDED_FIELDS;
+        let without_end = text.strip_suffix("}\n").filter(|text| text.ends_with(']'));
+        let without_end = without_end.ok_or("it does not end with a vector")?;
+        let vector = reader.name(vector);
+        let members = json_object::members_before(text, &vector);
+        let mut own = members.map_err(|error| error.to_string())?;
+        let rest = json_object::after(without_end, &own).trim_start();
+        let value = rest.strip_prefix(',').and_then(|rest| {
+            let value = rest.trim_start().strip_prefix(&json_object::string(&vector))?;
+            Some(value.trim_start().strip_prefix(':')?.trim_start())
+        });
+        let first_added = position(&own, &reader.name(first_added))?;
+        let value = value.ok_or_else(|| format!("its {vector} is not the last field"))?;
+        let added = own.split_off(first_added);
+        Ok(Self { text, reader, own, added, vector: value })
+    }
+
+    /// The model that computed the vector.
+    ///
+    /// # Errors
+    /// The row has no model, or one that is not a text.
+    pub(super) fn model(&self) -> Result<String, String> {
+        let name = self.reader.name("model");
+        let (_, value) = &self.added[position(&self.added, &name)?];
+        json_object::as_string(value).ok_or_else(|| format!("its {name} is not a text"))
+    }
+
+    /// The text of the source's object.
+    pub(super) fn object(&self) -> String {
+        json_object::cut_after(self.text, &self.own)
+    }
+
+    /// The values of the added fields before the vector.
+    ///
+    /// # Errors
+    /// The added fields are not those.
+    pub(super) fn added_values(&self) -> Result<AddedValues<'a>, String> {
+        let names = ADDED_FIELDS[..ADDED_BEFORE_VECTOR].iter().map(|field| self.reader.name(field));
+        let values: Vec<_> = self.added.iter().map(|(_, value)| *value).collect();
+        match values.try_into() {
+            Ok(values) if self.added.iter().map(|(name, _)| &**name).eq(names) => Ok(values),
+            _ => Err("its last fields are not those that the command adds".into()),
+        }
+    }
+}
+
+/// The position of the member with this name.
+fn position(members: &[Member<'_>], name: &str) -> Result<usize, String> {
+    let position = members.iter().position(|(known, _)| known == name);
+    position.ok_or_else(|| format!("it has no {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The fields that the command adds to a row.
+    const ADDED: &str =
+        r#""sha256":"ab","model":"m","prepared":"jpeg","width":1,"height":2,"vector":[0.5,1]"#;
+
+    fn reader(prefix: &str) -> ItemReader {
+        ItemReader { location_field: None, id_field: None, prefix: prefix.into() }
+    }
+
+    fn lines(text: &[u8]) -> Lines<&[u8]> {
+        let mut lines = Lines::new(text);
+        assert_eq!(lines.advance().unwrap(), Found::Line);
+        lines
+    }
+
+    /// Why this line is not a row whose added fields are those of the command.
+    fn reason(line: impl AsRef<[u8]>) -> String {
+        let (lines, reader) = (lines(line.as_ref()), reader(""));
+        let refused = |row: Row<'_>| row.added_values().and(row.model()).map(|_| ());
+        lines.row(&reader).and_then(refused).unwrap_err()
+    }
+
+    #[test]
+    fn lines_are_numbered_and_a_last_line_without_a_break_is_incomplete() {
+        let mut lines = Lines::new(&b"a\n\nb"[..]);
+        let mut next = || (lines.advance().unwrap(), lines.number());
+        assert_eq!(next(), (Found::Line, 1));
+        assert_eq!(next(), (Found::Line, 2));
+        assert_eq!(next(), (Found::IncompleteLine, 3));
+        assert_eq!(next(), (Found::End, 3));
+    }
+
+    #[test]
+    fn a_line_of_the_longest_length_is_read_and_a_longer_one_is_no_row() {
+        let row = |line_length: usize| {
+            let line = json_object::append(r#"{"n":""}"#, ADDED) + "\n";
+            line.replace(r#""n":"""#, &format!(r#""n":"{}""#, "x".repeat(line_length - line.len())))
+        };
+        let longest = row(MAX_LINE);
+        assert_eq!(longest.len(), MAX_LINE);
+        assert_eq!(lines(longest.as_bytes()).row(&reader("")).unwrap().own.len(), 1);
+        assert!(reason(row(MAX_LINE + 1)).contains("longer than any row"));
+        // Without an end, no more of the line is kept in memory.
+        let endless = lines(&[b'x'; MAX_LINE + 1000]);
+        assert_eq!(endless.bytes.len(), MAX_LINE);
+    }
+
+    #[test]
+    fn a_row_has_the_object_of_the_source_the_added_fields_and_the_vector() {
+        let object = r#"{"path": "a\u00e9.jpg", "model": 7, "n": {"vector": [3]}}"#;
+        let line = json_object::append(object, ADDED) + "\n";
+        let (lines, reader) = (lines(line.as_bytes()), reader(""));
+        let row = lines.row(&reader).unwrap();
+        assert_eq!(row.object(), object);
+        assert!(row.own.iter().map(|(name, _)| &**name).eq(["path", "model", "n"]));
+        // The source's own field `model` is not the model.
+        assert_eq!(row.model().unwrap(), "m");
+        let values = row.added_values().unwrap().map(RawValue::get);
+        assert_eq!(values, [r#""ab""#, r#""m""#, r#""jpeg""#, "1", "2"]);
+        assert_eq!(row.vector, "[0.5,1]");
+    }
+
+    #[test]
+    fn with_a_prefix_only_prefixed_fields_are_added_ones() {
+        let object = r#"{"sha256":"own","vector":[7]}"#;
+        let added = ADDED.replace(",\"", ",\"p_").replace("\"sha256\"", "\"p_sha256\"");
+        let line = json_object::append(object, &added) + "\n";
+        let (lines, prefixed) = (lines(line.as_bytes()), reader("p_"));
+        let row = lines.row(&prefixed).unwrap();
+        assert_eq!((row.object().as_str(), row.vector), (object, "[0.5,1]"));
+        row.added_values().unwrap();
+        assert_eq!(lines.row(&reader("q_")).unwrap_err(), "it has no q_vector");
+    }
+
+    #[test]
+    fn spaces_between_the_fields_change_nothing() {
+        let line = "{ \"sha256\" : \"ab\" , \"model\": \"m\" ,\t\"vector\" : [1 , 2 ]}\n";
+        let (lines, reader) = (lines(line.as_bytes()), reader(""));
+        let row = lines.row(&reader).unwrap();
+        assert_eq!((row.vector, row.object().as_str()), ("[1 , 2 ]", "{}"));
+    }
+
+    #[test]
+    fn a_line_in_another_form_is_no_row_and_the_reason_is_named() {
+        let good = json_object::append("{}", ADDED) + "\n";
+        for (line, expected) in [
+            (good.replace("]}", "] }"), "it does not end with a vector"),
+            (good.replace("]}\n", "]}\r\n"), "it does not end with a vector"),
+            (good.replace("[0.5,1]", "1"), "it does not end with a vector"),
+            (good.replace("\"vector\"", "\"vec\""), "it has no vector"),
+            (good.replace("\"sha256\"", "\"sha1\""), "it has no sha256"),
+            (good.replace("\"model\"", "\"mode\""), "its last fields are not those"),
+            (good.replace(",\"width\":1", ""), "its last fields are not those"),
+            (good.replace("\"width\":1", "\"width\":1,\"x\":1"), "its last fields are not those"),
+            (good.replace("\"m\"", "[\"m\"]"), "its model is not a text"),
+            (good.replace("\"vector\"", "\"v\\u0065ctor\""), "its vector is not the last field"),
+            (good.replace(":\"ab\"", ":ab"), "expected value"),
+            ("\n".into(), "it does not end with a vector"),
+        ] {
+            assert!(reason(&line).starts_with(expected), "{line}: {}", reason(&line));
+        }
+        assert_eq!(reason(b"{\"\xff\":1}\n"), "it is not UTF-8");
+    }
+}
