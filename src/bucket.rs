@@ -16,7 +16,6 @@ use bytes::Bytes;
 use object_store::{
     BackoffConfig, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
-    client::{ClientOptions, HttpClient, HttpConnector},
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::{
@@ -28,8 +27,10 @@ use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::{http_client::Trust, image::Content, sha256::Sha256, telemetry::Metrics};
+use credentials::CredentialsClient;
 use health::{Health, Transition};
 
+mod credentials;
 mod error;
 mod health;
 mod location;
@@ -299,7 +300,7 @@ fn signer(settings: &Settings, http: reqwest::Client) -> object_store::Result<Am
         // The certificate of S3 covers only one label before `.s3`. Other servers often have no
         // wildcard host names.
         .with_virtual_hosted_style_request(settings.endpoint.is_none() && !name.contains('.'))
-        .with_http_connector(OwnClient(http))
+        .with_http_connector(CredentialsClient(http))
         // These retries are for requests of credentials.
         .with_retry(RetryConfig {
             backoff: BackoffConfig { max_backoff: Duration::from_secs(1), ..Default::default() },
@@ -317,14 +318,4 @@ fn signer(settings: &Settings, http: reqwest::Client) -> object_store::Result<Am
         builder = builder.with_region(region);
     }
     builder.build()
-}
-
-/// Lets `object_store` request credentials with the service's own HTTP client.
-#[derive(Debug)]
-struct OwnClient(reqwest::Client);
-
-impl HttpConnector for OwnClient {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(self.0.clone()))
-    }
 }

@@ -1,0 +1,66 @@
+//! Lets `object_store` request credentials with the service's own HTTP client, for example from the
+//! instance's metadata.
+//!
+//! `object_store` could use the client directly, but only with its feature `reqwest`, which adds
+//! HTTP/2 to the program.
+
+use std::error::Error;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use object_store::client::{
+    ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
+    HttpService,
+};
+use reqwest::Request;
+use url::Url;
+
+/// The most bytes that are read of a response. Credentials have some 2 KB.
+const MAX_RESPONSE_LEN: usize = 64 * 1024;
+
+/// The HTTP client for requests of credentials.
+#[derive(Debug, Clone)]
+pub(super) struct CredentialsClient(pub(super) reqwest::Client);
+
+impl HttpConnector for CredentialsClient {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        Ok(HttpClient::new(self.clone()))
+    }
+}
+
+#[async_trait]
+impl HttpService for CredentialsClient {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let (head, body) = request.into_parts();
+        let url = Url::parse(&head.uri.to_string()).map_err(|error| unknown(error.into()))?;
+        let mut request = Request::new(head.method, url);
+        *request.headers_mut() = head.headers;
+        match body.as_bytes() {
+            Some(bytes) => *request.body_mut() = Some(bytes.clone().into()),
+            None if body.is_empty() => {}
+            None => return Err(unknown("only a body in one piece can be sent".into())),
+        }
+        let mut response = self.0.execute(request).await.map_err(http_error)?;
+        let mut read = BytesMut::new();
+        while let Some(chunk) = response.chunk().await.map_err(http_error)? {
+            if read.len() + chunk.len() > MAX_RESPONSE_LEN {
+                return Err(unknown("the response with the credentials is too long".into()));
+            }
+            read.extend_from_slice(&chunk);
+        }
+        let mut answer = HttpResponse::new(read.freeze().into());
+        *answer.status_mut() = response.status();
+        *answer.headers_mut() = response.headers().clone();
+        Ok(answer)
+    }
+}
+
+/// The kind tells `object_store` whether to send the request again.
+fn http_error(error: reqwest::Error) -> HttpError {
+    let kind = if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Request };
+    HttpError::new(kind, error.without_url())
+}
+
+fn unknown(error: Box<dyn Error + Send + Sync>) -> HttpError {
+    HttpError::new_boxed(HttpErrorKind::Unknown, error)
+}
