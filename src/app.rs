@@ -29,8 +29,8 @@ use crate::{
 /// The timeout of the decoder's test at start, which decodes one pixel.
 const DECODER_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the start waits for the bucket's test.
-const BUCKET_TEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the bucket's test at start waits for a write.
+const BUCKET_TEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A service that is bound to its port and ready to serve.
 #[derive(Debug)]

@@ -18,27 +18,27 @@ use object_store::{
     aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{
-    sync::Semaphore,
-    task::JoinHandle,
-    time::{Instant, sleep},
-};
+use tokio::{task::JoinHandle, time::Instant};
 use tokio_util::task::TaskTracker;
 use url::Url;
 
 use crate::{http_client::Trust, image::Content, sha256::Sha256, telemetry::Metrics};
-use credentials::CredentialsClient;
+use credentials::CredentialsConnector;
+use error::Cause;
 use health::{Health, Transition};
+use removal::Removals;
 
 mod credentials;
 mod error;
 mod health;
 mod location;
+mod removal;
 mod request;
 mod self_test;
 
 pub use error::{Error, Operation};
 pub use location::Location;
+pub use removal::RemovalTime;
 pub use self_test::TestReport;
 
 /// The longest time that a request waits for a read.
@@ -49,15 +49,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long an idle connection is retained. S3 closes idle connections after about 20 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// At most this many removals wait for the bucket.
-const MAX_REMOVALS: usize = 256;
-
-/// A removal is tried at most this many times.
-const REMOVAL_ATTEMPTS: usize = 60;
-
-/// The pause between two attempts of a removal.
-const REMOVAL_PAUSE: Duration = Duration::from_secs(1);
 
 /// The names of the variables from which `object_store` takes credentials. See
 /// <https://docs.rs/object_store/0.14/object_store/aws/enum.AmazonS3ConfigKey.html>.
@@ -96,10 +87,8 @@ pub struct Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     /// The AWS variables contradict each other, or one of them is invalid.
-    #[error(
-        "the bucket's credentials are incomplete: set both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    )]
-    Credentials(#[source] object_store::Error),
+    #[error("the variables for the bucket's credentials cannot be used: {0}")]
+    Credentials(object_store::Error),
     /// TLS cannot be set up.
     #[error("cannot set up the bucket's HTTP client")]
     HttpClient(#[from] reqwest::Error),
@@ -126,7 +115,7 @@ struct Inner {
     http: reqwest::Client,
     timeout: Duration,
     health: Health,
-    removals: Arc<Semaphore>,
+    removals: Removals,
     /// Tracks the tasks that the shutdown waits for.
     background: TaskTracker,
     metrics: Arc<Metrics>,
@@ -162,7 +151,7 @@ impl Bucket {
             http,
             timeout: settings.timeout,
             health: Health::default(),
-            removals: Arc::new(Semaphore::new(MAX_REMOVALS)),
+            removals: Removals::default(),
             background,
             metrics,
         })))
@@ -172,50 +161,35 @@ impl Bucket {
     /// object is durable.
     ///
     /// # Errors
-    /// [`Error`]. The object may exist nevertheless, unless the error says that it was refused.
+    /// [`Error`], which says whether the object may exist nevertheless.
     pub async fn write(&self, path: &str, object: &Object, deadline: Instant) -> Result<(), Error> {
-        let operation = Operation::Write;
+        let (operation, started) = (Operation::Write, Instant::now());
         self.check(operation)?;
         let written = self.request(operation, path, Some(object), Some(deadline)).await;
-        self.record(operation, written.as_ref().err());
+        self.record(operation, written.as_ref().err(), started);
         written.map(drop)
     }
 
-    /// Reads an object of at most `max_len` bytes. Returns `None` if there is no such object. Takes
-    /// at most a second.
+    /// Writes an object that nobody needs urgently. If this fails, other writes are not affected.
     ///
     /// # Errors
     /// [`Error`]
-    pub async fn read(&self, path: &str, max_len: usize) -> Result<Option<Bytes>, Error> {
-        let operation = Operation::Read { max_len };
-        self.check(operation)?;
-        let read = self.request(operation, path, None, None).await;
-        self.record(operation, read.as_ref().err());
-        read
+    pub async fn write_optional(&self, path: &str, object: &Object) -> Result<(), Error> {
+        self.check(Operation::Write)?;
+        self.request(Operation::Write, path, Some(object), None).await.map(drop)
     }
 
-    /// Removes an object in the background, after `delay`. A removal that fails is repeated up to 60
-    /// times, but not after the service has begun to stop.
-    pub fn remove(&self, path: String, delay: Duration) -> JoinHandle<()> {
-        let bucket = self.clone();
-        let Ok(permit) = Arc::clone(&self.0.removals).try_acquire_owned() else {
-            return tokio::spawn(async move { log_remaining(&path, "too many removals wait") });
-        };
-        self.0.background.spawn(async move {
-            let _permit = permit;
-            sleep(delay).await;
-            for _ in 0..REMOVAL_ATTEMPTS {
-                match bucket.request(Operation::Remove, &path, None, None).await {
-                    Ok(_) => return,
-                    Err(error) if bucket.0.background.is_closed() => {
-                        return log_remaining(&path, error);
-                    }
-                    Err(error) => tracing::debug!(%error, path, "a removal is repeated"),
-                }
-                sleep(REMOVAL_PAUSE).await;
-            }
-            log_remaining(&path, "the bucket failed for too long");
-        })
+    /// Reads an object. Returns `None` if there is no such object. Returns only the first part of an
+    /// object of more than 2 MiB, which is none of the service's. Takes at most a second.
+    ///
+    /// # Errors
+    /// [`Error`]
+    pub async fn read(&self, path: &str) -> Result<Option<Bytes>, Error> {
+        let (operation, started) = (Operation::Read, Instant::now());
+        self.check(operation)?;
+        let read = self.request(operation, path, None, None).await;
+        self.record(operation, read.as_ref().err(), started);
+        read
     }
 
     /// Spawns a task that the service's shutdown waits for.
@@ -226,20 +200,31 @@ impl Bucket {
         self.0.background.spawn(task)
     }
 
-    /// Checks that the bucket was not found to fail. Sends nothing.
-    ///
-    /// # Errors
-    /// [`Error`] if it fails at the moment, so that the operation would not be tried.
-    pub fn check(&self, operation: Operation) -> Result<(), Error> {
-        if self.0.health.is_failing(operation) { Err(Error::suspended(operation)) } else { Ok(()) }
+    /// Whether an operation works, as far as is known without trying.
+    pub fn works(&self, operation: Operation) -> bool {
+        !self.0.health.is_suspended(operation)
     }
 
-    /// Records the outcome of a request that a client waited for.
-    fn record(&self, operation: Operation, error: Option<&Error>) {
+    /// Checks that an operation works, as far as is known without trying.
+    ///
+    /// # Errors
+    /// [`Error`] if it does not work at the moment, so that it would not be tried.
+    pub fn check(&self, operation: Operation) -> Result<(), Error> {
+        if self.works(operation) { Ok(()) } else { Err(Error::new(operation, Cause::Suspended)) }
+    }
+
+    /// Records the outcome of an operation that began at `started`.
+    fn record(&self, operation: Operation, error: Option<&Error>, started: Instant) {
         if error.is_some_and(|error| !error.is_about_the_bucket()) {
             return;
         }
-        match self.0.health.record(operation, error.is_some()) {
+        let transition = self.0.health.record(operation, error.is_some(), started);
+        self.act_on(transition, operation, error);
+    }
+
+    /// Logs that an operation fails or works again, and starts to test a failing bucket.
+    fn act_on(&self, transition: Option<Transition>, operation: Operation, error: Option<&Error>) {
+        match transition {
             Some(Transition::Fails) => {
                 self.log_failure(operation, error);
                 health::start_testing(self);
@@ -258,7 +243,7 @@ impl Bucket {
                 advice,
                 "the bucket cannot be written to: pictures that are to be saved are refused until it works again"
             ),
-            Operation::Read { .. } | Operation::ReadMissing => tracing::warn!(
+            Operation::Read | Operation::ReadMissing => tracing::warn!(
                 cause,
                 advice,
                 "the bucket cannot be read: vectors of other replicas are not found until it works again"
@@ -271,25 +256,11 @@ impl Bucket {
             Operation::Write | Operation::Remove => {
                 tracing::info!("the bucket can be written to again");
             }
-            Operation::Read { .. } | Operation::ReadMissing => {
+            Operation::Read | Operation::ReadMissing => {
                 tracing::info!("the bucket can be read again");
             }
         }
     }
-
-    /// Whether the bucket can be written to, as far as is known.
-    pub fn is_writable(&self) -> bool {
-        !self.0.health.is_failing(Operation::Write)
-    }
-
-    /// Whether the bucket can be read, as far as is known.
-    pub fn is_readable(&self) -> bool {
-        !self.0.health.is_failing(Operation::Read { max_len: 0 })
-    }
-}
-
-fn log_remaining(path: &str, cause: impl fmt::Display) {
-    tracing::warn!(%cause, path, "an object that nobody needs remains in the bucket");
 }
 
 /// Creates the part of `object_store` that finds credentials and signs URLs.
@@ -300,7 +271,7 @@ fn signer(settings: &Settings, http: reqwest::Client) -> object_store::Result<Am
         // The certificate of S3 covers only one label before `.s3`. Other servers often have no
         // wildcard host names.
         .with_virtual_hosted_style_request(settings.endpoint.is_none() && !name.contains('.'))
-        .with_http_connector(CredentialsClient(http))
+        .with_http_connector(CredentialsConnector(http))
         // These retries are for requests of credentials.
         .with_retry(RetryConfig {
             backoff: BackoffConfig { max_backoff: Duration::from_secs(1), ..Default::default() },

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    bucket::Bucket,
+    bucket::Operation,
     embed::{self, CacheMode, Embedder, Embedding, Job, PicturePermits},
     image::{self, Content, Format, Picture, probe},
     sha256::Sha256,
@@ -312,11 +312,12 @@ impl Pipeline {
     /// Reads the values of all gauges. Must be called inside the Tokio runtime.
     pub async fn readings(&self) -> Readings {
         let space = self.store.free_space().await.ok();
+        let works = |operation| self.store.bucket().map(|bucket| bucket.works(operation));
         Readings {
             free_bytes: space.map(|space| space.bytes),
             free_inodes: space.and_then(|space| space.inodes).map(|inodes| inodes.free),
-            bucket_writable: self.store.bucket().map(Bucket::is_writable),
-            bucket_readable: self.store.bucket().map(Bucket::is_readable),
+            bucket_writable: works(Operation::Write),
+            bucket_readable: works(Operation::Read),
             buffered_bytes: self.memory.in_use(),
             pictures_at_work: self.at_work.in_use(),
             pictures_waiting: self.embedder.waiting() as u64,

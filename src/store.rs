@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    bucket::{self, Bucket, Operation},
+    bucket::{self, Bucket, Operation, RemovalTime},
     disk_space::{self, DiskSpace, FreeSpace, is_out_of_space},
     image::Format,
     spool::{self, Spool, Spooled, Staging},
@@ -63,7 +63,7 @@ pub enum Error {
     /// The picture could not be received.
     #[error(transparent)]
     Spool(#[from] spool::Error),
-    /// The deadline passed before the picture was saved.
+    /// The deadline passed before the disk had saved the picture.
     #[error("the disk did not finish in time")]
     Timeout,
     /// The bucket did not take the picture.
@@ -156,11 +156,11 @@ impl Store {
         Self { bucket, ..self }
     }
 
-    /// Checks that pictures can be saved, as far as that is known without trying.
+    /// Checks that the bucket, if there is one, takes pictures, as far as is known without trying.
     ///
     /// # Errors
-    /// [`Error::Bucket`] if the bucket fails at the moment.
-    pub fn check_works(&self) -> Result<(), Error> {
+    /// [`Error::Bucket`] if it fails at the moment.
+    pub fn check_bucket(&self) -> Result<(), Error> {
         self.bucket.as_ref().map_or(Ok(()), |bucket| Ok(bucket.check(Operation::Write)?))
     }
 
@@ -190,7 +190,7 @@ impl Store {
     /// continues in the background.
     pub async fn remove(&self, name: String) {
         if let Some(bucket) = &self.bucket {
-            let removal = bucket.remove(object::path(&name), Duration::ZERO);
+            let removal = bucket.remove(object::path(&name), RemovalTime::Now);
             // The task logs its error itself, and does not panic.
             let _ = timeout(REMOVAL_TIMEOUT, removal).await;
             return;

@@ -9,8 +9,8 @@ use std::error::Error;
 use async_trait::async_trait;
 use bytes::BytesMut;
 use object_store::client::{
-    ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse,
-    HttpService,
+    ClientConfigKey, ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind,
+    HttpRequest, HttpResponse, HttpService,
 };
 use reqwest::Request;
 use url::Url;
@@ -18,14 +18,23 @@ use url::Url;
 /// The most bytes that are read of a response. Credentials have some 2 KB.
 const MAX_RESPONSE_LEN: usize = 64 * 1024;
 
-/// The HTTP client for requests of credentials.
-#[derive(Debug, Clone)]
-pub(super) struct CredentialsClient(pub(super) reqwest::Client);
+/// Creates clients for requests of credentials.
+#[derive(Debug)]
+pub(super) struct CredentialsConnector(pub(super) reqwest::Client);
 
-impl HttpConnector for CredentialsClient {
-    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        Ok(HttpClient::new(self.clone()))
+impl HttpConnector for CredentialsConnector {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // `object_store` forbids http for web identities, whose tokens must not be read on the way.
+        let allows_http = options.get_config_value(&ClientConfigKey::AllowHttp);
+        let allows_http = allows_http.is_some_and(|value| value == "true");
+        Ok(HttpClient::new(CredentialsClient { http: self.0.clone(), allows_http }))
     }
+}
+
+#[derive(Debug)]
+struct CredentialsClient {
+    http: reqwest::Client,
+    allows_http: bool,
 }
 
 #[async_trait]
@@ -33,6 +42,9 @@ impl HttpService for CredentialsClient {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let (head, body) = request.into_parts();
         let url = Url::parse(&head.uri.to_string()).map_err(|error| unknown(error.into()))?;
+        if url.scheme() != "https" && !self.allows_http {
+            return Err(unknown("the URL of the credentials must be https".into()));
+        }
         let mut request = Request::new(head.method, url);
         *request.headers_mut() = head.headers;
         match body.as_bytes() {
@@ -40,7 +52,7 @@ impl HttpService for CredentialsClient {
             None if body.is_empty() => {}
             None => return Err(unknown("only a body in one piece can be sent".into())),
         }
-        let mut response = self.0.execute(request).await.map_err(http_error)?;
+        let mut response = self.http.execute(request).await.map_err(http_error)?;
         let mut read = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(http_error)? {
             if read.len() + chunk.len() > MAX_RESPONSE_LEN {

@@ -8,10 +8,7 @@ pub enum Operation {
     /// Write an object.
     Write,
     /// Read an object.
-    Read {
-        /// The most bytes that are read.
-        max_len: usize,
-    },
+    Read,
     /// Read an object that does not exist. S3 denies access instead, unless the bucket may be listed.
     ReadMissing,
     /// Remove an object.
@@ -23,7 +20,7 @@ impl Operation {
     pub fn name(self) -> &'static str {
         match self {
             Self::Write => "write",
-            Self::Read { .. } | Self::ReadMissing => "read",
+            Self::Read | Self::ReadMissing => "read",
             Self::Remove => "remove",
         }
     }
@@ -32,7 +29,7 @@ impl Operation {
     pub fn permission(self) -> &'static str {
         match self {
             Self::Write => "s3:PutObject",
-            Self::Read { .. } => "s3:GetObject",
+            Self::Read => "s3:GetObject",
             Self::ReadMissing => "s3:ListBucket",
             Self::Remove => "s3:DeleteObject",
         }
@@ -41,40 +38,37 @@ impl Operation {
 
 /// Why a request to the bucket failed.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("the bucket could not {}: {cause}", .operation.name())]
+#[error("the bucket cannot be used ({}): {cause}", .operation.name())]
 pub struct Error {
     /// What was requested.
     pub operation: Operation,
     pub(super) cause: Cause,
+    /// Whether an attempt may have written the object nevertheless.
+    pub(super) may_have_written: bool,
 }
 
 /// The cause of an [`Error`].
 #[derive(Debug, Clone, thiserror::Error)]
 pub(super) enum Cause {
     /// The server answered with an error.
-    #[error("status {status}{}", .code.as_ref().map(|code| format!(" {code}")).unwrap_or_default())]
-    Refused {
-        status: u16,
-        /// S3's code, if the body of the response contains one.
-        code: Option<String>,
-        /// The bucket's region, if the server states it.
-        region: Option<String>,
-    },
+    #[error("status {}{}", .0.status, .0.code.as_ref().map(|code| format!(" {code}")).unwrap_or_default())]
+    Refused(Refusal),
     /// There are no credentials.
     #[error("no credentials: {0}")]
     Credentials(String),
     /// The connection failed or broke.
-    #[error("{0}")]
-    Connection(String),
+    #[error("{detail}")]
+    Connection {
+        detail: String,
+        /// Whether the request may have reached the server.
+        was_sent: bool,
+    },
     /// There was no answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
     /// The client's own deadline passed first.
     #[error("the request's deadline passed")]
     DeadlinePassed,
-    /// The object is longer than expected.
-    #[error("the object has more than {0} bytes")]
-    TooLong(usize),
     /// An object that was just written is missing or differs.
     #[error("the object that was just written is missing or differs")]
     Lost,
@@ -83,33 +77,85 @@ pub(super) enum Cause {
     Suspended,
 }
 
+/// An error response of the server.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Refusal {
+    pub status: u16,
+    /// S3's code, if the body of the response contains one.
+    pub code: Option<String>,
+    /// S3's explanation for people.
+    pub message: Option<String>,
+    /// The bucket's region, if the server states it.
+    pub region: Option<String>,
+}
+
+impl Refusal {
+    fn code(&self) -> &str {
+        self.code.as_deref().unwrap_or_default()
+    }
+
+    fn message_contains(&self, text: &str) -> bool {
+        self.message.as_ref().is_some_and(|message| message.contains(text))
+    }
+
+    fn is_transient(&self) -> bool {
+        matches!(self.status, 429 | 500 | 502 | 503 | 504) || self.code() == "RequestTimeout"
+    }
+
+    /// Whether the server refuses this object, but would take another one.
+    fn is_about_the_object(&self) -> bool {
+        self.status == 413
+            || matches!(
+                self.code(),
+                "BadDigest"
+                    | "EntityTooLarge"
+                    | "IncompleteBody"
+                    | "XAmzContentChecksumMismatch"
+                    | "XAmzContentSHA256Mismatch"
+            )
+    }
+
+    /// Whether the clocks of the server and of this machine differ. For a signed URL, S3 says so only
+    /// in its message.
+    fn is_about_the_clock(&self) -> bool {
+        self.code() == "RequestTimeTooSkewed"
+            || self.message_contains("Request has expired")
+            || self.message_contains("Request is not valid yet")
+    }
+}
+
 impl Cause {
     /// Whether the same request may succeed a moment later.
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Refused { status, code, .. } => {
-                matches!(status, 429 | 500 | 502 | 503 | 504)
-                    || code.as_deref() == Some("RequestTimeout")
-            }
-            Self::Connection(_) => true,
+            Self::Refused(refusal) => refusal.is_transient(),
+            Self::Connection { .. } => true,
             Self::Credentials(_)
             | Self::Timeout(_)
             | Self::DeadlinePassed
-            | Self::TooLong(_)
             | Self::Lost
             | Self::Suspended => false,
+        }
+    }
+
+    /// Whether the object may have been written nevertheless.
+    pub(super) fn may_have_written(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => refusal.status >= 500,
+            Self::Connection { was_sent, .. } => *was_sent,
+            Self::Timeout(_) | Self::DeadlinePassed => true,
+            Self::Credentials(_) | Self::Lost | Self::Suspended => false,
         }
     }
 
     /// The label in metrics.
     pub(super) fn label(&self) -> Cow<'static, str> {
         match self {
-            Self::Refused { status, .. } => return status.to_string().into(),
+            Self::Refused(refusal) => return refusal.status.to_string().into(),
             Self::Credentials(_) => "credentials",
-            Self::Connection(_) => "connection",
+            Self::Connection { .. } => "connection",
             Self::Timeout(_) => "timeout",
             Self::DeadlinePassed => "deadline",
-            Self::TooLong(_) => "too_long",
             Self::Lost => "lost",
             Self::Suspended => "suspended",
         }
@@ -118,16 +164,18 @@ impl Cause {
 }
 
 impl Error {
-    pub(super) fn suspended(operation: Operation) -> Self {
-        Self { operation, cause: Cause::Suspended }
+    pub(super) fn new(operation: Operation, cause: Cause) -> Self {
+        Self { operation, may_have_written: cause.may_have_written(), cause }
     }
 
-    /// Whether the server refused the request, as opposed to an outage or an overload. A refusal
-    /// does not end by itself.
+    /// Whether the server refused the request. An outage, an overload and a wrong clock are no
+    /// refusals: they may end by themselves.
     pub fn is_refusal(&self) -> bool {
         match &self.cause {
-            Cause::Refused { status, .. } => {
-                (300..500).contains(status) && !self.cause.is_transient()
+            Cause::Refused(refusal) => {
+                (300..500).contains(&refusal.status)
+                    && !refusal.is_transient()
+                    && !refusal.is_about_the_clock()
             }
             Cause::Lost => true,
             _ => false,
@@ -136,45 +184,43 @@ impl Error {
 
     /// Whether the object may have been written although the request failed.
     pub fn may_have_written(&self) -> bool {
-        match self.cause {
-            Cause::Refused { status, .. } => status >= 500,
-            Cause::Connection(_) | Cause::Timeout(_) | Cause::DeadlinePassed => true,
-            Cause::Credentials(_) | Cause::TooLong(_) | Cause::Lost | Cause::Suspended => false,
-        }
+        self.may_have_written
+    }
+
+    /// Whether the server refuses this object, but would take another one.
+    pub fn is_about_the_object(&self) -> bool {
+        matches!(&self.cause, Cause::Refused(refusal) if refusal.is_about_the_object())
     }
 
     /// Whether the error says something about the bucket's state.
     pub(super) fn is_about_the_bucket(&self) -> bool {
-        match self.cause {
-            // The object is not one of the service's.
-            Cause::TooLong(_) => false,
-            Cause::DeadlinePassed | Cause::Suspended => false,
-            Cause::Refused { .. }
-            | Cause::Credentials(_)
-            | Cause::Connection(_)
-            | Cause::Timeout(_)
-            | Cause::Lost => true,
-        }
+        let is_own = matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended);
+        !is_own && !self.is_about_the_object()
     }
 
     /// What the operator can do, if that is known.
     pub fn advice(&self) -> Option<String> {
-        let (status, code, region) = match &self.cause {
-            Cause::Refused { status, code, region } => (*status, code.as_deref(), region),
+        let refusal = match &self.cause {
+            Cause::Refused(refusal) => refusal,
             Cause::Credentials(_) => {
                 return Some(
-                    "give the instance a role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                    "give the instance a role and install deploy/instance-role.conf, or set \
+                     AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                         .into(),
                 );
             }
-            Cause::Connection(_) | Cause::Timeout(_) | Cause::DeadlinePassed => {
+            Cause::Connection { .. } | Cause::Timeout(_) | Cause::DeadlinePassed => {
                 return Some(
                     "check IMAGESVC_BUCKET_ENDPOINT, IMAGESVC_BUCKET_REGION and the network".into(),
                 );
             }
-            _ => return None,
+            Cause::Lost | Cause::Suspended => return None,
         };
-        let advice = match code.unwrap_or_default() {
+        let permission = self.operation.permission();
+        let advice = match refusal.code() {
+            _ if refusal.is_about_the_clock() => {
+                "this machine's clock is wrong: synchronize it".into()
+            }
             "NoSuchBucket" => {
                 "IMAGESVC_BUCKET is the address of a bucket that does not exist".into()
             }
@@ -185,19 +231,22 @@ impl Error {
             "InvalidToken" | "ExpiredToken" | "TokenRefreshRequired" => {
                 "AWS_SESSION_TOKEN is invalid or has expired".into()
             }
-            "RequestTimeTooSkewed" => "this machine's clock is wrong: synchronize it".into(),
             "PermanentRedirect"
             | "TemporaryRedirect"
             | "AuthorizationHeaderMalformed"
             | "AuthorizationQueryParametersError"
-            | "IllegalLocationConstraintException" => match region {
+            | "IllegalLocationConstraintException" => match &refusal.region {
                 Some(region) => format!("IMAGESVC_BUCKET_REGION must be {region}"),
                 None => "IMAGESVC_BUCKET_REGION is not the bucket's region".into(),
             },
-            "AccessDenied" | "AllAccessDisabled" => {
-                format!("the policy of the role or user must allow {}", self.operation.permission())
+            "AccessDenied" if refusal.message_contains("kms:") => {
+                "the key's policy must allow the role or user kms:GenerateDataKey and kms:Decrypt"
+                    .into()
             }
-            "" if !matches!(status, 429 | 500..) => {
+            "AccessDenied" | "AllAccessDisabled" => {
+                format!("the policy of the role or user must allow {permission}")
+            }
+            "" if !refusal.is_transient() => {
                 "the server does not answer as S3 does: check IMAGESVC_BUCKET_ENDPOINT".into()
             }
             _ => return None,
@@ -210,10 +259,14 @@ impl Error {
 mod tests {
     use super::*;
 
-    fn refused(status: u16, code: &str) -> Error {
-        let code = (!code.is_empty()).then(|| code.to_owned());
-        let cause = Cause::Refused { status, code, region: None };
-        Error { operation: Operation::Write, cause }
+    fn error(cause: Cause) -> Error {
+        Error::new(Operation::Write, cause)
+    }
+
+    fn refused(status: u16, code: &str, message: &str) -> Error {
+        let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let (code, message) = (text(code), text(message));
+        error(Cause::Refused(Refusal { status, code, message, region: None }))
     }
 
     #[test]
@@ -227,23 +280,44 @@ mod tests {
             (403, "AccessDenied", "s3:PutObject"),
             (404, "", "IMAGESVC_BUCKET_ENDPOINT"),
         ] {
-            let error = refused(status, code);
+            let error = refused(status, code, "");
             let advice = error.advice().unwrap_or_default();
             assert!(advice.contains(expected), "{code}: {advice}");
             assert!(error.is_refusal() && !error.may_have_written(), "{code}");
+            assert!(error.is_about_the_bucket(), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_message_of_s3_tells_a_wrong_clock_and_a_key_policy_from_a_missing_permission() {
+        let clock = refused(403, "AccessDenied", "Request has expired");
+        assert!(clock.advice().unwrap_or_default().contains("clock"));
+        assert!(!clock.is_refusal(), "the clock may be set later");
+        let message = "not authorized to perform: kms:GenerateDataKey on the resource";
+        let key_policy = refused(403, "AccessDenied", message);
+        assert!(key_policy.advice().unwrap_or_default().contains("kms:Decrypt"));
+    }
+
+    #[test]
+    fn a_refusal_of_one_object_says_nothing_about_the_bucket() {
+        for error in [refused(413, "", ""), refused(400, "EntityTooLarge", "")] {
+            assert!(error.is_about_the_object() && !error.is_about_the_bucket(), "{error}");
         }
     }
 
     #[test]
     fn an_outage_is_not_a_refusal_and_may_have_written_the_object() {
+        let broken = Cause::Connection { detail: "reset".into(), was_sent: true };
         for error in [
-            refused(503, "SlowDown"),
-            refused(500, "InternalError"),
-            Error { operation: Operation::Write, cause: Cause::Connection("reset".into()) },
-            Error { operation: Operation::Write, cause: Cause::Timeout(Duration::from_secs(1)) },
+            refused(503, "SlowDown", ""),
+            refused(500, "InternalError", ""),
+            error(broken),
+            error(Cause::Timeout(Duration::from_secs(1))),
         ] {
             assert!(!error.is_refusal() && error.may_have_written(), "{error}");
             assert!(error.is_about_the_bucket(), "{error}");
         }
+        let refused = Cause::Connection { detail: "refused".into(), was_sent: false };
+        assert!(!error(refused).may_have_written());
     }
 }

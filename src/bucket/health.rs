@@ -4,13 +4,19 @@
 //! requests stop using the bucket after the first failure of a write, or after three failures of
 //! reads. From then on, a task tests the bucket every few seconds. Tests overlap: one that hangs does
 //! not delay the next. Letting requests themselves try would make some of them wait.
+//!
+//! A picture fails if the bucket cannot be written to. A vector does not, so failed writes of vectors
+//! are not counted.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::interval};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, interval},
+};
 
 use super::{Bucket, Inner, TestReport, error::Operation};
 
@@ -53,12 +59,28 @@ struct State {
 struct Failures {
     count: u32,
     is_failing: bool,
+    last_success: Option<Instant>,
 }
 
 impl Failures {
-    /// Counts the outcome of an operation that fails when `max` operations in a row have failed.
-    fn record(&mut self, has_failed: bool, max: u32) -> Option<Transition> {
-        self.count = if has_failed { self.count.saturating_add(1) } else { 0 };
+    /// Counts the outcome of an operation that began at `started` and ends `now`. The operation fails
+    /// when `max` operations in a row have failed. A failure is ignored if another operation, which
+    /// began later, has already succeeded.
+    fn record(
+        &mut self,
+        has_failed: bool,
+        started: Instant,
+        now: Instant,
+        max: u32,
+    ) -> Option<Transition> {
+        if !has_failed {
+            self.count = 0;
+            self.last_success = Some(now);
+        } else if self.last_success.is_none_or(|success| started >= success) {
+            self.count = self.count.saturating_add(1);
+        } else {
+            return None;
+        }
         let was_failing = self.is_failing;
         self.is_failing = self.count >= max || (was_failing && has_failed);
         match (was_failing, self.is_failing) {
@@ -70,38 +92,49 @@ impl Failures {
 }
 
 impl Health {
-    /// Whether the operation is not to be tried at the moment. A removal is always tried, because no
-    /// client waits for it.
-    pub(super) fn is_failing(&self, operation: Operation) -> bool {
+    /// Whether the operation is suspended because it fails. A removal never is, because no client
+    /// waits for it.
+    pub(super) fn is_suspended(&self, operation: Operation) -> bool {
         let state = self.state();
         match operation {
             Operation::Write => state.writes.is_failing,
-            Operation::Read { .. } | Operation::ReadMissing => state.reads.is_failing,
+            Operation::Read | Operation::ReadMissing => state.reads.is_failing,
             Operation::Remove => false,
         }
     }
 
-    /// Counts the outcome of an operation.
-    pub(super) fn record(&self, operation: Operation, has_failed: bool) -> Option<Transition> {
-        self.count(operation, has_failed, MAX_FAILED_READS)
+    /// Counts the outcome of an operation that began at `started` and has just ended.
+    pub(super) fn record(
+        &self,
+        operation: Operation,
+        has_failed: bool,
+        started: Instant,
+    ) -> Option<Transition> {
+        self.count(operation, has_failed, started, MAX_FAILED_READS)
     }
 
-    /// Counts the outcome of a test. One failed test suffices.
-    pub(super) fn record_test(&self, operation: Operation, has_failed: bool) -> Option<Transition> {
-        self.count(operation, has_failed, 1)
+    /// Counts the outcome of a test, like [`Self::record`]. One failed test suffices.
+    pub(super) fn record_test(
+        &self,
+        operation: Operation,
+        has_failed: bool,
+        started: Instant,
+    ) -> Option<Transition> {
+        self.count(operation, has_failed, started, 1)
     }
 
     fn count(
         &self,
         operation: Operation,
         has_failed: bool,
+        started: Instant,
         max_failed_reads: u32,
     ) -> Option<Transition> {
-        let mut state = self.state();
+        let (mut state, now) = (self.state(), Instant::now());
         match operation {
-            Operation::Write => state.writes.record(has_failed, 1),
-            Operation::Read { .. } | Operation::ReadMissing => {
-                state.reads.record(has_failed, max_failed_reads)
+            Operation::Write => state.writes.record(has_failed, started, now, 1),
+            Operation::Read | Operation::ReadMissing => {
+                state.reads.record(has_failed, started, now, max_failed_reads)
             }
             Operation::Remove => None,
         }
@@ -134,8 +167,7 @@ pub(super) fn start_testing(bucket: &Bucket) {
 }
 
 async fn test_until_it_works(bucket: Weak<Inner>) {
-    let mut ticks = interval(TEST_INTERVAL);
-    ticks.tick().await; // the first tick comes at once
+    let mut ticks = interval(TEST_INTERVAL); // the first tick comes at once
     let mut tests: JoinSet<TestReport> = JoinSet::new();
     loop {
         tokio::select! {
@@ -151,7 +183,8 @@ async fn test_until_it_works(bucket: Weak<Inner>) {
                 let bucket = Bucket(inner);
                 bucket.record_test(&report);
                 if bucket.0.health.end_testing() {
-                    return;
+                    // The other tests still remove their objects.
+                    return tests.detach_all();
                 }
             }
         }
@@ -162,31 +195,44 @@ async fn test_until_it_works(bucket: Weak<Inner>) {
 mod tests {
     use super::*;
 
-    const READ: Operation = Operation::Read { max_len: 1 };
-
     #[test]
     fn one_failed_write_or_three_failed_reads_in_a_row_suspend_the_operation() {
-        let health = Health::default();
-        assert!(!health.is_failing(Operation::Write) && !health.is_failing(READ));
-        assert_eq!(health.record(Operation::Write, true), Some(Transition::Fails));
-        assert!(health.is_failing(Operation::Write) && !health.is_failing(READ));
-        for has_failed in [true, true, false, true, true] {
-            assert_eq!(health.record(READ, has_failed), None);
+        let (health, now) = (Health::default(), Instant::now());
+        assert!(!health.is_suspended(Operation::Write) && !health.is_suspended(Operation::Read));
+        assert_eq!(health.record(Operation::Write, true, now), Some(Transition::Fails));
+        assert!(health.is_suspended(Operation::Write) && !health.is_suspended(Operation::Read));
+        for has_failed in [true, true, false] {
+            assert_eq!(health.record(Operation::Read, has_failed, now), None);
         }
-        assert_eq!(health.record(READ, true), Some(Transition::Fails));
-        assert_eq!(health.record(READ, true), None, "one failure must be reported once");
-        assert!(health.is_failing(READ) && !health.is_failing(Operation::Remove));
+        let later = Instant::now();
+        for _ in 0..2 {
+            assert_eq!(health.record(Operation::Read, true, later), None);
+        }
+        assert_eq!(health.record(Operation::Read, true, later), Some(Transition::Fails));
+        assert_eq!(health.record(Operation::Read, true, later), None, "to be reported once");
+        assert!(health.is_suspended(Operation::Read) && !health.is_suspended(Operation::Remove));
     }
 
     #[test]
     fn a_successful_operation_ends_the_failure() {
-        let health = Health::default();
-        for operation in [Operation::Write, READ] {
-            assert_eq!(health.record_test(operation, true), Some(Transition::Fails));
+        let (health, now) = (Health::default(), Instant::now());
+        for operation in [Operation::Write, Operation::Read] {
+            assert_eq!(health.record_test(operation, true, now), Some(Transition::Fails));
             assert!(health.begin_testing() && !health.begin_testing());
             assert!(!health.end_testing(), "a failing bucket must be tested on");
-            assert_eq!(health.record_test(operation, false), Some(Transition::Works));
-            assert!(health.end_testing() && !health.is_failing(operation));
+            assert_eq!(health.record_test(operation, false, now), Some(Transition::Works));
+            assert!(health.end_testing() && !health.is_suspended(operation));
         }
+    }
+
+    #[test]
+    fn an_operation_that_began_before_the_recovery_and_fails_later_is_ignored() {
+        let (health, before) = (Health::default(), Instant::now());
+        assert_eq!(health.record(Operation::Write, true, before), Some(Transition::Fails));
+        assert_eq!(health.record_test(Operation::Write, false, before), Some(Transition::Works));
+        assert_eq!(health.record(Operation::Write, true, before), None);
+        assert!(!health.is_suspended(Operation::Write));
+        let after = Instant::now();
+        assert_eq!(health.record(Operation::Write, true, after), Some(Transition::Fails));
     }
 }

@@ -1,6 +1,6 @@
 //! The address of a bucket, as in `s3://photos/imagesvc`.
 
-use std::fmt;
+use std::{fmt, net::Ipv4Addr};
 
 use object_store::path::Path;
 
@@ -34,7 +34,10 @@ impl Location {
             && bucket.bytes().last().is_some_and(is_letter_or_digit);
         let has_valid_bytes =
             bucket.bytes().all(|byte| is_letter_or_digit(byte) || matches!(byte, b'-' | b'.'));
-        if !(3..=63).contains(&bucket.len()) || !has_valid_ends || !has_valid_bytes {
+        let is_address = bucket.parse::<Ipv4Addr>().is_ok();
+        let has_valid_dots = !bucket.contains("..") && !is_address;
+        let has_valid_len = (3..=63).contains(&bucket.len());
+        if !(has_valid_len && has_valid_ends && has_valid_bytes && has_valid_dots) {
             return Err(
                 "has no valid bucket name after s3://: a name has 3 to 63 lowercase letters, \
                         digits, dots and hyphens"
@@ -96,6 +99,8 @@ mod tests {
             "s3://-photos",
             "s3://photos.",
             "s3://pho_tos",
+            "s3://pho..tos",
+            "s3://192.168.1.1",
             "s3://photos/a//b",
             "s3://photos/../b",
             "s3://photos/a b",

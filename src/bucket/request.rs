@@ -10,15 +10,15 @@ use object_store::{
     signer::{HeaderName, HeaderValue, Method, SignedUrlOptions, Signer},
 };
 use reqwest::{
-    Response, StatusCode,
+    Response,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use serde::Deserialize;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{
     Bucket, Object,
-    error::{Cause, Error, Operation},
+    error::{Cause, Error, Operation, Refusal},
 };
 use crate::{http_client::body_of, telemetry::causes};
 
@@ -26,8 +26,21 @@ use crate::{http_client::body_of, telemetry::causes};
 /// machine's by minutes.
 const URL_VALIDITY: Duration = Duration::from_secs(15 * 60);
 
+/// The most bytes that are read of an object, plus the last chunk. A vector has less than 1.1 MB.
+const MAX_OBJECT_LEN: usize = 2 << 20;
+
 /// The most bytes that are read of an error response.
 const MAX_ERROR_LEN: usize = 4096;
+
+/// The most characters of a message about missing credentials. It may contain a whole response.
+const MAX_DETAIL_CHARS: usize = 200;
+
+/// How long the source of the credentials may take.
+const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// After this time without an answer, the bucket counts as failing, even if the client's own deadline
+/// ended the request.
+const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// How many times a request is sent at most.
 const MAX_ATTEMPTS: u32 = 2;
@@ -46,6 +59,7 @@ const REGION: &str = "x-amz-bucket-region";
 #[serde(rename_all = "PascalCase")]
 struct ErrorBody {
     code: String,
+    message: Option<String>,
     region: Option<String>,
 }
 
@@ -60,18 +74,19 @@ impl Bucket {
         deadline: Option<Instant>,
     ) -> Result<Option<Bytes>, Error> {
         let path = self.0.location.object(path);
-        let timeout = match operation {
-            Operation::Read { .. } | Operation::ReadMissing => super::READ_TIMEOUT,
+        let max_wait = match operation {
+            Operation::Read | Operation::ReadMissing => super::READ_TIMEOUT,
             Operation::Write | Operation::Remove => self.0.timeout,
         };
         let started = Instant::now();
-        let end = started + timeout;
-        let attempts = self.attempts(operation, &path, object);
+        let end = started + max_wait;
+        let mut may_have_written = false;
+        let attempts = self.attempts(operation, &path, object, &mut may_have_written);
         let earlier_deadline = deadline.filter(|deadline| *deadline < end);
         let outcome = match timeout_at(earlier_deadline.unwrap_or(end), attempts).await {
             Ok(outcome) => outcome,
-            Err(_) if earlier_deadline.is_some() => Err(Cause::DeadlinePassed),
-            Err(_) => Err(Cause::Timeout(timeout)),
+            Err(_) if started.elapsed() < LONG_WAIT.min(max_wait) => Err(Cause::DeadlinePassed),
+            Err(_) => Err(Cause::Timeout(started.elapsed())),
         };
         let label = match &outcome {
             Ok(None) if method(operation) == Method::GET => "none".into(),
@@ -79,19 +94,26 @@ impl Bucket {
             Err(cause) => cause.label(),
         };
         self.0.metrics.record_bucket_request(operation.name(), label, started.elapsed());
-        outcome.map_err(|cause| Error { operation, cause })
+        outcome.map_err(|cause| {
+            may_have_written |= cause.may_have_written();
+            Error { operation, cause, may_have_written }
+        })
     }
 
+    /// Sends a request up to twice. Sets `may_have_written` if the first attempt may have written the
+    /// object.
     async fn attempts(
         &self,
         operation: Operation,
         path: &Path,
         object: Option<&Object>,
+        may_have_written: &mut bool,
     ) -> Result<Option<Bytes>, Cause> {
         let mut attempt = 1;
         loop {
             match self.attempt(operation, path, object).await {
                 Err(cause) if cause.is_transient() && attempt < MAX_ATTEMPTS => {
+                    *may_have_written |= cause.may_have_written();
                     attempt += 1;
                     sleep(Duration::from_millis(fastrand::u64(PAUSE_MILLIS))).await;
                 }
@@ -113,8 +135,17 @@ impl Bucket {
         if let Some(checksum) = checksum.clone() {
             options = options.with_signed_header(CHECKSUM, checksum);
         }
-        let url = self.0.signer.signed_url_opts(method.clone(), path, URL_VALIDITY, &options).await;
-        let mut request = self.0.http.request(method, url.map_err(|error| no_credentials(&error))?);
+        let sign = self.0.signer.signed_url_opts(method.clone(), path, URL_VALIDITY, &options);
+        // Only the credentials take time: they may have to be fetched.
+        let url = match timeout(CREDENTIALS_TIMEOUT, sign).await {
+            Ok(url) => url.map_err(|error| no_credentials(&error))?,
+            Err(_) => {
+                return Err(Cause::Credentials(format!(
+                    "their source did not answer within {CREDENTIALS_TIMEOUT:?}"
+                )));
+            }
+        };
+        let mut request = self.0.http.request(method, url);
         if let Some(checksum) = checksum {
             request = request.header(CHECKSUM, checksum);
         }
@@ -128,22 +159,30 @@ impl Bucket {
         let status = response.status();
         if status.is_success() {
             return match operation {
-                Operation::Read { max_len } => read_object(response, max_len).await.map(Some),
+                Operation::Read => {
+                    let object = read_start(response, MAX_OBJECT_LEN).await;
+                    object.map(|object| Some(object.freeze())).map_err(connection_error)
+                }
                 Operation::Write | Operation::ReadMissing | Operation::Remove => Ok(None),
             };
         }
         let region = response.headers().get(REGION).and_then(|region| region.to_str().ok());
         let region = region.map(str::to_owned);
-        let body = read_start(response, MAX_ERROR_LEN).await;
+        // If the body breaks off, the status alone must suffice.
+        let body = read_start(response, MAX_ERROR_LEN).await.unwrap_or_default();
         let body: Option<ErrorBody> =
             std::str::from_utf8(&body).ok().and_then(|body| quick_xml::de::from_str(body).ok());
-        let (code, region_in_body) =
-            body.map_or((None, None), |body| (Some(body.code), body.region));
-        match (status, code.as_deref()) {
-            (StatusCode::NOT_FOUND, Some("NoSuchKey")) if operation != Operation::Write => Ok(None),
+        let (code, message, region_in_body) = match body {
+            Some(ErrorBody { code, message, region }) => (Some(code), message, region),
+            None => (None, None, None),
+        };
+        match code.as_deref() {
+            Some("NoSuchKey") if operation != Operation::Write => Ok(None),
+            // The object was moved to an archive.
+            Some("InvalidObjectState") if operation == Operation::Read => Ok(None),
             _ => {
-                let region = region.or(region_in_body);
-                Err(Cause::Refused { status: status.as_u16(), code, region })
+                let (status, region) = (status.as_u16(), region.or(region_in_body));
+                Err(Cause::Refused(Refusal { status, code, message, region }))
             }
         }
     }
@@ -152,43 +191,33 @@ impl Bucket {
 fn method(operation: Operation) -> Method {
     match operation {
         Operation::Write => Method::PUT,
-        Operation::Read { .. } | Operation::ReadMissing => Method::GET,
+        Operation::Read | Operation::ReadMissing => Method::GET,
         Operation::Remove => Method::DELETE,
     }
 }
 
-/// Reads an object of at most `max_len` bytes.
-async fn read_object(mut response: Response, max_len: usize) -> Result<Bytes, Cause> {
+/// Reads a body until it ends, or until there are more than `max_len` bytes.
+async fn read_start(mut response: Response, max_len: usize) -> reqwest::Result<BytesMut> {
     let mut body = BytesMut::new();
-    while let Some(chunk) = response.chunk().await.map_err(connection_error)? {
-        if body.len() + chunk.len() > max_len {
-            return Err(Cause::TooLong(max_len));
-        }
+    while body.len() <= max_len
+        && let Some(chunk) = response.chunk().await?
+    {
         body.extend_from_slice(&chunk);
     }
-    Ok(body.freeze())
-}
-
-/// Reads at most `max_len` bytes of an error response. If its body breaks off, the status alone must
-/// suffice.
-async fn read_start(mut response: Response, max_len: usize) -> BytesMut {
-    let mut body = BytesMut::new();
-    while body.len() < max_len
-        && let Ok(Some(chunk)) = response.chunk().await
-    {
-        body.extend_from_slice(&chunk[..chunk.len().min(max_len - body.len())]);
-    }
-    body
+    Ok(body)
 }
 
 /// The causes without the URL, which contains a signature.
 fn connection_error(error: reqwest::Error) -> Cause {
+    let was_sent = !error.is_connect();
     let error = error.without_url();
-    Cause::Connection(causes(&error).last().map_or_else(|| error.to_string(), ToString::to_string))
+    let detail = causes(&error).last().map_or_else(|| error.to_string(), ToString::to_string);
+    Cause::Connection { detail, was_sent }
 }
 
 /// The error of the source of the credentials, such as the instance's metadata.
 fn no_credentials(error: &object_store::Error) -> Cause {
     let detail = causes(error).last().map_or_else(|| error.to_string(), ToString::to_string);
-    Cause::Credentials(detail)
+    let one_line = detail.split_whitespace().collect::<Vec<_>>().join(" ");
+    Cause::Credentials(one_line.chars().take(MAX_DETAIL_CHARS).collect())
 }

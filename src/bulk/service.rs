@@ -54,7 +54,10 @@ impl Service {
         for warning in &config.warnings {
             write_line(&format!("warning: {warning}"));
         }
-        let path = config.store.folder.display();
+        let path = match &config.bucket {
+            Some(bucket) => bucket.location.to_string(),
+            None => config.store.folder.display().to_string(),
+        };
         write_line(&match save {
             true => format!("pictures are saved in {path}"),
             false => format!("vectors are cached in {path}; pictures are not saved"),

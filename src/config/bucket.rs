@@ -62,6 +62,7 @@ pub(super) fn resolve(
     }
     if has_bucket {
         add_retention_errors(reader, retention);
+        add_key_pair_errors(reader, aws_variables);
     }
     let aws_variables = aws_variables.clone();
     Some(Settings { location: location?, endpoint, region, timeout, aws_variables })
@@ -79,6 +80,17 @@ fn add_retention_errors(reader: &mut Reader<'_>, retention: Retention) {
                  (docs/scaling.md contains one)",
                 setting.name, BUCKET.info.name
             ));
+        }
+    }
+}
+
+/// Adds an error if only half of an access key is set.
+fn add_key_pair_errors(reader: &mut Reader<'_>, aws_variables: &AwsVariables) {
+    let is_set = |name: &str| aws_variables.iter().any(|(known, _)| *known == name);
+    let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    for (present, missing) in [(id, secret), (secret, id)] {
+        if is_set(present) && !is_set(missing) {
+            reader.errors.push(format!("{missing} is not set, although {present} is: set both"));
         }
     }
 }
@@ -117,6 +129,18 @@ mod tests {
         let printed = format!("{config:?}");
         assert!(!printed.contains("AKIDEXAMPLE") && !printed.contains("secret-example"));
         assert!(resolve(&[("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")]).unwrap().bucket.is_none());
+    }
+
+    #[test]
+    fn half_of_an_access_key_is_an_error() {
+        for (present, missing) in [
+            ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+            ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
+        ] {
+            let error = resolve(&[("IMAGESVC_BUCKET", "s3://photos"), (present, "x")]).unwrap_err();
+            assert!(error.contains(&format!("{missing} is not set")), "{error}");
+            assert!(resolve(&[(present, "x")]).is_ok(), "without a bucket it does not matter");
+        }
     }
 
     #[test]

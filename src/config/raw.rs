@@ -17,6 +17,9 @@ use crate::bucket::AWS_VARIABLES;
 /// The values of AWS's variables that are set, by name. Some of them are secret.
 pub(super) type AwsVariables = Vec<(&'static str, SecretString)>;
 
+/// The variables that together are an access key.
+const ACCESS_KEY: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
 /// The settings as text. An empty value counts as unset, but is an error for settings that protect
 /// the service.
 #[derive(Default)]
@@ -42,6 +45,11 @@ impl RawSettings {
     ) -> Self {
         let mut raw = Self::default();
         raw.add_dotenv(dotenv);
+        let environment: Vec<_> = environment.into_iter().collect();
+        // A key of the environment must not be combined with a secret or a token of `.env`.
+        if environment.iter().any(|(name, _)| ACCESS_KEY.iter().any(|known| name == known)) {
+            raw.aws_variables.retain(|(name, _)| !ACCESS_KEY.contains(name));
+        }
         for (name, value) in environment {
             let Some(name) = name.to_str() else { continue };
             match value.into_string() {
@@ -123,8 +131,8 @@ impl RawSettings {
     fn add(&mut self, name: &str, value: &str) {
         let value = value.trim();
         if let Some(name) = AWS_VARIABLES.into_iter().find(|known| *known == name) {
-            self.aws_variables.retain(|(known, _)| *known != name);
             if !value.is_empty() {
+                self.aws_variables.retain(|(known, _)| *known != name);
                 self.aws_variables.push((name, value.into()));
             }
             return;

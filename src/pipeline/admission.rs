@@ -139,7 +139,7 @@ impl Pipeline {
             return Err(Error::Overloaded(OverloadReason::Memory));
         }
         if save_mode == SaveMode::Save {
-            self.store.check_works()?;
+            self.store.check_bucket()?;
         }
         // The disk is checked last. A disk that hangs then delays only requests that pass the other
         // checks.

@@ -3,20 +3,15 @@
 //! A picture is written by a task of its own. If its request ends early, the task still learns
 //! whether the object exists, and removes it.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Error;
 use crate::{
-    bucket::{Bucket, Object},
+    bucket::{Bucket, Object, RemovalTime},
     image::Format,
     spool::Spooled,
 };
-
-/// How long to wait before the removal of an object that may still arrive at the bucket.
-const REMOVAL_DELAY: Duration = Duration::from_secs(2);
 
 /// The path of a picture's object, after the bucket's prefix.
 pub(super) fn path(name: &str) -> String {
@@ -94,15 +89,15 @@ impl ObjectGuard {
 
 impl Drop for ObjectGuard {
     fn drop(&mut self) {
-        let delay = match self.state {
+        let time = match self.state {
             _ if self.is_confirmed => return,
             State::Missing => return,
-            State::MayExist => REMOVAL_DELAY,
-            State::Exists => Duration::ZERO,
+            State::MayExist => RemovalTime::WhenItMayHaveArrived,
+            State::Exists => RemovalTime::Now,
         };
         // Without a runtime, the process is ending.
         if tokio::runtime::Handle::try_current().is_ok() {
-            drop(self.bucket.remove(path(&self.name), delay));
+            drop(self.bucket.remove(path(&self.name), time));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use image_rs::ImageFormat;
 use serde_json::json;
 
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     query::with_query,
     support::{
         BuildError, FakeBucket, FakeNvidia, HUBBLE, ROCKET, Received, Reply, TestApp,
-        assert_problem, data_url, tiny,
+        assert_problem, converted, data_url, tiny,
     },
 };
 
@@ -112,6 +113,96 @@ async fn a_picture_whose_write_failed_without_an_answer_is_removed() {
 }
 
 #[tokio::test]
+async fn a_picture_is_removed_if_its_first_attempt_was_lost_and_its_second_refused() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    bucket.store_then_break_off_the_first("PUT", || FakeBucket::refusal(403, "AccessDenied"));
+    assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
+    assert_eq!(bucket.objects_in("downloads").len(), 1, "the first attempt should have arrived");
+    bucket.recover();
+    app.wait_for(|_| bucket.objects_in("downloads").is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_removal_is_repeated_until_it_succeeds() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    bucket
+        .fail(|request| (request.method == "DELETE").then(|| FakeBucket::refusal(503, "SlowDown")));
+    let mut damaged = converted(ROCKET, ImageFormat::WebP);
+    damaged.truncate(damaged.len() / 2);
+    assert_problem(&app.upload(&damaged, "a.webp").await, 415, "unsupported_image");
+    let removals = || {
+        let lines = bucket.server.lines();
+        lines
+            .iter()
+            .filter(|line| line.starts_with("DELETE") && line.contains("/downloads/"))
+            .count()
+    };
+    // Each attempt of a removal sends its request twice.
+    app.wait_for(|_| removals() >= 4).await;
+    bucket.recover();
+    app.wait_for(|_| bucket.objects_in("downloads").is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_refused_picture_does_not_make_the_bucket_fail_for_others() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    bucket.fail(|request| {
+        let is_large = request.body.len() == HUBBLE.len();
+        is_large.then(|| Reply::new(413, &[], "<html>Too large</html>"))
+    });
+    assert_problem(&app.upload(HUBBLE, "a.jpg").await, 500, "storage_failed");
+    assert_eq!(nvidia.count(), 0);
+    assert_x_cache(&app, ROCKET, "miss").await;
+}
+
+#[tokio::test]
+async fn a_vector_that_cannot_be_written_costs_only_the_shared_cache() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    bucket.fail(|request| {
+        let is_vector = request.method == "PUT" && request.target.contains("/vectors/");
+        is_vector.then(|| FakeBucket::refusal(403, "AccessDenied"))
+    });
+    for n in 0..5 {
+        assert_x_cache(&app, &tiny(n), "miss").await;
+    }
+    assert_eq!(bucket.objects_in("downloads").len(), 5);
+    app.wait_for(|series| {
+        series("imagesvc_bucket_requests_total{operation=\"write\",outcome=\"403\"}") == 5.0
+            && series("imagesvc_bucket_writable") == 1.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_first_batch_after_the_bucket_fails_is_not_paid() {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    bucket.fail(|request| {
+        (request.method == "PUT").then(|| FakeBucket::refusal(403, "AccessDenied"))
+    });
+    let batch = app.batch(&json!({ "input": [data_url(&tiny(0)), data_url(&tiny(1))] })).await;
+    assert_problem(&batch, 503, "storage_unavailable");
+    assert_eq!(nvidia.count(), 0);
+    // Now the bucket is known to fail, so the next batch sends nothing.
+    let puts = || bucket.server.lines().iter().filter(|line| line.contains("/downloads/")).count();
+    let puts_before = puts();
+    for path in ["/v1/embeddings", "/vectorize-image-base64", "/vectorize-image"] {
+        let body = json!({
+            "input": [data_url(&tiny(2))],
+            "image_base64": data_url(&tiny(2)),
+            "image_url": "http://192.0.2.1/a.jpg",
+        });
+        let answer = app.send(app.json_request(path, &body)).await;
+        assert_problem(&answer, 503, "storage_unavailable");
+    }
+    assert_eq!(puts(), puts_before);
+}
+
+#[tokio::test]
 async fn a_picture_whose_client_disconnects_is_removed() {
     let (nvidia, bucket) =
         (FakeNvidia::replying(vec![Reply::Hang]).await, FakeBucket::start().await);
@@ -180,14 +271,6 @@ async fn a_bucket_that_denies_only_reads_or_the_list_stops_the_start_with_the_pe
         let error = TestApp::builder(&nvidia).bucket(&bucket).build().await.unwrap_err();
         assert!(error.to_string().contains(permission), "{error}");
     }
-}
-
-#[tokio::test]
-async fn half_of_a_key_pair_stops_the_start() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let builder = TestApp::builder(&nvidia).bucket(&bucket).setting("AWS_SECRET_ACCESS_KEY", "");
-    let error = builder.build().await.unwrap_err();
-    assert!(error.to_string().contains("AWS_SECRET_ACCESS_KEY"), "{error}");
 }
 
 #[tokio::test]

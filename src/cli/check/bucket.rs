@@ -11,7 +11,7 @@ use crate::{
     telemetry::{Metrics, causes},
 };
 
-/// How long the check may take.
+/// How long writing and removing an object may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Checks the bucket. Returns a finding for each operation that fails, or one if all succeed.
@@ -32,7 +32,7 @@ pub(super) async fn check_bucket(settings: &Settings, trust: Trust) -> Vec<Findi
         // Without removals, the service works, but objects that nobody needs remain.
         let state = match error.operation {
             Operation::Remove => State::Note,
-            Operation::Write | Operation::Read { .. } | Operation::ReadMissing => State::Fault,
+            Operation::Write | Operation::Read | Operation::ReadMissing => State::Fault,
         };
         findings.push(finding(state, text));
     }

@@ -4,14 +4,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256 as Hasher};
-use tokio::{
-    sync::Semaphore,
-    time::{Duration, Instant},
-};
+use tokio::sync::Semaphore;
 
 use super::{
     CacheKey, CachedEmbedding,
-    format::{MAX_LEN, decode, encode},
+    format::{decode, encode},
 };
 use crate::{
     bucket::{Bucket, Object},
@@ -21,9 +18,6 @@ use crate::{
 
 /// At most this many embeddings are written at once. Each takes some 50 KB of memory.
 const MAX_WRITES: usize = 256;
-
-/// How long a write may take at most. The bucket's own timeout is usually shorter.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The cache level in the bucket.
 pub(super) struct Shared {
@@ -40,7 +34,7 @@ impl Shared {
     /// one counts as missing; the next write replaces it.
     pub(super) async fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
         // The bucket logs when it begins to fail.
-        let bytes = self.bucket.read(&path(key), MAX_LEN).await.ok()??;
+        let bytes = self.bucket.read(&path(key)).await.ok()??;
         let cached = decode(key, &bytes);
         if cached.is_none() {
             tracing::warn!(
@@ -64,8 +58,7 @@ impl Shared {
             content: Content::Memory(bytes),
             media_type: "text/plain; charset=utf-8",
         };
-        let deadline = Instant::now() + WRITE_TIMEOUT;
-        if let Err(error) = self.bucket.write(&path(key), &object, deadline).await {
+        if let Err(error) = self.bucket.write_optional(&path(key), &object).await {
             tracing::debug!(%error, %key, "an embedding is not cached in the bucket");
         }
     }

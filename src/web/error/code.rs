@@ -91,7 +91,7 @@ codes! {
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
     /// The picture could not be saved, although the disk is not full.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;
-    /// The bucket does not take pictures at the moment. NVIDIA was not called.
+    /// The bucket does not take pictures at the moment. NVIDIA was not called for this picture.
     StorageUnavailable = "storage_unavailable", SERVICE_UNAVAILABLE;
     /// A parameter has a value that this service does not support, such as `dimensions`
     /// other than 1536.

@@ -79,7 +79,9 @@ pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
         Error::TooManyBytes { .. } => Code::ImageTooLarge,
         Error::Image(error) => image_code(error),
         Error::Store(error) if error.is_full() => Code::StorageFull,
-        Error::Store(store::Error::Bucket(_)) => Code::StorageUnavailable,
+        Error::Store(store::Error::Bucket(error)) if !error.is_about_the_object() => {
+            Code::StorageUnavailable
+        }
         Error::Store(_) => Code::StorageFailed,
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_code(error),
         Error::BatchTooLarge { .. } => Code::ValidationFailed,
@@ -99,7 +101,7 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
         Error::Store(error) if error.is_full() => {
             "The service's disk is full; nothing was saved. The service's operator must free disk space.".into()
         }
-        Error::Store(store::Error::Bucket(_)) => {
+        Error::Store(store::Error::Bucket(error)) if !error.is_about_the_object() => {
             "The service's storage is not available at the moment, so the picture was not saved; try again after the \
              time in Retry-After, or with ?save=false."
                 .into()

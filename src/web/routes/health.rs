@@ -4,7 +4,7 @@ use axum::{Json, extract::State, http::StatusCode, response::IntoResponse};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::{nvidia::KeyState, store::NotReadyReason, web::state::AppState};
+use crate::{bucket::Operation, nvidia::KeyState, store::NotReadyReason, web::state::AppState};
 
 /// The process is alive.
 #[derive(Debug, Serialize, ToSchema)]
@@ -76,8 +76,8 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
         KeyState::Refused => "refused",
     };
     let bucket = app.pipeline.store.bucket().map(|bucket| BucketState {
-        writable: bucket.is_writable(),
-        readable: bucket.is_readable(),
+        writable: bucket.works(Operation::Write),
+        readable: bucket.works(Operation::Read),
     });
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(Readiness { ready: reasons.is_empty(), reasons, nvidia_key, bucket }))

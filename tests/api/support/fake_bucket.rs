@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -24,6 +27,9 @@ enum Behaviour {
     Failing(Fault),
     /// Requests of this method have their effect, but are never answered.
     LosingAnswers(&'static str),
+    /// The first request of this method has its effect, but its connection is closed without an answer.
+    /// Later ones get this reply.
+    BreakingOff { method: &'static str, has_broken_off: AtomicBool, later: Fault },
     /// Every answer is delayed by this time.
     Slow(Duration),
 }
@@ -53,6 +59,12 @@ impl FakeBucket {
             {
                 return reply;
             }
+            if let Behaviour::BreakingOff { method, has_broken_off, later } = &*current
+                && request.method == *method
+                && has_broken_off.load(Ordering::SeqCst)
+            {
+                return later(request).unwrap();
+            }
             let mut objects = objects_of_server.lock().unwrap();
             let reply = match request.method.as_str() {
                 "PUT" => {
@@ -71,6 +83,12 @@ impl FakeBucket {
             };
             match &*current {
                 Behaviour::LosingAnswers(method) if request.method == *method => Reply::Hang,
+                Behaviour::BreakingOff { method, has_broken_off, .. }
+                    if request.method == *method =>
+                {
+                    has_broken_off.store(true, Ordering::SeqCst);
+                    Reply::CloseAfter(Vec::new())
+                }
                 Behaviour::Slow(delay) if !delay.is_zero() => reply.after(*delay),
                 _ => reply,
             }
@@ -105,6 +123,20 @@ impl FakeBucket {
     /// From now on, requests of this method have their effect, but are never answered.
     pub fn lose_answers_to(&self, method: &'static str) {
         *self.behaviour.lock().unwrap() = Behaviour::LosingAnswers(method);
+    }
+
+    /// The next request of this method has its effect, but its connection is closed without an answer.
+    /// Later ones get the reply `later`.
+    pub fn store_then_break_off_the_first(
+        &self,
+        method: &'static str,
+        later: impl Fn() -> Reply + Send + 'static,
+    ) {
+        *self.behaviour.lock().unwrap() = Behaviour::BreakingOff {
+            method,
+            has_broken_off: AtomicBool::new(false),
+            later: Box::new(move |_| Some(later())),
+        };
     }
 
     /// From now on, every answer is delayed.

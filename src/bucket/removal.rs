@@ -1,0 +1,139 @@
+//! Removes objects that nobody needs, in the background.
+//!
+//! Such an object is a picture that its client was told is not saved. So a removal is not given up
+//! while the bucket fails, but waits until the bucket works again.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::Semaphore,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+
+use super::{
+    Bucket,
+    error::{Error, Operation},
+};
+
+/// At most this many removals wait. Each takes about 1 KB of memory.
+const MAX_WAITING: usize = 10_000;
+
+/// At most this many removals are sent at once.
+const MAX_SENT: usize = 8;
+
+/// How long a removal is tried.
+const MAX_TIME: Duration = Duration::from_secs(60 * 60);
+
+/// The pause between two attempts of a removal, and between two looks at the bucket's state.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// When an object is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemovalTime {
+    /// Now: the object exists.
+    Now,
+    /// After two seconds, and once more after thirty: the object may still be on its way to the
+    /// bucket.
+    WhenItMayHaveArrived,
+}
+
+impl RemovalTime {
+    /// The pause before each removal, in seconds.
+    fn pauses(self) -> &'static [u64] {
+        match self {
+            Self::Now => &[0],
+            Self::WhenItMayHaveArrived => &[2, 28],
+        }
+    }
+}
+
+/// The limits that all removals share.
+#[derive(Debug)]
+pub(super) struct Removals {
+    waiting: AtomicUsize,
+    permits: Arc<Semaphore>,
+}
+
+impl Default for Removals {
+    fn default() -> Self {
+        Self { waiting: AtomicUsize::new(0), permits: Arc::new(Semaphore::new(MAX_SENT)) }
+    }
+}
+
+impl Bucket {
+    /// Removes an object in the background. If the bucket fails, waits until it works again, at most
+    /// for an hour. When the service stops, it makes one more attempt.
+    pub fn remove(&self, path: String, time: RemovalTime) -> JoinHandle<()> {
+        let bucket = self.clone();
+        self.0.background.spawn(async move {
+            let waiting = bucket.0.removals.waiting.fetch_add(1, Ordering::Relaxed);
+            if waiting >= MAX_WAITING {
+                log_remaining(&path, "too many removals wait");
+            } else {
+                bucket.remove_repeatedly(&path, time).await;
+            }
+            bucket.0.removals.waiting.fetch_sub(1, Ordering::Relaxed);
+        })
+    }
+
+    async fn remove_repeatedly(&self, path: &str, time: RemovalTime) {
+        for (nth, pause) in time.pauses().iter().enumerate() {
+            self.sleep_unless_stopping(Duration::from_secs(*pause)).await;
+            // When the service stops, the object has had its time to arrive.
+            if nth > 0 && self.is_stopping() {
+                return;
+            }
+            if let Err(error) = self.remove_when_it_works(path).await {
+                return log_remaining(path, error);
+            }
+        }
+    }
+
+    /// Tries to remove an object until it succeeds, is refused, or takes too long.
+    async fn remove_when_it_works(&self, path: &str) -> Result<(), Error> {
+        let deadline = Instant::now() + MAX_TIME;
+        loop {
+            while !self.works(Operation::Write) && !self.is_stopping() && Instant::now() < deadline
+            {
+                self.sleep_unless_stopping(PAUSE).await;
+            }
+            // The semaphore is never closed, so this always gets a permit.
+            let permit = self.0.removals.permits.acquire().await;
+            let removed = self.request(Operation::Remove, path, None, None).await;
+            drop(permit);
+            match removed {
+                Ok(_) => return Ok(()),
+                Err(error)
+                    if error.is_refusal() || self.is_stopping() || Instant::now() >= deadline =>
+                {
+                    return Err(error);
+                }
+                Err(_) => self.sleep_unless_stopping(PAUSE).await,
+            }
+        }
+    }
+
+    /// Sleeps, but returns within a second if the service stops.
+    async fn sleep_unless_stopping(&self, duration: Duration) {
+        let end = Instant::now() + duration;
+        while !self.is_stopping() && Instant::now() < end {
+            sleep(PAUSE.min(end - Instant::now())).await;
+        }
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.0.background.is_closed()
+    }
+}
+
+fn log_remaining(path: &str, cause: impl fmt::Display) {
+    tracing::warn!(%cause, path, "an object that nobody needs remains in the bucket");
+}
