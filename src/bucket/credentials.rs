@@ -76,3 +76,32 @@ fn http_error(error: reqwest::Error) -> HttpError {
 fn unknown(error: Box<dyn Error + Send + Sync>) -> HttpError {
     HttpError::new_boxed(HttpErrorKind::Unknown, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use object_store::{aws::AmazonS3Builder, path::Path, signer::Signer};
+    use reqwest::Method;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_http_url_is_refused_for_a_web_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        let token = folder.path().join("token");
+        std::fs::write(&token, "a token").unwrap();
+        let signer = AmazonS3Builder::new()
+            .with_bucket_name("photos")
+            .with_http_connector(CredentialsConnector(reqwest::Client::new()))
+            .with_config("aws_web_identity_token_file".parse().unwrap(), token.to_str().unwrap())
+            .with_config("aws_role_arn".parse().unwrap(), "arn:aws:iam::1:role/photos")
+            // Nothing listens there.
+            .with_config("aws_endpoint_url_sts".parse().unwrap(), "http://127.0.0.1:1")
+            .build()
+            .unwrap();
+        let minute = std::time::Duration::from_secs(60);
+        let signed = signer.signed_url(Method::PUT, &Path::from("a"), minute).await;
+        let error = signed.unwrap_err();
+        let cause = crate::telemetry::causes(&error).last().unwrap().to_string();
+        assert!(cause.contains("must be https"), "{cause}");
+    }
+}
