@@ -36,12 +36,12 @@ pub(super) fn check(vector: &[f32]) -> Result<(), String> {
     if vector.is_empty() {
         return Err("the vector is empty".into());
     }
-    // An infinite number or NaN makes its product NaN, and thereby the sum. One sum is quicker to
-    // check than each number.
+    // Zero times an infinite number or NaN is NaN, and so is the sum. One sum is quicker to check than
+    // each number.
     if vector.iter().map(|number| number * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
     }
-    Err("the vector contains a number that is infinite, too large or not a number".into())
+    Err("the vector contains a number that is infinite or NaN, or too large for 32 bits".into())
 }
 
 /// Takes the items of an array, and parses each as a number.

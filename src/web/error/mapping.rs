@@ -308,6 +308,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_picture_that_cannot_be_shrunk_enough_is_not_said_to_be_refused_by_nvidia() {
+        let error = embed::Error::CannotShrinkEnough;
+        assert_eq!(embed_code(&error), Code::EmbeddingRejected);
+        let detail = embed_detail(&error);
+        assert!(detail.starts_with("The picture cannot be made small enough"), "{detail}");
+    }
+
+    #[test]
     fn multiples_of_a_mebibyte_are_formatted_in_mebibytes_and_other_sizes_in_bytes() {
         assert_eq!(format_bytes(20 << 20), "20 MiB");
         assert_eq!(format_bytes(1000), "1000 bytes");
