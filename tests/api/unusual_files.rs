@@ -45,7 +45,7 @@ const CASES: [(&str, Expected); 17] = [
     ("bmp-os2v2.bmp", SameAs("plain.png")),
 ];
 
-/// The largest allowed [`Difference::worst`] between the JPEG that NVIDIA receives and the expected
+/// The largest allowed [`Difference::worst_square`] between the JPEG that NVIDIA receives and the expected
 /// picture.
 fn tolerance(name: &str) -> f64 {
     // The palette of this file has few colours. Even the nearest one may differ much from the
