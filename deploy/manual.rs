@@ -27,7 +27,7 @@ pub fn write(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     generate_to(Bash, &mut documented_command_line(), "imagesvc", folder)?;
     generate_to(Zsh, &mut documented_command_line(), "imagesvc", folder)?;
-    // A command that is built knows the names of its page and of its arguments' values. It also has the
+    // `build` gives each command the name of its man page, the names of its arguments' values, and the
     // flags of the settings, which all commands share.
     let mut imagesvc = documented_command_line().disable_help_subcommand(true);
     imagesvc.build();
@@ -50,7 +50,7 @@ pub fn write(folder: &Path) -> io::Result<()> {
     write_page(folder, imagesvc, &environment())
 }
 
-/// Writes the page of a command, which ends with this section.
+/// Writes the man page of a command, with `last_section` at its end.
 fn write_page(folder: &Path, command: Command, last_section: &Roff) -> io::Result<()> {
     let has_subcommands = command.has_subcommands();
     let source = concat!("imagesvc ", env!("CARGO_PKG_VERSION"));
@@ -68,6 +68,7 @@ fn write_page(folder: &Path, command: Command, last_section: &Roff) -> io::Resul
     fs::write(folder.join(man.get_filename()), page)
 }
 
+/// Says in the page of a command where the settings are.
 fn see_imagesvc() -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["SETTINGS"]);
@@ -79,6 +80,7 @@ fn see_imagesvc() -> Roff {
     section
 }
 
+/// Lists the environment variables of the settings.
 fn environment() -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["ENVIRONMENT"]);

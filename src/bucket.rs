@@ -1,11 +1,11 @@
-//! The bucket in which pictures and vectors last, on S3 or on a server that speaks S3's protocol.
+//! The bucket that keeps pictures and vectors, on S3 or on a server that speaks S3's protocol.
 //!
 //! `object_store` finds the credentials and signs the URLs. The requests are sent by the service's
 //! own HTTP client: it streams a picture from its file, ignores proxies in the environment, and sees
 //! S3's error codes, which `object_store` hides.
 //!
-//! An object's name is either new or derived from its content. So a write can be repeated, and needs
-//! no condition.
+//! An object's name is either new or derived from its content. So a write can be repeated, and need
+//! not check whether the object exists.
 //!
 //! While the bucket fails, nobody waits for it: writes are refused at once, and reads are skipped.
 //! Meanwhile `health` tests the bucket every few seconds.
@@ -77,7 +77,7 @@ pub struct Settings {
     pub endpoint: Option<Url>,
     /// The bucket's region; `None` for the region in the AWS variables, or else `us-east-1`.
     pub region: Option<String>,
-    /// The longest time for a write, with its repetition.
+    /// The longest time for a write, including its second attempt.
     pub timeout: Duration,
     /// The values of [`AWS_VARIABLES`] that are set.
     pub aws_variables: Vec<(&'static str, SecretString)>,
@@ -157,8 +157,8 @@ impl Bucket {
         })))
     }
 
-    /// Writes an object before the deadline. `path` follows the prefix. When this returns, the
-    /// object is durable.
+    /// Writes an object before the deadline. `path` is the object's name after the prefix. When this
+    /// returns, the object is durable.
     ///
     /// # Errors
     /// [`Error`], which says whether the object may exist nevertheless.
@@ -170,7 +170,8 @@ impl Bucket {
         written.map(drop)
     }
 
-    /// Writes an object that nobody needs urgently. If this fails, other writes are not affected.
+    /// Writes an object that the service can do without. A failure does not count as a failure of the
+    /// bucket, so other writes are not affected.
     ///
     /// # Errors
     /// [`Error`]
@@ -179,8 +180,9 @@ impl Bucket {
         self.request(Operation::Write, path, Some(object), None).await.map(drop)
     }
 
-    /// Reads an object. Returns `None` if there is no such object. Returns only the first part of an
-    /// object of more than 2 MiB, which is none of the service's. Takes at most a second.
+    /// Reads an object. Returns `None` if there is no such object. Returns only the beginning of
+    /// an object of more than 2 MiB: the service reads only vectors, which are shorter. Takes at most a
+    /// second.
     ///
     /// # Errors
     /// [`Error`]
@@ -268,11 +270,11 @@ fn signer(settings: &Settings, http: reqwest::Client) -> object_store::Result<Am
     let name = settings.location.bucket();
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(name)
-        // The certificate of S3 covers only one label before `.s3`. Other servers often have no
-        // wildcard host names.
+        // In this style, the bucket's name is the first part of the host name. S3's certificate covers
+        // no name with a dot in it, and other servers often have no such host names.
         .with_virtual_hosted_style_request(settings.endpoint.is_none() && !name.contains('.'))
         .with_http_connector(CredentialsConnector(http))
-        // These retries are for requests of credentials.
+        // Only requests for credentials are retried like this.
         .with_retry(RetryConfig {
             backoff: BackoffConfig { max_backoff: Duration::from_secs(1), ..Default::default() },
             max_retries: 2,

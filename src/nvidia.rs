@@ -284,7 +284,7 @@ impl Client {
                 | ErrorKind::RateLimited
                 | ErrorKind::Unavailable
                 | ErrorKind::AttemptTimeout
-                | ErrorKind::ResultGone
+                | ErrorKind::PolledResultGone
                 | ErrorKind::GatewayPage
                 | ErrorKind::InvalidResponse
                 | ErrorKind::Unexpected

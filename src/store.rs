@@ -1,7 +1,7 @@
-//! Where pictures are kept: in the downloads folder, or in a bucket.
+//! Where pictures are saved: in the downloads folder, or in a bucket.
 //!
-//! Pictures always arrive in the downloads folder's `.incoming/`. With a bucket, they leave it for
-//! the bucket, and the folder contains nothing else that must last.
+//! A picture that is too large for memory is received into the downloads folder's `.incoming/`, even
+//! with a bucket. With a bucket, the folder contains no picture that must outlive its request.
 
 use std::{fs, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -121,7 +121,7 @@ impl SavedGuard {
         }
     }
 
-    /// Lets the picture stay.
+    /// Makes the picture stay when the guard is dropped.
     pub fn confirm(&mut self) {
         match &mut self.0 {
             Place::Folder(file) => file.confirm(),
@@ -129,7 +129,7 @@ impl SavedGuard {
         }
     }
 
-    /// Whether the picture stays.
+    /// Whether the picture stays when the guard is dropped.
     pub fn is_confirmed(&self) -> bool {
         match &self.0 {
             Place::Folder(file) => file.is_confirmed(),
@@ -150,7 +150,7 @@ impl Store {
         Ok(Self { folder, space, retention: settings.retention, bucket: None })
     }
 
-    /// Returns a store that saves pictures in the bucket.
+    /// Returns a store that saves pictures in the bucket, if there is one.
     #[must_use]
     pub fn with_bucket(self, bucket: Option<Bucket>) -> Self {
         Self { bucket, ..self }
@@ -242,7 +242,7 @@ impl Store {
     /// stays in memory until it is saved.
     pub fn spool(&self, memory_limit: usize) -> Spool {
         match self.bucket {
-            // A picture in memory goes to the bucket without ever taking disk space.
+            // A picture in memory is sent to the bucket directly, so it needs no reserved disk space.
             Some(_) => self.folder.incoming.spool(memory_limit),
             None => self.folder.incoming.spool_for_disk(memory_limit),
         }

@@ -15,16 +15,17 @@ use object_store::client::{
 use reqwest::Request;
 use url::Url;
 
-/// The most bytes that are read of a response. Credentials have some 2 KB.
+/// The most bytes that are read of a response. Credentials take about 2 KB.
 const MAX_RESPONSE_LEN: usize = 64 * 1024;
 
-/// Creates clients for requests of credentials.
+/// Creates clients that request credentials.
 #[derive(Debug)]
 pub(super) struct CredentialsConnector(pub(super) reqwest::Client);
 
 impl HttpConnector for CredentialsConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        // `object_store` forbids http for web identities, whose tokens must not be read on the way.
+        // `object_store` forbids http for web identities, because others could read their tokens on
+        // the way.
         let allows_http = options.get_config_value(&ClientConfigKey::AllowHttp);
         let allows_http = allows_http.is_some_and(|value| value == "true");
         Ok(HttpClient::new(CredentialsClient { http: self.0.clone(), allows_http }))
@@ -41,22 +42,22 @@ struct CredentialsClient {
 impl HttpService for CredentialsClient {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let (head, body) = request.into_parts();
-        let url = Url::parse(&head.uri.to_string()).map_err(|error| unknown(error.into()))?;
+        let url = Url::parse(&head.uri.to_string()).map_err(|error| final_error(error.into()))?;
         if url.scheme() != "https" && !self.allows_http {
-            return Err(unknown("the URL of the credentials must be https".into()));
+            return Err(final_error("the URL of the credentials must be https".into()));
         }
         let mut request = Request::new(head.method, url);
         *request.headers_mut() = head.headers;
         match body.as_bytes() {
             Some(bytes) => *request.body_mut() = Some(bytes.clone().into()),
             None if body.is_empty() => {}
-            None => return Err(unknown("only a body in one piece can be sent".into())),
+            None => return Err(final_error("only a body in one piece can be sent".into())),
         }
         let mut response = self.http.execute(request).await.map_err(http_error)?;
         let mut read = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(http_error)? {
             if read.len() + chunk.len() > MAX_RESPONSE_LEN {
-                return Err(unknown("the response with the credentials is too long".into()));
+                return Err(final_error("the response with the credentials is too long".into()));
             }
             read.extend_from_slice(&chunk);
         }
@@ -73,7 +74,8 @@ fn http_error(error: reqwest::Error) -> HttpError {
     HttpError::new(kind, error.without_url())
 }
 
-fn unknown(error: Box<dyn Error + Send + Sync>) -> HttpError {
+/// An error after which `object_store` does not send the request again.
+fn final_error(error: Box<dyn Error + Send + Sync>) -> HttpError {
     HttpError::new_boxed(HttpErrorKind::Unknown, error)
 }
 

@@ -9,7 +9,8 @@ pub enum Operation {
     Write,
     /// Read an object.
     Read,
-    /// Read an object that does not exist. S3 denies access instead, unless the bucket may be listed.
+    /// Read an object that does not exist. Without the permission to list the bucket, S3 does not say
+    /// that the object is missing, but denies access.
     ReadMissing,
     /// Remove an object.
     Remove,
@@ -66,7 +67,7 @@ pub(super) enum Cause {
     /// There was no answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// The client's own deadline passed first.
+    /// The deadline of the client's request passed before the bucket's own timeout.
     #[error("the request's deadline passed")]
     DeadlinePassed,
     /// An object that was just written is missing or differs.
@@ -192,10 +193,11 @@ impl Error {
         matches!(&self.cause, Cause::Refused(refusal) if refusal.is_about_the_object())
     }
 
-    /// Whether the error says something about the bucket's state.
+    /// Whether the error shows that the bucket fails. A deadline of a client does not, nor does the
+    /// refusal of one object.
     pub(super) fn is_about_the_bucket(&self) -> bool {
-        let is_own = matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended);
-        !is_own && !self.is_about_the_object()
+        let is_local = matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended);
+        !is_local && !self.is_about_the_object()
     }
 
     /// What the operator can do, if that is known.
@@ -240,7 +242,7 @@ impl Error {
                 None => "IMAGESVC_BUCKET_REGION is not the bucket's region".into(),
             },
             "AccessDenied" if refusal.message_contains("kms:") => {
-                "the key's policy must allow the role or user kms:GenerateDataKey and kms:Decrypt"
+                "the policy of the KMS key must allow kms:GenerateDataKey and kms:Decrypt to the role or user"
                     .into()
             }
             "AccessDenied" | "AllAccessDisabled" => {
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_s3_tells_a_wrong_clock_and_a_key_policy_from_a_missing_permission() {
+    fn a_wrong_clock_or_kms_policy_is_distinguished_from_a_missing_permission_by_s3s_message() {
         let clock = refused(403, "AccessDenied", "Request has expired");
         assert!(clock.advice().unwrap_or_default().contains("clock"));
         assert!(!clock.is_refusal(), "the clock may be set later");

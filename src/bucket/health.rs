@@ -1,12 +1,12 @@
-//! Knows whether the bucket can be written to and read, and tests it while it cannot.
+//! Records whether the bucket can be written to and read, and tests it while it cannot.
 //!
 //! A request that waits for a failing bucket would hold its memory and its permits for nothing. So
 //! requests stop using the bucket after the first failure of a write, or after three failures of
 //! reads. From then on, a task tests the bucket every few seconds. Tests overlap: one that hangs does
-//! not delay the next. Letting requests themselves try would make some of them wait.
+//! not delay the next. The requests themselves do not test the bucket, because some of them would wait.
 //!
-//! A picture fails if the bucket cannot be written to. A vector does not, so failed writes of vectors
-//! are not counted.
+//! A request fails if its picture cannot be written, but not if its vector cannot. So failed writes of
+//! vectors are not counted.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -27,7 +27,7 @@ const MAX_FAILED_READS: u32 = 3;
 /// The time between the starts of two tests of a failing bucket.
 const TEST_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How long a test may take.
+/// How long the write of a test may take, and the removal. Each of the two reads takes at most a second.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// At most this many tests run at once.
@@ -63,15 +63,15 @@ struct Failures {
 }
 
 impl Failures {
-    /// Counts the outcome of an operation that began at `started` and ends `now`. The operation fails
-    /// when `max` operations in a row have failed. A failure is ignored if another operation, which
-    /// began later, has already succeeded.
+    /// Counts the outcome of an operation that began at `started` and ends `now`. The operation
+    /// counts as failing after `max_failures` in a row. A failure is ignored if another operation has
+    /// succeeded since this one began.
     fn record(
         &mut self,
         has_failed: bool,
         started: Instant,
         now: Instant,
-        max: u32,
+        max_failures: u32,
     ) -> Option<Transition> {
         if !has_failed {
             self.count = 0;
@@ -82,7 +82,7 @@ impl Failures {
             return None;
         }
         let was_failing = self.is_failing;
-        self.is_failing = self.count >= max || (was_failing && has_failed);
+        self.is_failing = self.count >= max_failures || (was_failing && has_failed);
         match (was_failing, self.is_failing) {
             (false, true) => Some(Transition::Fails),
             (true, false) => Some(Transition::Works),
@@ -92,8 +92,8 @@ impl Failures {
 }
 
 impl Health {
-    /// Whether the operation is suspended because it fails. A removal never is, because no client
-    /// waits for it.
+    /// Whether the operation is suspended because it fails. A removal is never suspended, because no
+    /// client waits for it.
     pub(super) fn is_suspended(&self, operation: Operation) -> bool {
         let state = self.state();
         match operation {
@@ -209,7 +209,11 @@ mod tests {
             assert_eq!(health.record(Operation::Read, true, later), None);
         }
         assert_eq!(health.record(Operation::Read, true, later), Some(Transition::Fails));
-        assert_eq!(health.record(Operation::Read, true, later), None, "to be reported once");
+        assert_eq!(
+            health.record(Operation::Read, true, later),
+            None,
+            "a failure must be reported only once"
+        );
         assert!(health.is_suspended(Operation::Read) && !health.is_suspended(Operation::Remove));
     }
 
@@ -219,7 +223,7 @@ mod tests {
         for operation in [Operation::Write, Operation::Read] {
             assert_eq!(health.record_test(operation, true, now), Some(Transition::Fails));
             assert!(health.begin_testing() && !health.begin_testing());
-            assert!(!health.end_testing(), "a failing bucket must be tested on");
+            assert!(!health.end_testing(), "the tests of a failing bucket must not end");
             assert_eq!(health.record_test(operation, false, now), Some(Transition::Works));
             assert!(health.end_testing() && !health.is_suspended(operation));
         }

@@ -4,6 +4,9 @@ use std::{fmt, net::Ipv4Addr};
 
 use object_store::path::Path;
 
+/// The longest prefix, in bytes. S3 allows 1024 bytes for the whole name of an object.
+const MAX_PREFIX_LEN: usize = 500;
+
 /// A bucket's name, and the prefix of the names of all objects that the service writes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Location {
@@ -24,7 +27,7 @@ impl Location {
     /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
     ///
     /// # Errors
-    /// A message that is written to follow the setting's name.
+    /// The end of a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let rest =
             text.strip_prefix("s3://").ok_or("must begin with s3://, as in s3://bucket/prefix")?;
@@ -34,8 +37,8 @@ impl Location {
             && bucket.bytes().last().is_some_and(is_letter_or_digit);
         let has_valid_bytes =
             bucket.bytes().all(|byte| is_letter_or_digit(byte) || matches!(byte, b'-' | b'.'));
-        let is_address = bucket.parse::<Ipv4Addr>().is_ok();
-        let has_valid_dots = !bucket.contains("..") && !is_address;
+        let is_ip_address = bucket.parse::<Ipv4Addr>().is_ok();
+        let has_valid_dots = !bucket.contains("..") && !is_ip_address;
         let has_valid_len = (3..=63).contains(&bucket.len());
         if !(has_valid_len && has_valid_ends && has_valid_bytes && has_valid_dots) {
             return Err(
@@ -53,8 +56,8 @@ impl Location {
                         single slashes between them"
                 .into());
         }
-        if prefix.len() > 500 {
-            return Err("has a prefix of more than 500 characters".into());
+        if prefix.len() > MAX_PREFIX_LEN {
+            return Err(format!("has a prefix of more than {MAX_PREFIX_LEN} characters"));
         }
         Ok(Self { bucket: bucket.into(), prefix: prefix.into() })
     }
@@ -64,7 +67,7 @@ impl Location {
         &self.bucket
     }
 
-    /// The name of an object whose path follows the prefix.
+    /// The whole name of an object. `path` is its part after the prefix.
     pub(super) fn object(&self, path: &str) -> Path {
         Path::from_iter(self.prefix.split('/').chain(path.split('/')))
     }
@@ -89,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_s3_would_refuse_is_refused() {
+    fn a_bucket_or_prefix_that_s3_would_refuse_is_refused() {
         for invalid in [
             "photos",
             "http://photos",

@@ -1,7 +1,7 @@
 //! Removes objects that nobody needs, in the background.
 //!
-//! Such an object is a picture that its client was told is not saved. So a removal is not given up
-//! while the bucket fails, but waits until the bucket works again.
+//! Such an object is a picture whose client was told that it is not saved. So a removal is not given
+//! up while the bucket fails, but waits until the bucket works again.
 
 use std::{
     fmt,
@@ -29,10 +29,10 @@ const MAX_WAITING: usize = 10_000;
 /// At most this many removals are sent at once.
 const MAX_SENT: usize = 8;
 
-/// How long a removal is tried.
+/// How long the service tries to remove an object.
 const MAX_TIME: Duration = Duration::from_secs(60 * 60);
 
-/// The pause between two attempts of a removal, and between two looks at the bucket's state.
+/// The pause between two attempts of a removal, and between two checks of the bucket's state.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// When an object is removed.
@@ -87,7 +87,8 @@ impl Bucket {
     async fn remove_repeatedly(&self, path: &str, time: RemovalTime) {
         for (nth, pause) in time.pauses().iter().enumerate() {
             self.sleep_unless_stopping(Duration::from_secs(*pause)).await;
-            // When the service stops, the object has had its time to arrive.
+            // If the service is stopping, the pause was cut short. A second removal would come too
+            // early to help.
             if nth > 0 && self.is_stopping() {
                 return;
             }

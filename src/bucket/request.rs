@@ -1,5 +1,5 @@
-//! Sends one request to the bucket: signs its URL, sends it, and classifies the response. A
-//! transient error is tried a second time.
+//! Sends one request to the bucket: signs its URL, sends it, and classifies the response. After
+//! a transient error, sends it a second time.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ use crate::{http_client::body_of, telemetry::causes};
 /// machine's by minutes.
 const URL_VALIDITY: Duration = Duration::from_secs(15 * 60);
 
-/// The most bytes that are read of an object, plus the last chunk. A vector has less than 1.1 MB.
+/// Reading an object ends with the chunk that exceeds this many bytes. A vector has less than 1.1 MB.
 const MAX_OBJECT_LEN: usize = 2 << 20;
 
 /// The most bytes that are read of an error response.
@@ -168,7 +168,7 @@ impl Bucket {
         }
         let region = response.headers().get(REGION).and_then(|region| region.to_str().ok());
         let region = region.map(str::to_owned);
-        // If the body breaks off, the status alone must suffice.
+        // If the body cannot be read, the status alone decides.
         let body = read_start(response, MAX_ERROR_LEN).await.unwrap_or_default();
         let body: Option<ErrorBody> =
             std::str::from_utf8(&body).ok().and_then(|body| quick_xml::de::from_str(body).ok());
@@ -207,7 +207,7 @@ async fn read_start(mut response: Response, max_len: usize) -> reqwest::Result<B
     Ok(body)
 }
 
-/// The causes without the URL, which contains a signature.
+/// The innermost cause. The URL is left out, because it contains a signature.
 fn connection_error(error: reqwest::Error) -> Cause {
     let was_sent = !error.is_connect();
     let error = error.without_url();

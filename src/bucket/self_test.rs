@@ -69,7 +69,7 @@ impl Bucket {
             _ => self.request(Operation::ReadMissing, &missing_path, None, None).await,
         };
         let remove = match &write {
-            // The object may arrive later. If the removal took its time now, the test would take longer.
+            // The object may still arrive. Its removal waits for that in the background, not the test.
             Err(error) if error.may_have_written() => {
                 drop(self.remove(path, RemovalTime::WhenItMayHaveArrived));
                 Ok(None)

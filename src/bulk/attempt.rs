@@ -14,7 +14,7 @@ pub(super) async fn attempt(
     mut job: Job,
 ) -> (Job, Result<Embedded, Action>) {
     sleep(job.attempts.backoff()).await;
-    let timeout = job.attempts.request_timeout();
+    let timeout = job.attempts.start_request();
     let result = match &job.item.picture {
         Ok(picture) => client.embed(picture, timeout).await,
         Err(failure) => Err(Action::Fail(failure.clone())),

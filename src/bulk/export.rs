@@ -63,7 +63,7 @@ pub(super) struct Export {
     rows: File,
     reader: ItemReader,
     /// How many rows were written to the new file so far.
-    written: Arc<AtomicU64>,
+    exported: Arc<AtomicU64>,
 }
 
 /// Checks that the file may be replaced. Called before anything is written.
@@ -103,7 +103,7 @@ impl Export {
         let rows = rows.try_clone();
         let rows = rows.map_err(|error| OutputError::Io(rows_path.to_owned(), error))?;
         let (rows_path, reader) = (rows_path.to_owned(), reader.clone());
-        Ok(Self { file, rows_path, rows, reader, written: Arc::default() })
+        Ok(Self { file, rows_path, rows, reader, exported: Arc::default() })
     }
 
     /// Makes the file, unless the run ended before it had tried all rows. Returns how the command ends.
@@ -145,12 +145,12 @@ impl Export {
     /// Makes the file on another thread. Returns the number of its rows.
     async fn make(self, interrupt: &mut Interrupt) -> Result<u64, ExportError> {
         let path = self.file.path.clone();
-        let written = Arc::clone(&self.written);
+        let exported = Arc::clone(&self.exported);
         let is_interrupted = Arc::new(AtomicBool::new(false));
         let thread_is_interrupted = Arc::clone(&is_interrupted);
         let mut made = spawn_blocking(move || self.write(&thread_is_interrupted));
         let joined = tokio::select! {
-            joined = with_progress(&mut made, || write_line(&progress(&path, &written))) => joined,
+            joined = with_progress(&mut made, || write_line(&progress(&path, &exported))) => joined,
             () = interrupt.wait() => {
                 is_interrupted.store(true, Ordering::Relaxed);
                 interrupt.exit_at_next_signal();
@@ -184,8 +184,8 @@ impl Export {
     }
 
     fn write_to(&self, file: &File, is_interrupted: &AtomicBool) -> Result<u64, ExportError> {
-        let Self { rows, reader, written, .. } = self;
-        let rows = RowFile { file: rows, reader, written, is_interrupted };
+        let Self { rows, reader, exported, .. } = self;
+        let rows = RowFile { file: rows, reader, exported, is_interrupted };
         match self.file.format {
             #[cfg(feature = "parquet")]
             ExportFormat::Parquet => parquet::write(&rows, file),
@@ -209,8 +209,8 @@ async fn with_progress<T>(
 }
 
 /// A line that says how much of the file is written.
-fn progress(path: &Path, written: &AtomicU64) -> String {
-    format!("making {}: {} rows are written", path.display(), written.load(Ordering::Relaxed))
+fn progress(path: &Path, exported: &AtomicU64) -> String {
+    format!("making {}: {} rows are written", path.display(), exported.load(Ordering::Relaxed))
 }
 
 /// The path under which the file is written. It is in the same folder, since a file cannot be renamed

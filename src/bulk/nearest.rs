@@ -95,7 +95,7 @@ async fn embed(
 async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Embedded, Failure> {
     let mut attempts = Attempts::within(PICTURE_TIMEOUT);
     loop {
-        let (failure, pause) = match client.embed(picture, attempts.request_timeout()).await {
+        let (failure, pause) = match client.embed(picture, attempts.start_request()).await {
             Ok(embedded) => return Ok(embedded),
             Err(Action::Fail(failure) | Action::StopRun(failure)) => return Err(failure),
             Err(Action::PauseService(failure, pause)) => (failure, pause),
@@ -154,7 +154,7 @@ fn rank(
         if row.vector.len() != query.len() {
             let (found, expected) = (row.vector.len(), query.len());
             let detail =
-                format!("its vector has {found} numbers, but that of the picture has {expected}");
+                format!("the vector has {found} numbers, but that of the picture has {expected}");
             return Err(file.row_error(row.number, detail).into());
         }
         ranking.offer(query.cosine(&row.vector), row.number, &mut row.label);

@@ -24,7 +24,7 @@ pub(super) fn append(text: &str, numbers: &mut Vec<f32>) -> Result<(), String> {
     if let Some(wrong) = wrong {
         return Err(wrong);
     }
-    read.map_err(|error| format!("its vector is not a list of numbers: {error}"))?;
+    read.map_err(|error| format!("the vector is not a list of numbers: {error}"))?;
     check(&numbers[before..])
 }
 
@@ -34,14 +34,14 @@ pub(super) fn append(text: &str, numbers: &mut Vec<f32>) -> Result<(), String> {
 /// There are no numbers, or one is infinite or not a number.
 pub(super) fn check(vector: &[f32]) -> Result<(), String> {
     if vector.is_empty() {
-        return Err("its vector is empty".into());
+        return Err("the vector is empty".into());
     }
-    // An infinite number or NaN makes its product NaN, and thereby the sum. One sum is quicker to
-    // check than each number.
+    // Zero times an infinite number or NaN is NaN, and so is the sum. One sum is quicker to check than
+    // each number.
     if vector.iter().map(|number| number * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
     }
-    Err("its vector contains a number that is infinite, too large or not a number".into())
+    Err("the vector contains a number that is infinite or NaN, or too large for 32 bits".into())
 }
 
 /// Takes the items of an array, and parses each as a number.
@@ -65,19 +65,19 @@ impl<'de> Visitor<'de> for Numbers<'_> {
             // Parsing a text as `f32` rounds it once. serde parses it as `f64` first, which would round
             // it twice.
             let reason = match item.get().parse() {
-                _ if is_too_long => format!("its vector has more than {MAX_LENGTH} numbers"),
+                _ if is_too_long => format!("the vector has more than {MAX_LENGTH} numbers"),
                 Ok(number) if f32::is_finite(number) => {
                     self.numbers.push(number);
                     continue;
                 }
                 Ok(_) => {
                     format!(
-                        "its vector contains {}, which is infinite as a 32-bit number",
+                        "the vector contains {}, which is infinite as a 32-bit number",
                         quote(item)
                     )
                 }
                 Err(_) => {
-                    format!("its vector contains {}: it is not a list of numbers", quote(item))
+                    format!("the vector contains {}: it is not a list of numbers", quote(item))
                 }
             };
             *self.wrong = Some(reason);
@@ -121,23 +121,23 @@ mod tests {
     #[test]
     fn a_text_that_is_no_list_of_finite_numbers_is_refused_with_the_reason() {
         for (text, reason) in [
-            ("", "its vector is not a list of numbers: "),
-            ("12", "its vector is not a list of numbers: "),
-            ("[1,2", "its vector is not a list of numbers: "),
-            ("[1,2],\"x\":[3]", "its vector is not a list of numbers: "),
-            ("[1,NaN]", "its vector is not a list of numbers: "),
-            ("[1,inf]", "its vector is not a list of numbers: "),
+            ("", "the vector is not a list of numbers: "),
+            ("12", "the vector is not a list of numbers: "),
+            ("[1,2", "the vector is not a list of numbers: "),
+            ("[1,2],\"x\":[3]", "the vector is not a list of numbers: "),
+            ("[1,NaN]", "the vector is not a list of numbers: "),
+            ("[1,inf]", "the vector is not a list of numbers: "),
             // Rust would parse these, but they are not JSON.
-            ("[+1]", "its vector is not a list of numbers: "),
-            ("[.5]", "its vector is not a list of numbers: "),
-            ("[1.]", "its vector is not a list of numbers: "),
-            ("[01]", "its vector is not a list of numbers: "),
-            ("[]", "its vector is empty"),
-            ("[[1,2]]", r#"its vector contains "[1,2]": it is not a list of numbers"#),
-            ("[1,null]", r#"its vector contains "null": it is not a list of numbers"#),
-            ("[1,\"2\"]", r#"its vector contains "\"2\"": it is not a list of numbers"#),
-            ("[1,1e39]", r#"its vector contains "1e39", which is infinite as a 32-bit number"#),
-            ("[1,-1e999]", r#"its vector contains "-1e999", which is infinite as a 32-bit number"#),
+            ("[+1]", "the vector is not a list of numbers: "),
+            ("[.5]", "the vector is not a list of numbers: "),
+            ("[1.]", "the vector is not a list of numbers: "),
+            ("[01]", "the vector is not a list of numbers: "),
+            ("[]", "the vector is empty"),
+            ("[[1,2]]", r#"the vector contains "[1,2]": it is not a list of numbers"#),
+            ("[1,null]", r#"the vector contains "null": it is not a list of numbers"#),
+            ("[1,\"2\"]", r#"the vector contains "\"2\"": it is not a list of numbers"#),
+            ("[1,1e39]", r#"the vector contains "1e39", which is infinite as a 32-bit number"#),
+            ("[1,-1e999]", r#"the vector contains "-1e999", which is infinite as a 32-bit number"#),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.starts_with(reason), "{text}: {error}");
@@ -151,7 +151,7 @@ mod tests {
         let zeros = |count: usize| format!("[{}]", vec!["0"; count].join(","));
         assert_eq!(read(&zeros(MAX_LENGTH)).unwrap().len(), MAX_LENGTH);
         let error = read(&zeros(MAX_LENGTH + 1)).unwrap_err();
-        assert_eq!(error, "its vector has more than 1048576 numbers");
+        assert_eq!(error, "the vector has more than 1048576 numbers");
     }
 
     proptest! {

@@ -19,16 +19,16 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 /// The attempts of one picture.
 #[derive(Debug)]
 pub(super) struct Attempts {
-    /// How many have failed, except because the service is busy.
+    /// How many have failed, without those that the busy service refused.
     failed: u32,
-    /// The longest time from the first attempt to the last.
+    /// The longest time from the start of the first attempt to the end of the last.
     longest: Duration,
-    /// When the last attempt must end. `None` before the first attempt.
+    /// After this, no attempt starts. `None` before the first attempt.
     deadline: Option<Instant>,
 }
 
 impl Attempts {
-    /// No attempts yet. They may take this time, from the first to the last.
+    /// No attempt yet. All attempts together may take this time.
     pub(super) fn within(longest: Duration) -> Self {
         Self { failed: 0, longest, deadline: None }
     }
@@ -44,8 +44,8 @@ impl Attempts {
         doublings.map_or(Duration::ZERO, |doublings| FIRST_BACKOFF * 2_u32.pow(doublings))
     }
 
-    /// The time for a request that starts now.
-    pub(super) fn request_timeout(&mut self) -> Duration {
+    /// Starts a request. Returns how long it may take. The first call sets the deadline.
+    pub(super) fn start_request(&mut self) -> Duration {
         let now = Instant::now();
         let deadline = *self.deadline.get_or_insert(now + self.longest);
         let left = deadline.saturating_duration_since(now);
@@ -79,16 +79,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_of_a_picture_begins_with_its_first_request_and_limits_the_others() {
+    async fn the_deadline_counts_from_the_first_request_and_shortens_later_ones() {
         let mut attempts = Attempts::within(900 * SECOND);
         advance(10_000 * SECOND).await;
         assert!(attempts.may_continue(Instant::now()));
-        assert_eq!(attempts.request_timeout(), REQUEST_TIMEOUT);
+        assert_eq!(attempts.start_request(), REQUEST_TIMEOUT);
         advance(800 * SECOND).await;
-        assert_eq!(attempts.request_timeout(), 100 * SECOND);
+        assert_eq!(attempts.start_request(), 100 * SECOND);
         assert!(attempts.may_continue(Instant::now() + 99 * SECOND));
         assert!(!attempts.may_continue(Instant::now() + 100 * SECOND));
         advance(200 * SECOND).await;
-        assert_eq!(attempts.request_timeout(), MIN_REQUEST_TIMEOUT);
+        assert_eq!(attempts.start_request(), MIN_REQUEST_TIMEOUT);
     }
 }

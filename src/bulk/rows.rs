@@ -12,8 +12,9 @@ use super::{
     json_object::{self, Member},
 };
 
-/// The longest line that is read. A row of a source has at most 4 MiB, and a vector some 30 KB.
+/// The longest line that is read. A row of a source has at most 4 MiB, and a vector about 30 KB.
 const MAX_LINE: usize = 16 << 20;
+/// [`MAX_LINE`] as the type that `take` needs.
 const MAX_LINE_BYTES: u64 = MAX_LINE as u64;
 
 /// How much of the file is read at once.
@@ -25,7 +26,7 @@ const ADDED_BEFORE_VECTOR: usize = ADDED_FIELDS.len() - 1;
 /// The values of the added fields before the vector, in the order of [`ADDED_FIELDS`].
 pub(super) type AddedValues<'a> = [&'a RawValue; ADDED_BEFORE_VECTOR];
 
-/// The lines of an output, in the memory of one line.
+/// The lines of an output. Only one of them is in memory.
 pub(super) struct Lines<R> {
     input: BufReader<R>,
     bytes: Vec<u8>,
@@ -40,8 +41,8 @@ pub(super) enum Found {
     Line,
     /// The end of the file.
     End,
-    /// A last line without a line break. A run was interrupted, or writes the line at this moment, so
-    /// it is not a row yet.
+    /// A last line without a line break. It is not a row: a run was interrupted in it, or is still
+    /// writing it.
     IncompleteLine,
 }
 
@@ -72,7 +73,7 @@ impl<R: Read> Lines<R> {
         self.number
     }
 
-    /// Parses the line that was read last. Does not read its vector.
+    /// Parses the line that was read last. Does not parse its vector.
     ///
     /// # Errors
     /// Why the line is not a row.
@@ -135,7 +136,7 @@ impl<'a> Row<'a> {
     /// The values of the added fields before the vector.
     ///
     /// # Errors
-    /// The added fields are not those.
+    /// The added fields are not those of [`ADDED_FIELDS`].
     pub(super) fn added_values(&self) -> Result<AddedValues<'a>, String> {
         let names = ADDED_FIELDS[..ADDED_BEFORE_VECTOR].iter().map(|field| self.reader.name(field));
         let values: Vec<_> = self.added.iter().map(|(_, value)| *value).collect();
@@ -197,13 +198,13 @@ mod tests {
         assert_eq!(longest.len(), MAX_LINE);
         assert_eq!(lines(longest.as_bytes()).row(&reader("")).unwrap().own.len(), 1);
         assert!(reason(row(MAX_LINE + 1)).contains("longer than any row"));
-        // Without an end, no more of the line is kept in memory.
+        // Of a line without an end, no more than `MAX_LINE` is kept in memory.
         let endless = lines(&[b'x'; MAX_LINE + 1000]);
         assert_eq!(endless.bytes.len(), MAX_LINE);
     }
 
     #[test]
-    fn a_row_has_the_object_of_the_source_the_added_fields_and_the_vector() {
+    fn a_row_contains_the_object_of_the_source_then_the_added_fields_then_the_vector() {
         let object = r#"{"path": "a\u00e9.jpg", "model": 7, "n": {"vector": [3]}}"#;
         let line = json_object::append(object, ADDED) + "\n";
         let (lines, reader) = (lines(line.as_bytes()), reader(""));
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_prefix_only_prefixed_fields_are_added_ones() {
+    fn with_a_prefix_only_prefixed_fields_count_as_added() {
         let object = r#"{"sha256":"own","vector":[7]}"#;
         let added = ADDED.replace(",\"", ",\"p_").replace("\"sha256\"", "\"p_sha256\"");
         let line = json_object::append(object, &added) + "\n";

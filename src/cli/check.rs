@@ -261,7 +261,7 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
                 | ErrorKind::UploadsRefused
                 | ErrorKind::Unavailable
                 | ErrorKind::AttemptTimeout
-                | ErrorKind::ResultGone
+                | ErrorKind::PolledResultGone
                 | ErrorKind::GatewayPage
                 | ErrorKind::InvalidResponse
                 | ErrorKind::Unexpected

@@ -68,7 +68,7 @@ pub(super) fn resolve(
     Some(Settings { location: location?, endpoint, region, timeout, aws_variables })
 }
 
-/// The service does not remove pictures from a bucket, so the settings for that are errors.
+/// Adds errors for the settings that remove old pictures, because they do not apply to a bucket.
 fn add_retention_errors(reader: &mut Reader<'_>, retention: Retention) {
     for (setting, is_set) in [
         (&store::DOWNLOADS_MAX_AGE.info, retention.max_age.is_some()),
@@ -84,11 +84,11 @@ fn add_retention_errors(reader: &mut Reader<'_>, retention: Retention) {
     }
 }
 
-/// Adds an error if only half of an access key is set.
+/// Adds an error if only one of the two variables of an access key is set.
 fn add_key_pair_errors(reader: &mut Reader<'_>, aws_variables: &AwsVariables) {
     let is_set = |name: &str| aws_variables.iter().any(|(known, _)| *known == name);
-    let [id, secret] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
-    for (present, missing) in [(id, secret), (secret, id)] {
+    let [id_variable, secret_variable] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
+    for (present, missing) in [(id_variable, secret_variable), (secret_variable, id_variable)] {
         if is_set(present) && !is_set(missing) {
             reader.errors.push(format!("{missing} is not set, although {present} is: set both"));
         }
@@ -132,14 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn half_of_an_access_key_is_an_error() {
+    fn one_variable_of_an_access_key_without_the_other_is_an_error() {
         for (present, missing) in [
             ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
             ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
         ] {
             let error = resolve(&[("IMAGESVC_BUCKET", "s3://photos"), (present, "x")]).unwrap_err();
             assert!(error.contains(&format!("{missing} is not set")), "{error}");
-            assert!(resolve(&[(present, "x")]).is_ok(), "without a bucket it does not matter");
+            assert!(resolve(&[(present, "x")]).is_ok(), "without a bucket, nothing needs the key");
         }
     }
 

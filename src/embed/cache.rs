@@ -46,7 +46,7 @@ impl fmt::Display for CacheKey {
 }
 
 /// The memory that a cache entry takes in addition to the vector's text, in bytes. This estimate is
-/// rather too high than too low.
+/// more likely too high than too low.
 const ENTRY_OVERHEAD: usize = 256;
 
 /// The typical length of a vector's text, in bytes.
@@ -85,10 +85,11 @@ impl Weighter<CacheKey, CachedEmbedding> for ByteWeight {
 
 /// The cache. It has three levels: memory, disk and bucket. Each can be turned off.
 pub(super) struct Cache {
-    /// Has hashed all parts of a key except the picture's SHA-256.
+    /// Has already hashed all parts of a key except the last: the picture's SHA-256.
     key_hasher: Hasher,
     memory: Option<MemoryCache<CacheKey, CachedEmbedding, ByteWeight>>,
     disk: Option<DiskLevel>,
+    /// The level in the bucket.
     shared: Option<Shared>,
 }
 

@@ -142,7 +142,7 @@ impl Inner {
                     };
                 }
                 Plan::Shrink if payload.prepared == Prepared::Shrunk => {
-                    return Err(Error::StillTooLarge);
+                    return Err(Error::CannotShrinkEnough);
                 }
                 Plan::Shrink => {
                     drop(payload); // shrinking starts from the original picture

@@ -19,7 +19,7 @@ pub enum Error {
     QueueTooLong,
     /// Even the smallest JPEG of the picture is too large to be sent inline.
     #[error("the picture cannot be made small enough")]
-    StillTooLarge,
+    CannotShrinkEnough,
     /// The picture could not be decoded.
     #[error(transparent)]
     Decoder(#[from] decoder::Error),
@@ -38,7 +38,7 @@ impl Error {
                 matches!(error, decoder::Error::QueueTimeout | decoder::Error::Timeout)
             }
             Self::Nvidia(error) => error.only_deadline_prevents_retry,
-            Self::StillTooLarge => false,
+            Self::CannotShrinkEnough => false,
         }
     }
 

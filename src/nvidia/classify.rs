@@ -55,8 +55,8 @@ pub enum ErrorKind {
     Unavailable,
     /// One attempt took too long. Another attempt may succeed.
     AttemptTimeout,
-    /// The pending result is gone. A new inference may succeed.
-    ResultGone,
+    /// The result of an accepted call, for which the client polls, is gone. A new inference may succeed.
+    PolledResultGone,
     /// A gateway sent a web page instead of JSON. Another attempt may succeed.
     GatewayPage,
     /// A successful response contained no valid embedding.
@@ -85,7 +85,7 @@ impl Operation {
     /// The kind of error, if the status means that the call failed.
     pub(super) fn classify(self, status: u16) -> Result<Progress, ErrorKind> {
         use ErrorKind::{
-            AccountRefused, KeyRefused, PictureRefused, RateLimited, ResultGone, Unavailable,
+            AccountRefused, KeyRefused, PictureRefused, PolledResultGone, RateLimited, Unavailable,
             Unexpected, UploadsRefused,
         };
         use Operation::{
@@ -108,7 +108,7 @@ impl Operation {
             (_, 500 | 502 | 503 | 504) => Unavailable,
 
             (CreateAsset, 400..=499) => UploadsRefused,
-            (Poll | PollAsset, 404) => ResultGone,
+            (Poll | PollAsset, 404) => PolledResultGone,
             (Infer | InferAsset | Poll | PollAsset, 403) => KeyRefused,
             (InferAsset, 400 | 404 | 410 | 413 | 415 | 422) => UploadsRefused,
             (PollAsset, 400 | 410 | 413 | 415 | 422) => UploadsRefused,
@@ -167,7 +167,7 @@ impl Error {
                 | ErrorKind::UploadsRefused
                 | ErrorKind::Unavailable
                 | ErrorKind::AttemptTimeout
-                | ErrorKind::ResultGone
+                | ErrorKind::PolledResultGone
                 | ErrorKind::GatewayPage
                 | ErrorKind::InvalidResponse
                 | ErrorKind::Unexpected
@@ -194,7 +194,7 @@ impl ErrorKind {
             Self::RateLimited
             | Self::Unavailable
             | Self::AttemptTimeout
-            | Self::ResultGone
+            | Self::PolledResultGone
             | Self::GatewayPage => true,
             Self::KeyRefused
             | Self::AccountRefused
@@ -231,7 +231,10 @@ mod tests {
             (&[401], failed([KeyRefused, KeyRefused, KeyRefused, KeyRefused, KeyRefused, uploads])),
             (&[402], failed([account, account, account, account, account, uploads])),
             (&[403], failed([KeyRefused, KeyRefused, KeyRefused, KeyRefused, uploads, uploads])),
-            (&[404], failed([account, uploads, ResultGone, ResultGone, uploads, uploads])),
+            (
+                &[404],
+                failed([account, uploads, PolledResultGone, PolledResultGone, uploads, uploads]),
+            ),
             (&[408], failed([Unexpected, Unexpected, Unexpected, Unexpected, uploads, uploads])),
             (&[410], failed([account, uploads, account, uploads, uploads, uploads])),
             (
@@ -258,7 +261,7 @@ mod tests {
 
     #[test]
     fn errors_that_another_attempt_may_avoid_are_transient() {
-        for kind in [RateLimited, Unavailable, AttemptTimeout, ResultGone, GatewayPage] {
+        for kind in [RateLimited, Unavailable, AttemptTimeout, PolledResultGone, GatewayPage] {
             assert!(kind.is_transient(), "{kind:?}");
         }
         for kind in [

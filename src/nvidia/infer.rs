@@ -182,7 +182,7 @@ impl Client {
                 // NVIDIA never received the poll, so it still has the result.
                 Err(error) if error.failed_to_connect => continue,
                 Err(error) if error.kind.is_transient() => {
-                    return Err(Error { kind: ErrorKind::ResultGone, ..error });
+                    return Err(Error { kind: ErrorKind::PolledResultGone, ..error });
                 }
                 Err(error) => return Err(error),
             };

@@ -207,7 +207,7 @@ mod tests {
             (ErrorKind::Unavailable, None, 1, after(250)),
             (ErrorKind::AttemptTimeout, None, 2, after(500)),
             (ErrorKind::RateLimited, wait_of(2), 1, after(2250)),
-            (ErrorKind::ResultGone, wait_of(0), 1, after(250)),
+            (ErrorKind::PolledResultGone, wait_of(0), 1, after(250)),
             (ErrorKind::Unavailable, None, 3, NextAttempt::Never),
             (ErrorKind::RateLimited, wait_of(10), 1, NextAttempt::TooLate),
             (ErrorKind::RateLimited, Some(Duration::MAX), 1, NextAttempt::TooLate),

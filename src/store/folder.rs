@@ -1,12 +1,12 @@
-//! The downloads folder: is locked by this process, receives pictures into `.incoming/`, and saves
-//! each picture completely or not at all.
+//! The downloads folder. This process locks it, receives pictures into `.incoming/`, and saves each
+//! picture completely or not at all.
 //!
 //! A picture is synced, then renamed into the folder, and then the folder is synced. So each file in
 //! the folder is complete and durable, even if the process is killed.
 //!
 //! One process owns the folder, and locks it as long as the process runs. Several processes could
-//! not share the folder: each must know the size of all files, and removes unfinished files at its
-//! start, which another process might still be writing.
+//! not share the folder. Each must know the size of all files. At its start, each removes unfinished
+//! files, which another process might still be writing.
 
 use std::{
     collections::HashSet,

@@ -18,7 +18,7 @@ pub(super) fn path(name: &str) -> String {
     format!("downloads/{name}")
 }
 
-/// Saves a picture before the deadline. `permits` are dropped when the picture is written.
+/// Saves a picture before the deadline. `permits` are dropped when the write ends.
 pub(super) async fn save(
     bucket: &Bucket,
     spooled: Spooled,

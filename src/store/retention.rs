@@ -51,7 +51,7 @@ impl Store {
         if max_age.is_none() && max_bytes.is_none() {
             return pending().await;
         }
-        // A quarter of `max_age`, so that pictures stay only little longer than `max_age`.
+        // A quarter of `max_age`, so that no picture stays much longer than `max_age`.
         let interval = match max_age {
             Some(max_age) => (max_age / 4).clamp(MIN_INTERVAL, MAX_INTERVAL),
             None => MAX_INTERVAL,
@@ -119,7 +119,8 @@ impl Store {
             remaining_bytes -= picture.bytes;
         }
         // `pictures` may lack pictures that were saved during the sweep, so their bytes are added.
-        // If it contains them, they are counted twice until the next sweep, which does little harm.
+        // If it contains them, they are counted twice until the next sweep. At worst, that causes a
+        // sweep too early.
         let recount = |saved_bytes: u64| {
             Some(remaining_bytes + saved_bytes.saturating_sub(saved_bytes_before))
         };

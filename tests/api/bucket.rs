@@ -1,4 +1,4 @@
-//! A bucket in place of the downloads folder: what lies in it, and what replicas share through it.
+//! A bucket in place of the downloads folder: what it contains, and what replicas share through it.
 //! `bucket_failures.rs` tests what happens while the bucket fails.
 
 use std::path::Path;
@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// The files in the folder for incoming pictures.
-fn incoming(app: &TestApp) -> usize {
+/// The number of files in the folder for incoming pictures.
+fn incoming_count(app: &TestApp) -> usize {
     std::fs::read_dir(app.folder().join(".incoming")).unwrap().count()
 }
 
@@ -31,7 +31,7 @@ async fn wait_for_vectors(bucket: &FakeBucket, count: usize) {
 }
 
 #[tokio::test]
-async fn pictures_lie_in_the_bucket_byte_for_byte_and_not_in_the_folder() {
+async fn pictures_are_in_the_bucket_byte_for_byte_and_not_in_the_folder() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
     // The first picture stays in memory until it is written, the second one is in a file.
@@ -46,12 +46,12 @@ async fn pictures_lie_in_the_bucket_byte_for_byte_and_not_in_the_folder() {
         assert_eq!(put.unwrap().header("content-type"), Some("image/jpeg"));
     }
     assert!(app.saved().is_empty());
-    app.wait_for(|_| incoming(&app) == 0).await;
-    assert!(bucket.objects_in("checks").is_empty(), "the start must remove what it wrote");
+    app.wait_for(|_| incoming_count(&app) == 0).await;
+    assert!(bucket.objects_in("checks").is_empty(), "the test at the start must remove its object");
 }
 
 #[tokio::test]
-async fn a_picture_that_is_not_to_be_saved_does_not_lie_in_the_bucket() {
+async fn a_picture_that_is_not_to_be_saved_is_not_written_to_the_bucket() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
     let request = with_query(app.upload_request(ROCKET, "a.jpg"), "save=false");
@@ -76,7 +76,7 @@ async fn another_replica_and_one_that_starts_later_do_not_pay_for_the_same_pictu
     assert_eq!(batch.status, 200, "{}", batch.text());
     assert_eq!(nvidia.count(), 1);
     assert_eq!(bucket.objects_in("vectors").len(), 1);
-    // Each replica saves its own copy of the picture.
+    // Each of the four requests saves its own copy of the picture.
     assert_eq!(bucket.objects_in("downloads").len(), 4);
 }
 
@@ -96,6 +96,8 @@ async fn a_vector_from_the_bucket_is_cached_in_memory_and_on_disk() {
         assert_x_cache(&reader, ROCKET, "hit").await;
     }
     assert_eq!(vector_reads() - reads_before, 1, "memory should answer after the first read");
+    // The cache's subfolders have names of two hexadecimal digits. Each is made with its
+    // first vector.
     let has_vector_on_disk = |folder: &Path| {
         let files = std::fs::read_dir(folder.join(".vectors")).into_iter().flatten();
         files.flatten().any(|entry| entry.file_name().len() == 2)
@@ -104,12 +106,12 @@ async fn a_vector_from_the_bucket_is_cached_in_memory_and_on_disk() {
 }
 
 #[tokio::test]
-async fn a_damaged_vector_and_one_of_another_version_or_key_are_paid_again_and_mended() {
+async fn a_damaged_vector_or_one_of_another_version_is_paid_again_and_replaced() {
     type Damage = fn(&mut Vec<u8>);
     let damages: [(&str, Damage); 4] = [
         ("a changed number", |bytes| {
-            let last = bytes.len() - 3;
-            bytes[last] ^= 1;
+            let last_digit = bytes.len() - "0]\n".len();
+            bytes[last_digit] ^= 1;
         }),
         ("a missing end", |bytes| bytes.truncate(1000)),
         ("another version", |bytes| bytes["imagesvc-vector ".len()] += 1),

@@ -1,5 +1,5 @@
-//! A bucket that fails, refuses or hangs: what is refused, what goes on, and that nothing is paid for
-//! a picture that cannot be saved.
+//! A bucket that fails, refuses or hangs: which pictures the service refuses, what still works, and that
+//! nothing is paid for a picture that cannot be saved.
 
 use std::time::Duration;
 
@@ -25,17 +25,15 @@ const FAULTS: [(&str, fn(&Received) -> Reply); 6] = [
     ("cut off", |_| Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-length: 9".to_vec())),
 ];
 
-/// The number of objects that the service has written, except for its tests.
-fn written(bucket: &FakeBucket) -> usize {
+/// The number of pictures and vectors in the bucket.
+fn written_count(bucket: &FakeBucket) -> usize {
     bucket.objects_in("downloads").len() + bucket.objects_in("vectors").len()
 }
 
-/// Waits until the service reports that the bucket can be written to and read, or that it cannot.
-async fn wait_until(app: &TestApp, works: bool) {
-    let expected = f64::from(u8::from(works));
+/// Waits until the service reports that the bucket can be written to and read.
+async fn wait_until_the_bucket_works(app: &TestApp) {
     app.wait_for(|series| {
-        series("imagesvc_bucket_writable") == expected
-            && series("imagesvc_bucket_readable") == expected
+        series("imagesvc_bucket_writable") == 1.0 && series("imagesvc_bucket_readable") == 1.0
     })
     .await;
 }
@@ -51,7 +49,7 @@ async fn a_picture_that_cannot_be_saved_is_refused_before_nvidia_is_paid() {
             .await;
         // The bucket worked until a moment ago.
         assert_x_cache(&app, ROCKET, "miss").await;
-        app.wait_for(|_| written(&bucket) == 2).await;
+        app.wait_for(|_| written_count(&bucket) == 2).await;
         bucket.fail(move |request| Some(fault(request)));
         for picture in [tiny(1), HUBBLE.to_vec()] {
             let answer = app.upload(&picture, "a.png").await;
@@ -67,10 +65,10 @@ async fn a_picture_that_cannot_be_saved_is_refused_before_nvidia_is_paid() {
         let unsaved = app.send(request).await;
         unsaved.vector();
         assert_eq!((unsaved.header("x-cache"), nvidia.count()), ("miss", 2), "{name}");
-        assert_eq!(written(&bucket), 2, "{name}");
+        assert_eq!(written_count(&bucket), 2, "{name}");
 
         bucket.recover();
-        wait_until(&app, true).await;
+        wait_until_the_bucket_works(&app).await;
         assert_x_cache(&app, &tiny(1), "miss").await;
         app.wait_for(|_| bucket.objects_in("downloads").len() == 2).await;
     }
@@ -139,7 +137,7 @@ async fn a_removal_is_repeated_until_it_succeeds() {
             .filter(|line| line.starts_with("DELETE") && line.contains("/downloads/"))
             .count()
     };
-    // Each attempt of a removal sends its request twice.
+    // Each attempt of a removal sends its request twice, so this waits for a second attempt.
     app.wait_for(|_| removals() >= 4).await;
     bucket.recover();
     app.wait_for(|_| bucket.objects_in("downloads").is_empty()).await;
@@ -219,7 +217,7 @@ async fn a_picture_whose_client_disconnects_is_removed() {
     app.wait_for(|_| bucket.server.lines().iter().any(is_put)).await;
     upload.abort();
     assert!(upload.await.unwrap_err().is_cancelled());
-    app.wait_for(|series| series("imagesvc_requests_in_flight") == 1.0).await; // this request
+    app.wait_for(|series| series("imagesvc_requests_in_flight") == 1.0).await; // that of `wait_for`
     release.send(true).unwrap();
     let is_removal = |line: &String| line.starts_with("DELETE") && line.contains("/downloads/");
     app.wait_for(|_| bucket.server.lines().iter().any(is_removal)).await;
@@ -259,7 +257,7 @@ async fn a_bucket_that_refuses_stops_the_start_with_the_name_of_the_setting() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_denies_only_reads_or_the_list_stops_the_start_with_the_permission() {
+async fn a_bucket_that_denies_reading_or_listing_stops_the_start_and_names_the_permission() {
     for (is_denied, permission) in [
         ((|line| line.contains("-missing")) as fn(&str) -> bool, "s3:ListBucket"),
         (|line| line.starts_with("GET"), "s3:GetObject"),
@@ -281,7 +279,7 @@ async fn a_service_whose_bucket_cannot_be_reached_starts_and_uses_it_when_it_ret
     assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
     assert_eq!(nvidia.count(), 0);
     bucket.recover();
-    wait_until(&app, true).await;
+    wait_until_the_bucket_works(&app).await;
     assert_x_cache(&app, ROCKET, "miss").await;
 }
 
@@ -304,9 +302,9 @@ async fn one_failed_attempt_of_a_write_is_repeated_and_not_reported() {
 async fn a_slow_bucket_delays_a_picture_but_loses_nothing() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
-    // Slower than a look-up may be, and faster than a write may be.
+    // Too slow for a look-up, but fast enough for a write.
     bucket.delay(Duration::from_millis(1500));
     assert_x_cache(&app, ROCKET, "miss").await;
-    app.wait_for(|_| written(&bucket) == 2).await;
+    app.wait_for(|_| written_count(&bucket) == 2).await;
     assert_eq!(nvidia.count(), 1);
 }

@@ -196,8 +196,9 @@ impl Sample {
 
 #[tokio::test]
 async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
-    /// The number of unknown paths, of paths below `/docs` and of unknown methods.
-    const UNKNOWN: u32 = 50;
+    /// The number of requests of each kind: with an unknown path, with a path below `/docs`, and with an
+    /// unknown method.
+    const REQUESTS_PER_KIND: u32 = 50;
     // The first call fails, so that the metrics of failed calls have a sample.
     let nvidia =
         FakeNvidia::scripted(|_, nth| if nth == 0 { Reply::status(503) } else { embedding() })
@@ -206,8 +207,8 @@ async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
     app.upload(ROCKET, "a.jpg").await.vector();
     // The second answer comes from the cache.
     app.upload(ROCKET, "a.jpg").await.vector();
-    for n in 0..UNKNOWN {
-        app.get(&format!("/raw/{n}")).await;
+    for n in 0..REQUESTS_PER_KIND {
+        app.get(&format!("/unknown/{n}")).await;
         app.get(&format!("/docs/{n}")).await;
         let request = app.client.request(format!("M{n}").parse().unwrap(), app.url("/health"));
         app.send(request).await;
@@ -224,6 +225,7 @@ async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
         }
     }
     let routes: Vec<_> = values_by_label["route"].iter().copied().collect();
+    // The routes for pictures have samples from the start.
     assert_eq!(
         routes,
         [
@@ -244,7 +246,7 @@ async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
         );
     }
     for (name, label, value, total) in [
-        ("imagesvc_requests_total", "route", "none", f64::from(UNKNOWN)),
+        ("imagesvc_requests_total", "route", "none", f64::from(REQUESTS_PER_KIND)),
         ("imagesvc_requests_total", "route", "/vectorize-image-upload", 2.0),
         ("imagesvc_request_duration_seconds_count", "route", "/vectorize-image-upload", 2.0),
         ("imagesvc_upstream_calls_total", "outcome", "503", 1.0),
@@ -263,7 +265,8 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     let page = Document::read("docs/operating.md").text;
     let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
     let names = names.filter(|name| name.starts_with("imagesvc_"));
-    // The page has the names of the samples. The names in the `# TYPE` lines lack these suffixes.
+    // The page has the names of the samples. The names in the `# TYPE` lines lack the
+    // suffixes `_total` and `_info`.
     let without_suffix =
         |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
     let documented: BTreeSet<_> = names.map(without_suffix).collect();
@@ -273,6 +276,7 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     // A metric without a sample is not in the text of `/metrics`, for example some counters of
     // errors. Therefore the number of documented metrics is compared with the source.
     let source = include_str!("../../src/telemetry/metrics.rs");
+    // Without whitespace, because rustfmt may break a call.
     let source: String = source.split_whitespace().collect();
     let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];
     let registered: usize = register_calls.iter().map(|call| source.matches(call).count()).sum();

@@ -214,7 +214,7 @@ async fn the_error_for_a_row_that_cannot_be_compared_contains_its_line() {
     for (second_row, message) in [
         (
             row("b", model, &numbers()[..9]),
-            "line 2: its vector has 9 numbers, but that of the picture has 1536",
+            "line 2: the vector has 9 numbers, but that of the picture has 1536",
         ),
         (row("b", "other", &numbers()), "line 2: its model is other, not nvidia/nv-dinov2"),
         ("{}\n".into(), "line 2: this is not a row"),

@@ -1,5 +1,5 @@
 //! For every format and kind of picture, NVIDIA receives the pixels that Pillow decodes, upright
-//! and on white.
+//! and with transparency on white.
 //!
 //! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that
 //! `tests/pillow/reference.py` makes, the pictures of [`kinds`], and the files of
@@ -29,15 +29,16 @@ const UNSUPPORTED: [(&str, &str); 3] = [
 
 /// The same for JPEGs that the service can send unchanged, but cannot decode.
 const UNDECODABLE: [(&str, &str); 5] = [
-    ("jpeg-scan-for-each-42", "scan"),
+    // Names with 42 continue with 0 or 2.
+    ("jpeg-scan-per-component-42", "scan"),
     ("jpeg-three-scans-42", "scan"),
     ("jpeg-three-scans-411", "scan"),
     ("jpeg-two-scans-420", "scan"),
     ("turned-jpeg-three-scans-42", "scan"),
 ];
 
-/// Kinds that Pillow cannot decode correctly. Replacing the first part of a name with the second
-/// gives the name of a kind with the same pixels, which Pillow can decode.
+/// Kinds that Pillow cannot decode correctly. Each pair is a part of a kind's name and a replacement.
+/// The replacement gives the name of a kind with the same pixels.
 const EQUAL_KINDS: [(&str, &str); 4] = [
     ("-16-planar", "-8-planar"),
     ("tiff-rgb-float-32-", "tiff-rgb-8-"),
@@ -45,16 +46,16 @@ const EQUAL_KINDS: [(&str, &str); 4] = [
     ("tiff-grey-alpha-16-", "tiff-grey-alpha-8-"),
 ];
 
-/// Kinds that Pillow cannot decode and that are not in [`EQUAL_KINDS`]. The tests only check that
-/// the service can decode these kinds.
+/// Kinds without a reference: Pillow can decode neither them nor a kind with the same pixels. The
+/// tests only check that the service can decode them.
 const WITHOUT_REFERENCE: [&str; 4] =
     ["bmp-2", "bmp-masks", "tiff-grey-alpha-8-planar", "tiff-grey-alpha-16-planar"];
 
-/// The largest allowed difference after encoding as JPEG with quality 95. Pictures with noise
-/// differ most.
-const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst: 4.0 };
-/// The largest allowed difference after encoding as JPEG with quality 90.
-const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst: 6.0 };
+/// The largest allowed difference after encoding as JPEG with quality 95, in levels from 0 to 255.
+/// Pictures with noise differ most.
+const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst_square: 4.0 };
+/// The same after encoding as JPEG with quality 90.
+const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_square: 6.0 };
 
 /// An inline limit, in characters, that most pictures of these tests exceed.
 const INLINE_LIMIT: usize = 20_000;
@@ -94,8 +95,8 @@ fn test_pictures() -> Option<&'static [TestPicture]> {
     PICTURES.as_deref()
 }
 
-/// Lets Pillow make its pictures, and decode these and all others. The names of pictures from
-/// [`kinds`] begin with `kind-`, and the names of files from [`super::unusual_files`] with `form-`.
+/// Writes the pictures of [`kinds`] as `kind-…` and the files in `fixtures/formats` as `file-…` to a
+/// folder. Then lets Pillow add its own pictures to the folder, and decode them all.
 fn run_pillow(python: &str) -> Vec<TestPicture> {
     let folder = tempfile::tempdir().unwrap();
     let in_folder = |name: &str| folder.path().join(name);
@@ -108,7 +109,7 @@ fn run_pillow(python: &str) -> Vec<TestPicture> {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|extension| extension != "md") {
             let name = path.file_name().unwrap().to_str().unwrap();
-            fs::copy(&path, in_folder(&format!("form-{name}"))).unwrap();
+            fs::copy(&path, in_folder(&format!("file-{name}"))).unwrap();
         }
     }
     let output = Command::new(python)
@@ -152,7 +153,7 @@ fn equal_kind(name: &str) -> Option<String> {
 /// Returns the word that the error's detail must contain, if the table lists the picture's kind.
 fn expected_word(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
     let name =
-        ["kind-", "form-"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
+        ["kind-", "file-"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
     table.iter().find(|(beginning, _)| name.starts_with(beginning)).map(|(_, word)| *word)
 }
 
@@ -175,9 +176,10 @@ impl TestPicture {
         let difference =
             self.expected.iter().find_map(|expected| Difference::between(expected, received));
         match difference {
-            None => Some(format!("{:?} pixels were sent", received.dimensions())),
+            None => Some(format!("no expected size is {:?}", received.dimensions())),
             Some(found)
-                if found.mean > max_difference.mean || found.worst > max_difference.worst =>
+                if found.mean > max_difference.mean
+                    || found.worst_square > max_difference.worst_square =>
             {
                 Some(format!("the pixels differ by {found}"))
             }
@@ -186,7 +188,8 @@ impl TestPicture {
     }
 }
 
-/// Checks that the answer is a 415 whose detail contains `word`. Returns what is wrong.
+/// Checks that the answer is a 415 whose detail contains `word`, and does not call the picture
+/// damaged. Returns what is wrong.
 fn check_refusal(answer: &Answer, word: &str) -> Option<String> {
     if answer.status != 415 {
         return Some(format!("status {} instead of 415 for {word}", answer.status));
@@ -198,11 +201,11 @@ fn check_refusal(answer: &Answer, word: &str) -> Option<String> {
 
 /// Collects what is wrong with all pictures, so that a failed test reports all of it.
 #[derive(Default)]
-struct Problems(Vec<String>);
+struct Failures(Vec<String>);
 
-impl Problems {
-    fn add(&mut self, picture: &TestPicture, problem: Option<String>) {
-        self.0.extend(problem.map(|problem| format!("{}: {problem}", picture.name)));
+impl Failures {
+    fn add(&mut self, picture: &TestPicture, failure: Option<String>) {
+        self.0.extend(failure.map(|failure| format!("{}: {failure}", picture.name)));
     }
 
     fn add_answer(&mut self, picture: &TestPicture, answer: &Answer) {
@@ -211,7 +214,7 @@ impl Problems {
     }
 
     fn assert_none(self) {
-        assert!(self.0.is_empty(), "no picture should have a problem: {:#?}", self.0);
+        assert!(self.0.is_empty(), "no picture should fail: {:#?}", self.0);
     }
 }
 
@@ -259,17 +262,17 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
     let Some(pictures) = test_pictures() else { return };
     let nvidia = RecordingNvidia::start().await;
     let app = TestApp::start(&nvidia.server).await;
-    let mut problems = Problems::default();
+    let mut failures = Failures::default();
     for picture in pictures {
         let answer = app.upload(&picture.bytes, "picture").await;
         let is_sent_unchanged = picture.is_jpeg_or_png() && picture.is_upright();
         let undecodable = expected_word(&UNDECODABLE, &picture.name).filter(|_| !is_sent_unchanged);
         if let Some(word) = expected_word(&UNSUPPORTED, &picture.name).or(undecodable) {
-            problems.add(picture, check_refusal(&answer, word));
+            failures.add(picture, check_refusal(&answer, word));
             continue;
         }
         if answer.status != 200 {
-            problems.add_answer(picture, &answer);
+            failures.add_answer(picture, &answer);
             continue;
         }
         let Some(Reference { width, height, .. }) = picture.reference else { continue };
@@ -277,16 +280,16 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
         let found = (&body["width"], &body["height"], &body["prepared"]);
         let prepared = if is_sent_unchanged { "original" } else { "jpeg" };
         if found != (&width.into(), &height.into(), &prepared.into()) {
-            problems.add(picture, Some(format!("the answer contains {found:?}")));
+            failures.add(picture, Some(format!("the answer contains {found:?}")));
         }
-        let problem = if is_sent_unchanged {
+        let failure = if is_sent_unchanged {
             (nvidia.last_bytes() != picture.bytes).then(|| "the picture was changed".to_owned())
         } else {
             picture.compare(&nvidia.last_pixels(), MAX_DIFFERENCE_IF_CONVERTED)
         };
-        problems.add(picture, problem);
+        failures.add(picture, failure);
     }
-    problems.assert_none();
+    failures.assert_none();
 }
 
 #[tokio::test]
@@ -294,7 +297,7 @@ async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
     let Some(pictures) = test_pictures() else { return };
     let nvidia = RecordingNvidia::start().await;
     let app = nvidia.start_shrinking_app(INLINE_LIMIT).await;
-    let mut problems = Problems::default();
+    let mut failures = Failures::default();
     for picture in pictures {
         if !picture.is_jpeg_or_png() || picture.is_large() {
             continue;
@@ -303,15 +306,15 @@ async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
         let bytes = [&picture.bytes[..], &[0; INLINE_LIMIT]].concat();
         let answer = app.upload(&bytes, "picture").await;
         if let Some(word) = expected_word(&UNDECODABLE, &picture.name) {
-            problems.add(picture, check_refusal(&answer, word));
+            failures.add(picture, check_refusal(&answer, word));
         } else if answer.status != 200 {
-            problems.add_answer(picture, &answer);
+            failures.add_answer(picture, &answer);
         } else {
-            let problem = picture.compare(&nvidia.last_pixels(), MAX_DIFFERENCE_IF_SHRUNK);
-            problems.add(picture, problem);
+            let failure = picture.compare(&nvidia.last_pixels(), MAX_DIFFERENCE_IF_SHRUNK);
+            failures.add(picture, failure);
         }
     }
-    problems.assert_none();
+    failures.assert_none();
 }
 
 #[tokio::test]
@@ -319,20 +322,20 @@ async fn a_large_picture_is_shrunk_to_the_upright_pixels_that_pillow_decodes() {
     let Some(pictures) = test_pictures() else { return };
     let nvidia = RecordingNvidia::start().await;
     let app = nvidia.start_shrinking_app(LARGE_INLINE_LIMIT).await;
-    let mut problems = Problems::default();
+    let mut failures = Failures::default();
     for picture in pictures.iter().filter(|picture| picture.is_large()) {
         let answer = app.upload(&picture.bytes, "picture").await;
         let prepared = answer.prepared();
         let received = nvidia.last_pixels();
         let is_smaller = received.dimensions() != picture.expected[0].dimensions();
-        let problem = if prepared == "shrunk" && is_smaller {
+        let failure = if prepared == "shrunk" && is_smaller {
             picture.compare(&received, MAX_DIFFERENCE_IF_SHRUNK)
         } else {
             Some(format!("{prepared} and not smaller: {:?} pixels", received.dimensions()))
         };
-        problems.add(picture, problem);
+        failures.add(picture, failure);
     }
-    problems.assert_none();
+    failures.assert_none();
 }
 
 #[tokio::test]
@@ -344,7 +347,7 @@ async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_size() {
         .setting("NVIDIA_INLINE_LIMIT", LARGE_INLINE_LIMIT)
         .start()
         .await;
-    let mut problems = Problems::default();
+    let mut failures = Failures::default();
     for group in ["turned-", "large-"] {
         let in_group = || pictures.iter().filter(|picture| picture.name.starts_with(group));
         // The end of a JPEG's name is its orientation.
@@ -361,16 +364,17 @@ async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_size() {
             for app in apps {
                 let answer = app.upload(&picture.bytes, "picture").await;
                 let vector = answer.vector();
+                // The sandbox's vectors have length 1, so the sum of the products is the cosine.
                 let cosine: f64 = upright_vector.iter().zip(&vector).map(|(a, b)| a * b).sum();
                 if cosine < 0.99 {
                     let prepared = answer.prepared();
-                    let problem = format!("the cosine is {cosine:.4}, prepared: {prepared}");
-                    problems.add(picture, Some(problem));
+                    let failure = format!("the cosine is {cosine:.4}, prepared: {prepared}");
+                    failures.add(picture, Some(failure));
                 }
             }
         }
     }
-    problems.assert_none();
+    failures.assert_none();
 }
 
 #[test]

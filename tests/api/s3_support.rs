@@ -21,7 +21,7 @@ fn with_wrong_secret(credentials: &Credentials) -> Credentials {
 }
 
 #[tokio::test]
-async fn the_user_of_moto_may_use_objects_in_the_prefix_and_nothing_else() {
+async fn the_user_of_moto_may_list_the_bucket_and_use_only_objects_in_the_prefix() {
     let Some(moto) = MotoServer::start().await else { return };
     for (operation, parameters, expected) in [
         ("put_object", object_with_body("imagesvc/a"), "ok"),
@@ -36,10 +36,12 @@ async fn the_user_of_moto_may_use_objects_in_the_prefix_and_nothing_else() {
         assert_eq!(moto.attempt(operation, &parameters).await, expected, "{operation}");
     }
     moto.deny(&["s3:PutObject"]).await;
+    // Not as the user: `write`, `read`, `keys` and `delete` have all permissions.
     moto.write("imagesvc/b", b"b").await;
     let put = object_with_body("imagesvc/c");
     assert_eq!(moto.attempt("put_object", &put).await, "AccessDenied");
     assert_eq!(moto.attempt("get_object", &object("imagesvc/b")).await, "ok");
+    // Each call of `deny` replaces the one before.
     moto.deny(&["s3:ListBucket"]).await;
     assert_eq!(moto.attempt("get_object", &object("imagesvc/missing")).await, "AccessDenied");
     moto.deny(&[]).await;
@@ -59,10 +61,12 @@ async fn moto_and_rclone_refuse_a_wrong_secret() {
     let put = object_with_body("imagesvc/downloads/a");
     for (user, address) in [(&moto.user, moto.address), (&rclone.user, rclone.address)] {
         let wrong = with_wrong_secret(user);
+        // `attempt_as` only borrows boto3 from moto's process: the request goes to `address`.
         let refused = moto.attempt_as(&wrong, address, "put_object", &put).await;
         assert_eq!(refused, "SignatureDoesNotMatch");
         assert_eq!(moto.attempt_as(user, address, "put_object", &put).await, "ok");
     }
+    // `keys_in` leaves out the prefix and the folder.
     assert_eq!(moto.keys_in("downloads").await, ["a"]);
     assert_eq!(rclone.keys_in("downloads"), ["a"]);
     assert_eq!(std::fs::read(rclone.file_of("downloads/a")).unwrap(), b"0123456789");
@@ -133,7 +137,8 @@ async fn the_proxy_delays_or_holds_responses_and_moto_can_be_paused() {
 async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     let Some(moto) = MotoServer::start().await else { return };
     let [first, second] = [moto.assume_role().await, moto.assume_role().await];
-    let metadata = FakeMetadata::start(first.clone(), Duration::from_secs(60)).await;
+    let lifetime = Duration::from_secs(60);
+    let metadata = FakeMetadata::start(first.clone(), lifetime).await;
     let endpoints = [metadata.endpoint(), moto.metadata_endpoint()];
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let path = "latest/meta-data/iam/security-credentials";
@@ -146,13 +151,13 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
             request.send().await.unwrap().error_for_status().unwrap().text().await.unwrap()
         };
         let role = get(format!("{endpoint}/{path}/")).await;
-        let text = get(format!("{endpoint}/{path}/{role}")).await;
-        let found: Value = serde_json::from_str(&text).unwrap();
-        let text = |name: &str| found[name].as_str().unwrap().to_owned();
+        let json = get(format!("{endpoint}/{path}/{role}")).await;
+        let found: Value = serde_json::from_str(&json).unwrap();
+        let field = |name: &str| found[name].as_str().unwrap().to_owned();
         Credentials {
-            key_id: text("AccessKeyId"),
-            secret: text("SecretAccessKey"),
-            token: Some(text("Token")),
+            key_id: field("AccessKeyId"),
+            secret: field("SecretAccessKey"),
+            token: Some(field("Token")),
         }
     };
     let put = object_with_body("imagesvc/a");
@@ -164,7 +169,7 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     }
     let without_token = client.get(format!("{}/{path}/", endpoints[0])).send().await.unwrap();
     assert_eq!(without_token.status(), 401);
-    metadata.rotate(second.clone(), Duration::from_secs(60));
+    metadata.rotate(second.clone(), lifetime);
     assert_eq!(fetch(&endpoints[0]).await, second);
     assert_eq!(metadata.handed_out(), 2);
     assert_eq!(metadata.lines()[0], "PUT /latest/api/token");

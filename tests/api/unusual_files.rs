@@ -45,7 +45,7 @@ const CASES: [(&str, Expected); 17] = [
     ("bmp-os2v2.bmp", SameAs("plain.png")),
 ];
 
-/// The largest allowed [`Difference::worst`] between the JPEG that NVIDIA receives and the expected
+/// The largest allowed [`Difference::worst_square`] between the JPEG that NVIDIA receives and the expected
 /// picture.
 fn tolerance(name: &str) -> f64 {
     // The palette of this file has few colours. Even the nearest one may differ much from the
@@ -120,7 +120,7 @@ async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reaso
         let is_landscape = received.width() > received.height();
         let has_right_shape = is_landscape == !matches!(expected, Turned);
         let difference = Difference::between(&pixels, &received).unwrap();
-        if !has_right_shape || difference.worst > tolerance(name) {
+        if !has_right_shape || difference.worst_square > tolerance(name) {
             failures.push(format!("{name}: {:?} pixels, {difference}", received.dimensions()));
         }
     }

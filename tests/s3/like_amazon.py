@@ -47,7 +47,8 @@ class LikeAmazon:
 
     def hide_missing_keys(self, environ, start_response):
         """To a client that may not list the bucket, a missing key looks like a forbidden one."""
-        key_id = scope_of(environ)[0]  # before moto, which may change the path
+        # moto may change `environ`, so these are read before it runs.
+        key_id = scope_of(environ)[0]
         bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
         found = []
         body = self.app(environ, lambda *response: found.extend(response))
@@ -68,6 +69,7 @@ def scope_of(environ):
 
 
 def may_list(key_id, bucket, environ):
+    """Whether the policies of the key's user or role allow to list the bucket."""
     headers = {}
     if "HTTP_X_AMZ_SECURITY_TOKEN" in environ:
         headers["X-Amz-Security-Token"] = environ["HTTP_X_AMZ_SECURITY_TOKEN"]
@@ -101,7 +103,7 @@ def refuse(environ, start_response, status, code, message):
 
 
 def sign_again(environ, query, key_id):
-    """Whether the signature in the query is valid. If so, moves it to the headers."""
+    """Returns whether the signature in the query is valid. If so, signs the request in its headers."""
     credentials = find_credentials(key_id)
     if credentials is None or query.get("X-Amz-Security-Token") != credentials.token:
         return False

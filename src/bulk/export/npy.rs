@@ -37,7 +37,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
         for number in &numbers {
             output.write_all(&number.to_le_bytes())?;
         }
-        rows.add_written();
+        rows.add_exported();
         Ok(())
     })?;
     output.flush()?;

@@ -66,7 +66,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let mut length = Some(length);
     let count = rows.for_each(|line| {
         batch.add(&line, &mut length)?;
-        rows.add_written();
+        rows.add_exported();
         if batch.is_full() { Ok(writer.write(&batch.take(vectors)?)?) } else { Ok(()) }
     })?;
     writer.write(&batch.take(vectors)?)?;

@@ -1,4 +1,4 @@
-//! Reads the rows of the output one by one, in the memory of one row.
+//! Reads the rows of the `.jsonl` file one by one, with only one row in memory.
 
 use std::{
     fs::File,
@@ -15,13 +15,13 @@ use super::{
     ExportError,
 };
 
-/// The `.jsonl` file.
+/// The `.jsonl` file, whose rows `imagesvc embed` has written.
 pub(super) struct RowFile<'a> {
     pub file: &'a File,
-    /// Contains the prefix of the added fields' names.
+    /// Contains the prefix of the names of the fields that `embed` adds to a row.
     pub reader: &'a ItemReader,
     /// Counts the rows that were written to the new file.
-    pub written: &'a AtomicU64,
+    pub exported: &'a AtomicU64,
     /// Reading ends when this becomes true.
     pub is_interrupted: &'a AtomicBool,
 }
@@ -30,7 +30,7 @@ impl RowFile<'_> {
     /// Calls `take` with each row, from the first to the last. Returns their number.
     ///
     /// # Errors
-    /// The first error of `take`, or a line that is not a row of this command.
+    /// The first error of `take`, or a line that `imagesvc embed` has not written.
     pub(super) fn for_each(
         &self,
         mut take: impl FnMut(Line<'_>) -> Result<(), ExportError>,
@@ -53,9 +53,9 @@ impl RowFile<'_> {
         Err(ExportError::Interrupted)
     }
 
-    /// Counts a row that was written.
-    pub(super) fn add_written(&self) {
-        self.written.fetch_add(1, Ordering::Relaxed);
+    /// Counts a row that was written to the new file.
+    pub(super) fn add_exported(&self) {
+        self.exported.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -71,35 +71,36 @@ impl<'a> Line<'a> {
         ExportError::Row { line: self.number, detail: detail.into() }
     }
 
-    /// The values of the added fields before the vector.
+    /// The values of the added fields that precede the vector.
     ///
     /// # Errors
-    /// The added fields are not those of this command.
+    /// The added fields are not those of `imagesvc embed`.
     pub(super) fn added_values(&self) -> Result<AddedValues<'a>, ExportError> {
         self.row.added_values().map_err(|detail| self.error(not_a_row(&detail)))
     }
 
-    /// Appends the numbers of the vector. `length` is that of all vectors, and is set by the first one.
+    /// Appends the numbers of the vector to `values`. Every vector must have the length `length`, which
+    /// the first one sets.
     ///
     /// # Errors
     /// The vector has another length, or is not a list of finite numbers.
     pub(super) fn append_vector(
         &self,
         length: &mut Option<usize>,
-        numbers: &mut Vec<f32>,
+        values: &mut Vec<f32>,
     ) -> Result<(), ExportError> {
-        let before = numbers.len();
-        numbers::append(self.row.vector, numbers).map_err(|detail| self.error(detail))?;
-        let found = numbers.len() - before;
+        let before = values.len();
+        numbers::append(self.row.vector, values).map_err(|detail| self.error(detail))?;
+        let found = values.len() - before;
         let expected = *length.get_or_insert(found);
         if found == expected {
             return Ok(());
         }
         Err(self
-            .error(format!("its vector has {found} numbers, and the first row's has {expected}")))
+            .error(format!("the vector has {found} numbers, but the first row's has {expected}")))
     }
 }
 
 fn not_a_row(detail: &str) -> String {
-    format!("this is not a row of this command: {detail}")
+    format!("`imagesvc embed` did not write this row: {detail}")
 }

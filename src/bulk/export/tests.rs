@@ -114,24 +114,24 @@ fn without_rows_a_numpy_file_declares_no_rows_and_the_vector_length_of_the_model
 fn the_error_of_an_invalid_row_contains_its_line_number_and_an_earlier_file_stays() {
     let good = row("1,2");
     for (line, message) in [
-        (row("1"), "line 2: its vector has 1 numbers, and the first row's has 2"),
-        (row("1,2,3"), "line 2: its vector has 3 numbers"),
-        (row(""), "line 2: its vector is empty"),
-        (row("1,1e39"), r#"line 2: its vector contains "1e39""#),
-        (row("1,\"2\""), "line 2: its vector contains"),
-        (row("[1,2]"), r#"line 2: its vector contains "[1,2]""#),
-        (row("1,NaN"), "line 2: its vector is not a list of numbers: "),
+        (row("1"), "line 2: the vector has 1 numbers, but the first row's has 2"),
+        (row("1,2,3"), "line 2: the vector has 3 numbers"),
+        (row(""), "line 2: the vector is empty"),
+        (row("1,1e39"), r#"line 2: the vector contains "1e39""#),
+        (row("1,\"2\""), "line 2: the vector contains"),
+        (row("[1,2]"), r#"line 2: the vector contains "[1,2]""#),
+        (row("1,NaN"), "line 2: the vector is not a list of numbers: "),
         (
             good.replace("[1,2]", "12"),
-            "line 2: this is not a row of this command: it does not end with a vector",
+            "line 2: `imagesvc embed` did not write this row: it does not end with a vector",
         ),
         (
             good.replace("sha256", "sha1"),
-            "line 2: this is not a row of this command: it has no sha256",
+            "line 2: `imagesvc embed` did not write this row: it has no sha256",
         ),
-        (good.replace("width", "wide"), "line 2: this is not a row"),
+        (good.replace("width", "wide"), "line 2: `imagesvc embed` did not write this row"),
         (good.trim_end().to_owned(), "line 2: the line is incomplete"),
-        ("\n".into(), "line 2: this is not a row"),
+        ("\n".into(), "line 2: `imagesvc embed` did not write this row"),
     ] {
         for format in formats() {
             let rows = Rows::new(&(good.clone() + &line));

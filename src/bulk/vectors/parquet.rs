@@ -178,17 +178,17 @@ impl Columns<'_> {
     /// Reads a list of floats into `vector`.
     fn read_vector(&self, name: &str, vector: &mut Vec<f32>) -> Result<(), String> {
         vector.clear();
-        let list = self.value(name).ok_or("its vector is null")?;
+        let list = self.value(name).ok_or("the vector is null")?;
         let refuse = || {
             format!("its column {name} is of the type {}, not a list of floats", list.data_type())
         };
         let numbers = list.as_list_opt::<i32>().map(|list: &ListArray| list.value(self.at));
         let numbers = numbers.ok_or_else(refuse)?;
         if numbers.null_count() > 0 {
-            return Err("its vector contains a null".into());
+            return Err("the vector contains a null".into());
         }
         if numbers.len() > MAX_LENGTH {
-            return Err(format!("its vector has more than {MAX_LENGTH} numbers"));
+            return Err(format!("the vector has more than {MAX_LENGTH} numbers"));
         }
         if let Some(numbers) = numbers.as_primitive_opt::<Float32Type>() {
             vector.extend_from_slice(numbers.values());

@@ -137,7 +137,7 @@ fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
         (good.replace("[1,2]", "[1,null]"), "not a list of numbers"),
         (good.replace("[1,2]", "[1,\"2\"]"), "not a list of numbers"),
         (good.replace("[1,2]", "[1,2"), "does not end with a vector"),
-        (good.replace("[1,2]", "[]"), "its vector is empty"),
+        (good.replace("[1,2]", "[]"), "the vector is empty"),
         (good.replace("[1,2]", "[1,1e39]"), "infinite"),
         (good.replace("[1,2]", "[1,1e999]"), "infinite"),
         (good.replace("[1,2]", "[1,NaN]"), "not a list of numbers"),
@@ -201,7 +201,7 @@ fn the_error_of_a_number_that_is_not_finite_contains_the_row_number() {
     for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let error =
             read("v.npy", npy("(2, 2)", &[1.0, 2.0, 3.0, number]), &usual_fields()).unwrap_err();
-        assert!(error.starts_with("v.npy, row 2: its vector contains a number that is"), "{error}");
+        assert!(error.starts_with("v.npy, row 2: the vector contains a number that is"), "{error}");
     }
     let extreme = [f32::MAX, f32::MIN, f32::MIN_POSITIVE, -0.0];
     assert_eq!(read("v.npy", npy("(1, 4)", &extreme), &usual_fields()).unwrap()[0].2, extreme);

@@ -11,7 +11,7 @@ use crate::{
     telemetry::{Metrics, causes},
 };
 
-/// How long writing and removing an object may take.
+/// How long writing an object may take, and removing it.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Checks the bucket. Returns a finding for each operation that fails, or one if all succeed.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The widest line of the output, also if it is not written to a terminal.
+/// The most characters of a line, on a terminal or not.
 const MAX_LINE_WIDTH: usize = 80;
 
 /// The width of the columns with the state and the subject.
@@ -74,10 +74,10 @@ mod tests {
         assert!(first.starts_with("note  folder    does not"), "{text}");
         let has_indent = |line: &str| line.find(|c| c != ' ') == Some(INDENT);
         assert!(rest.lines().all(has_indent), "{text}");
-        let is_narrow = |line: &str| line.len() <= 80 || line.trim() == path;
+        let is_narrow = |line: &str| line.len() <= MAX_LINE_WIDTH || line.trim() == path;
         assert!(text.lines().all(is_narrow) && text.contains(&path), "{text}");
         // Each line contains as many words as fit.
-        assert!(first.len() > 80 - "exist".len() - 1, "{text}");
+        assert!(first.len() > MAX_LINE_WIDTH - "exist".len() - 1, "{text}");
         let words_of = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words_of(&text)[2..], words_of(&finding.text));
     }

@@ -16,7 +16,7 @@ use crate::{
     sha256::Sha256,
 };
 
-/// At most this many embeddings are written at once. Each takes some 50 KB of memory.
+/// At most this many embeddings are written at once. Each takes about 50 KB of memory.
 const MAX_WRITES: usize = 256;
 
 /// The cache level in the bucket.
@@ -31,7 +31,7 @@ impl Shared {
     }
 
     /// Returns the cached embedding of the key, if there is one and the bucket can be read. A damaged
-    /// one counts as missing; the next write replaces it.
+    /// embedding counts as missing; the next write replaces it.
     pub(super) async fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
         // The bucket logs when it begins to fail.
         let bytes = self.bucket.read(&path(key)).await.ok()??;
@@ -46,7 +46,7 @@ impl Shared {
     }
 
     /// Writes an embedding. If too many are being written, or if the bucket fails, the embedding is
-    /// not written, and other replicas have to pay for it.
+    /// not written, and other replicas that need it make a call of their own.
     pub(super) async fn write(&self, key: &CacheKey, cached: &CachedEmbedding) {
         let Ok(_permit) = self.writes.try_acquire() else {
             tracing::debug!("an embedding is not cached in the bucket: too many are being written");

@@ -39,7 +39,7 @@ pub(in crate::store) enum Stage {
 pub(in crate::store) struct Decision(Mutex<Stage>);
 
 impl Decision {
-    /// Advances to a stage.
+    /// Advances the thread to a stage.
     ///
     /// # Errors
     /// [`Error::Timeout`] if the picture was given up.
@@ -128,7 +128,7 @@ mod tests {
 
     const TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// A store whose saving thread stops before each stage until the test lets it continue.
+    /// A store whose saving thread stops before each stage, until the test lets it continue.
     struct SlowStore {
         folder: TempDir,
         store: Store,

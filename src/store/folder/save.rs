@@ -91,12 +91,12 @@ impl FileGuard {
         &self.name
     }
 
-    /// Lets the picture stay.
+    /// Makes the picture stay when the guard is dropped.
     pub(in crate::store) fn confirm(&mut self) {
         self.is_confirmed = true;
     }
 
-    /// Whether the picture stays.
+    /// Whether the picture stays when the guard is dropped.
     pub(in crate::store) fn is_confirmed(&self) -> bool {
         self.is_confirmed
     }

@@ -1,4 +1,5 @@
-//! Maps the errors of other modules, which are independent of HTTP, to codes and sentences.
+//! Maps the errors of the inner modules, which know nothing of HTTP, and of the extractors `head` and
+//! `body` to codes and sentences.
 //!
 //! A sentence says what is wrong and, where possible, what to do. `code.rs` maps codes to statuses.
 
@@ -83,6 +84,7 @@ pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
             Code::StorageUnavailable
         }
         Error::Store(_) => Code::StorageFailed,
+        // `Undecodable` contains the error of `embed`, which decodes pictures.
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_code(error),
         Error::BatchTooLarge { .. } => Code::ValidationFailed,
         Error::Panicked(_) => Code::Internal,
@@ -109,8 +111,8 @@ pub(super) fn pipeline_detail(error: &pipeline::Error) -> String {
         Error::Store(_) => "The picture could not be saved; try again later.".into(),
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_detail(error),
         Error::BatchTooLarge { new_pictures, max } => format!(
-            "This batch has {new_pictures} new pictures, but the service may call NVIDIA for only {max} within one \
-             request's time: send at most {max} at once ({BATCH_SIZE_SETTINGS})."
+            "This batch has {new_pictures} pictures without a cached embedding, but the service may call NVIDIA for only \
+             {max} within one request's time: send at most {max} at once ({BATCH_SIZE_SETTINGS})."
         ),
         Error::Panicked(_) => INTERNAL_DETAIL.into(),
     }
@@ -152,10 +154,10 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
         Error::Connect(_) => "The service could not connect to the host of image_url.".into(),
         Error::NoAnswer(_) => "The host of image_url sent no response that can be read.".into(),
         Error::Interrupted { has_started: true, .. } => {
-            "The host of image_url broke off in the middle of the picture.".into()
+            "The host of image_url ended its response in the middle of the picture.".into()
         }
         Error::Interrupted { has_started: false, .. } => {
-            "The host of image_url broke off before the picture.".into()
+            "The host of image_url ended its response before the picture began.".into()
         }
         Error::TooManyBytes { limit } => picture_too_large(*limit),
         Error::Status { status, .. } => {
@@ -244,7 +246,7 @@ fn embed_code(error: &embed::Error) -> Code {
         embed::Error::Decoder(error) => decoder_code(error),
         embed::Error::QueueTimeout(_) => Code::EmbeddingTimeout,
         embed::Error::QueueTooLong => Code::Overloaded,
-        embed::Error::StillTooLarge => Code::EmbeddingRejected,
+        embed::Error::CannotShrinkEnough => Code::EmbeddingRejected,
         embed::Error::CallPanicked => Code::Internal,
         embed::Error::Nvidia(error) => match error.kind {
             ErrorKind::PictureRefused => Code::EmbeddingRejected,
@@ -254,7 +256,7 @@ fn embed_code(error: &embed::Error) -> Code {
             ErrorKind::DeadlinePassed | ErrorKind::AttemptTimeout => Code::EmbeddingTimeout,
             ErrorKind::InvalidResponse | ErrorKind::GatewayPage => Code::EmbeddingInvalid,
             ErrorKind::Unavailable
-            | ErrorKind::ResultGone
+            | ErrorKind::PolledResultGone
             | ErrorKind::Unexpected
             | ErrorKind::UploadsRefused => Code::EmbeddingUnavailable,
         },
@@ -268,6 +270,9 @@ fn embed_detail(error: &embed::Error) -> String {
             return "The service was too busy to call NVIDIA in time; try again.".into();
         }
         embed::Error::QueueTooLong => return BUSY_DETAIL.into(),
+        embed::Error::CannotShrinkEnough => {
+            return "The picture cannot be made small enough for NVIDIA; try another one.".into();
+        }
         _ => {}
     }
     match embed_code(error) {
@@ -301,6 +306,14 @@ fn format_bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_picture_that_cannot_be_shrunk_enough_is_not_said_to_be_refused_by_nvidia() {
+        let error = embed::Error::CannotShrinkEnough;
+        assert_eq!(embed_code(&error), Code::EmbeddingRejected);
+        let detail = embed_detail(&error);
+        assert!(detail.starts_with("The picture cannot be made small enough"), "{detail}");
+    }
 
     #[test]
     fn multiples_of_a_mebibyte_are_formatted_in_mebibytes_and_other_sizes_in_bytes() {

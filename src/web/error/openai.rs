@@ -46,18 +46,19 @@ impl OpenAiError {
     }
 }
 
-/// Whether a path belongs to OpenAI's API.
+/// Whether a path belongs to OpenAI's API. Some clients leave out `/v1`.
 pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
     path.starts_with("/v1/") || path == "/embeddings"
 }
 
-/// Whether it is useless to send the same request again in the next minutes, because only the
-/// operator can resolve the error or because the client must change the request. True only for errors
-/// with one of the statuses after which clients repeat a request.
+/// Whether to tell the client not to repeat the request, although it would after this status. The
+/// operator must resolve such an error, or the client must change the request. False for an error
+/// after which no client repeats a request, such as a 415.
 pub(in crate::web) fn is_retry_useless(error: &Error) -> bool {
     match error {
         Error::BatchItem { error, .. } => is_retry_useless(error),
         Error::Fetch(error) => fetch_code(error) == Code::DownloadFailed && !error.is_transient(),
+        // All of these are a 5xx.
         _ => matches!(
             error.code(),
             Code::EmbeddingExhausted

@@ -28,9 +28,9 @@ enum Behaviour {
     /// Requests of this method have their effect, but are never answered.
     LosingAnswers(&'static str),
     /// The first request of this method has its effect, but its connection is closed without an answer.
-    /// Later ones get this reply.
+    /// Later requests of this method get this reply, and have no effect.
     BreakingOff { method: &'static str, has_broken_off: AtomicBool, later: Fault },
-    /// Every answer is delayed by this time.
+    /// Every answer is delayed by this time. With zero, the bucket works normally.
     Slow(Duration),
 }
 
@@ -126,7 +126,7 @@ impl FakeBucket {
     }
 
     /// The next request of this method has its effect, but its connection is closed without an answer.
-    /// Later ones get the reply `later`.
+    /// Later requests of this method get the reply `later`, and have no effect.
     pub fn store_then_break_off_the_first(
         &self,
         method: &'static str,
@@ -149,7 +149,7 @@ impl FakeBucket {
         self.delay(Duration::ZERO);
     }
 
-    /// The objects whose names begin with `folder` after the prefix, by the rest of their names.
+    /// The objects in a folder after the prefix, by their names without the prefix and the folder.
     pub fn objects_in(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let prefix = format!("{}{folder}/", Self::PREFIX);
         let objects = self.objects.lock().unwrap();

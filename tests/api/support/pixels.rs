@@ -11,7 +11,7 @@ pub struct Difference {
     pub mean: f64,
     /// The largest difference of a channel's averages over the same square of 8 × 8 pixels. Noise
     /// hardly changes an average, but a wrong patch does.
-    pub worst: f64,
+    pub worst_square: f64,
 }
 
 impl Difference {
@@ -39,13 +39,13 @@ impl Difference {
         let channels = || squares.iter().flatten();
         let total: f64 = channels().map(|(_, _, absolute)| absolute).sum();
         let mean = total / (f64::from(a.width() * a.height()) * 3.0);
-        let worst = channels().map(|(sum, pixels, _)| (sum / pixels).abs()).fold(0.0, f64::max);
-        Some(Self { mean, worst })
+        let averages = channels().map(|(sum, pixels, _)| (sum / pixels).abs());
+        Some(Self { mean, worst_square: averages.fold(0.0, f64::max) })
     }
 }
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.2} on average, {:.1} in the worst square", self.mean, self.worst)
+        write!(f, "{:.2} on average, {:.1} in the worst square", self.mean, self.worst_square)
     }
 }

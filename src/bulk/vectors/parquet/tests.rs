@@ -141,19 +141,19 @@ fn a_file_without_usable_models_or_vectors_is_refused_with_the_reason() {
         (vec![("model", models(2)), ("vector", models(2))], "is of the type Utf8, not a list"),
         (
             vec![("model", models(2)), ("vector", with_null.clone())],
-            "row 1: its vector contains a null",
+            "row 1: the vector contains a null",
         ),
         (
             vec![("model", models(1)), ("vector", with_null.slice(1, 1))],
-            "row 1: its vector is null",
+            "row 1: the vector is null",
         ),
         (
             vec![("model", models(2)), ("vector", list_of_floats(&[&[], &[]]))],
-            "its vector is empty",
+            "the vector is empty",
         ),
         (
             vec![("model", models(2)), ("vector", list_of_floats(&[&[1.0], &[f32::NAN]]))],
-            "row 2: its vector contains a number that is infinite",
+            "row 2: the vector contains a number that is infinite",
         ),
         (vec![("model", models(0)), ("vector", fixed(0))], "it contains no vectors"),
     ] {

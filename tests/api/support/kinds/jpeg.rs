@@ -37,7 +37,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         }
         if sampling.len() > 1 {
             let bytes = jpeg(BASELINE, size, sampling, Scans::ForEachComponent);
-            kinds.push((format!("jpeg-scan-for-each-{name}"), bytes));
+            kinds.push((format!("jpeg-scan-per-component-{name}"), bytes));
         }
     }
     kinds

@@ -38,8 +38,8 @@ pub fn unsupported(name: &str) -> Option<&'static str> {
     let several_scans = "a baseline JPEG with its colour components in several scans";
     let floats = "a TIFF of floating-point numbers that are not RGB of 32 bits";
     let kinds = [
-        ("jpeg-scan-for-each-420", several_scans),
-        ("jpeg-scan-for-each-422", several_scans),
+        ("jpeg-scan-per-component-420", several_scans),
+        ("jpeg-scan-per-component-422", several_scans),
         ("tiff-grey-float-32-", floats),
     ];
     kinds.iter().find(|(start, _)| name.starts_with(start)).map(|(_, description)| *description)

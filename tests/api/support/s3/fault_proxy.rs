@@ -37,7 +37,7 @@ pub enum Fault {
 
 type Matches = dyn Fn(&Received) -> bool + Send + Sync;
 
-/// The fault of the moment, and the requests that it affects.
+/// The current fault, and the requests that it affects.
 #[derive(Clone)]
 struct Rule {
     fault: Fault,
@@ -254,7 +254,7 @@ fn parse_head(head: &[u8], peer: SocketAddr) -> Received {
     }
 }
 
-/// The same head, but the server closes the connection after the response.
+/// The same head, but with a request to close the connection after the response.
 fn with_connection_close(head: &[u8]) -> Vec<u8> {
     let head = String::from_utf8(head.to_vec()).unwrap();
     let lines = head.trim_end().split("\r\n");

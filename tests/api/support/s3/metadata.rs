@@ -10,7 +10,7 @@ use serde_json::json;
 use super::Credentials;
 use crate::support::{FakeServer, Received, Reply};
 
-/// A fake of the metadata. It demands a session token, as instances do that allow only IMDSv2, and
+/// A fake of the metadata. It demands a session token, like an instance that allows only IMDSv2, and
 /// hands out the current credentials.
 pub struct FakeMetadata {
     server: FakeServer,

@@ -118,8 +118,8 @@ impl MotoServer {
         bucket_settings(endpoint, &self.region, &self.bucket, &self.prefix)
     }
 
-    /// The endpoint of an instance's metadata. moto's own hands out credentials of the role, which
-    /// do not expire.
+    /// The endpoint of an instance's metadata. moto has one of its own, which hands out credentials
+    /// of the role that do not expire.
     pub fn metadata_endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -142,18 +142,18 @@ impl MotoServer {
         result.as_str().map(|text| BASE64_STANDARD.decode(text).unwrap())
     }
 
-    /// Creates or replaces an object without the service.
+    /// Creates or replaces an object, with all permissions.
     pub async fn write(&self, key: &str, bytes: &[u8]) {
         self.run(json!(["write", key, BASE64_STANDARD.encode(bytes)])).await;
     }
 
-    /// Deletes an object without the service.
+    /// Deletes an object, with all permissions.
     pub async fn delete(&self, key: &str) {
         self.run(json!(["delete", key])).await;
     }
 
-    /// Denies these actions, such as `s3:PutObject`, to the user and the role. All other actions
-    /// are allowed as at the start.
+    /// Denies these actions, such as `s3:PutObject`, to the user and the role. Each call replaces the one
+    /// before: all other actions are allowed as at the start.
     pub async fn deny(&self, actions: &[&str]) {
         self.run(json!(["deny", actions])).await;
     }
@@ -174,7 +174,7 @@ impl MotoServer {
         self.attempt_as(&self.user, self.address, operation, parameters).await
     }
 
-    /// Like [`Self::attempt`], but with these credentials and at this endpoint.
+    /// Like [`Self::attempt`], but with these credentials and at this endpoint, which may be another server.
     pub async fn attempt_as(
         &self,
         credentials: &Credentials,
