@@ -230,7 +230,7 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
     for format in formats() {
         let export = rows.export("out.file", format);
         export.write(&AtomicBool::new(false)).unwrap();
-        let line = progress(Path::new("out.npy"), &export.written);
+        let line = progress(Path::new("out.npy"), &export.exported);
         assert_eq!(line, "making out.npy: 7 rows are written", "{format:?}");
     }
 }
