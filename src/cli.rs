@@ -50,8 +50,10 @@ impl Drop for LogGuard {
 async fn run_command(command: Command, config: Config) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Serve => serve::serve(config).await?,
-        Command::Embed(arguments) => return Ok(embed::embed(*arguments, config).await),
-        Command::Nearest(arguments) => return Ok(nearest::nearest(*arguments, config).await),
+        Command::Embed(arguments) => return Ok(Box::pin(embed::embed(*arguments, config)).await),
+        Command::Nearest(arguments) => {
+            return Ok(Box::pin(nearest::nearest(*arguments, config)).await);
+        }
         Command::Check { live } => {
             let has_no_fault = check::check(&config, live).await;
             if !has_no_fault {

@@ -176,7 +176,7 @@ impl WhenSaved {
     /// picture cannot be saved, this never returns, because the whole request fails.
     async fn wait(self) {
         if self.0.await.is_err() {
-            pending().await
+            pending::<()>().await;
         }
     }
 }

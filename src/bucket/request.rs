@@ -81,7 +81,9 @@ impl Bucket {
         let started = Instant::now();
         let end = started + max_wait;
         let mut may_have_written = false;
-        let attempts = self.attempts(operation, &path, object, &mut may_have_written);
+        // On the heap, because the futures of all requests would contain this large one, also without a
+        // bucket.
+        let attempts = Box::pin(self.attempts(operation, &path, object, &mut may_have_written));
         let earlier_deadline = deadline.filter(|deadline| *deadline < end);
         let outcome = match timeout_at(earlier_deadline.unwrap_or(end), attempts).await {
             Ok(outcome) => outcome,
