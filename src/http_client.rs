@@ -21,8 +21,9 @@ use crate::{image::Content, telemetry::causes};
 /// 100.
 const MAX_HEADERS: usize = 1000;
 
-/// The number of bytes that are read from a file at once.
-const READ_SIZE: usize = 64 * 1024;
+/// The number of bytes that are read from a file at once. hyper holds up to 16 of these pieces in memory
+/// for each picture that it sends, so they must be small.
+const READ_SIZE: usize = 16 * 1024;
 
 /// A picture as the body of a request. A file is streamed, so its bytes are never all in memory.
 pub(crate) fn body_of(picture: &Content) -> Body {

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use crate::support::{
     FORM_CONTENT_TYPE, FakeNvidia, ROCKET, ServiceProcess, base64_body, children_of, form,
-    peak_memory_of, variant,
+    peak_memory_of, s3::DiscardingBucket, variant,
 };
 
 const MIB: u64 = 1 << 20;
@@ -114,6 +114,20 @@ async fn concurrent_large_uploads_are_not_buffered_in_memory() {
         send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, same(body, 64)).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert_growth_below(UNCOUNTED_BYTES, growth);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_uploads_are_streamed_to_the_bucket() {
+    let bucket = DiscardingBucket::start().await;
+    let settings = bucket.settings();
+    let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let body = form(&jpeg_of_maximum_length());
+    let (route, bodies) = ("/vectorize-image-upload", same(body, 64));
+    let LoadResult { statuses, growth, .. } =
+        send_concurrently(&settings, route, FORM_CONTENT_TYPE, bodies).await;
+    assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
+    assert_eq!(bucket.discarded(), 64, "every picture should arrive whole");
+    assert_growth_below(32 * MIB, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]

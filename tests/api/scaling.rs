@@ -2,7 +2,12 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{documents::Document, s3::MotoServer};
+use crate::support::{
+    FakeNvidia, ROCKET, Replica,
+    documents::Document,
+    s3::{FaultProxy, MotoServer},
+    tiny, wait_for,
+};
 
 /// The JSON block of the page that contains this text, for the bucket of the server.
 fn json_block(moto: &MotoServer, part: &str) -> Value {
@@ -89,5 +94,56 @@ async fn a_bucket_accepts_the_lifecycle_rules_of_docs_scaling_md() {
         .iter_mut()
         .map(|rule| rule["Filter"]["Prefix"].take())
         .collect();
-    assert_eq!(prefixes, ["imagesvc/downloads/", "imagesvc/vectors/", "imagesvc/"]);
+    let expected = ["imagesvc/downloads/", "imagesvc/vectors/", "imagesvc/checks/", "imagesvc/"];
+    assert_eq!(prefixes, expected);
+}
+
+/// The numbers at the beginning of the cells of the table of costs, row by row.
+fn costs_on_the_page() -> Vec<[usize; 2]> {
+    let page = Document::read("docs/scaling.md").text;
+    let (_, table) = page.split_once("| Picture | GET | PUT |").unwrap();
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| {
+        let cells: Vec<_> = row.split('|').map(str::trim).collect();
+        [cells[2], cells[3]].map(|cell| {
+            let digits = cell.find(|c: char| !c.is_ascii_digit()).unwrap_or(cell.len());
+            cell[..digits].parse().unwrap()
+        })
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
+    let Some(moto) = MotoServer::start().await else { return };
+    let proxy = FaultProxy::start(moto.address).await;
+    let nvidia = FakeNvidia::healthy().await;
+    let settings = moto.settings_through(proxy.address);
+    let replica = Replica::start(&nvidia, &settings).await;
+    // The first look-up of a vector that exists is by another replica.
+    let other = Replica::start(&nvidia, &settings).await;
+    let costs = async |replica: &Replica, picture: &[u8], is_saved: bool, expected: [usize; 2]| {
+        let before = proxy.count();
+        let answer = match is_saved {
+            true => replica.upload(picture).await,
+            false => replica.upload_unsaved(picture).await,
+        };
+        answer.vector();
+        let count = || {
+            let lines = proxy.lines();
+            ["GET", "PUT"].map(|method| {
+                lines[before..].iter().filter(|line| line.starts_with(method)).count()
+            })
+        };
+        // The vector may be written after the answer.
+        let condition = async || count() == expected;
+        wait_for("the number of requests", std::time::Duration::from_secs(10), condition).await;
+    };
+    let [new, unsaved, in_bucket, in_local_cache] = costs_on_the_page()[..] else {
+        panic!("the table should have four rows")
+    };
+    costs(&replica, ROCKET, true, new).await;
+    costs(&replica, &tiny(1), false, unsaved).await;
+    costs(&other, ROCKET, true, in_bucket).await;
+    costs(&other, ROCKET, true, in_local_cache).await;
 }

@@ -69,7 +69,7 @@ class Admin:
         iam.put_role_policy(RoleName=ROLE, PolicyName="main", PolicyDocument=document(SERVICE_POLICY))
         self.iam, self.sts, self.s3 = (self.client(name, *keys["admin"]) for name in ("iam", "sts", "s3"))
         self.user = keys[USER]
-        self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+        self.create_bucket()
         # moto's instance metadata has constant credentials. Let them be those of a role.
         self.assume_role()
         of_metadata = assumed_roles()[-1]
@@ -146,6 +146,9 @@ class Admin:
         self.s3.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration=configuration)
         return self.s3.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
 
+    def create_bucket(self):
+        self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
+
     def delete_bucket(self):
         for key in self.keys():
             self.delete(key)
@@ -176,6 +179,7 @@ COMMANDS = (
     "deny",
     "attempt",
     "set_lifecycle",
+    "create_bucket",
     "delete_bucket",
     "assume_role",
     "revoke",

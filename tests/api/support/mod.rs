@@ -21,6 +21,7 @@ mod pictures;
 mod pixels;
 mod programs;
 mod raw_http;
+mod replica;
 mod request;
 mod resources;
 pub mod s3;
@@ -45,6 +46,7 @@ pub use pictures::{
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks};
 pub use raw_http::{SMUGGLED_REQUEST, exchange, parse_answer, raw_request, read_to_end};
+pub use replica::{Replica, Setting, bucket_warnings, count_lines, wait_for};
 pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head, wrapped_base64};
 pub use resources::ResourceUsage;
 pub use terminal::Terminal;

@@ -3,8 +3,9 @@
 //! `tests/s3/README.md` describes what these tests need. [`MotoServer`] checks signatures and
 //! permissions. [`RcloneServer`] is written independently of it and checks signatures as well.
 //! [`FaultProxy`] stands between the service and either of them. [`FakeMetadata`] hands out the
-//! credentials of an instance's role.
+//! credentials of an instance's role. [`DiscardingBucket`] takes gigabytes.
 
+mod discarding;
 mod fault_proxy;
 mod metadata;
 mod moto;
@@ -12,6 +13,7 @@ mod rclone;
 
 use std::{env, net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use discarding::DiscardingBucket;
 pub use fault_proxy::{Fault, FaultProxy};
 pub use metadata::FakeMetadata;
 pub use moto::{Credentials, MotoServer};

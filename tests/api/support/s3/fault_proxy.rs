@@ -27,7 +27,8 @@ pub enum Fault {
     Delay(Duration),
     /// Forwards the first half of the request's body, and then closes both connections.
     CutRequest,
-    /// Forwards the request, and closes the connection after half of the response's body.
+    /// Forwards the request, and closes the connection after half of the response's body, or after
+    /// half of its head if it has no body.
     CutResponse,
     /// Reads the head of the request, and never answers.
     Hold,
@@ -209,12 +210,16 @@ async fn serve(mut client: TcpStream, peer: SocketAddr, shared: &Shared) -> std:
     if let Some(Fault::Delay(delay)) = fault {
         tokio::time::sleep(delay).await;
     }
-    client.write_all(&head).await?;
     if fault == Some(Fault::CutResponse) {
         let length = parse_head(&head, peer).header("content-length").map(str::to_owned);
         let length: u64 = length.map_or(0, |length| length.parse().unwrap());
+        if length == 0 {
+            return client.write_all(&head[..head.len() / 2]).await;
+        }
+        client.write_all(&head).await?;
         return copy(&mut server, &mut client, length / 2).await;
     }
+    client.write_all(&head).await?;
     tokio::io::copy(&mut server, &mut client).await?;
     client.shutdown().await
 }
@@ -230,7 +235,9 @@ async fn copy(
 }
 
 /// Reads until the end of a head, byte by byte, because the body must stay in the stream.
-async fn read_head(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+pub(super) async fn read_head(
+    stream: &mut (impl AsyncReadExt + Unpin),
+) -> std::io::Result<Vec<u8>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await?);
@@ -238,7 +245,7 @@ async fn read_head(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     Ok(head)
 }
 
-fn parse_head(head: &[u8], peer: SocketAddr) -> Received {
+pub(super) fn parse_head(head: &[u8], peer: SocketAddr) -> Received {
     let head = String::from_utf8_lossy(head);
     let mut lines = head.split("\r\n");
     let mut first = lines.next().unwrap().splitn(3, ' ').map(str::to_owned);

@@ -24,11 +24,13 @@ struct Current {
 
 const ROLE: &str = "service-role";
 const CREDENTIALS_PATH: &str = "/latest/meta-data/iam/security-credentials/";
-const TOKEN: &str = "session-token-of-the-fake-metadata";
 const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 const LIFETIME_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
 impl FakeMetadata {
+    /// The token that the metadata demands.
+    pub const TOKEN: &str = "session-token-of-the-fake-metadata";
+
     /// Hands out these credentials, which expire after `lifetime`.
     pub async fn start(credentials: Credentials, lifetime: Duration) -> Self {
         let expiration = SystemTime::now() + lifetime;
@@ -66,11 +68,11 @@ fn reply(request: &Received, current: &Current) -> Reply {
     if line == "PUT /latest/api/token" {
         let lifetime = request.header(LIFETIME_HEADER).and_then(|text| text.parse::<u32>().ok());
         return match lifetime {
-            Some(1..=21_600) => Reply::new(200, &[(LIFETIME_HEADER, "600")], TOKEN),
+            Some(1..=21_600) => Reply::new(200, &[(LIFETIME_HEADER, "600")], FakeMetadata::TOKEN),
             _ => Reply::status(400),
         };
     }
-    if request.header(TOKEN_HEADER) != Some(TOKEN) {
+    if request.header(TOKEN_HEADER) != Some(FakeMetadata::TOKEN) {
         return Reply::status(401);
     }
     if line == format!("GET {CREDENTIALS_PATH}") {

@@ -188,6 +188,11 @@ impl MotoServer {
         self.run(command).await.as_str().unwrap().to_owned()
     }
 
+    /// Creates the bucket again after [`Self::delete_bucket`].
+    pub async fn create_bucket(&self) {
+        self.run(json!(["create_bucket"])).await;
+    }
+
     /// Deletes the bucket with all objects.
     pub async fn delete_bucket(&self) {
         self.run(json!(["delete_bucket"])).await;

@@ -1,0 +1,198 @@
+//! Several replicas as real processes with one bucket, on two S3 servers that check signatures: what
+//! lies in the bucket, and that a picture is paid for once.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::support::{
+    Answer, FakeNvidia, HUBBLE, ROCKET, Replica, Setting,
+    nvidia_api::INFER,
+    s3::{MotoServer, RcloneServer},
+    tiny, wait_for,
+};
+
+/// How long a write in the background may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A bucket on one of the servers.
+enum Bucket {
+    Moto(MotoServer),
+    /// With moto as the client that replaces objects. A file that is replaced behind rclone's back
+    /// would not be noticed.
+    Rclone(RcloneServer, MotoServer),
+}
+
+impl Bucket {
+    /// An empty bucket on each server.
+    async fn all() -> Vec<Self> {
+        let (Some(moto), Some(rclone), Some(client)) =
+            (MotoServer::start().await, RcloneServer::start().await, MotoServer::start().await)
+        else {
+            return Vec::new();
+        };
+        vec![Self::Moto(moto), Self::Rclone(rclone, client)]
+    }
+
+    fn settings(&self) -> Vec<Setting> {
+        match self {
+            Self::Moto(moto) => moto.settings(),
+            Self::Rclone(rclone, _) => rclone.settings(),
+        }
+    }
+
+    async fn keys_in(&self, folder: &str) -> Vec<String> {
+        match self {
+            Self::Moto(moto) => moto.keys_in(folder).await,
+            Self::Rclone(rclone, _) => rclone.keys_in(folder),
+        }
+    }
+
+    async fn read(&self, key: &str) -> Vec<u8> {
+        self.try_read(key).await.unwrap()
+    }
+
+    /// Like [`Self::read`], but returns `None` if there is no such object. On rclone, this is so for a
+    /// moment while an object is replaced.
+    async fn try_read(&self, key: &str) -> Option<Vec<u8>> {
+        match self {
+            Self::Moto(moto) => moto.read(&format!("imagesvc/{key}")).await,
+            Self::Rclone(rclone, _) => std::fs::read(rclone.file_of(key)).ok(),
+        }
+    }
+
+    async fn write(&self, key: &str, text: &str) {
+        let put = json!({ "Key": format!("imagesvc/{key}"), "Body": text });
+        let (client, user, address) = match self {
+            Self::Moto(moto) => (moto, &moto.user, moto.address),
+            Self::Rclone(rclone, client) => (client, &rclone.user, rclone.address),
+        };
+        assert_eq!(client.attempt_as(user, address, "put_object", &put).await, "ok");
+    }
+
+    /// Waits until this many vectors are in the bucket, and returns their keys.
+    async fn wait_for_vectors(&self, count: usize) -> Vec<String> {
+        let condition = async || self.keys_in("vectors").await.len() == count;
+        wait_for("the number of vectors", PATIENCE, condition).await;
+        self.keys_in("vectors").await
+    }
+}
+
+/// The number of embeddings that NVIDIA was paid for.
+fn paid(nvidia: &FakeNvidia) -> usize {
+    nvidia.lines().iter().filter(|line| *line == INFER).count()
+}
+
+fn assert_vector(answer: &Answer, x_cache: &str) -> Vec<f64> {
+    let vector = answer.vector();
+    assert_eq!(answer.header("x-cache"), x_cache);
+    vector
+}
+
+/// Asserts that the object has the form that `docs/scaling.md` promises: a line with the version, how
+/// the picture was prepared, the length and the checksum, and then the vector.
+fn assert_is_whole_vector(key: &str, bytes: &[u8], vector: &[f64]) {
+    let text = std::str::from_utf8(bytes).unwrap();
+    let (first_line, rest) = text.split_once('\n').unwrap();
+    let numbers = rest.strip_suffix('\n').unwrap();
+    let fields: Vec<_> = first_line.split(' ').collect();
+    let ["imagesvc-vector", "2", prepared, length, checksum] = fields[..] else {
+        panic!("{first_line}")
+    };
+    assert_eq!(length, numbers.len().to_string());
+    let key: Vec<u8> = (0..key.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&key[at..at + 2], 16).unwrap())
+        .collect();
+    let sum = crc32fast::hash(&[&key[..], prepared.as_bytes(), numbers.as_bytes()].concat());
+    assert_eq!(checksum, format!("{sum:08x}"));
+    let numbers: Vec<f64> = serde_json::from_str(numbers).unwrap();
+    let differs = numbers.iter().zip(vector).any(|(a, b)| (a - b).abs() > 1e-6);
+    assert!(numbers.len() == vector.len() && !differs, "the vector should be the answer's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_replica_paid_for_is_free_for_all_others_and_for_later_ones() {
+    for bucket in Bucket::all().await {
+        let nvidia = FakeNvidia::healthy().await;
+        let first = Replica::start(&nvidia, &bucket.settings()).await;
+        let second = Replica::start(&nvidia, &bucket.settings()).await;
+        let mut saved = Vec::new();
+        let mut vectors = Vec::new();
+        // The first picture stays in memory, and the second one is streamed from a file.
+        for (n, picture) in [ROCKET, HUBBLE].into_iter().enumerate() {
+            let answer = first.upload(picture).await;
+            vectors.push(assert_vector(&answer, "miss"));
+            saved.push((answer.saved_as(), picture));
+            bucket.wait_for_vectors(n + 1).await;
+            let shared = second.upload(picture).await;
+            assert_eq!(assert_vector(&shared, "hit"), vectors[n]);
+            saved.push((shared.saved_as(), picture));
+        }
+        assert_eq!(first.stop().await.0.code(), Some(0));
+        assert_eq!(second.stop().await.0.code(), Some(0));
+        let later = Replica::start(&nvidia, &bucket.settings()).await;
+        for (n, picture) in [ROCKET, HUBBLE].into_iter().enumerate() {
+            assert_eq!(assert_vector(&later.upload_unsaved(picture).await, "hit"), vectors[n]);
+        }
+        assert_eq!(paid(&nvidia), 2);
+        let mut names: Vec<_> = saved.iter().map(|(name, _)| name.clone()).collect();
+        names.sort();
+        assert_eq!(bucket.keys_in("downloads").await, names);
+        for (name, picture) in saved {
+            let found = bucket.read(&format!("downloads/{name}")).await;
+            assert!(found == picture, "{name} should be saved byte for byte");
+        }
+        for key in bucket.wait_for_vectors(2).await {
+            // The fake answers with the same numbers for all pictures.
+            assert_is_whole_vector(
+                &key,
+                &bucket.read(&format!("vectors/{key}")).await,
+                &vectors[0],
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_again_and_mended() {
+    for bucket in Bucket::all().await {
+        let nvidia = FakeNvidia::healthy().await;
+        let payer = Replica::start(&nvidia, &bucket.settings()).await;
+        let mut keys = Vec::new();
+        for n in 0..5 {
+            assert_vector(&payer.upload_unsaved(&tiny(n)).await, "miss");
+            let all = bucket.wait_for_vectors(n + 1).await;
+            keys.extend(all.into_iter().filter(|key| !keys.contains(key)).collect::<Vec<_>>());
+        }
+        let mut intact = Vec::new();
+        for key in &keys {
+            let bytes = bucket.read(&format!("vectors/{key}")).await;
+            intact.push(String::from_utf8(bytes).unwrap());
+        }
+        let damaged = [
+            intact[0].replacen("0.4", "0.5", 1),
+            intact[1][..1000].to_owned(),
+            intact[2].replacen("imagesvc-vector 2", "imagesvc-vector 3", 1),
+            intact[0].clone(), // of another key
+        ];
+        for (n, text) in damaged.iter().enumerate() {
+            assert_ne!(*text, intact[n]);
+            bucket.write(&format!("vectors/{}", keys[n]), text).await;
+        }
+        let reader = Replica::start(&nvidia, &bucket.settings()).await;
+        for n in 0..damaged.len() {
+            assert_vector(&reader.upload_unsaved(&tiny(n)).await, "miss");
+            let key = format!("vectors/{}", keys[n]);
+            let is_mended =
+                async || bucket.try_read(&key).await.as_deref() == Some(intact[n].as_bytes());
+            wait_for("the vector", PATIENCE, is_mended).await;
+        }
+        assert_vector(&reader.upload_unsaved(&tiny(4)).await, "hit");
+        let another = Replica::start(&nvidia, &bucket.settings()).await;
+        for n in 0..5 {
+            assert_vector(&another.upload_unsaved(&tiny(n)).await, "hit");
+        }
+        assert_eq!(paid(&nvidia), 5 + damaged.len());
+    }
+}

@@ -1,0 +1,125 @@
+//! Replicas: processes of the service that share a bucket.
+
+use std::{
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use reqwest::{Client, RequestBuilder};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use super::{Answer, FakeNvidia, ServiceProcess};
+use crate::query::with_query;
+
+/// The longest wait for an answer, and for the start and the end of a process.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The pause between two looks at a state that a test waits for.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A setting's name and value.
+pub type Setting = (&'static str, String);
+
+/// A running replica. Its process is killed when this value is dropped.
+pub struct Replica {
+    pub process: ServiceProcess,
+    client: Client,
+    _folder: TempDir,
+}
+
+impl Replica {
+    /// Starts a replica with an empty folder, and waits until it listens.
+    pub async fn start(nvidia: &FakeNvidia, settings: &[Setting]) -> Self {
+        let settings = [&nvidia.settings()[..], settings].concat();
+        let folder = tempfile::tempdir().unwrap();
+        // The start waits for the bucket, which may be behind a proxy of this test.
+        let start = spawn_blocking(move || {
+            let settings: Vec<_> =
+                settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            (ServiceProcess::start(folder.path(), &settings), folder)
+        });
+        let started = timeout(PATIENCE, start).await.expect("the service should start in time");
+        let (process, folder) = started.unwrap();
+        let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        Self { process, client, _folder: folder }
+    }
+
+    /// Uploads a picture that is saved.
+    pub async fn upload(&self, picture: &[u8]) -> Answer {
+        self.try_upload(picture).await.unwrap()
+    }
+
+    /// Uploads a picture that is not saved.
+    pub async fn upload_unsaved(&self, picture: &[u8]) -> Answer {
+        let request = self.process.upload_request(&self.client, picture);
+        send(with_query(request, "save=false")).await.unwrap()
+    }
+
+    /// Uploads a picture that is saved. An error means that the connection failed.
+    pub async fn try_upload(&self, picture: &[u8]) -> reqwest::Result<Answer> {
+        send(self.process.upload_request(&self.client, picture)).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        send(self.client.get(self.process.url(path))).await.unwrap()
+    }
+
+    /// Waits until the replica reports that its bucket can be written to and read, or that it can be
+    /// neither. Returns how long that took.
+    pub async fn wait_for_bucket(&self, works: bool, patience: Duration) -> Duration {
+        let started = Instant::now();
+        let expected = serde_json::json!({ "writable": works, "readable": works });
+        wait_for("the bucket's state", patience, async || {
+            let ready: Value = self.get("/ready").await.json();
+            assert_eq!(ready["ready"], true, "the bucket must not change the readiness");
+            ready["bucket"] == expected
+        })
+        .await;
+        started.elapsed()
+    }
+
+    /// Tells the replica to stop, and returns its exit status and log.
+    pub async fn stop(self) -> (ExitStatus, Vec<String>) {
+        self.process.terminate();
+        self.wait().await
+    }
+
+    /// Waits until the process ends, and returns its exit status and log.
+    pub async fn wait(self) -> (ExitStatus, Vec<String>) {
+        let Self { process, client, _folder } = self;
+        drop(client); // closes its connections
+        let ended = timeout(PATIENCE, spawn_blocking(|| process.wait())).await;
+        ended.expect("the service should stop in time").unwrap()
+    }
+}
+
+async fn send(request: RequestBuilder) -> reqwest::Result<Answer> {
+    Answer::read(request.send().await?).await
+}
+
+/// Waits until a condition is met.
+pub async fn wait_for(name: &str, patience: Duration, condition: impl AsyncFn() -> bool) {
+    let poll = async {
+        while !condition().await {
+            sleep(POLL_INTERVAL).await;
+        }
+    };
+    let met = timeout(patience, poll).await;
+    assert!(met.is_ok(), "{name} should be as expected within {patience:?}");
+}
+
+/// The number of the log's lines that contain a text.
+pub fn count_lines(log: &[String], text: &str) -> usize {
+    log.iter().filter(|line| line.contains(text)).count()
+}
+
+/// The warnings in the log that are about the bucket.
+pub fn bucket_warnings(log: &[String]) -> Vec<&String> {
+    let is_warning = |line: &str| line.contains("\"WARN\"") && line.contains("imagesvc::bucket");
+    log.iter().filter(|line| is_warning(line)).collect()
+}
