@@ -15,8 +15,11 @@ use crate::{
     },
 };
 
+/// Returns the reply of a failing bucket to a request.
+type FailingReply = fn(&Received) -> Reply;
+
 /// The ways in which a bucket fails.
-const FAULTS: [(&str, fn(&Received) -> Reply); 6] = [
+const FAULTS: [(&str, FailingReply); 6] = [
     ("denied", |_| FakeBucket::refusal(403, "AccessDenied")),
     ("no such bucket", |_| FakeBucket::refusal(404, "NoSuchBucket")),
     ("slow down", |_| FakeBucket::refusal(503, "SlowDown")),
