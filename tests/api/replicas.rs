@@ -16,6 +16,7 @@ use crate::support::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A bucket on one of the servers.
+#[allow(clippy::large_enum_variant, reason = "a test has only one or two of these")]
 enum Bucket {
     Moto(MotoServer),
     /// With moto as the client that replaces objects. A file that is replaced behind rclone's back
