@@ -6,7 +6,8 @@ use tokio::runtime::Runtime;
 
 use crate::{
     config::{Command, Config},
-    decoder, telemetry,
+    decoder,
+    telemetry::{self, Traces},
 };
 
 mod check;
@@ -22,7 +23,12 @@ pub fn run() -> ExitCode {
         return code;
     }
     let (command, config) = Config::from_args_and_env().unwrap_or_else(|errors| errors.exit());
-    telemetry::open_log(&config.telemetry);
+    // The other commands run on a terminal or as clients, and serve no requests.
+    let traces = match command {
+        Command::Serve => Traces::Export,
+        Command::Embed(_) | Command::Nearest(_) | Command::Check { .. } => Traces::Ignore,
+    };
+    telemetry::open_log(&config.telemetry, traces);
     let _log = LogGuard;
     let exit_code = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let exit_code = runtime.block_on(run_command(command, config));

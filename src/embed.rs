@@ -23,7 +23,7 @@ use crate::{
     sha256::Sha256,
     shares::{ClientNetwork, SharePermit},
     spool::Staging,
-    telemetry::Metrics,
+    telemetry::{Metrics, span},
 };
 use cache::{Cache, CacheKey};
 use circuit_breaker::CircuitBreaker;
@@ -328,6 +328,7 @@ impl Embedder {
                 inner.cache.write(key, &embedding).await;
             }
         };
+        let call = call.instrument(span!("embed"));
         self.0.background.spawn(call.in_current_span());
     }
 }

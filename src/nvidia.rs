@@ -22,6 +22,7 @@ use reqwest::{
 };
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 use url::Url;
 use uuid::Uuid;
 
@@ -36,6 +37,7 @@ use retry::RetryBudget;
 use retry_after::SharedRetryAfter;
 
 mod assets;
+mod call_span;
 mod classify;
 mod infer;
 mod key;
@@ -230,15 +232,17 @@ impl Client {
             return Err(Error::deadline_passed(operation));
         }
         let attempt_deadline = deadline.min(started + self.0.settings.attempt_timeout);
+        let (http, request) = request.build_split();
+        let span = call_span::start(operation, request.as_ref().ok());
         let exchange = async {
-            let response = request.send().await?;
+            let response = http.execute(request?).await?;
             let (status, headers) = (response.status(), response.headers().clone());
             let body = read_body(response).await?;
             // The log may quote an error response, so the key is removed from it.
             let body = if status == StatusCode::OK { body } else { self.0.key.redact(body) };
             Ok(ApiResponse { status, headers, body })
         };
-        let outcome = match timeout_at(attempt_deadline, exchange).await {
+        let outcome = match timeout_at(attempt_deadline, exchange).instrument(span.clone()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => {
                 // The compiler needs this to know the error type of `exchange`.
@@ -256,6 +260,7 @@ impl Client {
                 Err(Error::new(operation, ErrorKind::AttemptTimeout, "no response in time".into()))
             }
         };
+        call_span::record(&span, &outcome);
         let status = outcome.as_ref().ok().map(|response| response.status.as_u16());
         self.0.metrics.record_upstream_call(operation.name(), status, started.elapsed());
         if let Ok(response) = &outcome

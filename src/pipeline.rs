@@ -25,7 +25,7 @@ use crate::{
     shares::{ClientNetwork, NotEnoughUnits, SharePermit, Shares},
     spool::{self, Spooled},
     store::{self, SavedGuard, Store},
-    telemetry::{Metrics, Readings},
+    telemetry::{Metrics, Readings, in_span, span},
 };
 
 use admission::MEMORY_STEP;
@@ -217,10 +217,13 @@ impl Pipeline {
         bytes: impl Stream<Item = Result<Bytes, E>> + Send,
     ) -> Result<Received, E> {
         let client = admission.client();
-        let spooled = self.spool(client, bytes).await?;
-        let deadline = Instant::now() + self.limits.request_timeout;
-        let at_work = self.wait_for_permit(client).await?;
-        Ok(self.read_header(spooled, at_work, deadline).await?)
+        let receive = async {
+            let spooled = self.spool(client, bytes).await?;
+            let deadline = Instant::now() + self.limits.request_timeout;
+            let at_work = self.wait_for_permit(client).await?;
+            Ok(self.read_header(spooled, at_work, deadline).await?)
+        };
+        in_span(span!("receive"), receive).await
     }
 
     /// Embeds a received picture, and saves it in [`SaveMode::Save`].
@@ -263,7 +266,7 @@ impl Pipeline {
             let file = match save_mode {
                 SaveMode::Save => {
                     let save = self.store.save(spooled, picture.format, deadline, permits_for_file);
-                    let mut file = save.await?;
+                    let mut file = in_span(span!("save"), save).await?;
                     if file_mode == FileMode::Final {
                         file.confirm();
                         self.metrics.record_saved(len);

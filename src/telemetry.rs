@@ -1,12 +1,20 @@
-//! The log and the metrics.
+//! The log, the metrics and the spans of traces.
 
 mod causes;
 mod exposition;
 mod log;
 mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
+mod traces;
 
 pub(crate) use causes::causes;
 pub use exposition::Exposition;
 pub(crate) use log::panic_text;
-pub use log::{Format, Settings, close as close_log, open as open_log, parse_filter};
+pub use log::{Format, Settings, Traces, close as close_log, open as open_log, parse_filter};
 pub use metrics::{InFlightGuard, Metrics, Readings};
+#[cfg(feature = "otlp")]
+pub(crate) use otlp::continue_trace;
+#[cfg(not(feature = "otlp"))]
+pub(crate) use traces::continue_trace;
+pub(crate) use traces::{REQUEST_SPAN, TRACES, in_span, mark_failed, span};

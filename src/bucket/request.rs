@@ -15,12 +15,16 @@ use reqwest::{
 };
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing::{Instrument, field::Empty};
 
 use super::{
     Bucket, Object,
     error::{Cause, Error, Operation, Refusal},
 };
-use crate::{http_client::body_of, telemetry::causes};
+use crate::{
+    http_client::body_of,
+    telemetry::{causes, mark_failed, span},
+};
 
 /// How long a signed URL is valid. S3 compares it with its own clock, which may differ from this
 /// machine's by minutes.
@@ -81,9 +85,18 @@ impl Bucket {
         let started = Instant::now();
         let end = started + max_wait;
         let mut may_have_written = false;
+        let span = span!(
+            "bucket",
+            otel.name = format!("bucket {}", operation.name()),
+            otel.kind = "client",
+            http.request.method = method(operation).as_str(),
+            "error.type" = Empty,
+        );
         // On the heap, because the futures of all requests would contain this large one, also without a
         // bucket.
-        let attempts = Box::pin(self.attempts(operation, &path, object, &mut may_have_written));
+        let attempts = Box::pin(
+            self.attempts(operation, &path, object, &mut may_have_written).instrument(span.clone()),
+        );
         let earlier_deadline = deadline.filter(|deadline| *deadline < end);
         let outcome = match timeout_at(earlier_deadline.unwrap_or(end), attempts).await {
             Ok(outcome) => outcome,
@@ -93,7 +106,12 @@ impl Bucket {
         let label = match &outcome {
             Ok(None) if method(operation) == Method::GET => "none".into(),
             Ok(_) => "ok".into(),
-            Err(cause) => cause.label(),
+            Err(cause) => {
+                let label = cause.label();
+                span.record("error.type", &*label);
+                mark_failed(&span);
+                label
+            }
         };
         self.0.metrics.record_bucket_request(operation.name(), label, started.elapsed());
         outcome.map_err(|cause| {

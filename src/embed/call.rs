@@ -20,6 +20,7 @@ use crate::{
     nvidia::{self, InlineImage, Operation, Reservation, RetryState, Vector},
     shares::ClientNetwork,
     spool::{Spooled, StagingFile},
+    telemetry::{in_span, span},
 };
 
 /// What NVIDIA receives: the picture itself, or a JPEG made from it.
@@ -186,10 +187,13 @@ impl Inner {
     /// Takes a permit for a call, after any wait that NVIDIA or the limit on calls per minute
     /// requires.
     async fn take_permit(&self, retry_state: &mut RetryState<'_>) -> Result<Permit, Error> {
-        self.nvidia.wait_until_ready(Operation::Infer, retry_state).await?;
-        let permit =
-            self.queue.take_in_time(retry_state.client_network, retry_state.deadline).await;
-        permit.ok_or(Error::QueueTimeout("a call to NVIDIA"))
+        let wait = async {
+            self.nvidia.wait_until_ready(Operation::Infer, retry_state).await?;
+            let permit =
+                self.queue.take_in_time(retry_state.client_network, retry_state.deadline).await;
+            permit.ok_or(Error::QueueTimeout("a call to NVIDIA"))
+        };
+        in_span(span!("queue"), wait).await
     }
 
     /// Re-encodes a picture. The result is in memory if it can be sent inline, else in a staging
@@ -203,7 +207,8 @@ impl Inner {
         prepared: Prepared,
     ) -> Result<Payload, decoder::Error> {
         let spool = self.staging.spool(self.settings.largest_inline());
-        let encoded = self.decoder.decode(picture, client, target, deadline, spool).await?;
+        let decode = self.decoder.decode(picture, client, target, deadline, spool);
+        let encoded = in_span(span!("decode"), decode).await?;
         let Spooled { content, staging_file, .. } = encoded;
         Ok(Payload {
             content,

@@ -15,7 +15,13 @@ use std::{
 
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, fmt,
+    layer::SubscriberExt,
+    util::{SubscriberInitExt, TryInitError},
+};
+
+use super::traces::TRACES;
 
 /// The most lines in the queue. A typical line has 300 bytes; few have more than a thousand.
 const MAX_QUEUED_LINES: usize = 4096;
@@ -81,11 +87,21 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// Opens the log on standard error. A second call in the same process does nothing. While the log
-/// is open, panics are logged instead of printed, because printing would block if the program that
-/// reads standard error stalls.
-pub fn open(settings: &Settings) {
-    let filter = EnvFilter::builder().parse_lossy(&settings.filter);
+/// Whether traces are exported, in a build that can export them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traces {
+    /// Export traces if the environment names a collector.
+    Export,
+    /// Do not export traces.
+    Ignore,
+}
+
+/// Opens the log on standard error, and starts to export traces. A second call in the same process
+/// does nothing. While the log is open, panics are logged instead of printed, because printing would
+/// block if the program that reads standard error stalls.
+pub fn open(settings: &Settings, traces: Traces) {
+    // The spans of traces are not for the log, whatever its level is.
+    let filter = EnvFilter::builder().parse_lossy(format!("{},{TRACES}=off", settings.filter));
     let is_terminal = io::stderr().is_terminal();
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(true)
@@ -93,17 +109,16 @@ pub fn open(settings: &Settings) {
         .thread_name("log")
         .finish(io::stderr());
     let dropped_lines = writer.error_counter();
-    let registry = tracing_subscriber::registry().with(filter);
     let opened = match settings.format {
-        Format::Text => registry.with(text_layer(writer, is_terminal)).try_init(),
-        Format::Auto if is_terminal => registry.with(text_layer(writer, is_terminal)).try_init(),
+        Format::Text => start(text_layer(writer, is_terminal), filter, traces),
+        Format::Auto if is_terminal => start(text_layer(writer, is_terminal), filter, traces),
         Format::Auto | Format::Json => {
             let layer = fmt::layer()
                 .json()
                 .flatten_event(true)
                 .with_current_span(true)
                 .with_span_list(false);
-            registry.with(layer.with_writer(writer)).try_init()
+            start(layer.with_writer(writer), filter, traces)
         }
     };
     // Tests start several services in one process. These share the log that was opened first.
@@ -116,9 +131,45 @@ pub fn open(settings: &Settings) {
     }
 }
 
-/// Writes the queued lines and closes the log. Lines that are not written within 1.5 s are lost. Later
-/// lines are lost, too. Blocks the thread.
+/// Starts to log with a layer that writes lines, and to export traces.
+#[cfg(feature = "otlp")]
+fn start<L>(lines: L, filter: EnvFilter, traces: Traces) -> Result<(), TryInitError>
+where
+    L: Layer<Registry> + Send + Sync,
+{
+    let exporter = match traces {
+        Traces::Export => super::otlp::layer(),
+        Traces::Ignore => Ok(None),
+    };
+    let registry = tracing_subscriber::registry();
+    match exporter {
+        // Each layer has a filter of its own, because the spans of traces are not for the log.
+        Ok(Some(exporter)) => registry.with(lines.with_filter(filter)).with(exporter).try_init(),
+        Ok(None) => registry.with(lines).with(filter).try_init(),
+        Err(error) => {
+            let started = registry.with(lines).with(filter).try_init();
+            let cause = super::causes::causes(&error).last().map(ToString::to_string);
+            tracing::error!(%error, cause, "traces are not exported");
+            started
+        }
+    }
+}
+
+/// Starts to log with a layer that writes lines.
+#[cfg(not(feature = "otlp"))]
+fn start<L>(lines: L, filter: EnvFilter, _traces: Traces) -> Result<(), TryInitError>
+where
+    L: Layer<Registry> + Send + Sync,
+{
+    tracing_subscriber::registry().with(lines).with(filter).try_init()
+}
+
+/// Sends the last spans of traces, writes the queued lines, and closes the log. Spans that are not
+/// sent within 2 s and lines that are not written within 1.5 s are lost. Later lines are lost, too.
+/// Blocks the thread.
 pub fn close() {
+    #[cfg(feature = "otlp")]
+    super::otlp::close();
     let guard = WRITER_GUARD.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(guard) = guard else { return };
     let (done, closed) = mpsc::channel();
@@ -144,7 +195,7 @@ pub(crate) fn panic_text(payload: &(dyn Any + Send)) -> &str {
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("(no text)")
 }
 
-fn text_layer<S>(writer: NonBlocking, has_colors: bool) -> impl tracing_subscriber::Layer<S>
+fn text_layer<S>(writer: NonBlocking, has_colors: bool) -> impl Layer<S>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
 {

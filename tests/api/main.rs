@@ -89,6 +89,8 @@ mod stop;
 mod systemd;
 mod tiff;
 mod tls;
+#[cfg(feature = "otlp")]
+mod traces;
 mod unusual_files;
 mod unusual_headers;
 mod upload;

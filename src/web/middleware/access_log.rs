@@ -11,7 +11,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use tracing::Instrument;
+use tracing::{Instrument, Span, field::Empty};
 
 use super::{
     request_id::{REQUEST_ID, request_id},
@@ -19,13 +19,19 @@ use super::{
 };
 use crate::{
     server::{Peer, TrustedProxies},
-    telemetry::{InFlightGuard, Metrics, causes},
+    telemetry::{InFlightGuard, Metrics, REQUEST_SPAN, causes, continue_trace, mark_failed, span},
     web::error::{Error, ErrorExtension, PROBLEM_JSON, X_SHOULD_RETRY, is_retry_useless},
 };
 
 /// The status in the log and the metrics if the client disconnected before the response. nginx uses
 /// the same number.
 const CLIENT_DISCONNECTED: u16 = 499;
+
+/// The route in the log and the metrics if no route has the request's path.
+const NO_ROUTE: &str = "none";
+
+/// The field of a trace's span with the reason of an error.
+const ERROR_TYPE: &str = "error.type";
 
 /// Fields that a handler adds to the request's log line. The handler attaches them to its response.
 #[derive(Debug, Clone, Default)]
@@ -61,7 +67,7 @@ pub(in crate::web) async fn access_log(
 ) -> Response {
     let id = request_id(request.headers());
     let route =
-        request.extensions().get::<MatchedPath>().map_or("none", |path| path.as_str()).to_owned();
+        request.extensions().get::<MatchedPath>().map_or(NO_ROUTE, |path| path.as_str()).to_owned();
     // A client may send any text as the method, so unknown methods are logged as `other`.
     let method = match request.method().as_str() {
         known @ ("GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS") => known,
@@ -74,20 +80,25 @@ pub(in crate::web) async fn access_log(
     if let Some(client) = client {
         request.extensions_mut().insert(client);
     }
+    let trace = TraceContext::of(request.headers());
+    let trace_span = trace_span(&method, &route, &id, trace.as_ref());
     let mut entry = Entry {
         _in_flight: metrics.start_request(),
         metrics,
         method,
         route,
         id,
-        trace: TraceContext::of(request.headers()),
+        trace,
+        trace_span: trace_span.clone(),
         client: client.map(|client| client.0.to_string()),
         started: Instant::now(),
         is_written: false,
     };
     let span = tracing::info_span!("request", request_id = %entry.id);
 
-    let mut response = next.run(request).instrument(span).await;
+    // A call to NVIDIA may outlive its request, and keeps the log's span until it ends. It must not
+    // keep the trace's span, which would then seem to last as long. So the log's span is inside.
+    let mut response = next.run(request).instrument(span).instrument(trace_span).await;
 
     let error = response.extensions_mut().remove::<ErrorExtension>();
     if let Some(error) = &error {
@@ -125,6 +136,35 @@ fn with_error_body(
     response
 }
 
+/// Creates the span of a request in a trace. It is part of the client's trace if the client sent
+/// one. The path is missing: it may be anything, and the log does not contain it either.
+fn trace_span(method: &str, route: &str, id: &str, trace: Option<&TraceContext>) -> Span {
+    if is_polled(route) {
+        return Span::none();
+    }
+    let route = Some(route).filter(|route| *route != NO_ROUTE);
+    let span = span!(
+        REQUEST_SPAN,
+        otel.name = route.map_or_else(|| method.to_owned(), |route| format!("{method} {route}")),
+        otel.kind = "server",
+        http.request.method = method,
+        http.route = route,
+        url.scheme = "http",
+        imagesvc.request_id = id,
+        http.response.status_code = Empty,
+        "error.type" = Empty,
+    );
+    if let Some(TraceContext { trace_id, span_id, is_sampled }) = trace {
+        continue_trace(&span, trace_id, span_id, *is_sampled);
+    }
+    span
+}
+
+/// Whether health checks and scrapers request this route every few seconds.
+fn is_polled(route: &str) -> bool {
+    matches!(route, "/health" | "/ready" | "/metrics")
+}
+
 /// A request's line in the log. If the client disconnects, the request's future is dropped, and
 /// `drop` writes the line.
 struct Entry {
@@ -134,6 +174,7 @@ struct Entry {
     route: String,
     id: String,
     trace: Option<TraceContext>,
+    trace_span: Span,
     client: Option<String>,
     started: Instant,
     is_written: bool,
@@ -154,6 +195,13 @@ impl Entry {
             self.metrics.record_shed(reason.name());
         }
         let saved_before_error = error.and_then(Error::saved).map(|saved| saved.saved_as.as_str());
+        self.trace_span.record("http.response.status_code", i64::from(status));
+        if let Some(error) = error {
+            self.trace_span.record(ERROR_TYPE, error.code().as_str());
+        }
+        if status >= 500 {
+            mark_failed(&self.trace_span);
+        }
         let (trace_id, span_id) = self.trace_ids();
         macro_rules! line {
             ($level:ident) => {
@@ -182,12 +230,7 @@ impl Entry {
             500 => line!(error),
             // 501 is not a warning, because it means that the client sent a wrong request.
             502.. => line!(warn),
-            // Health checks and scrapers send such requests every few seconds.
-            _ if error.is_none()
-                && matches!(self.route.as_str(), "/health" | "/ready" | "/metrics") =>
-            {
-                line!(debug);
-            }
+            _ if error.is_none() && is_polled(&self.route) => line!(debug),
             _ => line!(info),
         }
     }
@@ -199,6 +242,7 @@ impl Drop for Entry {
             let elapsed = self.started.elapsed();
             let (trace_id, span_id) = self.trace_ids();
             self.metrics.record_request(&self.route, CLIENT_DISCONNECTED, elapsed);
+            self.trace_span.record(ERROR_TYPE, "client_disconnected");
             tracing::info!(
                 method = self.method,
                 route = self.route,

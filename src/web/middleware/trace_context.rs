@@ -1,5 +1,5 @@
-//! Reads the client's trace (W3C Trace Context, `traceparent`) for the log. The service does not
-//! send the trace to NVIDIA or to other hosts.
+//! Reads the client's trace (W3C Trace Context, `traceparent`) for the log and for exported
+//! traces. The service does not send the trace to NVIDIA or to other hosts.
 
 use axum::http::{HeaderMap, HeaderName};
 
@@ -8,6 +8,9 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The length of a header of version 00, in bytes. Headers of later versions are at least as long.
 const LENGTH: usize = 55;
 
+/// The flag of a client that records its trace. The other flags have no meaning for this service.
+const SAMPLED: u8 = 1;
+
 /// The trace that a request belongs to, and the span that sent it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct TraceContext {
@@ -15,6 +18,8 @@ pub(super) struct TraceContext {
     pub trace_id: String,
     /// 16 hexadecimal digits.
     pub span_id: String,
+    /// Whether the client records this trace.
+    pub is_sampled: bool,
 }
 
 impl TraceContext {
@@ -39,9 +44,13 @@ impl TraceContext {
         let span_id = next_field(16).filter(|id| !is_zero(id))?;
         // The four fields and three hyphens have exactly `LENGTH` bytes, so there is no fifth
         // field.
-        let _flags = next_field(2)?;
+        let flags = u8::from_str_radix(next_field(2)?, 16).ok()?;
         if rest.is_empty() || (version != "00" && rest.starts_with('-')) {
-            Some(Self { trace_id: trace_id.into(), span_id: span_id.into() })
+            Some(Self {
+                trace_id: trace_id.into(),
+                span_id: span_id.into(),
+                is_sampled: flags & SAMPLED != 0,
+            })
         } else {
             None
         }
@@ -69,15 +78,17 @@ mod tests {
 
     #[test]
     fn valid_headers_of_version_00_and_later_versions_are_read() {
-        for text in [
-            format!("00-{TRACE}-{SPAN}-01"),
-            format!("00-{TRACE}-{SPAN}-ff"),
-            format!("01-{TRACE}-{SPAN}-00"),
-            format!("fe-{TRACE}-{SPAN}-01-"),
-            format!("cc-{TRACE}-{SPAN}-01-what-the-future-will-be-like"),
-            format!("cc-{TRACE}-{SPAN}-01-WHATEVER ÿ"),
+        for (text, is_sampled) in [
+            (format!("00-{TRACE}-{SPAN}-01"), true),
+            (format!("00-{TRACE}-{SPAN}-ff"), true),
+            (format!("00-{TRACE}-{SPAN}-fe"), false),
+            (format!("01-{TRACE}-{SPAN}-00"), false),
+            (format!("fe-{TRACE}-{SPAN}-01-"), true),
+            (format!("cc-{TRACE}-{SPAN}-01-what-the-future-will-be-like"), true),
+            (format!("cc-{TRACE}-{SPAN}-01-WHATEVER ÿ"), true),
         ] {
-            let expected = TraceContext { trace_id: TRACE.into(), span_id: SPAN.into() };
+            let expected =
+                TraceContext { trace_id: TRACE.into(), span_id: SPAN.into(), is_sampled };
             assert_eq!(TraceContext::parse(&text), Some(expected), "{text}");
         }
     }

@@ -1,0 +1,52 @@
+//! The spans of traces: what a request does, and how long each step takes.
+//!
+//! Spans have a target of their own, which the log's filter always excludes. So they do not change
+//! the log, and cost next to nothing if nobody collects them. Only a build with the feature `otlp`
+//! can export them.
+
+use tracing::{Instrument, Span};
+
+/// The target of all spans of traces.
+pub(crate) const TRACES: &str = "traces";
+
+/// The name of the span of a request. Every other span is exported only inside such a span.
+pub(crate) const REQUEST_SPAN: &str = "http_request";
+
+/// The field with the outcome of a span, as `tracing-opentelemetry` names it.
+const STATUS: &str = "otel.status_code";
+
+/// Creates a span of a trace from a name and fields. The fields have the names of OpenTelemetry's
+/// semantic conventions where these have one.
+macro_rules! span {
+    ($name:expr $(, $($fields:tt)+)?) => {
+        tracing::debug_span!(
+            target: $crate::telemetry::TRACES,
+            $name,
+            otel.status_code = tracing::field::Empty
+            $(, $($fields)+)?
+        )
+    };
+}
+
+pub(crate) use span;
+
+/// Runs `work` in a span. The span fails if `work` returns an error.
+pub(crate) async fn in_span<T, E>(
+    span: Span,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let outcome = work.instrument(span.clone()).await;
+    if outcome.is_err() {
+        mark_failed(&span);
+    }
+    outcome
+}
+
+/// Records that what a span measures has failed.
+pub(crate) fn mark_failed(span: &Span) {
+    span.record(STATUS, "error");
+}
+
+/// Does nothing, because this build cannot export spans.
+#[cfg(not(feature = "otlp"))]
+pub(crate) fn continue_trace(_span: &Span, _trace_id: &str, _parent_id: &str, _is_sampled: bool) {}
