@@ -211,19 +211,24 @@ impl Pipeline {
     /// # Errors
     /// The stream's own error, or an [`Error`]: there are too many bytes, too little memory is free,
     /// no permit is free, or the bytes are not a picture. No file remains after an error.
-    pub async fn receive<E: From<Error>>(
+    pub fn receive<E: From<Error>>(
+        &self,
+        admission: Admission,
+        bytes: impl Stream<Item = Result<Bytes, E>> + Send,
+    ) -> impl Future<Output = Result<Received, E>> {
+        in_span(span!("receive"), self.receive_steps(admission, bytes))
+    }
+
+    async fn receive_steps<E: From<Error>>(
         &self,
         admission: Admission,
         bytes: impl Stream<Item = Result<Bytes, E>> + Send,
     ) -> Result<Received, E> {
         let client = admission.client();
-        let receive = async {
-            let spooled = self.spool(client, bytes).await?;
-            let deadline = Instant::now() + self.limits.request_timeout;
-            let at_work = self.wait_for_permit(client).await?;
-            Ok(self.read_header(spooled, at_work, deadline).await?)
-        };
-        in_span(span!("receive"), receive).await
+        let spooled = self.spool(client, bytes).await?;
+        let deadline = Instant::now() + self.limits.request_timeout;
+        let at_work = self.wait_for_permit(client).await?;
+        Ok(self.read_header(spooled, at_work, deadline).await?)
     }
 
     /// Embeds a received picture, and saves it in [`SaveMode::Save`].

@@ -4,6 +4,7 @@
 //! the log, and cost next to nothing if nobody collects them. Only a build with the feature `otlp`
 //! can export them.
 
+use futures_util::TryFutureExt;
 use tracing::{Instrument, Span};
 
 /// The target of all spans of traces.
@@ -30,16 +31,13 @@ macro_rules! span {
 
 pub(crate) use span;
 
-/// Runs `work` in a span. The span fails if `work` returns an error.
-pub(crate) async fn in_span<T, E>(
+/// Runs `work` in a span. The span fails if `work` returns an error. An `async fn` would contain `work`
+/// twice, and make the futures of all requests larger.
+pub(crate) fn in_span<T, E>(
     span: Span,
     work: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    let outcome = work.instrument(span.clone()).await;
-    if outcome.is_err() {
-        mark_failed(&span);
-    }
-    outcome
+) -> impl Future<Output = Result<T, E>> {
+    work.instrument(span.clone()).inspect_err(move |_| mark_failed(&span))
 }
 
 /// Records that what a span measures has failed.

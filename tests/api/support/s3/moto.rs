@@ -69,7 +69,7 @@ impl MotoServer {
     /// Starts the server. Returns `None` if moto is not installed, or fails in CI.
     pub async fn start() -> Option<Self> {
         let python = python();
-        if python_lacks(&python, "moto, boto3, flask") {
+        if python_lacks(&python, "boto3, flask, moto; assert moto.__version__ == '5.2.5'") {
             return None;
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/s3/server.py");
