@@ -14,6 +14,7 @@ use std::fmt;
 use crate::pipeline::{Limits, largest_request};
 use reader::Reader;
 
+mod aws;
 mod bucket;
 mod bulk_arguments;
 mod command;

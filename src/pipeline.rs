@@ -6,7 +6,7 @@
 //! The pipeline is independent of HTTP. Its caller passes a stream of bytes, and turns an [`Error`]
 //! into a response.
 
-use std::{future::pending, sync::Arc};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -29,9 +29,11 @@ use crate::{
 };
 
 use admission::MEMORY_STEP;
+use when_saved::WhenSaved;
 
 mod admission;
 mod batch;
+mod when_saved;
 
 pub use admission::{
     Admission, Limits, OverloadReason, largest_request, shared_memory, shared_permits,
@@ -167,20 +169,6 @@ pub enum SaveMode {
     Discard,
 }
 
-/// Lets the embedding of a picture wait until the picture is saved.
-#[derive(Debug)]
-struct WhenSaved(oneshot::Receiver<()>);
-
-impl WhenSaved {
-    /// Returns when the picture is saved, or when it is clear that it need not be saved. If the
-    /// picture cannot be saved, this never returns, because the whole request fails.
-    async fn wait(self) {
-        if self.0.await.is_err() {
-            pending::<()>().await;
-        }
-    }
-}
-
 /// When a saved file becomes permanent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileMode {
@@ -296,7 +284,7 @@ impl Pipeline {
         };
         // If saving fails, the request fails at once. If embedding fails, a file in
         // `FileMode::Final` stays, and the error contains its name.
-        let embed = embed(WhenSaved(when_saved));
+        let embed = embed(WhenSaved::new(when_saved));
         let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
         let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
         let Picture { format, width, height, .. } = picture;

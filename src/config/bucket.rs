@@ -1,13 +1,12 @@
-//! Settings for the bucket. Its credentials come from AWS's own variables, which other programs
-//! share; `raw.rs` collects them.
+//! Settings for the bucket. Its credentials come from AWS's own variables: see `aws.rs`.
 
 use std::time::Duration;
 
 use url::Url;
 
 use super::{
+    aws::AwsVariables,
     parse,
-    raw::AwsVariables,
     reader::Reader,
     setting::{OptionalSetting, Setting},
     store,
@@ -64,7 +63,7 @@ pub(super) fn resolve(
         add_retention_errors(reader, retention);
         add_key_pair_errors(reader, aws_variables);
     }
-    let aws_variables = aws_variables.clone();
+    let aws_variables = aws_variables.to_vec();
     Some(Settings { location: location?, endpoint, region, timeout, aws_variables })
 }
 
@@ -86,10 +85,9 @@ fn add_retention_errors(reader: &mut Reader<'_>, retention: Retention) {
 
 /// Adds an error if only one of the two variables of an access key is set.
 fn add_key_pair_errors(reader: &mut Reader<'_>, aws_variables: &AwsVariables) {
-    let is_set = |name: &str| aws_variables.iter().any(|(known, _)| *known == name);
     let [id_variable, secret_variable] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
     for (present, missing) in [(id_variable, secret_variable), (secret_variable, id_variable)] {
-        if is_set(present) && !is_set(missing) {
+        if aws_variables.is_set(present) && !aws_variables.is_set(missing) {
             reader.errors.push(format!("{missing} is not set, although {present} is: set both"));
         }
     }

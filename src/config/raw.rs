@@ -4,21 +4,15 @@
 use std::{collections::BTreeSet, ffi::OsString, fs, io::ErrorKind, path::Path};
 
 use clap::{ArgMatches, parser::ValueSource};
-use secrecy::SecretString;
 
 use super::{
+    aws::AwsVariables,
     dotenv,
     reader::Values,
     setting::SettingInfo,
     settings::{self, find},
 };
 use crate::bucket::AWS_VARIABLES;
-
-/// The values of AWS's variables that are set, by name. Some of them are secret.
-pub(super) type AwsVariables = Vec<(&'static str, SecretString)>;
-
-/// The variables that together are an access key.
-const ACCESS_KEY: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
 /// The settings as text. An empty value counts as unset, but is an error for settings that protect
 /// the service.
@@ -47,8 +41,10 @@ impl RawSettings {
         raw.add_dotenv(dotenv);
         let environment: Vec<_> = environment.into_iter().collect();
         // A key of the environment must not be combined with a secret or a token of `.env`.
-        if environment.iter().any(|(name, _)| ACCESS_KEY.iter().any(|known| name == known)) {
-            raw.aws_variables.retain(|(name, _)| !ACCESS_KEY.contains(name));
+        let is_of_access_key =
+            |name: &OsString| name.to_str().is_some_and(AwsVariables::is_of_access_key);
+        if environment.iter().any(|(name, _)| is_of_access_key(name)) {
+            raw.aws_variables.forget_access_key();
         }
         for (name, value) in environment {
             let Some(name) = name.to_str() else { continue };
@@ -130,11 +126,7 @@ impl RawSettings {
     /// programs.
     fn add(&mut self, name: &str, value: &str) {
         let value = value.trim();
-        if let Some(name) = AWS_VARIABLES.into_iter().find(|known| *known == name) {
-            if !value.is_empty() {
-                self.aws_variables.retain(|(known, _)| *known != name);
-                self.aws_variables.push((name, value.into()));
-            }
+        if self.aws_variables.add(name, value) {
             return;
         }
         match find(name) {

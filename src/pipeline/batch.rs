@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::{
     Admission, Error, FileMode, OverloadReason, Pipeline, Received, SaveMode, SpooledPicture,
-    Vectorized, WhenSaved,
+    Vectorized, when_saved::WhenSaved,
 };
 use crate::{
     embed::{self, CacheMode, Embedding},

@@ -279,13 +279,19 @@ impl Metrics {
                 ConstGauge::new(free_inodes),
             );
         }
-        for (name, help, works) in [
-            ("bucket_writable", "Whether the bucket can be written to", bucket_writable),
-            ("bucket_readable", "Whether the bucket can be read", bucket_readable),
-        ] {
-            if let Some(works) = works {
-                registry_of_readings.register(name, help, ConstGauge::new(u64::from(works)));
-            }
+        if let Some(is_writable) = bucket_writable {
+            registry_of_readings.register(
+                "bucket_writable",
+                "Whether the bucket can be written to",
+                ConstGauge::new(u64::from(is_writable)),
+            );
+        }
+        if let Some(is_readable) = bucket_readable {
+            registry_of_readings.register(
+                "bucket_readable",
+                "Whether the bucket can be read",
+                ConstGauge::new(u64::from(is_readable)),
+            );
         }
         registry_of_readings.register_with_unit(
             "buffered",

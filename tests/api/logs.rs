@@ -6,8 +6,8 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
 use crate::support::{
-    FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp, avif, data_url,
-    documents::Document, embedding, metric, picture_number, tiny,
+    FakeBucket, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp, avif,
+    data_url, documents::Document, embedding, metric, picture_number, tiny,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,8 +258,8 @@ async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
 
 #[tokio::test]
 async fn docs_operating_md_lists_every_metric_and_no_other() {
-    let nvidia = FakeNvidia::healthy().await;
-    let app = TestApp::start(&nvidia).await;
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
     app.upload(ROCKET, "a.jpg").await.vector();
     let metrics = Metrics::parse(&app.get("/metrics").await.text());
     let page = Document::read("docs/operating.md").text;

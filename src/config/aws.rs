@@ -1,0 +1,46 @@
+//! AWS's own variables, from which a bucket takes its credentials.
+
+use secrecy::SecretString;
+
+use crate::bucket::AWS_VARIABLES;
+
+/// The variables that together are an access key.
+const ACCESS_KEY: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
+/// The variables that are set, with their values. Some of the values are secret.
+#[derive(Debug, Clone, Default)]
+pub(super) struct AwsVariables(Vec<(&'static str, SecretString)>);
+
+impl AwsVariables {
+    /// Sets a variable. An empty value changes nothing. Returns whether it is one of AWS's variables.
+    pub(super) fn add(&mut self, name: &str, value: &str) -> bool {
+        let Some(name) = AWS_VARIABLES.into_iter().find(|known| *known == name) else {
+            return false;
+        };
+        if !value.is_empty() {
+            self.0.retain(|(known, _)| *known != name);
+            self.0.push((name, value.into()));
+        }
+        true
+    }
+
+    /// Whether the variable is part of an access key.
+    pub(super) fn is_of_access_key(name: &str) -> bool {
+        ACCESS_KEY.contains(&name)
+    }
+
+    /// Forgets the access key, so that its parts are not combined with those of another one.
+    pub(super) fn forget_access_key(&mut self) {
+        self.0.retain(|(name, _)| !Self::is_of_access_key(name));
+    }
+
+    /// Whether the variable is set.
+    pub(super) fn is_set(&self, name: &str) -> bool {
+        self.0.iter().any(|(known, _)| *known == name)
+    }
+
+    /// The variables and their values.
+    pub(super) fn to_vec(&self) -> Vec<(&'static str, SecretString)> {
+        self.0.clone()
+    }
+}

@@ -1,0 +1,24 @@
+//! Lets the call to NVIDIA wait until the picture is saved.
+
+use std::future::pending;
+
+use tokio::sync::oneshot;
+
+/// Lets the embedding of a picture wait until the picture is saved.
+#[derive(Debug)]
+pub(super) struct WhenSaved(oneshot::Receiver<()>);
+
+impl WhenSaved {
+    /// `saved` receives a message when the picture is saved. If that fails, its sender is dropped.
+    pub(super) fn new(saved: oneshot::Receiver<()>) -> Self {
+        Self(saved)
+    }
+
+    /// Returns when the picture is saved, or when it is clear that it need not be saved. If the
+    /// picture cannot be saved, this never returns, because the whole request fails.
+    pub(super) async fn wait(self) {
+        if self.0.await.is_err() {
+            pending::<()>().await;
+        }
+    }
+}
