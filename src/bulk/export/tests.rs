@@ -221,6 +221,7 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
         }
     };
     let made = tokio::select! {
+        biased; // the progress begins before the clock
         made = with_progress(&mut made, report) => made.unwrap(),
         () = clock => unreachable!(),
     };
