@@ -15,7 +15,7 @@ use reqwest::{
 
 use tokio::task::spawn_blocking;
 
-use crate::{image::Content, telemetry::causes};
+use crate::{causes::causes, image::Content};
 
 /// The most headers that a response may have. Some hosts send more than hyper's default limit of
 /// 100.

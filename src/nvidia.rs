@@ -27,9 +27,10 @@ use url::Url;
 use uuid::Uuid;
 
 use crate::{
+    causes::causes,
     http_client::{self, Trust},
     shares::Clients,
-    telemetry::{Metrics, causes},
+    telemetry::Metrics,
 };
 use classify::{ALERTING_STATUSES, Progress};
 use pace::PaceLimiter;

@@ -1,6 +1,5 @@
 //! The log, the metrics and the spans of traces.
 
-mod causes;
 mod exposition;
 mod log;
 mod metrics;
@@ -8,7 +7,6 @@ mod metrics;
 mod otlp;
 mod traces;
 
-pub(crate) use causes::causes;
 pub use exposition::Exposition;
 pub(crate) use log::panic_text;
 pub use log::{Format, Settings, Traces, close as close_log, open as open_log, parse_filter};

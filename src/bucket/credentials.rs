@@ -103,7 +103,7 @@ mod tests {
         let minute = std::time::Duration::from_secs(60);
         let signed = signer.signed_url(Method::PUT, &Path::from("a"), minute).await;
         let error = signed.unwrap_err();
-        let cause = crate::telemetry::causes(&error).last().unwrap().to_string();
+        let cause = crate::causes::causes(&error).last().unwrap().to_string();
         assert!(cause.contains("must be https"), "{cause}");
     }
 }

@@ -22,8 +22,9 @@ use super::{
     error::{Cause, Error, Operation, Refusal},
 };
 use crate::{
+    causes::causes,
     http_client::body_of,
-    telemetry::{causes, mark_failed, span},
+    telemetry::{mark_failed, span},
 };
 
 /// How long a signed URL is valid. S3 compares it with its own clock, which may differ from this

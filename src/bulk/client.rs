@@ -21,8 +21,8 @@ use super::{
     json_object::{on_one_line, string},
 };
 use crate::{
+    causes::causes,
     http_client::{self, Trust},
-    telemetry::causes,
 };
 
 /// The largest answer that is read. A vector has about 30 KB.

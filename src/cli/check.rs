@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
+    causes::causes,
     config::{Config, Upstream},
     decoder::Decoder,
     disk_space::{FreeSpace, Shortage, free_space},
@@ -25,7 +26,7 @@ use crate::{
     sandbox,
     shares::ClientNetwork,
     store,
-    telemetry::{Metrics, causes},
+    telemetry::Metrics,
 };
 use bucket::check_bucket;
 use finding::{Finding, State};

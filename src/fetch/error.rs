@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use super::{policy::UrlError, resolver::LookupError};
-use crate::telemetry::causes;
+use crate::causes::causes;
 
 /// Why a picture could not be fetched.
 #[derive(Debug, thiserror::Error)]

@@ -148,7 +148,7 @@ where
         Ok(None) => registry.with(lines).with(filter).try_init(),
         Err(error) => {
             let started = registry.with(lines).with(filter).try_init();
-            let cause = super::causes::causes(&error).last().map(ToString::to_string);
+            let cause = crate::causes::causes(&error).last().map(ToString::to_string);
             tracing::error!(%error, cause, "traces are not exported");
             started
         }

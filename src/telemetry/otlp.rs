@@ -30,11 +30,8 @@ use tracing::{Metadata, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{Layer, filter::dynamic_filter_fn, layer::Context, registry::LookupSpan};
 
-use super::{
-    causes::causes,
-    traces::{REQUEST_SPAN, TRACES},
-};
-use crate::http_client::Trust;
+use super::traces::{REQUEST_SPAN, TRACES};
+use crate::{causes::causes, http_client::Trust};
 
 /// The variables with the collector's address. The first one has precedence.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];

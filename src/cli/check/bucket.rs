@@ -7,8 +7,9 @@ use tokio_util::task::TaskTracker;
 use super::finding::{Finding, State};
 use crate::{
     bucket::{Bucket, Operation, Settings},
+    causes::causes,
     http_client::Trust,
-    telemetry::{Metrics, causes},
+    telemetry::Metrics,
 };
 
 /// How long writing an object may take, and removing it.

@@ -18,8 +18,9 @@ use super::{
     trace_context::TraceContext,
 };
 use crate::{
+    causes::causes,
     server::{Peer, TrustedProxies},
-    telemetry::{InFlightGuard, Metrics, REQUEST_SPAN, causes, continue_trace, mark_failed, span},
+    telemetry::{InFlightGuard, Metrics, REQUEST_SPAN, continue_trace, mark_failed, span},
     web::error::{Error, ErrorExtension, PROBLEM_JSON, X_SHOULD_RETRY, is_retry_useless},
 };
 
