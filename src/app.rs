@@ -23,6 +23,7 @@ use crate::{
     spool::Staging,
     store::{OpenError, Store},
     telemetry::Metrics,
+    valkey::{self, Valkey},
     web::{self, AppState},
 };
 
@@ -65,6 +66,9 @@ pub enum BuildError {
         /// The bucket's answer.
         source: bucket::Error,
     },
+    /// The Valkey cannot be used with these settings.
+    #[error(transparent)]
+    Valkey(#[from] valkey::StartError),
     /// TLS cannot be set up, or the proxy's URL is invalid.
     #[error("cannot set up the HTTP clients")]
     HttpClient(#[from] reqwest::Error),
@@ -123,6 +127,12 @@ impl App {
         let trust = Trust::probe();
         // Calls to NVIDIA run as background tasks. The shutdown of the server waits for them.
         let background = server.background();
+        let valkey = match &config.valkey {
+            Some(settings) => {
+                Some(Valkey::start(settings, background.clone(), Arc::clone(&metrics)).await?)
+            }
+            None => None,
+        };
         let nvidia_client = nvidia::Client::new(
             nvidia_settings,
             key,
@@ -155,6 +165,7 @@ impl App {
                 memory: shared_memory(&limits, config.embed.call.inline_memory()),
                 at_work: shared_permits(&limits),
                 limits,
+                valkey: valkey.clone(),
                 metrics: Arc::clone(&metrics),
             },
             fetcher: Fetcher::new(fetch_settings, &lookup, trust)?,
@@ -178,6 +189,9 @@ impl App {
         tokio::select! {
             () = store.run_retention(Arc::clone(&self.state.metrics)) => {} // never returns
             () = self.server.serve(self.router, stop) => {}
+        }
+        if let Some(valkey) = &self.state.pipeline.valkey {
+            valkey.leave().await;
         }
     }
 }

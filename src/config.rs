@@ -37,6 +37,7 @@ mod settings;
 mod store;
 mod telemetry;
 mod upstream;
+mod valkey;
 mod web;
 
 pub use command::{ABOUT_VARIABLES, Command, command_line, documented_command_line, keys};
@@ -70,6 +71,8 @@ pub struct Config {
     pub store: crate::store::Settings,
     /// The bucket for pictures and vectors, if there is one.
     pub bucket: Option<crate::bucket::Settings>,
+    /// The Valkey that replicas share, if there is one.
+    pub valkey: Option<crate::valkey::Settings>,
     /// The limits of one request, and of all requests together.
     pub limits: Limits,
     /// Who may call the service.
@@ -154,6 +157,8 @@ impl Config {
         let store = store::resolve(&mut reader, downloads);
         let bucket = bucket::resolve(&mut reader, &raw.aws_variables, store.retention);
         let limits = limits::resolve(&mut reader);
+        let replicas = reader.value(&nvidia::REPLICAS);
+        let valkey = valkey::resolve(&mut reader, replicas);
         let call_limit = nvidia::call_limit(&mut reader);
         let config = Self {
             call_limit,
@@ -163,6 +168,7 @@ impl Config {
             fetch: fetch::resolve(&mut reader),
             store,
             bucket,
+            valkey,
             limits,
             web: web::resolve(&mut reader),
             server: server::resolve(&mut reader),

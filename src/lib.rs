@@ -59,7 +59,7 @@
 //! | [`store`] | saves pictures, in the downloads folder or in the bucket |
 //! | [`fetch`] | fetches pictures from URLs, but not from private addresses |
 //! | [`nvidia`] | calls NVIDIA's API |
-//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`bucket`] (objects in S3), [`http_client`], [`telemetry`] (log, metrics and traces), `bearer_token` (checks the syntax of keys), `sampler` (runs system calls that may hang), `causes` (the causes of an error) |
+//! | the rest | [`image`] (formats, headers, rendering), [`decoder`] (child processes that decode), [`spool`] (received bytes), [`disk_space`] (reserves space), [`shares`] and `fair_queue` (limits per client), [`sha256`], [`base64_text`], [`bucket`] (objects in S3), [`valkey`] (what replicas agree on), [`http_client`], [`telemetry`] (log, metrics and traces), `bearer_token` (checks the syntax of keys), `sampler` (runs system calls that may hang), `causes` (the causes of an error) |
 //!
 //! The reasons for these rules:
 //!
@@ -100,4 +100,5 @@ pub mod shares;
 pub mod spool;
 pub mod store;
 pub mod telemetry;
+pub mod valkey;
 pub mod web;

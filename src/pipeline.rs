@@ -26,6 +26,7 @@ use crate::{
     spool::{self, Spooled},
     store::{self, SavedGuard, Store},
     telemetry::{Metrics, Readings, in_span, span},
+    valkey::Valkey,
 };
 
 use admission::MEMORY_STEP;
@@ -101,6 +102,8 @@ pub struct Pipeline {
     pub memory: Shares,
     /// Limits how many received pictures are at work, that is, read, saved or embedded.
     pub at_work: Shares,
+    /// The Valkey that replicas share, if there is one.
+    pub valkey: Option<Valkey>,
     /// The service's metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -314,6 +317,8 @@ impl Pipeline {
             free_inodes: space.and_then(|space| space.inodes).map(|inodes| inodes.free),
             bucket_writable: works(Operation::Write),
             bucket_readable: works(Operation::Read),
+            valkey_usable: self.valkey.as_ref().map(Valkey::works),
+            replicas: self.valkey.as_ref().map(Valkey::replicas),
             buffered_bytes: self.memory.in_use(),
             pictures_at_work: self.at_work.in_use(),
             pictures_waiting: self.embedder.waiting() as u64,

@@ -4,7 +4,7 @@
 
 use super::{
     bucket, decoder, embed, fetch, limits, nvidia, server, setting::SettingInfo, store, telemetry,
-    upstream, web,
+    upstream, valkey, web,
 };
 
 /// Settings for the same purpose.
@@ -48,7 +48,6 @@ pub(super) const GROUPS: &[Group] = &[
         settings: &[
             upstream::API_KEY_FILE.info,
             nvidia::REQUESTS_PER_MINUTE.info,
-            nvidia::REPLICAS.info,
             embed::MAX_CONCURRENCY.info,
             nvidia::TIMEOUT.info,
             nvidia::MAX_ATTEMPTS.info,
@@ -75,6 +74,15 @@ pub(super) const GROUPS: &[Group] = &[
             bucket::ENDPOINT.info,
             bucket::REGION.info,
             bucket::TIMEOUT.info,
+        ],
+    },
+    Group {
+        heading: "Settings for several replicas",
+        settings: &[
+            nvidia::REPLICAS.info,
+            valkey::URL.info,
+            valkey::URL_FILE.info,
+            valkey::TIMEOUT.info,
         ],
     },
     Group {

@@ -5,7 +5,7 @@
 //!
 //! To add a metric, add a field to [`Metrics`], and register it in [`Metrics::new`] with its name and
 //! help. To add a value that is read only when the metrics are requested, add a field to
-//! [`Readings`], and register it in [`Metrics::render`].
+//! [`Readings`], and register it there.
 
 use std::{
     array,
@@ -18,19 +18,13 @@ use std::{
 
 use prometheus_client::{
     encoding::text::{encode_eof, encode_registry},
-    metrics::{
-        counter::{ConstCounter, Counter},
-        family::Family,
-        gauge::{ConstGauge, Gauge},
-        histogram::Histogram,
-        info::Info,
-    },
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Metric, Registry, Unit},
 };
 
 use super::{
     exposition::{Exposition, to_prometheus},
-    log::dropped_lines,
+    readings::Readings,
 };
 
 /// The prefix of every metric's name.
@@ -60,33 +54,14 @@ pub struct Metrics {
     pub decodes: Labelled<Counter, 1>,
     bucket_requests: Labelled<Counter, 2>,
     bucket_request_seconds: Labelled<Histogram, 1>,
+    valkey_commands: Labelled<Counter, 2>,
+    valkey_command_seconds: Labelled<Histogram, 1>,
     saved_pictures: Counter,
     saved_bytes: Counter,
     /// Old pictures that were removed.
     pub removed_pictures: Counter,
     free_bytes: Gauge<u64, AtomicU64>,
     registry: Registry,
-}
-
-/// Values that are read when the metrics are requested.
-#[derive(Debug, Clone, Copy)]
-pub struct Readings {
-    /// Free bytes on the disk of the downloads folder, if known.
-    pub free_bytes: Option<u64>,
-    /// Free inodes on that disk, if known and if the number of inodes is fixed.
-    pub free_inodes: Option<u64>,
-    /// Whether the bucket can be written to; `None` without a bucket.
-    pub bucket_writable: Option<bool>,
-    /// Whether the bucket can be read; `None` without a bucket.
-    pub bucket_readable: Option<bool>,
-    /// The memory that bodies take, in bytes.
-    pub buffered_bytes: u64,
-    /// The number of received pictures that are being processed.
-    pub pictures_at_work: u64,
-    /// The number of pictures that wait for their call to NVIDIA.
-    pub pictures_waiting: u64,
-    /// The number of the runtime's tasks that have not ended.
-    pub tasks: u64,
 }
 
 /// Counts a request as in flight until dropped.
@@ -167,6 +142,18 @@ impl Metrics {
                 "Duration of one request to the bucket",
                 ["operation"],
             ),
+            valkey_commands: counters(
+                &mut registry,
+                "valkey_commands",
+                "Commands to the Valkey by command and outcome",
+                ["command", "outcome"],
+            ),
+            valkey_command_seconds: histograms(
+                &mut registry,
+                "valkey_command_duration",
+                "Duration of one command to the Valkey",
+                ["command"],
+            ),
             saved_pictures: unlabelled(&mut registry, "pictures_saved", "Pictures saved"),
             saved_bytes: unlabelled_bytes(
                 &mut registry,
@@ -235,6 +222,17 @@ impl Metrics {
         self.bucket_request_seconds.with([operation]).observe(duration.as_secs_f64());
     }
 
+    /// Counts a command to the Valkey.
+    pub fn record_valkey_command(
+        &self,
+        command: &'static str,
+        outcome: &'static str,
+        duration: Duration,
+    ) {
+        self.valkey_commands.with([command, outcome]).inc();
+        self.valkey_command_seconds.with([command]).observe(duration.as_secs_f64());
+    }
+
     /// Counts a request or connection that was refused because of overload.
     pub fn record_shed(&self, reason: &'static str) {
         self.shed.with([reason]).inc();
@@ -255,73 +253,13 @@ impl Metrics {
         readings: Readings,
         exposition: Exposition,
     ) -> Result<String, std::fmt::Error> {
-        let Readings {
-            free_bytes,
-            free_inodes,
-            bucket_writable,
-            bucket_readable,
-            buffered_bytes,
-            pictures_at_work,
-            pictures_waiting,
-            tasks,
-        } = readings;
         // If the free space is unknown, the metric retains its last value.
-        if let Some(free_bytes) = free_bytes {
+        if let Some(free_bytes) = readings.free_bytes {
             self.free_bytes.set(free_bytes);
         }
-        let mut registry_of_readings = Registry::with_prefix(PREFIX);
-        // If the number of inodes is unknown, there is no such metric: an alert would take a 0 for a
-        // full disk.
-        if let Some(free_inodes) = free_inodes {
-            registry_of_readings.register(
-                "downloads_free_inodes",
-                "Free inodes on the disk of the downloads folder",
-                ConstGauge::new(free_inodes),
-            );
-        }
-        if let Some(is_writable) = bucket_writable {
-            registry_of_readings.register(
-                "bucket_writable",
-                "Whether the bucket can be written to",
-                ConstGauge::new(u64::from(is_writable)),
-            );
-        }
-        if let Some(is_readable) = bucket_readable {
-            registry_of_readings.register(
-                "bucket_readable",
-                "Whether the bucket can be read",
-                ConstGauge::new(u64::from(is_readable)),
-            );
-        }
-        registry_of_readings.register_with_unit(
-            "buffered",
-            "Memory in use for pictures that are received or processed",
-            Unit::Bytes,
-            ConstGauge::new(buffered_bytes),
-        );
-        registry_of_readings.register(
-            "pictures_at_work",
-            "Received pictures whose request or call to NVIDIA has not ended",
-            ConstGauge::new(pictures_at_work),
-        );
-        registry_of_readings.register(
-            "pictures_waiting",
-            "Pictures that wait for their call to NVIDIA",
-            ConstGauge::new(pictures_waiting),
-        );
-        registry_of_readings.register(
-            "tasks",
-            "Tasks that have not ended: connections, calls, and background tasks",
-            ConstGauge::new(tasks),
-        );
-        registry_of_readings.register(
-            "log_lines_dropped",
-            "Log lines dropped because the log was not read fast enough",
-            ConstCounter::new(dropped_lines()),
-        );
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
-        encode_registry(&mut text, &registry_of_readings)?;
+        encode_registry(&mut text, &readings.into_registry(PREFIX))?;
         encode_eof(&mut text)?;
         Ok(match exposition {
             Exposition::OpenMetrics => text,

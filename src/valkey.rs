@@ -1,0 +1,180 @@
+//! The Valkey (or Redis) in which replicas agree who calls NVIDIA for a picture, how many calls all of
+//! them make per minute, and how many requests each client may send.
+//!
+//! Nothing in it must last. If it cannot be used, each replica decides alone, and no request fails.
+//! Each agreement is one script, so it needs one round trip, and only the server's clock matters.
+//!
+//! A request never waits for a second command after one has failed: the first failure makes
+//! [`Valkey`] unavailable. A task then connects again every half second. `redis` has a connection
+//! manager that reconnects by itself, but there, each command would wait for the new connection.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use redis::{Client, FromRedisValue, ScriptInvocation, aio::MultiplexedConnection};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, timeout},
+};
+use tokio_util::task::TaskTracker;
+
+use crate::telemetry::Metrics;
+use error::Failure;
+
+mod client_limit;
+mod error;
+mod lease;
+mod maintenance;
+mod pace;
+mod probe;
+#[cfg(test)]
+#[allow(clippy::expect_used, reason = "a test should fail if its server does not start")]
+#[allow(clippy::panic, reason = "a test should fail if its server does not start")]
+#[allow(clippy::print_stderr, reason = "the reason for a skipped test")]
+#[allow(dead_code, reason = "some functions are only for the tests of the API")]
+pub(crate) mod test_server;
+mod url;
+
+pub use client_limit::ClientLimitReply;
+pub use error::StartError;
+pub use lease::{LEASE_RESERVE, Lease, LeaseReply, LeaseToken};
+pub use pace::{CallId, PaceKey, PaceReply};
+pub use probe::{Probe, probe};
+pub use url::ValkeyUrl;
+
+/// The beginning of all keys. Its braces are a hash tag, which keeps all keys in one slot.
+const PREFIX: &str = "{imagesvc}";
+
+/// Where the Valkey is, and how it is used.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The server's address and credentials.
+    pub url: ValkeyUrl,
+    /// The longest time that a request waits for a command.
+    pub timeout: Duration,
+    /// How many replicas there are, as long as the Valkey has not told.
+    pub replicas: u32,
+}
+
+/// The Valkey cannot be used at the moment, so the replica decides alone. The log contains the reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("Valkey cannot be used")]
+pub struct Unavailable;
+
+/// The connection to the Valkey. Cheap to clone.
+#[derive(Clone)]
+pub struct Valkey(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    timeout: Duration,
+    /// Identifies this replica. A replica has a new id after each start.
+    replica: String,
+    /// `None` while the Valkey cannot be used.
+    connection: Mutex<Option<MultiplexedConnection>>,
+    /// How many replicas there were when the Valkey was last asked.
+    replicas: AtomicU32,
+    /// Changes when the Valkey works again, or has lost its data.
+    generation: watch::Sender<u64>,
+    /// Notified when a command has failed.
+    failed: Notify,
+    /// Tracks the tasks that the shutdown waits for.
+    background: TaskTracker,
+    metrics: Arc<Metrics>,
+}
+
+impl fmt::Debug for Valkey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Valkey").field("replica", &self.0.replica).finish_non_exhaustive()
+    }
+}
+
+impl Valkey {
+    /// Connects, and starts the task that maintains the connection. If the server cannot be reached,
+    /// logs a warning, and the task tries again.
+    ///
+    /// # Errors
+    /// [`StartError`] if the server refuses to be used.
+    pub async fn start(
+        settings: &Settings,
+        background: TaskTracker,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        let valkey = Self(Arc::new(Inner {
+            client: settings.url.client()?,
+            timeout: settings.timeout,
+            replica: format!("{:016x}", fastrand::u64(..)),
+            connection: Mutex::new(None),
+            replicas: AtomicU32::new(settings.replicas.max(1)),
+            generation: watch::Sender::new(0),
+            failed: Notify::new(),
+            background,
+            metrics,
+        }));
+        maintenance::start(&valkey).await?;
+        Ok(valkey)
+    }
+
+    /// Whether the Valkey can be used, as far as is known without trying.
+    pub fn works(&self) -> bool {
+        self.connection().is_some()
+    }
+
+    /// How many replicas use the Valkey, as far as is known. At least 1.
+    pub fn replicas(&self) -> u32 {
+        self.0.replicas.load(Ordering::Relaxed)
+    }
+
+    /// A number that changes when the Valkey works again, or has lost its data.
+    pub fn generation(&self) -> watch::Receiver<u64> {
+        self.0.generation.subscribe()
+    }
+
+    /// Runs a script. If this fails, no other command is sent until the Valkey works again.
+    ///
+    /// # Errors
+    /// [`Unavailable`]
+    async fn run<T: FromRedisValue>(
+        &self,
+        name: &'static str,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, Unavailable> {
+        let mut connection = self.connection().clone().ok_or(Unavailable)?;
+        let started = Instant::now();
+        // `redis` sends a script's text only if the server does not know it, so this may take more
+        // than one command.
+        let reply = timeout(self.0.timeout, script.invoke_async(&mut connection)).await;
+        let reply =
+            reply.map_err(|_| Failure::Timeout).and_then(|reply| reply.map_err(Failure::from));
+        let outcome = reply.as_ref().err().map_or("ok", Failure::name);
+        self.0.metrics.record_valkey_command(name, outcome, started.elapsed());
+        reply.map_err(|failure| {
+            self.fail(&failure);
+            Unavailable
+        })
+    }
+
+    /// Stops to use the connection.
+    fn fail(&self, failure: &Failure) {
+        // Several commands may fail at once. Only the first one finds a connection.
+        if self.connection().take().is_some() {
+            tracing::warn!(
+                cause = %failure,
+                advice = failure.advice(),
+                "Valkey cannot be used: until it works again, each replica has a fixed part of the calls per minute, and may pay for pictures that other replicas pay for"
+            );
+            self.0.failed.notify_one();
+        }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<MultiplexedConnection>> {
+        // The connection is valid even if a thread panicked while it held the lock.
+        self.0.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,43 @@
+//! Counts the requests of each client at all replicas.
+
+use std::{sync::LazyLock, time::Duration};
+
+use redis::Script;
+
+use super::{PREFIX, Unavailable, Valkey, pace::micros};
+use crate::sha256::Sha256;
+
+static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("client_limit.lua")));
+
+/// Whether the requests of a client are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientLimitReply {
+    /// How long the client must wait; zero if its requests are counted.
+    pub wait: Duration,
+    /// By how much the client's theoretical arrival time is ahead of the clock.
+    pub ahead: Duration,
+}
+
+impl Valkey {
+    /// Counts requests of a client. `delay` is the time that they take at the client's limit, and
+    /// `most_ahead` the largest allowed [`ClientLimitReply::ahead`].
+    ///
+    /// # Errors
+    /// [`Unavailable`]
+    pub async fn count_requests(
+        &self,
+        client: Sha256,
+        delay: Duration,
+        most_ahead: Duration,
+    ) -> Result<ClientLimitReply, Unavailable> {
+        // The hash is short, because there may be many clients. It does not reveal the client's key.
+        let hash = client.to_string();
+        let mut script = COUNT.key(format!("{PREFIX}:client:{}", &hash[..32]));
+        script.arg(micros(delay)).arg(micros(most_ahead));
+        let (wait, ahead): (u64, u64) = self.run("client_limit", &script).await?;
+        Ok(ClientLimitReply {
+            wait: Duration::from_micros(wait),
+            ahead: Duration::from_micros(ahead),
+        })
+    }
+}

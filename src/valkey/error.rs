@@ -1,0 +1,104 @@
+//! Why the Valkey cannot be used, and what an operator can do.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use tokio::task::JoinError;
+
+/// Why a command failed, or the connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("there was no reply in time")]
+    Timeout,
+    #[error(transparent)]
+    Redis(RedisError),
+    #[error("the task that connects has failed")]
+    Task(#[from] JoinError),
+}
+
+impl From<RedisError> for Failure {
+    fn from(error: RedisError) -> Self {
+        if error.is_timeout() { Self::Timeout } else { Self::Redis(error) }
+    }
+}
+
+/// Why the service does not start with the Valkey.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The client cannot be created.
+    #[error("IMAGESVC_VALKEY_URL cannot be used")]
+    Client(#[from] RedisError),
+    /// The server refuses to be used.
+    #[error("IMAGESVC_VALKEY_URL cannot be used: {advice}")]
+    Refused {
+        /// What the operator can do.
+        advice: &'static str,
+        /// The server's error.
+        source: RedisError,
+    },
+}
+
+impl Failure {
+    /// The name in metrics.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Redis(error) if error.is_io_error() => "no_connection",
+            Self::Redis(_) | Self::Task(_) => "error",
+        }
+    }
+
+    /// What the operator can do, if that is known.
+    pub(super) fn advice(&self) -> Option<&'static str> {
+        let Self::Redis(error) = self else { return None };
+        match error.code() {
+            Some("OOM") => {
+                return Some(
+                    "raise the server's maxmemory, or set maxmemory-policy to volatile-lru",
+                );
+            }
+            Some("MISCONF") => return Some("the server cannot write its snapshot: see its log"),
+            Some("NOAUTH" | "WRONGPASS") => return Some(CREDENTIALS),
+            _ => {}
+        }
+        match error.kind() {
+            ErrorKind::AuthenticationFailed => Some(CREDENTIALS),
+            ErrorKind::Server(ServerErrorKind::NoPerm) => Some(
+                "the server's user needs the permissions +@all ~{imagesvc}*, see docs/scaling.md",
+            ),
+            ErrorKind::Server(
+                ServerErrorKind::Moved | ServerErrorKind::CrossSlot | ServerErrorKind::ClusterDown,
+            ) => Some("the server runs in cluster mode: use one without it"),
+            ErrorKind::Server(ServerErrorKind::ReadOnly) => {
+                Some("the server is a replica that cannot be written to: use the primary's address")
+            }
+            _ => None,
+        }
+    }
+
+    /// Turns a refusal into the error with which the service does not start. A server that cannot be
+    /// reached, or that fails in a way that may pass, is no refusal.
+    pub(super) fn into_refusal(self) -> Result<StartError, Self> {
+        let is_refusal = match &self {
+            Self::Timeout | Self::Task(_) => false,
+            Self::Redis(error) => {
+                matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+                    || matches!(
+                        error.kind(),
+                        ErrorKind::AuthenticationFailed
+                            | ErrorKind::InvalidClientConfig
+                            | ErrorKind::Server(
+                                ServerErrorKind::NoPerm
+                                    | ServerErrorKind::Moved
+                                    | ServerErrorKind::CrossSlot
+                            )
+                    )
+            }
+        };
+        let advice = self.advice().unwrap_or("see the cause");
+        match self {
+            Self::Redis(source) if is_refusal => Ok(StartError::Refused { advice, source }),
+            failure => Err(failure),
+        }
+    }
+}
+
+const CREDENTIALS: &str = "check the user and the password in IMAGESVC_VALKEY_URL";

@@ -1,0 +1,13 @@
+-- Releases a lease, unless another call has taken it.
+-- KEYS[1]: as in lease.lua
+-- ARGV: the token; for how many milliseconds the key says 'done', or 0 if no vector was written
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+if ARGV[2] ~= '0' then
+  redis.call('SET', KEYS[1], 'done', 'PX', ARGV[2])
+elseif holder then
+  redis.call('DEL', KEYS[1])
+end
+return 1

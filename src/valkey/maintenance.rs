@@ -1,0 +1,126 @@
+//! Maintains the connection: connects again after a failure, and reports this replica every second.
+
+use std::{
+    sync::{Arc, LazyLock, Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use redis::{AsyncConnectionConfig, Script, aio::MultiplexedConnection};
+use tokio::{
+    runtime::Handle,
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use super::{Inner, PREFIX, StartError, Unavailable, Valkey, error::Failure};
+
+/// The time between two reports. A failure that no request notices is noticed after this time.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The time between two attempts to connect.
+const CONNECT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A replica that has not reported for this time counts as stopped.
+const REPLICA_EXPIRY: Duration = Duration::from_secs(10);
+
+/// Reports this replica, and counts all replicas.
+static REPORT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("report.lua")));
+
+/// Connects for the first time, and starts the task that maintains the connection.
+///
+/// # Errors
+/// [`StartError`] if the server refuses to be used.
+pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
+    if let Err(failure) = valkey.connect().await {
+        match failure.into_refusal() {
+            Ok(refusal) => return Err(refusal),
+            Err(failure) => tracing::warn!(
+                cause = %failure,
+                advice = failure.advice(),
+                "Valkey cannot be reached: the service starts without it, and tries again"
+            ),
+        }
+    }
+    // The task ends when the service does not need the Valkey any more.
+    tokio::spawn(maintain(Arc::downgrade(&valkey.0)));
+    Ok(())
+}
+
+async fn maintain(valkey: Weak<Inner>) {
+    while let Some(valkey) = valkey.upgrade().map(Valkey) {
+        if valkey.works() {
+            // A failure is logged where it is noticed.
+            let _: Result<(), Unavailable> = valkey.report().await;
+            tokio::select! {
+                () = sleep(REPORT_INTERVAL) => {}
+                () = valkey.0.failed.notified() => {}
+            }
+        } else {
+            match valkey.connect().await {
+                Ok(()) => tracing::info!(replicas = valkey.replicas(), "Valkey works again"),
+                Err(failure) => {
+                    tracing::debug!(cause = %failure, "Valkey still cannot be used");
+                    sleep(CONNECT_INTERVAL).await;
+                }
+            }
+        }
+    }
+}
+
+/// The reply of the script that reports a replica.
+type Report = (bool, u32);
+
+impl Valkey {
+    /// Connects, and uses the connection if the first report succeeds.
+    async fn connect(&self) -> Result<(), Failure> {
+        let (limit, client) = (self.0.timeout, self.0.client.clone());
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(limit))
+            .set_response_timeout(Some(limit));
+        // With TLS, `redis` reads the system's certificates from files, which blocks.
+        let runtime = Handle::current();
+        let connect = spawn_blocking(move || {
+            runtime.block_on(client.get_multiplexed_async_connection_with_config(&config))
+        });
+        // Connecting takes a few commands, and each may take as long as the timeout.
+        let connected = timeout(2 * limit, connect).await.map_err(|_| Failure::Timeout)?;
+        let mut connection: MultiplexedConnection = connected??;
+        let report = self.report_script().invoke_async(&mut connection).await;
+        let (_, replicas): Report = report?;
+        self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
+        *self.connection() = Some(connection);
+        self.0.generation.send_modify(|generation| *generation += 1);
+        Ok(())
+    }
+
+    /// Reports that this replica runs, and counts the replicas.
+    async fn report(&self) -> Result<(), Unavailable> {
+        let (was_known, replicas): Report = self.run("report", &self.report_script()).await?;
+        self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
+        if !was_known {
+            tracing::info!(
+                "Valkey has lost its data, or this replica was suspended: its recent calls are counted again"
+            );
+            self.0.generation.send_modify(|generation| *generation += 1);
+        }
+        Ok(())
+    }
+
+    fn report_script(&self) -> redis::ScriptInvocation<'static> {
+        let mut script = REPORT.key(format!("{PREFIX}:replicas"));
+        script.arg(&self.0.replica).arg(millis(REPLICA_EXPIRY));
+        script
+    }
+
+    /// Tells the other replicas that this one stops.
+    pub async fn leave(&self) {
+        let mut script = REPORT.key(format!("{PREFIX}:replicas"));
+        script.arg(&self.0.replica).arg(0);
+        let _: Result<Report, Unavailable> = self.run("report", &script).await;
+    }
+}
+
+/// A duration as an argument of a script.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

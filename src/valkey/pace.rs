@@ -1,0 +1,110 @@
+//! Counts the calls to NVIDIA of all replicas, so that together they respect the limit on calls per
+//! minute.
+//!
+//! The calls of the last window are stored with their times, as `nvidia/pace` does it for one replica.
+//! The key has no expiry: a server that runs out of memory removes keys with an expiry first, and
+//! without this key, the limit would be exceeded.
+
+use std::{sync::LazyLock, time::Duration};
+
+use redis::Script;
+
+use super::{PREFIX, Unavailable, Valkey};
+use crate::sha256::Sha256;
+
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace.lua")));
+static RECORD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace_record.lua")));
+static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace_return.lua")));
+
+/// At most this many calls of other replicas are returned one by one.
+const MAX_AGES: usize = 1000;
+
+/// Identifies a call of this replica.
+pub type CallId = u64;
+
+/// The key of NVIDIA whose calls are counted.
+#[derive(Debug, Clone)]
+pub struct PaceKey(String);
+
+impl PaceKey {
+    /// `key_hash` is a hash of NVIDIA's key. The first 16 digits of it identify the key, but do not
+    /// reveal it.
+    pub fn new(key_hash: Sha256) -> Self {
+        let hash = key_hash.to_string();
+        Self(format!("{PREFIX}:pace:{}", &hash[..16]))
+    }
+}
+
+/// Whether a call may be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PaceReply {
+    /// Whether a turn was taken, so that the call may be made now.
+    pub is_granted: bool,
+    /// How long a call would have to wait.
+    pub wait: Duration,
+    /// The ages of the calls that other replicas made in the window, the oldest first.
+    pub ages_of_others: Vec<Duration>,
+}
+
+impl Valkey {
+    /// Takes a turn for a call, if fewer than `limit` calls were made in the window. Without a `call`,
+    /// only returns which calls were made.
+    ///
+    /// # Errors
+    /// [`Unavailable`]
+    pub async fn take_turn(
+        &self,
+        key: &PaceKey,
+        limit: usize,
+        window: Duration,
+        call: Option<CallId>,
+    ) -> Result<PaceReply, Unavailable> {
+        let mut script = TAKE.key(&key.0);
+        let call = call.map(|call| call.to_string()).unwrap_or_default();
+        script.arg(limit).arg(micros(window)).arg(&self.0.replica).arg(call).arg(MAX_AGES);
+        let (is_granted, wait, others, ages): (bool, u64, usize, Vec<u64>) =
+            self.run("pace", &script).await?;
+        let mut ages_of_others: Vec<_> = ages.into_iter().map(Duration::from_micros).collect();
+        // There may be more calls than ages. Their ages are at most the last one.
+        let last = ages_of_others.last().copied().unwrap_or_default();
+        ages_of_others.resize(others, last);
+        Ok(PaceReply { is_granted, wait: Duration::from_micros(wait), ages_of_others })
+    }
+
+    /// Records calls of this replica with their ages.
+    ///
+    /// # Errors
+    /// [`Unavailable`]
+    pub async fn record_calls(
+        &self,
+        key: &PaceKey,
+        window: Duration,
+        calls: impl IntoIterator<Item = (CallId, Duration)>,
+    ) -> Result<(), Unavailable> {
+        let mut script = RECORD.key(&key.0);
+        script.arg(micros(window));
+        for (call, age) in calls {
+            script.arg(self.call_name(call)).arg(micros(age));
+        }
+        self.run("pace_record", &script).await
+    }
+
+    /// Gives back the turn of a call that is not made.
+    ///
+    /// # Errors
+    /// [`Unavailable`]
+    pub async fn return_turn(&self, key: &PaceKey, call: CallId) -> Result<(), Unavailable> {
+        let mut script = RETURN.key(&key.0);
+        script.arg(self.call_name(call));
+        self.run("pace_return", &script).await
+    }
+
+    fn call_name(&self, call: CallId) -> String {
+        format!("{}:{call}", self.0.replica)
+    }
+}
+
+/// A duration as an argument of a script.
+pub(super) fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,44 @@
+//! Tests the Valkey for `imagesvc check`.
+
+use std::time::Duration;
+
+use redis::{AsyncConnectionConfig, Cmd, InfoDict, RedisError, RedisResult};
+
+use super::Settings;
+
+/// How long connecting may take, and each command. This is longer than for the service, so that a slow
+/// server gets a note about its speed in place of an error.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the server says about itself.
+#[derive(Debug)]
+pub struct Probe {
+    /// The server's time, since the beginning of 1970.
+    pub clock: Duration,
+    /// The longest time of a command.
+    pub slowest: Duration,
+    /// Which keys the server removes when its memory is full: its `maxmemory_policy`.
+    pub eviction_policy: Option<String>,
+}
+
+/// Connects, and asks the server for its clock and its eviction policy.
+///
+/// # Errors
+/// The error of the first command that fails.
+pub async fn probe(settings: &Settings) -> RedisResult<Probe> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(TIMEOUT))
+        .set_response_timeout(Some(TIMEOUT));
+    let client = settings.url.client()?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let started = tokio::time::Instant::now();
+    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
+    let slowest = started.elapsed();
+    // Hosted servers forbid CONFIG GET, but not INFO.
+    let mut info = Cmd::new();
+    info.arg("INFO").arg("memory");
+    let info: Result<InfoDict, RedisError> = info.query_async(&mut connection).await;
+    let eviction_policy = info.ok().and_then(|info| info.get("maxmemory_policy"));
+    let clock = Duration::from_secs(seconds) + Duration::from_micros(micros);
+    Ok(Probe { clock, slowest, eviction_policy })
+}
