@@ -154,6 +154,7 @@ impl App {
             decoder,
             staging: store.staging(),
             bucket: bucket.clone(),
+            valkey: valkey.clone(),
             background,
             metrics: Arc::clone(&metrics),
         };

@@ -12,7 +12,6 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
 
 use crate::{
     bucket::Bucket,
@@ -23,17 +22,20 @@ use crate::{
     sha256::Sha256,
     shares::{ClientNetwork, SharePermit},
     spool::Staging,
-    telemetry::{Metrics, span},
+    telemetry::Metrics,
+    valkey::Valkey,
 };
 use cache::{Cache, CacheKey};
 use circuit_breaker::CircuitBreaker;
-use single_flight::{LeadGuard, Role, SingleFlight};
+use single_flight::{Role, SingleFlight};
 
 mod cache;
 mod call;
 mod circuit_breaker;
 mod embedding;
 mod error;
+mod lead;
+mod lease;
 mod plan;
 mod settings;
 mod single_flight;
@@ -72,6 +74,8 @@ pub struct Job {
     pub client: ClientNetwork,
     /// Whether a cached embedding may be returned.
     pub cache_mode: CacheMode,
+    /// When the request began to look for the embedding in the bucket, if it did.
+    pub looked_up_at: Option<Instant>,
     /// When the embedding must be ready.
     pub deadline: Instant,
     /// The picture's permits. They are returned when both the request and the call have ended.
@@ -116,6 +120,9 @@ struct Inner {
     /// Open while uploads to NVIDIA do not work.
     upload_breaker: CircuitBreaker,
     nvidia: nvidia::Client,
+    /// Decides which replica makes a call. `None` if there is only one replica, or no bucket: then,
+    /// replicas could not find each other's vectors.
+    valkey: Option<Valkey>,
     settings: CallSettings,
     /// Tracks the tasks that make the calls.
     background: TaskTracker,
@@ -133,6 +140,8 @@ pub struct Parts {
     pub staging: Staging,
     /// The bucket whose vectors all replicas share, if there is one.
     pub bucket: Option<Bucket>,
+    /// The Valkey that replicas share, if there is one.
+    pub valkey: Option<Valkey>,
     /// Tracks the tasks that make the calls.
     pub background: TaskTracker,
     /// The service's metrics.
@@ -142,7 +151,8 @@ pub struct Parts {
 impl Embedder {
     /// Creates an embedder.
     pub fn new(parts: Parts, settings: &Settings, source: &Source) -> Self {
-        let Parts { nvidia, decoder, staging, bucket, background, metrics } = parts;
+        let Parts { nvidia, decoder, staging, bucket, valkey, background, metrics } = parts;
+        let valkey = valkey.filter(|_| bucket.is_some());
         Self(Arc::new(Inner {
             cache: Cache::new(settings, source, bucket),
             calls: SingleFlight::default(),
@@ -152,6 +162,7 @@ impl Embedder {
             staging,
             upload_breaker: CircuitBreaker::default(),
             nvidia,
+            valkey,
             settings: settings.call.clone(),
             background,
             metrics,
@@ -290,47 +301,6 @@ impl Embedder {
         self.0.metrics.cache_lookups.with([outcome]).inc();
         embedding
     }
-
-    /// Spawns a task that looks in the cache once more and, if the embedding is not there, makes
-    /// the call.
-    fn spawn_call(
-        &self,
-        job: Job,
-        key: CacheKey,
-        reservation: Option<Reservation>,
-        guard: LeadGuard<CacheKey, Outcome>,
-    ) {
-        let inner = Arc::clone(&self.0);
-        let call = async move {
-            let outcome = inner.look_up_or_call(&job, &key, reservation).await;
-            drop(job); // the permits and the picture are not needed for the write to disk
-            let embedding = match &outcome {
-                Ok(embedding) => embedding.clone(),
-                Err(error) => {
-                    if guard.is_abandoned() {
-                        tracing::info!(
-                            %error,
-                            "a call failed when no client waited for it any more"
-                        );
-                    }
-                    return guard.fail(outcome);
-                }
-            };
-            let is_new = embedding.provenance == Provenance::Nvidia;
-            if is_new {
-                inner.cache.insert_in_memory(key, &embedding);
-            }
-            // The requests get the outcome before the vector is written to the disk and the bucket.
-            // Other requests can join this call until the entry is dropped, which is after the
-            // write.
-            let _entry_until_written = guard.complete(outcome);
-            if is_new {
-                inner.cache.write(key, &embedding).await;
-            }
-        };
-        let call = call.instrument(span!("embed"));
-        self.0.background.spawn(call.in_current_span());
-    }
 }
 
 impl Inner {
@@ -340,24 +310,6 @@ impl Inner {
             CacheMode::Use => timeout(LOOKUP_TIMEOUT, self.cache.look_up(key)).await.ok()?,
             CacheMode::Bypass => None,
         }
-    }
-
-    async fn look_up_or_call(
-        &self,
-        job: &Job,
-        key: &CacheKey,
-        reservation: Option<Reservation>,
-    ) -> Outcome {
-        // The request has looked in memory before. Another call may have ended since, so this looks
-        // in memory again, and then on disk.
-        if let Some(found) = self.look_up_locally(key, job.cache_mode).await {
-            return Ok(found);
-        }
-        let reservation = match reservation {
-            Some(reservation) => reservation,
-            None => self.reserve(job.client, 1, job.deadline)?,
-        };
-        self.call(&job.picture, reservation, job.deadline).await.map_err(Arc::new)
     }
 }
 

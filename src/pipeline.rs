@@ -127,6 +127,7 @@ impl Received {
             sha256: self.spooled.sha256,
             client: self.client,
             cache_mode,
+            looked_up_at: None,
             deadline: self.deadline,
             permits: Arc::clone(&self.permits),
         }
@@ -232,9 +233,10 @@ impl Pipeline {
         cache_mode: CacheMode,
         save_mode: SaveMode,
     ) -> Result<Vectorized, Error> {
-        let job = received.job(cache_mode);
+        let mut job = received.job(cache_mode);
         let embed = async |when_saved: WhenSaved| {
             if self.store.bucket().is_some() {
+                job.looked_up_at = Some(Instant::now());
                 if let Some(found) = self.embedder.look_up(job.sha256, cache_mode).await {
                     return Ok(found);
                 }

@@ -175,10 +175,10 @@ impl Cache {
 
     /// Writes a permanent embedding to the disk and to the bucket. Returns when the embedding is
     /// written, or when it is clear that it will not be written. A temporary embedding is not
-    /// written.
-    pub(super) async fn write(&self, key: CacheKey, embedding: &Embedding) {
+    /// written. Returns whether it is in the bucket.
+    pub(super) async fn write(&self, key: CacheKey, embedding: &Embedding) -> bool {
         if embedding.valid_until.is_some() {
-            return;
+            return false;
         }
         let cached = CachedEmbedding::from(embedding);
         let to_disk = async {
@@ -187,11 +187,13 @@ impl Cache {
             }
         };
         let to_bucket = async {
-            if let Some(shared) = &self.shared {
-                shared.write(&key, &cached).await;
+            match &self.shared {
+                Some(shared) => shared.write(&key, &cached).await,
+                None => false,
             }
         };
-        tokio::join!(to_disk, to_bucket);
+        let ((), is_in_bucket) = tokio::join!(to_disk, to_bucket);
+        is_in_bucket
     }
 }
 

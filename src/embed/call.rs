@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Embedding, Error, Inner, LargeImages, Prepared, Provenance,
+    lease::may_call,
     plan::{Plan, can_be_sent_as_is, plan},
 };
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     shares::ClientNetwork,
     spool::{Spooled, StagingFile},
     telemetry::{in_span, span},
+    valkey::Lease,
 };
 
 /// What NVIDIA receives: the picture itself, or a JPEG made from it.
@@ -87,7 +89,8 @@ impl Inner {
         self.queue.typical_hold().saturating_mul(rounds)
     }
 
-    /// Prepares the picture, calls NVIDIA, and returns the embedding.
+    /// Prepares the picture, calls NVIDIA, and returns the embedding. Returns `None` if another replica
+    /// has taken the lease before the call.
     ///
     /// # Errors
     /// The [`Error`] of the last attempt. Also fails if there is no outcome by the deadline.
@@ -95,8 +98,9 @@ impl Inner {
         &self,
         picture: &Picture,
         reservation: Reservation,
+        lease: Option<&Lease>,
         deadline: Instant,
-    ) -> Result<Embedding, Error> {
+    ) -> Result<Option<Embedding>, Error> {
         let mut retry_state = self.nvidia.start_calls(reservation, deadline);
         let client = retry_state.client_network;
         let largest_inline = self.settings.largest_inline();
@@ -114,16 +118,21 @@ impl Inner {
             let len = payload.content.len();
             match plan(payload.can_be_sent_as_is, len, may_upload, largest_inline as u64) {
                 Plan::SendInline => {
-                    let vector = self.send_inline(&payload, &mut retry_state).await?;
+                    let sent = self.send_inline(&payload, lease, &mut retry_state).await?;
+                    let Some(vector) = sent else { return Ok(None) };
                     if let Some(error) = upload_error.filter(nvidia::Error::is_upload_refusal) {
                         // The breaker opens only if NVIDIA accepts the picture inline. If NVIDIA
                         // refuses the picture inline as well, the upload was not the cause.
                         self.open_breaker(&error, self.settings.refused_upload_pause);
                     }
-                    return Ok(self.embedding(vector, &payload, &retry_state));
+                    return Ok(Some(self.embedding(vector, &payload, &retry_state)));
                 }
-                Plan::Upload => match self.send_uploaded(&payload, &mut retry_state).await {
-                    Ok(vector) => return Ok(self.embedding(vector, &payload, &retry_state)),
+                Plan::Upload => match self.send_uploaded(&payload, lease, &mut retry_state).await {
+                    Ok(vector) => {
+                        return Ok(
+                            vector.map(|vector| self.embedding(vector, &payload, &retry_state))
+                        );
+                    }
                     Err(Error::Nvidia(error)) if error.may_succeed_inline() => {
                         if !error.is_upload_refusal() {
                             self.open_breaker(&error, self.settings.failed_upload_pause);
@@ -154,26 +163,32 @@ impl Inner {
         }
     }
 
-    /// Takes a permit, and sends the payload inside the request.
+    /// Takes a permit, and sends the payload inside the request. Returns `None` if the lease is lost.
     async fn send_inline(
         &self,
         payload: &Payload,
+        lease: Option<&Lease>,
         retry_state: &mut RetryState<'_>,
-    ) -> Result<Vector, Error> {
+    ) -> Result<Option<Vector>, Error> {
         let _permit = self.take_permit(retry_state).await?;
+        if !may_call(lease).await {
+            return Ok(None);
+        }
         // This does not read a file: a payload that can go inline is in memory.
         let bytes = payload.content.read_at(0, self.settings.largest_inline());
         let bytes = bytes.map_err(image::Error::from).map_err(decoder::Error::from)?;
         let image = InlineImage::new(payload.format.media_type(), &bytes);
-        Ok(self.nvidia.infer(&image, retry_state).await?)
+        Ok(Some(self.nvidia.infer(&image, retry_state).await?))
     }
 
-    /// Takes a permit, uploads the payload as an asset, and requests the asset's embedding.
+    /// Takes a permit, uploads the payload as an asset, and requests the asset's embedding. Returns `None`
+    /// if the lease is lost.
     async fn send_uploaded(
         &self,
         payload: &Payload,
+        lease: Option<&Lease>,
         retry_state: &mut RetryState<'_>,
-    ) -> Result<Vector, Error> {
+    ) -> Result<Option<Vector>, Error> {
         let _permit = self.take_permit(retry_state).await?;
         let media_type = payload.format.media_type();
         // The upload gets half of the remaining time. If it hangs, the other half is left to shrink
@@ -181,7 +196,10 @@ impl Inner {
         let upload_deadline = retry_state.halfway_to_deadline();
         let asset =
             self.nvidia.upload(media_type, &payload.content, retry_state, upload_deadline).await?;
-        Ok(self.nvidia.infer_asset(&asset, retry_state).await?)
+        if !may_call(lease).await {
+            return Ok(None);
+        }
+        Ok(Some(self.nvidia.infer_asset(&asset, retry_state).await?))
     }
 
     /// Takes a permit for a call, after any wait that NVIDIA or the limit on calls per minute

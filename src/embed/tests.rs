@@ -6,7 +6,7 @@ use bytes::Bytes;
 use reqwest::Url;
 use serde_json::value::RawValue;
 
-use super::*;
+use super::{single_flight::LeadGuard, *};
 use crate::{
     disk_space::DiskSpace,
     http_client::Trust,
@@ -59,7 +59,7 @@ fn new_embedder() -> Embedder {
     let decoder = Decoder::new(crate::decoder::Settings::new(1 << 28), Arc::clone(&metrics));
     let staging = Staging::new("unused".into(), space);
     let nvidia = nvidia_client.unwrap();
-    let parts = Parts { nvidia, decoder, staging, bucket: None, background, metrics };
+    let parts = Parts { nvidia, decoder, staging, bucket: None, valkey: None, background, metrics };
     Embedder::new(parts, &settings, &source)
 }
 
@@ -73,6 +73,7 @@ fn new_job() -> Job {
         sha256: Sha256::from_bytes([7; 32]),
         client,
         cache_mode: CacheMode::Use,
+        looked_up_at: None,
         deadline: Instant::now() + Duration::from_secs(30),
         permits: Arc::new(PicturePermits {
             at_work: at_work.empty(client),

@@ -196,6 +196,7 @@ impl Pipeline {
         let pictures = received.iter().flatten();
         let distinct: HashSet<Sha256> = pictures.map(|received| received.spooled.sha256).collect();
         let distinct_count = distinct.len();
+        let looked_up_at = Instant::now();
         let look_up = |sha256| async move {
             let embedding = self.embedder.look_up(sha256, cache_mode).await?;
             Some((sha256, embedding))
@@ -215,7 +216,8 @@ impl Pipeline {
                         Some(embedding) => ready(Ok(embedding.clone())).boxed(),
                         None => {
                             let embedder = self.embedder.clone();
-                            let job = received.job(cache_mode);
+                            let mut job = received.job(cache_mode);
+                            job.looked_up_at = Some(looked_up_at);
                             let reservation = Some(reservation.split_one());
                             async move { embedder.embed(job, reservation).await }.boxed()
                         }

@@ -12,7 +12,7 @@ use std::{
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running server.
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     child: Child,
     port: u16,
 }
@@ -20,7 +20,7 @@ pub struct RedisServer {
 impl RedisServer {
     /// Starts a server with these arguments in addition. Returns `None`, and says so, if
     /// `redis-server` is missing. In CI, it must not be missing.
-    pub fn start(arguments: &[&str]) -> Option<Self> {
+    pub(crate) fn start(arguments: &[&str]) -> Option<Self> {
         let is_installed = Command::new("redis-server")
             .arg("--version")
             .stdout(Stdio::null())
@@ -43,7 +43,7 @@ impl RedisServer {
     }
 
     /// Starts a server on this port. Returns `None` if the server ends before it listens.
-    pub fn start_on(port: u16, arguments: &[&str]) -> Option<Self> {
+    pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Option<Self> {
         let mut child = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
@@ -65,17 +65,17 @@ impl RedisServer {
     }
 
     /// The server's port.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// The server's URL, without credentials.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// The server's process.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 }

@@ -46,11 +46,12 @@ impl Shared {
     }
 
     /// Writes an embedding. If too many are being written, or if the bucket fails, the embedding is
-    /// not written, and other replicas that need it make a call of their own.
-    pub(super) async fn write(&self, key: &CacheKey, cached: &CachedEmbedding) {
+    /// not written, and other replicas that need it make a call of their own. Returns whether it is
+    /// written.
+    pub(super) async fn write(&self, key: &CacheKey, cached: &CachedEmbedding) -> bool {
         let Ok(_permit) = self.writes.try_acquire() else {
             tracing::debug!("an embedding is not cached in the bucket: too many are being written");
-            return;
+            return false;
         };
         let bytes = Bytes::from(encode(key, cached));
         let object = Object {
@@ -58,8 +59,12 @@ impl Shared {
             content: Content::Memory(bytes),
             media_type: "text/plain; charset=utf-8",
         };
-        if let Err(error) = self.bucket.write_optional(&path(key), &object).await {
-            tracing::debug!(%error, %key, "an embedding is not cached in the bucket");
+        match self.bucket.write_optional(&path(key), &object).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, %key, "an embedding is not cached in the bucket");
+                false
+            }
         }
     }
 }

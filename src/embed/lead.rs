@@ -1,0 +1,106 @@
+//! What the leader of a call does: it looks in the cache once more, agrees with the other replicas who
+//! calls NVIDIA, makes the call, and writes the vector.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::{
+    CacheMode, Embedder, Embedding, Error, Inner, Job, Outcome, Provenance,
+    cache::CacheKey,
+    lease::{self, Decision},
+    single_flight::LeadGuard,
+};
+use crate::{nvidia::Reservation, telemetry::span, valkey::Lease};
+
+impl Embedder {
+    /// Spawns a task that looks in the cache once more and, if the embedding is not there, makes
+    /// the call.
+    pub(super) fn spawn_call(
+        &self,
+        job: Job,
+        key: CacheKey,
+        reservation: Option<Reservation>,
+        guard: LeadGuard<CacheKey, Outcome>,
+    ) {
+        let inner = Arc::clone(&self.0);
+        let call = async move {
+            let outcome = inner.look_up_or_call(&job, &key, reservation).await;
+            drop(job); // the permits and the picture are not needed for the write to disk
+            let (embedding, lease) = match outcome {
+                Ok(found) => found,
+                Err(error) => {
+                    if guard.is_abandoned() {
+                        tracing::info!(
+                            %error,
+                            "a call failed when no client waited for it any more"
+                        );
+                    }
+                    return guard.fail(Err(error));
+                }
+            };
+            let is_new = embedding.provenance == Provenance::Nvidia;
+            if is_new {
+                inner.cache.insert_in_memory(key, &embedding);
+            }
+            // The requests get the outcome before the vector is written to the disk and the bucket.
+            // Other requests can join this call until the entry is dropped, which is after the
+            // write.
+            let _entry_until_written = guard.complete(Ok(embedding.clone()));
+            let is_in_bucket = is_new && inner.cache.write(key, &embedding).await;
+            if let Some(lease) = lease {
+                lease.release(is_in_bucket).await;
+            }
+        };
+        let call = call.instrument(span!("embed"));
+        self.0.background.spawn(call.in_current_span());
+    }
+}
+
+impl Inner {
+    /// Returns the embedding, and the lease of the call if this replica has one.
+    async fn look_up_or_call(
+        &self,
+        job: &Job,
+        key: &CacheKey,
+        mut reservation: Option<Reservation>,
+    ) -> Result<(Embedding, Option<Lease>), Arc<Error>> {
+        // The request has looked in memory before. Another call may have ended since, so this looks
+        // in memory again, and then on disk.
+        if let Some(found) = self.look_up_locally(key, job.cache_mode).await {
+            return Ok((found, None));
+        }
+        let mut looked_up_at = job.looked_up_at;
+        loop {
+            let lease = match self.decide(job, key, looked_up_at).await? {
+                Decision::Found(embedding) => return Ok((embedding, None)),
+                Decision::Call(lease) => lease,
+            };
+            let reservation = match reservation.take() {
+                Some(reservation) => reservation,
+                None => self.reserve(job.client, 1, job.deadline)?,
+            };
+            match self.call(&job.picture, reservation, lease.as_ref(), job.deadline).await? {
+                Some(embedding) => return Ok((embedding, lease)),
+                // Another replica may have written the vector since it took the lease.
+                None => looked_up_at = None,
+            }
+        }
+    }
+
+    /// Decides whether this replica makes the call.
+    async fn decide(
+        &self,
+        job: &Job,
+        key: &CacheKey,
+        looked_up_at: Option<Instant>,
+    ) -> Result<Decision, Error> {
+        match (&self.valkey, job.cache_mode) {
+            (Some(valkey), CacheMode::Use) => {
+                lease::decide(valkey, &self.cache, key, looked_up_at, job.deadline).await
+            }
+            _ => Ok(Decision::Call(None)),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Lets replicas share a call: only the replica that holds a picture's lease calls NVIDIA, and the
+//! others wait for its vector in the bucket.
+//!
+//! What a replica does next is decided by [`Step`], which knows no clock and no network. So a test can
+//! try all orders in which several replicas take their steps, are killed, and lose replies.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    Embedding, Error,
+    cache::{Cache, CacheKey},
+};
+use crate::valkey::{LEASE_RESERVE, Lease, LeaseReply, Unavailable, Valkey};
+
+#[cfg(test)]
+mod model;
+
+/// The mean time between two attempts to acquire a lease that another replica holds.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a replica does next for a picture whose vector it has not found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Step {
+    /// Try to acquire the lease.
+    Acquire {
+        /// Whether this replica did not find the vector that another one has written.
+        ignore_done: bool,
+    },
+    /// Another replica holds the lease: wait a little, then try again.
+    Wait,
+    /// Look in the bucket.
+    Read(Position),
+    /// Call NVIDIA. A holder first checks that it still holds the lease.
+    Call(Position),
+}
+
+/// What a replica knows when it looks in the bucket or calls NVIDIA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Position {
+    /// It holds the lease.
+    Holder,
+    /// Another replica has written the vector.
+    AfterDone,
+    /// The Valkey cannot be used.
+    Alone,
+}
+
+/// The reply to an attempt to acquire the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Reply {
+    Acquired,
+    Held,
+    Done,
+    Unavailable,
+}
+
+impl Step {
+    const FIRST: Self = Self::Acquire { ignore_done: false };
+
+    /// The step after a reply. `looked_recently` says whether this replica looked in the bucket less
+    /// than [`LEASE_RESERVE`] before the reply. If another replica has written the vector since then, it
+    /// has released the lease as done. Or it was killed before that, and its lease has not expired yet.
+    fn after_reply(reply: Reply, looked_recently: bool) -> Self {
+        match (reply, looked_recently) {
+            (Reply::Acquired, true) => Self::Call(Position::Holder),
+            (Reply::Acquired, false) => Self::Read(Position::Holder),
+            (Reply::Held, _) => Self::Wait,
+            (Reply::Done, _) => Self::Read(Position::AfterDone),
+            (Reply::Unavailable, true) => Self::Call(Position::Alone),
+            (Reply::Unavailable, false) => Self::Read(Position::Alone),
+        }
+    }
+
+    /// The step of a replica that has not found the vector in the bucket.
+    fn after_miss(position: Position) -> Self {
+        match position {
+            Position::AfterDone => Self::Acquire { ignore_done: true },
+            Position::Holder | Position::Alone => Self::Call(position),
+        }
+    }
+
+    /// The step of a holder that has asked whether it still holds the lease.
+    fn after_confirmation(is_held: Result<bool, Unavailable>) -> Self {
+        match is_held {
+            Ok(true) => Self::Call(Position::Holder),
+            // The lease has expired, for example while this replica was suspended.
+            Ok(false) => Self::FIRST,
+            Err(Unavailable) => Self::Call(Position::Alone),
+        }
+    }
+}
+
+/// What a replica does for a picture.
+#[derive(Debug)]
+pub(super) enum Decision {
+    /// Return this embedding, which another replica has paid for.
+    Found(Embedding),
+    /// Call NVIDIA. There is no lease if the Valkey cannot be used.
+    Call(Option<Lease>),
+}
+
+/// Decides whether this replica calls NVIDIA. Waits while another replica calls it. `looked_up_at` is
+/// when this replica began to look in the bucket.
+///
+/// # Errors
+/// [`Error::QueueTimeout`] if another replica still calls NVIDIA at the deadline.
+pub(super) async fn decide(
+    valkey: &Valkey,
+    cache: &Cache,
+    key: &CacheKey,
+    mut looked_up_at: Option<Instant>,
+    deadline: Instant,
+) -> Result<Decision, Error> {
+    let token = valkey.lease_token(key);
+    let mut lease = None;
+    let mut step = Step::FIRST;
+    loop {
+        step = match step {
+            Step::Acquire { ignore_done } => {
+                let reply = match valkey.acquire_lease(&token, ignore_done).await {
+                    Ok(LeaseReply::Acquired(acquired)) => {
+                        lease = Some(acquired);
+                        Reply::Acquired
+                    }
+                    Ok(LeaseReply::Held) => Reply::Held,
+                    Ok(LeaseReply::Done) => Reply::Done,
+                    Err(Unavailable) => Reply::Unavailable,
+                };
+                let looked_recently = looked_up_at.is_some_and(|at| at.elapsed() < LEASE_RESERVE);
+                Step::after_reply(reply, looked_recently)
+            }
+            Step::Wait => {
+                // Replicas that wait for the same lease should not all ask at the same time.
+                let wake = Instant::now() + POLL_INTERVAL.mul_f64(0.5 + fastrand::f64());
+                sleep_until(wake.min(deadline)).await;
+                if Instant::now() >= deadline {
+                    return Err(Error::QueueTimeout("another replica's call to NVIDIA"));
+                }
+                // The holder may have been killed after it had written the vector.
+                looked_up_at = None;
+                Step::FIRST
+            }
+            Step::Read(position) => {
+                looked_up_at = Some(Instant::now());
+                match cache.look_up_shared(key).await {
+                    Some(embedding) => {
+                        if let Some(lease) = lease {
+                            lease.release(true).await;
+                        }
+                        return Ok(Decision::Found(embedding));
+                    }
+                    None => Step::after_miss(position),
+                }
+            }
+            Step::Call(_) => return Ok(Decision::Call(lease)),
+        };
+    }
+}
+
+/// Whether a replica may still call NVIDIA: it still has its lease, or nobody can tell.
+pub(super) async fn may_call(lease: Option<&Lease>) -> bool {
+    match lease {
+        Some(lease) => matches!(Step::after_confirmation(lease.confirm().await), Step::Call(_)),
+        None => true,
+    }
+}

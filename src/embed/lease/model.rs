@@ -1,0 +1,374 @@
+//! Searches all orders in which three replicas take their steps for the same picture, and in which they
+//! are killed, suspended, and lose replies.
+//!
+//! The model's replicas decide with [`Step`], as the real ones do. Time is reduced to one event: more
+//! than [`LEASE_RESERVE`] passes. A lease can expire only after that event, because a holder that
+//! runs always has more than that time left.
+
+use std::collections::HashMap;
+
+use super::{Position, Reply, Step};
+use crate::valkey::Unavailable;
+
+const REPLICAS: usize = 3;
+
+/// Where a replica is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum State {
+    /// It has not looked in the bucket yet.
+    New,
+    Next(Step),
+    /// It may pay now.
+    Confirmed(Position),
+    Paid(Position),
+    Written(Position),
+    /// It has the vector.
+    Ended,
+    Killed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Replica {
+    state: State,
+    /// Whether it has looked in the bucket since more than the reserve passed.
+    looked_recently: bool,
+    is_suspended: bool,
+}
+
+impl Replica {
+    const NEW: Self = Self { state: State::New, looked_recently: false, is_suspended: false };
+}
+
+/// The lease's key in the Valkey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum LeaseKey {
+    Free,
+    Held {
+        by: usize,
+        /// Whether the holder did not renew the lease while more than the reserve passed.
+        may_expire: bool,
+    },
+    Done,
+}
+
+/// How often each fault may still happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Faults {
+    kills: u8,
+    suspensions: u8,
+    lost_replies: u8,
+    outages: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct World {
+    replicas: [Replica; REPLICAS],
+    lease: LeaseKey,
+    is_valkey_up: bool,
+    is_in_bucket: bool,
+    payments: usize,
+    /// The payments that kills and lost leases allow.
+    allowed: usize,
+    had_outage: bool,
+    faults: Faults,
+}
+
+impl World {
+    fn new(faults: Faults) -> Self {
+        Self {
+            replicas: [Replica::NEW; REPLICAS],
+            lease: LeaseKey::Free,
+            is_valkey_up: true,
+            is_in_bucket: false,
+            payments: 0,
+            allowed: 0,
+            had_outage: false,
+            faults,
+        }
+    }
+
+    /// One payment, and one more for each replica that was killed between paying and writing, or that
+    /// lost its lease while it relied on it. If the Valkey could not be used, one for each replica
+    /// instead of the first.
+    fn most_payments(&self) -> usize {
+        self.allowed + if self.had_outage { REPLICAS } else { 1 }
+    }
+
+    fn is_final(&self) -> bool {
+        self.replicas.iter().all(|r| matches!(r.state, State::Ended | State::Killed))
+    }
+
+    fn holds(&self, replica: usize) -> bool {
+        matches!(self.lease, LeaseKey::Held { by, .. } if by == replica)
+    }
+
+    /// The lease expires. If its holder runs and relies on it, that allows another payment.
+    fn expire_lease(&mut self) {
+        if let LeaseKey::Held { by, .. } = self.lease {
+            self.allowed += usize::from(self.relies_on_lease(by));
+            self.lease = LeaseKey::Free;
+        }
+    }
+
+    /// Whether the replica runs, and relies on the lease because it does not ask for it any more.
+    fn relies_on_lease(&self, replica: usize) -> bool {
+        let state = self.replicas[replica].state;
+        matches!(state, State::Confirmed(_) | State::Paid(_) | State::Written(_))
+    }
+
+    /// All worlds that can follow without a fault.
+    fn steps(&self) -> Vec<Self> {
+        let mut next = Vec::new();
+        for index in 0..REPLICAS {
+            if !self.replicas[index].is_suspended {
+                next.extend(self.step(index));
+            } else {
+                let mut world = *self;
+                world.replicas[index].is_suspended = false;
+                next.push(world);
+            }
+        }
+        next.push(self.after_time_passed());
+        if matches!(self.lease, LeaseKey::Held { may_expire: true, .. }) {
+            let mut world = *self;
+            world.expire_lease();
+            next.push(world);
+        }
+        if !self.is_valkey_up {
+            for is_emptied in [false, true] {
+                let mut world = *self;
+                world.is_valkey_up = true;
+                if is_emptied {
+                    world.lease = LeaseKey::Free;
+                }
+                next.push(world);
+            }
+        }
+        next
+    }
+
+    /// More time than the reserve passes.
+    fn after_time_passed(&self) -> Self {
+        let mut world = *self;
+        for replica in &mut world.replicas {
+            replica.looked_recently = false;
+        }
+        if let LeaseKey::Held { by, may_expire } = &mut world.lease {
+            let holder = self.replicas[*by];
+            let renews = self.is_valkey_up
+                && !holder.is_suspended
+                && !matches!(holder.state, State::Killed | State::Ended);
+            *may_expire = !renews;
+        }
+        world
+    }
+
+    /// The worlds that can follow if one replica takes its next step.
+    fn step(&self, index: usize) -> Vec<Self> {
+        let with = |state| {
+            let mut world = *self;
+            world.replicas[index].state = state;
+            world
+        };
+        let Replica { state, looked_recently, .. } = self.replicas[index];
+        match state {
+            State::Ended | State::Killed => Vec::new(),
+            State::New if self.is_in_bucket => vec![with(State::Ended)],
+            State::New => {
+                let mut world = with(State::Next(Step::FIRST));
+                world.replicas[index].looked_recently = true;
+                vec![world]
+            }
+            State::Next(Step::Acquire { ignore_done }) => {
+                let (reply, lease) = self.acquire(index, ignore_done);
+                let mut world = with(State::Next(Step::after_reply(reply, looked_recently)));
+                world.lease = lease;
+                let mut worlds = vec![world];
+                if reply != Reply::Unavailable && self.faults.lost_replies > 0 {
+                    let step = Step::after_reply(Reply::Unavailable, looked_recently);
+                    let mut lost = with(State::Next(step));
+                    lost.lease = lease;
+                    lost.had_outage = true;
+                    lost.faults.lost_replies -= 1;
+                    worlds.push(lost);
+                }
+                worlds
+            }
+            State::Next(Step::Wait) => {
+                let mut world = with(State::Next(Step::FIRST));
+                world.replicas[index].looked_recently = false;
+                vec![world]
+            }
+            State::Next(Step::Read(position)) if self.is_in_bucket => {
+                let mut world = with(State::Ended);
+                if position == Position::Holder {
+                    world.release(index, true);
+                }
+                vec![world]
+            }
+            State::Next(Step::Read(position)) => {
+                let mut world = with(State::Next(Step::after_miss(position)));
+                world.replicas[index].looked_recently = true;
+                vec![world]
+            }
+            State::Next(Step::Call(Position::Holder)) => {
+                let is_held =
+                    if self.is_valkey_up { Ok(self.holds(index)) } else { Err(Unavailable) };
+                let mut world = match Step::after_confirmation(is_held) {
+                    Step::Call(position) => with(State::Confirmed(position)),
+                    step => with(State::Next(step)),
+                };
+                if is_held == Ok(false) {
+                    world.replicas[index].looked_recently = false;
+                }
+                if let LeaseKey::Held { by, may_expire } = &mut world.lease
+                    && *by == index
+                    && is_held.is_ok()
+                {
+                    *may_expire = false;
+                }
+                vec![world]
+            }
+            State::Next(Step::Call(position)) => vec![with(State::Confirmed(position))],
+            State::Confirmed(position) => {
+                let mut world = with(State::Paid(position));
+                world.payments += 1;
+                vec![world]
+            }
+            State::Paid(position) => {
+                let mut world = with(State::Written(position));
+                world.is_in_bucket = true;
+                vec![world]
+            }
+            State::Written(_) => {
+                let mut world = with(State::Ended);
+                world.release(index, true);
+                vec![world]
+            }
+        }
+    }
+
+    fn acquire(&self, index: usize, ignore_done: bool) -> (Reply, LeaseKey) {
+        let acquired = LeaseKey::Held { by: index, may_expire: false };
+        match self.lease {
+            _ if !self.is_valkey_up => (Reply::Unavailable, self.lease),
+            LeaseKey::Held { by, .. } if by != index => (Reply::Held, self.lease),
+            LeaseKey::Done if !ignore_done => (Reply::Done, self.lease),
+            LeaseKey::Held { .. } | LeaseKey::Done | LeaseKey::Free => (Reply::Acquired, acquired),
+        }
+    }
+
+    fn release(&mut self, index: usize, is_written: bool) {
+        if self.is_valkey_up && self.holds(index) {
+            self.lease = if is_written { LeaseKey::Done } else { LeaseKey::Free };
+        }
+    }
+
+    /// All worlds that can follow a fault.
+    fn faults(&self) -> Vec<Self> {
+        let mut next = Vec::new();
+        for index in 0..REPLICAS {
+            let Replica { state, is_suspended, .. } = self.replicas[index];
+            if matches!(state, State::Ended | State::Killed) {
+                continue;
+            }
+            if self.faults.kills > 0 {
+                let mut world = *self;
+                world.faults.kills -= 1;
+                // A lease that may expire was lost before the kill.
+                let has_lost_lease = self.relies_on_lease(index)
+                    && matches!(self.lease, LeaseKey::Held { by, may_expire: true } if by == index);
+                world.allowed += usize::from(matches!(state, State::Paid(_)) || has_lost_lease);
+                world.replicas[index].state = State::Killed;
+                next.push(world);
+            }
+            if self.faults.suspensions > 0 && !is_suspended {
+                let mut world = *self;
+                world.faults.suspensions -= 1;
+                world.replicas[index].is_suspended = true;
+                next.push(world);
+            }
+        }
+        if self.faults.outages > 0 && self.is_valkey_up {
+            let mut world = *self;
+            world.faults.outages -= 1;
+            world.is_valkey_up = false;
+            world.had_outage = true;
+            next.push(world);
+        }
+        next
+    }
+}
+
+/// Visits all worlds, and checks the bound in each. Then checks that from each world, all replicas can
+/// end without a further fault. Returns the number of worlds, and the most payments in any of them.
+fn search(faults: Faults) -> (usize, usize) {
+    let first = World::new(faults);
+    let mut indexes = HashMap::from([(first, 0)]);
+    let mut worlds = vec![first];
+    let mut predecessors: Vec<Vec<usize>> = vec![Vec::new()];
+    let mut at = 0;
+    while let Some(world) = worlds.get(at).copied() {
+        assert!(
+            world.payments <= world.most_payments(),
+            "there must be at most {} payments: {world:?}",
+            world.most_payments()
+        );
+        let steps = world.steps();
+        for (next, is_fault) in steps
+            .into_iter()
+            .map(|next| (next, false))
+            .chain(world.faults().into_iter().map(|next| (next, true)))
+        {
+            let index = *indexes.entry(next).or_insert_with(|| {
+                worlds.push(next);
+                predecessors.push(Vec::new());
+                worlds.len() - 1
+            });
+            if !is_fault {
+                predecessors[index].push(at);
+            }
+        }
+        at += 1;
+    }
+    let mut can_end: Vec<bool> = worlds.iter().map(World::is_final).collect();
+    let mut open: Vec<usize> = (0..worlds.len()).filter(|index| can_end[*index]).collect();
+    while let Some(index) = open.pop() {
+        for &before in &predecessors[index] {
+            if !std::mem::replace(&mut can_end[before], true) {
+                open.push(before);
+            }
+        }
+    }
+    let stuck = can_end.iter().position(|can_end| !can_end).map(|index| worlds[index]);
+    assert_eq!(stuck, None, "all replicas must be able to end");
+    (worlds.len(), worlds.iter().map(|world| world.payments).max().unwrap_or(0))
+}
+
+const NO_FAULTS: Faults = Faults { kills: 0, suspensions: 0, lost_replies: 0, outages: 0 };
+
+#[test]
+fn without_faults_three_replicas_pay_once() {
+    let (worlds, payments) = search(NO_FAULTS);
+    assert!(worlds > 100, "only {worlds} worlds were found");
+    assert_eq!(payments, 1);
+}
+
+#[test]
+fn a_replica_that_is_killed_or_suspended_costs_at_most_one_more_payment() {
+    let (_, payments) = search(Faults { kills: 2, suspensions: 2, ..NO_FAULTS });
+    // Both killed replicas paid, and so did the last one.
+    assert_eq!(payments, 3);
+}
+
+#[test]
+fn an_outage_costs_at_most_one_payment_for_each_replica() {
+    for faults in [
+        Faults { outages: 1, ..NO_FAULTS },
+        Faults { lost_replies: 1, ..NO_FAULTS },
+        Faults { kills: 1, suspensions: 1, lost_replies: 1, outages: 1 },
+    ] {
+        let (_, payments) = search(faults);
+        assert!(payments > 1, "an outage should be able to cause a second payment: {faults:?}");
+    }
+}
