@@ -141,7 +141,7 @@ impl Shares {
     }
 
     /// A permit for no units. [`SharePermit::grow_to`] adds units.
-    pub fn empty(&self, client: ClientNetwork) -> SharePermit {
+    pub fn empty_permit(&self, client: ClientNetwork) -> SharePermit {
         SharePermit { shares: self.clone(), client, units: 0 }
     }
 
@@ -161,7 +161,7 @@ impl Shares {
 
     /// Takes units. While too few are free, waits without a deadline: the caller must limit the wait.
     pub async fn take_when_free(&self, client: ClientNetwork, units: u64) -> SharePermit {
-        let mut permit = self.empty(client);
+        let mut permit = self.empty_permit(client);
         loop {
             // Listens already before the attempt. Otherwise, units that are returned between the
             // attempt and the wait would not end the wait.

@@ -242,7 +242,7 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     let deadline = started + CALL_TIMEOUT;
     let outcome = match client.reserve_calls(ClientNetwork::UNKNOWN, 1, deadline) {
         Ok(reservation) => {
-            client.infer(&picture, &mut client.start_calls(reservation, deadline)).await
+            client.infer(&picture, &mut client.new_retry_state(reservation, deadline)).await
         }
         Err(error) => Err(error),
     };

@@ -75,8 +75,8 @@ fn new_job() -> Job {
         cache_mode: CacheMode::Use,
         deadline: Instant::now() + Duration::from_secs(30),
         permits: Arc::new(PicturePermits {
-            at_work: at_work.empty(client),
-            memory: memory.empty(client),
+            at_work: at_work.empty_permit(client),
+            memory: memory.empty_permit(client),
         }),
     }
 }

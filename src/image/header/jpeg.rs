@@ -1,8 +1,8 @@
 //! Reads the headers of a JPEG (ITU-T T.81, annex B), up to its first scan.
 //!
-//! A marker consists of 0xFF and a second byte, by which it is named here. Like libjpeg, this module
-//! searches for the next marker after each segment: more 0xFF bytes may precede a marker (B.1.1.2),
-//! and some cameras write stray bytes between segments, or wrong lengths.
+//! A marker consists of 0xFF and a second byte, by which it is named here. Like libjpeg, this
+//! module searches for the next marker after each segment: more 0xFF bytes may precede a marker
+//! (B.1.1.2), and some cameras write stray bytes between segments, or wrong lengths.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
@@ -79,8 +79,8 @@ struct Headers {
 }
 
 impl Headers {
-    /// Reads the next marker and its segment. Returns `None` if there is nothing more to read: at the
-    /// first scan, or at the end of the image or the file.
+    /// Reads the next marker and its segment. Returns `None` if there is nothing more to read: at
+    /// the first scan, or at the end of the image or the file.
     fn read_segment(&mut self, reader: &mut Reader) -> Option<()> {
         let marker = next_marker(reader).ok()??;
         match marker {
@@ -109,20 +109,20 @@ impl Headers {
     }
 }
 
-/// Whether this marker starts a frame header (T.81, table B.1). These markers are called SOF0 to SOF15.
-/// Three markers in this range start no frame header: DHT, JPG and DAC.
+/// Whether this marker starts a frame header (T.81, table B.1). These markers are called SOF0 to
+/// SOF15. Three markers in this range start no frame header: DHT, JPG and DAC.
 pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
-/// Whether this marker may be skipped because no segment follows it: TEM, RST0 to RST7 and SOI. Zero is
-/// included, because a zero after 0xFF means that the 0xFF is not part of a marker.
+/// Whether this marker may be skipped because no segment follows it: TEM, RST0 to RST7 and SOI.
+/// Zero is included, because a zero after 0xFF means that the 0xFF is not part of a marker.
 pub(in crate::image) fn has_no_segment(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
 
-/// Skips everything up to and including the next marker. Returns the marker's second byte, or `None`
-/// at the end of the file.
+/// Skips everything up to and including the next marker. Returns the marker's second byte, or
+/// `None` at the end of the file.
 pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
     let mut is_after_ff = false;
     loop {
@@ -131,14 +131,14 @@ pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Opt
             return Ok(None);
         }
         // Search for the first 0xFF, and then for the first other byte.
-        let found = bytes.iter().position(|byte| (*byte == 0xff) != is_after_ff);
-        let Some(found) = found else {
+        let index = bytes.iter().position(|byte| (*byte == 0xff) != is_after_ff);
+        let Some(index) = index else {
             let skipped = bytes.len();
             reader.consume(skipped);
             continue;
         };
-        let byte = bytes[found];
-        reader.consume(found + 1);
+        let byte = bytes[index];
+        reader.consume(index + 1);
         if is_after_ff {
             return Ok(Some(byte));
         }
@@ -150,8 +150,8 @@ impl Frame {
     fn parse(marker: u8, segment: &[u8]) -> Option<Self> {
         let (head, components) = segment.split_at_checked(6)?;
         let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-        // Each component has three bytes: its identifier, its two sampling factors with four bits each,
-        // and its table.
+        // Each component has three bytes: its identifier, its two sampling factors with four bits
+        // each, and its table.
         let is_subsampled = components.chunks_exact(3).any(|component| component[1] != 0x11);
         Some(Self {
             marker,
@@ -171,8 +171,9 @@ impl Jpeg {
         Header::new(width.into(), height.into(), self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// Whether there are several scans. A progressive JPEG has several scans, and so has a baseline JPEG
-    /// with a scan for each component. The decoder then stores coefficients until it has read all scans.
+    /// Whether there are several scans. A progressive JPEG has several scans, and so has a baseline
+    /// JPEG with a scan for each component. The decoder then stores coefficients until it has read
+    /// all scans. Also true if the first scan is missing.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
         self.is_progressive() || self.first_scan_components != Some(self.frame.components)
     }
@@ -217,7 +218,8 @@ mod tests {
         [&[0xff, marker], &length[..], body].concat()
     }
 
-    /// A frame header of 640 × 480 pixels. `sampling` contains the sampling factors of each component.
+    /// A frame header of 640 × 480 pixels. `sampling` contains the sampling factors of each
+    /// component.
     fn frame_segment(marker: u8, sampling: &[u8]) -> Vec<u8> {
         let mut body = vec![8, 0x01, 0xe0, 0x02, 0x80, sampling.len() as u8];
         for (id, factors) in sampling.iter().enumerate() {
@@ -365,6 +367,7 @@ mod tests {
         };
         let fill_bytes = [0xff; 100_000];
         assert_eq!(probe_with_bytes_after_the_frame(&fill_bytes).unwrap().width, 640);
+        // Each comment takes several reads. Together they take more than a header may.
         let empty_comments = b"\xff\xfe\0\x02".repeat(600_000);
         let error = probe_with_bytes_after_the_frame(&empty_comments).unwrap_err();
         assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");
