@@ -4,7 +4,7 @@
 //! stay free for clients that arrive later. Each client has a share, a number of units. A client gets
 //! units up to its share while any are free. It gets more than its share only if a quarter of all
 //! units then stays free for other clients. While only one client uses the resource, it can thus get
-//! three quarters of the units.
+//! at least three quarters of the units.
 //!
 //! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
 //! more than its share. [`Shares::undivided`] is for a service with a single client, which may get

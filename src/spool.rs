@@ -115,6 +115,7 @@ impl Staging {
 #[derive(Debug)]
 pub struct StagingFile {
     file: Arc<File>,
+    /// `None` after the file was moved or removed.
     path: Option<PathBuf>,
 }
 

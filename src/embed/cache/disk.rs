@@ -58,8 +58,8 @@ struct Listing {
     is_complete: bool,
 }
 
-/// A file in the folder. The path is not stored, because many thousands of small strings would
-/// fragment the heap.
+/// A file in the folder. The oldest file is the least: the order begins with `written_at`. The path
+/// is not stored, because many thousands of small strings would fragment the heap.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct CacheFile {
     written_at: SystemTime,
@@ -154,20 +154,20 @@ impl Disk {
         } else {
             0
         };
-        let write = || {
+        let write_and_rename = || {
             File::create(&staging_file)?.write_all(&bytes)?;
             fs::rename(&staging_file, &path)
         };
-        let written = write().or_else(|error| match (error.kind(), path.parent()) {
+        let outcome = write_and_rename().or_else(|error| match (error.kind(), path.parent()) {
             // The folders do not exist yet, or somebody has removed them.
             (io::ErrorKind::NotFound, Some(folder)) => {
                 fs::create_dir_all(&staging_folder)?;
                 fs::create_dir_all(folder)?;
-                write()
+                write_and_rename()
             }
             _ => Err(error),
         });
-        if let Err(error) = written {
+        if let Err(error) = outcome {
             // If the removal fails as well, the next start removes the file.
             let _ = fs::remove_file(&staging_file);
             return Err(error);
