@@ -139,6 +139,7 @@ impl Inner {
                     // The decoder returns no bytes if a JPEG of the same width and height is longer
                     // than `max_len` at every quality.
                     payload = if jpeg.content.is_empty() {
+                        // Not temporary: the JPEG would be too long for an upload as well.
                         encode_as(shrunk, Prepared::Shrunk).await?
                     } else {
                         jpeg

@@ -119,6 +119,7 @@ async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wa
 #[tokio::test]
 async fn a_client_that_arrives_during_a_flood_gets_the_next_permit() {
     for permits in [1, 2, 3, 32] {
+        // Jobs without memory, and large jobs.
         for memory in [0, 30, 70] {
             let queue = with_memory(permits);
             let mut taken = Vec::new();

@@ -81,7 +81,7 @@ impl Heif {
         area(self.coded_size)
     }
 
-    /// The number of pixels of one HEVC stream, including the encoder's padding.
+    /// The number of pixels of one HEVC stream, including the most padding that an encoder adds.
     pub(in crate::image) fn padded_stream_pixels(&self) -> u64 {
         let (width, height) = self.stream_size;
         let padded = |side: u32| u64::from(side) + u64::from(MAX_PADDING);

@@ -213,6 +213,11 @@ mod tests {
     use super::*;
     use crate::image::{Content, Error, Format};
 
+    // The markers of the frames of three kinds of JPEG.
+    const BASELINE: u8 = 0xc0;
+    const EXTENDED: u8 = 0xc1;
+    const PROGRESSIVE: u8 = 0xc2;
+
     fn segment(marker: u8, body: &[u8]) -> Vec<u8> {
         let length = (body.len() as u16 + 2).to_be_bytes();
         [&[0xff, marker], &length[..], body].concat()
@@ -262,7 +267,7 @@ mod tests {
     #[test]
     fn stray_bytes_between_segments_are_skipped() {
         let app0 = segment(0xe0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
-        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
+        let (frame, scan) = (frame_segment(BASELINE, FULL), scan_segment(3));
         for between in
             [&b""[..], b"\0", b"\xff", b"\xff\xff\xff", b"stray", b"\xff\0\xff\0", b"\xff\xd0"]
         {
@@ -273,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_segment_whose_length_is_wrong_does_not_hide_the_frame() {
-        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
+        let (frame, scan) = (frame_segment(BASELINE, FULL), scan_segment(3));
         // The correct length is 12, because it includes its own two bytes.
         for length in [0, 1, 2, 5, 12] {
             let mut app5 = segment(0xe5, b"ten bytes.");
@@ -289,7 +294,7 @@ mod tests {
 
     #[test]
     fn the_size_is_read_from_a_complete_frame_header_before_any_scan_and_the_end_marker() {
-        let frame = frame_segment(0xc0, FULL);
+        let frame = frame_segment(BASELINE, FULL);
         assert_eq!(size(&[&frame]), Some((640, 480)));
         assert_eq!(size(&[&frame[..8]]), None);
         assert_eq!(size(&[&scan_segment(3), &frame]), None);
@@ -298,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_height_that_is_stored_after_the_pixels_is_unsupported() {
-        let mut frame = frame_segment(0xc0, FULL);
+        let mut frame = frame_segment(BASELINE, FULL);
         frame[5..7].fill(0); // the height
         let result = read_parts(&[&frame, &scan_segment(3)]);
         let Err(HeaderError::Unsupported(kind)) = result else {
@@ -309,7 +314,7 @@ mod tests {
 
     #[test]
     fn the_first_valid_orientation_before_the_scan_counts() {
-        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
+        let (frame, scan) = (frame_segment(BASELINE, FULL), scan_segment(3));
         let xmp = segment(APP1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>");
         let empty_exif = segment(APP1, b"Exif\0\0II*\0\x08\0\0\0\0\0");
         assert_eq!(orientation(&[&exif_segment(6), &frame, &scan]), 6);
@@ -328,28 +333,28 @@ mod tests {
             read_parts(parts).unwrap().undecodable_kind().map(|kind| kind.to_string())
         };
         for [frame, scan] in [
-            [frame_segment(0xc0, FULL), scan_segment(3)],
-            [frame_segment(0xc0, HALVED), scan_segment(3)],
-            [frame_segment(0xc1, HALVED), scan_segment(3)],
-            [frame_segment(0xc0, GREY), scan_segment(1)],
-            [frame_segment(0xc0, FULL), scan_segment(1)],
-            [frame_segment(0xc2, HALVED), scan_segment(1)],
-            [frame_segment(0xc0, &[0x11; 4]), scan_segment(4)],
+            [frame_segment(BASELINE, FULL), scan_segment(3)],
+            [frame_segment(BASELINE, HALVED), scan_segment(3)],
+            [frame_segment(EXTENDED, HALVED), scan_segment(3)],
+            [frame_segment(BASELINE, GREY), scan_segment(1)],
+            [frame_segment(BASELINE, FULL), scan_segment(1)],
+            [frame_segment(PROGRESSIVE, HALVED), scan_segment(1)],
+            [frame_segment(BASELINE, &[0x11; 4]), scan_segment(4)],
         ] {
             assert_eq!(undecodable_kind(&[&frame, &scan]), None);
         }
-        let mut with_12_bits = frame_segment(0xc1, FULL);
-        with_12_bits[4] = 12;
+        let mut with_12_bits = frame_segment(EXTENDED, FULL);
+        with_12_bits[4] = 12; // the precision
         for (frame, scan, word) in [
-            (frame_segment(0xc0, HALVED), scan_segment(1), "several scans"),
-            (frame_segment(0xc0, HALVED), scan_segment(2), "several scans"),
-            (frame_segment(0xc0, &[0x22; 3]), scan_segment(1), "several scans"),
+            (frame_segment(BASELINE, HALVED), scan_segment(1), "several scans"),
+            (frame_segment(BASELINE, HALVED), scan_segment(2), "several scans"),
+            (frame_segment(BASELINE, &[0x22; 3]), scan_segment(1), "several scans"),
             (frame_segment(0xc3, FULL), scan_segment(3), "lossless"),
             (frame_segment(0xc5, FULL), scan_segment(3), "hierarchical"),
             (frame_segment(0xc9, FULL), scan_segment(3), "arithmetic"),
             (frame_segment(0xca, FULL), scan_segment(3), "arithmetic"),
             (with_12_bits, scan_segment(3), "bits"),
-            (frame_segment(0xc0, &[0x11; 2]), scan_segment(2), "neither grey nor RGB"),
+            (frame_segment(BASELINE, &[0x11; 2]), scan_segment(2), "neither grey nor RGB"),
         ] {
             let text = undecodable_kind(&[&frame, &scan]).unwrap_or_default();
             assert!(text.contains(word), "{word}: {text}");
@@ -362,7 +367,8 @@ mod tests {
     fn a_header_that_takes_too_much_work_is_refused_even_after_the_size_was_read() {
         const NO_PIXEL_LIMIT: u64 = u64::MAX;
         let probe_with_bytes_after_the_frame = |bytes: &[u8]| {
-            let parts = [b"\xff\xd8", &frame_segment(0xc0, HALVED)[..], bytes, &scan_segment(1)];
+            let parts =
+                [b"\xff\xd8", &frame_segment(BASELINE, HALVED)[..], bytes, &scan_segment(1)];
             crate::image::probe(Content::Memory(parts.concat().into()), NO_PIXEL_LIMIT)
         };
         let fill_bytes = [0xff; 100_000];

@@ -244,6 +244,7 @@ mod tests {
         let corrected = |stored_flags, chunks: &[Vec<u8>]| {
             read_bytes(&extended(stored_flags, chunks)).unwrap().corrected_flags
         };
+        // `!ANIMATED` is all flags but that for animation.
         assert_eq!(corrected(!ANIMATED, std::slice::from_ref(&lossy)), Some(0));
         assert_eq!(corrected(!ANIMATED, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));
         assert_eq!(corrected(0, &[alpha, lossy]), Some(0));
