@@ -1,4 +1,5 @@
-//! A limit on a resource that clients share, such as memory. A client rarely gets all of it.
+//! A limit on a resource that clients share, such as memory. It keeps some of the resource free for
+//! other clients.
 //!
 //! The resource is counted in units. The service cannot take granted units back, so some units must
 //! stay free for clients that arrive later. Each client has a share, a number of units. A client gets

@@ -97,6 +97,7 @@ impl Disk {
         self.key_prefixes().as_ref().is_none_or(|prefixes| prefixes.contains(&key.prefix()))
     }
 
+    /// Returns the embedding, or `None` if there is no file or if the file cannot be used.
     pub(super) fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
         match self.try_read(key) {
             Ok(cached) => Some(cached),
@@ -108,6 +109,8 @@ impl Disk {
         }
     }
 
+    /// Writes an embedding, unless its file is larger than the limit of all files. A failure is
+    /// only logged.
     pub(super) fn write(&self, key: &CacheKey, cached: &CachedEmbedding) {
         self.log_if_health_changed(self.try_write(key, cached));
     }

@@ -147,6 +147,7 @@ pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Opt
 }
 
 impl Frame {
+    /// Returns `None` if the segment is too short.
     fn parse(marker: u8, segment: &[u8]) -> Option<Self> {
         let (head, components) = segment.split_at_checked(6)?;
         let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);

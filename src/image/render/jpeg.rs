@@ -193,6 +193,7 @@ mod tests {
 
     #[test]
     fn scan_markers_within_a_segment_or_after_the_end_are_not_counted() {
+        // The segment's length is 0x07D2: two bytes of the length itself and 2000 bytes of markers.
         let scan_markers = b"\xff\xda".repeat(1000);
         assert!(decodable_segments_of(&[b"\xff\xe1\x07\xd2", &scan_markers, SCAN, END]).is_some());
         assert!(decodable_segments_of(&[SCAN, END, &SCAN.repeat(1000)]).is_some());

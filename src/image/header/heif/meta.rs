@@ -199,7 +199,7 @@ impl<'a> Meta<'a> {
         Some(body)
     }
 
-    /// The size of an item before it is cropped and turned.
+    /// The size of an item before it is cropped and turned, or `None` if it is missing or zero.
     pub(super) fn size(&self, item: u32) -> Option<Size> {
         let mut fields = Fields(self.property(item, b"ispe")?);
         fields.version_and_flags()?;

@@ -46,6 +46,7 @@ pub(super) fn rows<'a>(
         Compression::Lzw => Box::new(Lzw::new(packed, chunk.len)?),
         Compression::Deflate => Box::new(ZlibDecoder::new(packed)),
         Compression::PackBits => Box::new(PackBits { packed, run: Run::Literal(0) }),
+        // Only the two kinds of fax are left.
         compression => Box::new(Fax::new(compression, packed, chunk.len, tiff.chunks.width)?),
     })
 }
@@ -75,6 +76,7 @@ struct Lzw<R> {
 
 impl<R: Read> Lzw<R> {
     fn new(packed: R, len: u64) -> io::Result<Self> {
+        // The test below needs two bytes in the buffer.
         let capacity = usize::try_from(len.clamp(2, LZW_BUFFER_LEN)).map_err(io::Error::other)?;
         let mut packed = BufReader::with_capacity(capacity, packed);
         // Before TIFF 5.0, codes were stored from the lowest bit, and the length of the codes grew

@@ -139,6 +139,7 @@ fn transparent_pixels_become_white() {
     assert_eq!(pixels(&grey_alpha, &[100, 255, 100, 0]), grey(&[100, 255]));
     let palette = Crafted::new((2, 1), PALETTE, &[1, 1]).with(EXTRA_SAMPLES, &[ALPHA]);
     let palette = palette.with(COLOR_MAP, &[0, 256, 512, 768, 1024, 1280]);
+    // Two bits for each pixel: its index, and its alpha.
     assert_eq!(pixels(&palette, &[0b1101_0000]), [[1, 3, 5], [0, 2, 4]]);
 }
 
