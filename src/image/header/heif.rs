@@ -199,6 +199,7 @@ fn read_tiles(
 struct GridLayout {
     rows: u32,
     columns: u32,
+    /// As stored: the numbers may be zero.
     size: Size,
 }
 
