@@ -143,7 +143,7 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
     match ((write_at - start) % 4, padding) {
         _ if write_at == start => Err(Base64Error::Empty),
         // The last group of characters may have two or three characters instead of four. Missing
-        // and surplus padding is accepted. But after two characters, one `=` instead of two means
+        // and surplus padding is accepted. But one `=` after two characters, which need two, means
         // that the text was truncated.
         (0 | 3, _) | (2, 0 | 2..) => Ok(start..write_at),
         _ => Err(Base64Error::Length),
@@ -205,7 +205,8 @@ fn unescape(text: &mut [u8]) -> usize {
                     b'n' => b'\n',
                     b'r' => b'\r',
                     b't' => b'\t',
-                    b'b' | b'f' => 0, // neither this byte nor those two are Base64
+                    // Backspace and form feed are not Base64, and neither is 0.
+                    b'b' | b'f' => 0,
                     itself => itself,
                 };
                 (byte, 2)

@@ -71,11 +71,11 @@ fn this_program() -> PathBuf {
 /// Why a picture was not decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The picture cannot be decoded: the decoder reported an error, crashed, or reached its
-    /// limits.
+    /// The picture cannot be decoded: it is not supported, its bytes cannot be read, or the decoder
+    /// reported an error, crashed, or reached its limits.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// The deadline passed before the queue gave a permit.
+    /// The deadline passed before the queue granted a permit.
     #[error("the deadline passed while waiting to decode")]
     QueueTimeout,
     /// The deadline passed while decoding, and the child was killed.
@@ -184,7 +184,7 @@ impl Decoder {
     pub async fn self_test(&self, deadline: Instant) -> Result<(), Error> {
         let picture = probe(Content::Memory(BLACK_PIXEL.into()), 1)?;
         let target = Target::Square { side: 1 };
-        // The result and any error message fit into the spool's memory, so it never uses its
+        // The result and any error message fit into the spool's memory, so the spool never uses its
         // folder.
         let folder = std::env::temp_dir();
         let space = DiskSpace::new(folder.clone(), 0);
@@ -203,7 +203,8 @@ impl Decoder {
 /// the process. All child processes together may use `max_memory` bytes. Blocks the thread.
 ///
 /// # Errors
-/// [`image::Error::BadHeader`], [`image::Error::TooMuchToDecode`].
+/// [`image::Error::BadHeader`], [`image::Error::Unsupported`], [`image::Error::TooMuchToDecode`],
+/// [`image::Error::Unreadable`].
 pub fn child_args(
     picture: &Picture,
     target: Target,

@@ -135,7 +135,7 @@ impl DiskSpace {
     }
 
     /// The bytes that must stay free.
-    pub fn reserve(&self) -> u64 {
+    pub fn reserved_bytes(&self) -> u64 {
         self.0.reserved_bytes
     }
 

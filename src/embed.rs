@@ -186,8 +186,8 @@ impl Embedder {
 
     /// The most calls that one batch makes at once: three quarters of the calls that may run at
     /// once. Calls for other pictures of the same client can then run beside the batch.
-    pub fn max_calls_per_batch(&self) -> usize {
-        self.0.settings.max_calls_per_batch()
+    pub fn max_concurrent_calls_per_batch(&self) -> usize {
+        self.0.settings.max_concurrent_calls_per_batch()
     }
 
     /// Looks in all levels of the cache, if the cache may be used. [`Self::embed`] itself looks only

@@ -10,9 +10,9 @@
 //! Jobs that need much memory must not block jobs that need little, and the other way round. Some
 //! memory is therefore reserved for small jobs, and one permit too if there are several permits. A
 //! job is large if it needs more memory than is reserved, else it is small. A large job never uses
-//! the reserved memory or permit. While the next job is large and waits for memory, small jobs may
-//! overtake it, but they may use only the reserved memory. Otherwise they would take the memory for
-//! which the large job waits.
+//! the reserved memory or permit. While the next job is large and has to wait, small jobs may
+//! overtake it, but all small jobs together may then use only the reserved memory. Otherwise they
+//! would take the memory for which the large job waits.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -37,8 +37,8 @@ pub(crate) struct FairQueue(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    /// For how long permits were in use recently: a moving average, in microseconds.
-    typical_hold_micros: AtomicU64,
+    /// How long permits were in use recently: a moving average, in microseconds.
+    permit_time_micros: AtomicU64,
 }
 
 /// How much the queue can grant at once.
@@ -110,7 +110,8 @@ pub(crate) struct Permit {
 
 impl FairQueue {
     /// A queue for `permits` permits (at least one) and `memory` bytes. A part of the memory,
-    /// `memory_reserved_for_small_jobs`, is reserved for small jobs.
+    /// `memory_reserved_for_small_jobs`, is reserved for small jobs. If this part is zero, no
+    /// permit is reserved either.
     pub(crate) fn new(permits: usize, memory: u64, memory_reserved_for_small_jobs: u64) -> Self {
         let permits = permits.max(1) as u64;
         let capacity = Capacity { permits, memory, memory_reserved_for_small_jobs };
@@ -124,12 +125,12 @@ impl FairQueue {
             memory_of_small_jobs: 0,
             memory_of_large_jobs: 0,
         };
-        Self(Arc::new(Inner { state: Mutex::new(state), typical_hold_micros: AtomicU64::new(0) }))
+        Self(Arc::new(Inner { state: Mutex::new(state), permit_time_micros: AtomicU64::new(0) }))
     }
 
     /// Waits for a permit with `memory` bytes. Returns `None` if the deadline passes first.
     ///
-    /// `memory` must not exceed the memory that large jobs may use.
+    /// `memory` must not exceed the memory that all large jobs together may use.
     pub(crate) async fn take(
         &self,
         client: ClientNetwork,
@@ -151,7 +152,7 @@ impl FairQueue {
         deadline: Instant,
     ) -> Option<Permit> {
         let mut permit = self.take(client, 0, deadline).await?;
-        if Instant::now() + self.0.typical_hold() < deadline {
+        if Instant::now() + self.0.typical_permit_time() < deadline {
             return Some(permit);
         }
         permit.used_since = None; // unused permits must not lower the average
@@ -172,12 +173,12 @@ impl FairQueue {
             return Duration::ZERO;
         }
         let position = state.jobs_ahead_of(client) + 1;
-        self.0.typical_hold().mul_f64(position as f64 / permits as f64)
+        self.0.typical_permit_time().mul_f64(position as f64 / permits as f64)
     }
 
     /// How long a permit was typically in use recently.
-    pub(crate) fn typical_hold(&self) -> Duration {
-        self.0.typical_hold()
+    pub(crate) fn typical_permit_time(&self) -> Duration {
+        self.0.typical_permit_time()
     }
 
     /// Adds a job to the queue, and grants its permit at once if possible.
@@ -186,7 +187,7 @@ impl FairQueue {
         let mut state = self.0.state();
         debug_assert!(
             memory <= state.capacity.memory_for_large_jobs(),
-            "a job must not need more memory than large jobs may use"
+            "a job must not need more memory than all large jobs together may use"
         );
         state.queue.push_back(QueuedJob { client, memory, grant });
         state.update_client(client, |client_state| client_state.queued += 1);
@@ -197,16 +198,16 @@ impl FairQueue {
 
 impl Inner {
     /// How long permits were typically in use recently.
-    fn typical_hold(&self) -> Duration {
-        Duration::from_micros(self.typical_hold_micros.load(Ordering::Relaxed))
+    fn typical_permit_time(&self) -> Duration {
+        Duration::from_micros(self.permit_time_micros.load(Ordering::Relaxed))
     }
 
     /// Adds how long one permit was in use to the moving average, with a weight of one eighth.
-    fn record_hold(&self, hold: Duration) {
-        let hold = u64::try_from(hold.as_micros()).unwrap_or(u64::MAX / 8);
-        let update = |average: u64| Some(average - average / 8 + hold / 8);
+    fn record_permit_time(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX / 8);
+        let update = |average: u64| Some(average - average / 8 + micros / 8);
         // The closure always returns `Some`, so this cannot fail.
-        let _ = self.typical_hold_micros.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
+        let _ = self.permit_time_micros.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -350,7 +351,7 @@ impl State {
     /// has more permits than this client.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client_state(client);
-        // The client's permits when all of its queued jobs have been granted theirs.
+        // How many permits the client has when all of its queued jobs have got one.
         let own_permits = own.permits + own.queued;
         let others = self.clients.iter().filter(|(other, _)| **other != client);
         let ahead = others.map(|(_, other)| {
@@ -382,7 +383,7 @@ impl Drop for QueueGuard {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(since) = self.used_since {
-            self.queue.record_hold(since.elapsed());
+            self.queue.record_permit_time(since.elapsed());
         }
         self.queue.state().release(self.client, self.memory);
     }

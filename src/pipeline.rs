@@ -336,7 +336,7 @@ impl Pipeline {
     ) -> Result<SpooledPicture, E> {
         let max_bytes = self.limits.max_image_bytes;
         let max_bytes_in_memory = self.embedder.largest_inline();
-        let mut memory = self.memory.empty(client);
+        let mut memory = self.memory.empty_permit(client);
         let mut spool = self.store.spool(max_bytes_in_memory);
         let mut bytes = std::pin::pin!(bytes);
         while let Some(chunk) = bytes.next().await {

@@ -1,10 +1,11 @@
-//! A limit on a resource that clients share, such as memory. No client can take all of it.
+//! A limit on a resource that clients share, such as memory. It keeps some of the resource free for
+//! other clients.
 //!
 //! The resource is counted in units. The service cannot take granted units back, so some units must
 //! stay free for clients that arrive later. Each client has a share, a number of units. A client gets
 //! units up to its share while any are free. It gets more than its share only if a quarter of all
 //! units then stays free for other clients. While only one client uses the resource, it can thus get
-//! three quarters of the units.
+//! at least three quarters of the units.
 //!
 //! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
 //! more than its share. [`Shares::undivided`] is for a service with a single client, which may get
@@ -141,7 +142,7 @@ impl Shares {
     }
 
     /// A permit for no units. [`SharePermit::grow_to`] adds units.
-    pub fn empty(&self, client: ClientNetwork) -> SharePermit {
+    pub fn empty_permit(&self, client: ClientNetwork) -> SharePermit {
         SharePermit { shares: self.clone(), client, units: 0 }
     }
 
@@ -161,7 +162,7 @@ impl Shares {
 
     /// Takes units. While too few are free, waits without a deadline: the caller must limit the wait.
     pub async fn take_when_free(&self, client: ClientNetwork, units: u64) -> SharePermit {
-        let mut permit = self.empty(client);
+        let mut permit = self.empty_permit(client);
         loop {
             // Listens already before the attempt. Otherwise, units that are returned between the
             // attempt and the wait would not end the wait.

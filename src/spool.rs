@@ -37,7 +37,7 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
-    /// The disk is below its reserve, or its free space is unknown.
+    /// The disk would fall below its reserve, or its free space is unknown.
     #[error(transparent)]
     Space(#[from] disk_space::Error),
     /// The thread that writes the file panicked.
@@ -115,6 +115,7 @@ impl Staging {
 #[derive(Debug)]
 pub struct StagingFile {
     file: Arc<File>,
+    /// `None` after the file was moved or removed.
     path: Option<PathBuf>,
 }
 

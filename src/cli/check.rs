@@ -142,7 +142,7 @@ fn check_folder(folder: &Path) -> Finding {
 fn check_disk(settings: &store::Settings) -> Finding {
     let existing = settings.folder.ancestors().find(|ancestor| ancestor.exists());
     match free_space(existing.unwrap_or(Path::new("."))) {
-        Ok(free) => check_free_space(free, settings.space.reserve()),
+        Ok(free) => check_free_space(free, settings.space.reserved_bytes()),
         Err(error) => {
             let text = format!("its free space cannot be read: {error}");
             Finding::new("disk", State::Fault, text)
@@ -242,7 +242,7 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     let deadline = started + CALL_TIMEOUT;
     let outcome = match client.reserve_calls(ClientNetwork::UNKNOWN, 1, deadline) {
         Ok(reservation) => {
-            client.infer(&picture, &mut client.start_calls(reservation, deadline)).await
+            client.infer(&picture, &mut client.new_retry_state(reservation, deadline)).await
         }
         Err(error) => Err(error),
     };

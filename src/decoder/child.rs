@@ -18,8 +18,8 @@ use super::protocol::{COMMAND, Job, MAX_MESSAGE_LEN, ResultKind};
 use crate::image::{Content, Error, Picture};
 
 /// Runs the job in the program's arguments and returns the exit code. Returns `None` if the
-/// arguments are for another command. Call this first in `main`, so that everything else runs with
-/// the limits.
+/// arguments are for another command. Call this first in `main`, so that a child does nothing
+/// without the limits.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
     let mut args = args.into_iter().skip(1);
     if args.next()? != COMMAND {

@@ -36,7 +36,7 @@ pub struct Inodes {
 impl Inodes {
     /// The number of inodes that must stay free: one in a hundred, up to
     /// [`MAX_RESERVED_INODES`].
-    fn reserve(self) -> u64 {
+    fn reserved(self) -> u64 {
         (self.total / 100).min(MAX_RESERVED_INODES)
     }
 }
@@ -94,8 +94,8 @@ impl FreeSpace {
             return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve: reserved_bytes });
         }
         match inodes {
-            Some(inodes) if inodes.free < wanted.files + inodes.reserve() + margin.files => {
-                let (free, reserve) = (inodes.free, inodes.reserve());
+            Some(inodes) if inodes.free < wanted.files + inodes.reserved() + margin.files => {
+                let (free, reserve) = (inodes.free, inodes.reserved());
                 Err(Shortage::Inodes { free, wanted: wanted.files, reserve })
             }
             _ => Ok(()),

@@ -92,7 +92,7 @@ async fn bytes_that_are_written_during_a_measurement_are_counted() {
         let _ = wait_for_resume.lock().unwrap().recv();
         Ok(FreeSpace { bytes, inodes: None })
     });
-    resume.send(()).unwrap();
+    resume.send(()).unwrap(); // for the first measurement
     let mut first = space.empty_permit();
     first.grow_to(8 * BLOCK).await.unwrap();
     was_read.recv().unwrap();

@@ -32,7 +32,8 @@ struct Payload {
     prepared: Prepared,
     /// Whether NVIDIA accepts the content without re-encoding.
     can_be_sent_as_is: bool,
-    /// Whether the picture was shrunk only because uploads do not work at the moment.
+    /// Whether the picture was shrunk only because uploads do not work at the moment. Its embedding
+    /// is then valid until uploads are tried again.
     is_temporary: bool,
     /// The file of a re-encoded picture, unless it is in memory. Dropping this removes the file.
     _staging_file: Option<StagingFile>,
@@ -77,16 +78,16 @@ impl Inner {
     }
 
     /// Estimates how long the calls of a batch take from the start of the first call. The estimate
-    /// is based on how long recent calls took. It is zero for a single picture, which is always
-    /// tried.
+    /// is based on how long recent calls took. It is zero for a single picture: that is refused
+    /// only if its call cannot start in time.
     fn expected_time(&self, count: usize) -> Duration {
         if count <= 1 {
             return Duration::ZERO;
         }
-        // In each round, as many calls run at once as one batch may make.
-        let rounds = count.div_ceil(self.settings.max_calls_per_batch());
+        // The estimate assumes that the calls run in rounds of this many.
+        let rounds = count.div_ceil(self.settings.max_concurrent_calls_per_batch());
         let rounds = u32::try_from(rounds).unwrap_or(u32::MAX);
-        self.queue.typical_hold().saturating_mul(rounds)
+        self.queue.typical_permit_time().saturating_mul(rounds)
     }
 
     /// Prepares the picture, calls NVIDIA, and returns the embedding. Returns `None` if another replica
@@ -101,7 +102,7 @@ impl Inner {
         lease: Option<&Lease>,
         deadline: Instant,
     ) -> Result<Option<Embedding>, Error> {
-        let mut retry_state = self.nvidia.start_calls(reservation, deadline);
+        let mut retry_state = self.nvidia.new_retry_state(reservation, deadline);
         let client = retry_state.client_network;
         let largest_inline = self.settings.largest_inline();
         let max_len = usize::try_from(self.settings.max_image_bytes).unwrap_or(usize::MAX);
@@ -121,8 +122,8 @@ impl Inner {
                     let sent = self.send_inline(&payload, lease, &mut retry_state).await?;
                     let Some(vector) = sent else { return Ok(None) };
                     if let Some(error) = upload_error.filter(nvidia::Error::is_upload_refusal) {
-                        // The breaker opens only if NVIDIA accepts the picture inline. If NVIDIA
-                        // refuses the picture inline as well, the upload was not the cause.
+                        // After a refused upload, the breaker opens only if NVIDIA accepts the
+                        // picture inline. Otherwise the picture was the cause, not the upload.
                         self.open_breaker(&error, self.settings.refused_upload_pause);
                     }
                     return Ok(Some(self.embedding(vector, &payload, &retry_state)));
@@ -134,6 +135,7 @@ impl Inner {
                         );
                     }
                     Err(Error::Nvidia(error)) if error.may_succeed_inline() => {
+                        // After a refusal, the outcome of the inline call decides: see above.
                         if !error.is_upload_refusal() {
                             self.open_breaker(&error, self.settings.failed_upload_pause);
                         }
@@ -143,9 +145,10 @@ impl Inner {
                 },
                 Plan::Reencode => {
                     let jpeg = encode_as(converted, Prepared::Jpeg).await?;
-                    // The decoder returns no bytes if every JPEG of the same width and height is
-                    // longer than `max_len`.
+                    // The decoder returns no bytes if a JPEG of the same width and height is longer
+                    // than `max_len` at every quality.
                     payload = if jpeg.content.is_empty() {
+                        // Not temporary: the JPEG would be too long for an upload as well.
                         encode_as(shrunk, Prepared::Shrunk).await?
                     } else {
                         jpeg

@@ -21,8 +21,8 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Returns this embedding as a request gets it that joined another request's call: the joining
-    /// request itself made no call. An embedding from the cache does not change.
+    /// Returns this embedding for a request that joined another request's call, and therefore made
+    /// no call itself. An embedding from the cache is returned unchanged.
     pub fn shared(self) -> Self {
         match self.provenance {
             Provenance::Nvidia => Self { provenance: Provenance::Shared, attempts: 0, ..self },

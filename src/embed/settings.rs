@@ -62,7 +62,7 @@ impl CallSettings {
 
     /// The most calls that one batch makes at once: three quarters of the calls that may run at
     /// once. Calls for other pictures of the same client can then run beside the batch.
-    pub fn max_calls_per_batch(&self) -> usize {
+    pub fn max_concurrent_calls_per_batch(&self) -> usize {
         (self.max_concurrency * 3 / 4).max(1)
     }
 

@@ -76,8 +76,8 @@ fn new_job() -> Job {
         looked_up_at: None,
         deadline: Instant::now() + Duration::from_secs(30),
         permits: Arc::new(PicturePermits {
-            at_work: at_work.empty(client),
-            memory: memory.empty(client),
+            at_work: at_work.empty_permit(client),
+            memory: memory.empty_permit(client),
         }),
     }
 }

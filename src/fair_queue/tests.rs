@@ -11,8 +11,8 @@ fn client(n: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::from([192, 0, 2, n]))
 }
 
-/// A queue with 100 bytes of memory. Of these, 25 are reserved for small jobs, so a job of 26 bytes is
-/// large.
+/// A queue with 100 bytes of memory. Of these, 25 are reserved for small jobs, so a job of 26 bytes
+/// is large.
 fn with_memory(permits: usize) -> FairQueue {
     FairQueue::new(permits, 100, 25)
 }
@@ -66,7 +66,7 @@ async fn take_all(queue: &FairQueue, client: ClientNetwork) -> Vec<Permit> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_expected_wait_grows_with_the_queue_and_with_the_typical_use_of_a_permit() {
+async fn the_expected_wait_follows_from_the_queue_and_the_typical_time_of_a_permit() {
     let queue = without_memory(2);
     let (first, second) = (client(1), client(2));
     for _ in 0..100 {
@@ -108,17 +108,18 @@ async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wa
         tokio::time::advance(Duration::from_secs(4)).await;
     }
     // A permit is now typically in use for 4 s, which is more than the second before the deadline.
-    let before = queue.0.typical_hold();
+    let before = queue.0.typical_permit_time();
     for _ in 0..20 {
         let deadline = Instant::now() + Duration::from_secs(1);
         assert!(queue.take_in_time(client(1), deadline).await.is_none());
     }
-    assert_eq!((queue.0.typical_hold(), queue.0.state().permits_in_use), (before, 0));
+    assert_eq!((queue.0.typical_permit_time(), queue.0.state().permits_in_use), (before, 0));
 }
 
 #[tokio::test]
 async fn a_client_that_arrives_during_a_flood_gets_the_next_permit() {
     for permits in [1, 2, 3, 32] {
+        // Jobs without memory, and large jobs.
         for memory in [0, 30, 70] {
             let queue = with_memory(permits);
             let mut taken = Vec::new();
@@ -147,9 +148,9 @@ async fn take_all_and_queue_up<'a>(
     }
 }
 
-/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job in
-/// its place. Then submits one job of a newcomer. Returns how many permits are returned before the
-/// newcomer is served.
+/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job of one
+/// of these clients in its place. Then submits one job of a newcomer. Returns how many permits are
+/// returned before the newcomer is served.
 async fn permits_before_newcomer(
     queue: &FairQueue,
     clients: u8,
@@ -183,8 +184,8 @@ async fn permits_before_newcomer(
 #[tokio::test]
 async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
     for permits in [1, 2, 3, 4, 8] {
-        // Large jobs get at most 75 of the 100 bytes. Two jobs of 36 bytes fit into them, but not a job
-        // of 36 and one of 41, and no large job fits beside one of 75.
+        // Large jobs get at most 75 of the 100 bytes. Two jobs of 36 bytes fit into them, but not a
+        // job of 36 and one of 41, and no large job fits beside one of 75.
         for (flood_memory, newcomer_memory) in [(36, 41), (20, 75), (26, 75), (10, 20)] {
             let queue = with_memory(permits);
             let ended = permits_before_newcomer(&queue, 1, flood_memory, newcomer_memory).await;
@@ -249,15 +250,15 @@ async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
 #[tokio::test]
 async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
     let queue = with_memory(8);
-    let _first = take_now(&queue, client(1), 60).await;
-    let mut second = start_taking(&queue, client(1), 60);
-    assert!(poll!(&mut second).is_pending());
+    let _large = take_now(&queue, client(1), 60).await;
+    let mut waiting_large = start_taking(&queue, client(1), 60);
+    assert!(poll!(&mut waiting_large).is_pending());
     let small = take_now(&queue, client(1), 20).await;
-    let second_small = poll!(start_taking(&queue, client(1), 21));
-    assert!(second_small.is_pending(), "the small jobs must not exceed the reserved memory");
+    let outcome = poll!(start_taking(&queue, client(1), 6));
+    assert!(outcome.is_pending(), "small jobs of 20 and 6 bytes must not exceed the reserved 25");
     // While no large job waits, small jobs also get memory that is not reserved.
-    drop(second);
-    let _third = take_now(&queue, client(1), 20).await;
+    drop(waiting_large);
+    let _second_small = take_now(&queue, client(1), 20).await;
     drop(small);
 }
 
@@ -311,7 +312,8 @@ async fn a_small_job_is_served_when_the_large_job_ahead_of_it_gives_up() {
 
 proptest! {
     /// Each step consists of a client's number, a job's memory, an index, and whether a job
-    /// arrives. If no job arrives, the job with that index ends.
+    /// arrives. If no job arrives, the job with that index ends; waiting jobs have the first
+    /// indices.
     #[test]
     fn every_job_is_served_within_the_limits_in_any_order_of_arrivals_and_ends(
         permits in 1usize..5,
@@ -343,6 +345,7 @@ proptest! {
                 let (small, large) = (state.memory_of_small_jobs, state.memory_of_large_jobs);
                 assert!(state.permits_in_use <= permits as u64);
                 assert!(small + large <= 100 && large <= 75);
+                // One permit is reserved for small jobs, unless it is the only one.
                 assert!(state.permits_of_large_jobs < permits.max(2) as u64);
                 let clients = || state.clients.values();
                 let permits_of_clients: u64 = clients().map(|client| client.permits).sum();
@@ -352,7 +355,7 @@ proptest! {
                 assert!(state.queue.is_empty() || state.permits_in_use > 0);
             }
             while !waiting.is_empty() {
-                // All permits end. Some of the waiting jobs are then served.
+                // Returns all permits. Some of the waiting jobs are then served.
                 let before = waiting.len();
                 taken.clear();
                 for index in (0..waiting.len()).rev() {

@@ -12,12 +12,12 @@ use bytes::Bytes;
 /// A [`Reader`] loads a window of this many bytes from a file at once.
 const WINDOW_LEN: usize = 64 * 1024;
 
-/// The maximum number of reads and seeks for a header. Ordinary headers need a few hundred. A hostile
-/// header may have millions of tiny segments.
+/// The maximum number of reads and seeks for a header. Ordinary headers need a few hundred. A
+/// hostile header may have millions of tiny segments.
 const MAX_HEADER_STEPS: u32 = 1 << 20;
 
-/// How many more windows may be loaded for a header than the whole file contains. A hostile header may
-/// have entries that are far apart in the file.
+/// How many windows may be loaded for a header, beyond those of the whole file. A hostile header
+/// may jump between distant parts of the file again and again.
 const MAX_EXTRA_HEADER_WINDOWS: u32 = 1024;
 
 /// A picture's bytes. Clones are cheap and share the bytes.
@@ -91,8 +91,8 @@ impl Content {
 }
 
 /// Reads a [`Content`]. Unlike `BufReader`, it retains its window of loaded bytes when it seeks. A
-/// hostile JPEG with millions of tiny segments causes millions of seeks, but most of them stay within
-/// the window.
+/// hostile JPEG with very many tiny segments causes as many seeks, but most of them stay within the
+/// window.
 #[derive(Debug)]
 pub struct Reader {
     content: Content,
@@ -117,8 +117,8 @@ pub enum ReadError {
 }
 
 impl Reader {
-    /// Returns the error of a failed read, if there was one. A parser may have taken that error for the
-    /// end of the file.
+    /// Returns the error of a failed read, if there was one. A parser may have taken that error for
+    /// the end of the file.
     pub fn error(&self) -> Option<ReadError> {
         self.error
     }
@@ -164,6 +164,7 @@ impl BufRead for Reader {
             };
             let is_allowed = count_down(&mut self.windows_left);
             self.fail_unless(is_allowed)?;
+            // If the file has become shorter, the error has no code, and counts as the end.
             self.window = self.content.read_at(self.position, len).inspect_err(|error| {
                 self.error = error.raw_os_error().map(ReadError::System);
             })?;
@@ -180,8 +181,8 @@ impl BufRead for Reader {
 }
 
 impl Read for Reader {
-    /// Fills the whole buffer unless the content ends before that. Some decoders would take a shorter
-    /// read for the end of the content.
+    /// Fills the whole buffer unless the content ends before that. Some decoders would take a
+    /// shorter read for the end of the content.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut read = 0;
         while read < buffer.len() {
@@ -195,8 +196,8 @@ impl Read for Reader {
         Ok(read)
     }
 
-    /// Reserves exactly the memory that is needed. A buffer that doubles as it grows would take up to
-    /// twice the memory of the file.
+    /// Reserves exactly the memory that is needed. A buffer that doubles as it grows would take up
+    /// to twice the memory of the file.
     fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         let remaining = self.content.len().saturating_sub(self.position);
         buffer.try_reserve_exact(usize::try_from(remaining).unwrap_or(usize::MAX))?;

@@ -30,18 +30,19 @@ const SHRUNK_QUALITY: u8 = 90;
 const MAX_JPEG_SIDE: u32 = 65_535;
 /// The longest side of a shrunk picture, in pixels.
 const MAX_SHRUNK_SIDE: u32 = 1024;
-/// At this side, in pixels, a picture is not shrunk further, however many bytes its JPEG has.
+/// A picture whose longer side has at most this many pixels is not shrunk further, however many
+/// bytes its JPEG has.
 const TINY_SIDE: u32 = 16;
-/// More bytes than a JPEG with sides of at most [`TINY_SIDE`] has. Such a JPEG usually has about 600.
+/// No JPEG with sides of at most [`TINY_SIDE`] has more bytes. Such a JPEG usually has about 600.
 const MAX_TINY_JPEG_BYTES: u64 = 64 << 10;
 /// The memory for [`scale_down`], in addition to the decoded picture, in bytes: a copy of at most
 /// 2048 × 2048 pixels of 3 bytes (12 MiB), the filter's 2048 × 1024 floating-point pixels of 16 bytes
 /// (32 MiB), and the result.
 pub(super) const SCALING_MEMORY: u64 = 48 << 20;
 
-/// The memory for [`square`], in addition to the decoded picture, in bytes for each pixel of the square:
-/// a copy with four times the side (16 pixels of 3 bytes), and the filter's floating-point pixels,
-/// which are four times as wide as the square (4 pixels of 16 bytes).
+/// The memory for [`square`], in addition to the decoded picture, in bytes for each pixel of the
+/// square: a copy with four times the side (16 pixels of 3 bytes), and the filter's floating-point
+/// pixels, which are four times as wide as the square (4 pixels of 16 bytes).
 const SQUARING_BYTES_PER_PIXEL: u64 = 4 * 4 * 3 + 4 * 16;
 
 /// What a picture is rendered as. Only the first frame is rendered, and transparent pixels are
@@ -128,11 +129,12 @@ fn convert(picture: &Picture, memory_estimate: u64, max_len: usize) -> Result<Ve
 
 fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>, Error> {
     let mut max_side = MAX_SHRUNK_SIDE.min(image.width().max(image.height()));
-    let image = scale_down(image, max_side);
+    let image = scale_down(image, max_side); // so that every round starts from a small picture
     loop {
         let scaled = scale_down(&image, max_side);
         let upright = Upright::new(&scaled, picture.orientation);
-        // A tiny JPEG of any length ends the loop. The settings accept no `max_len` below its length.
+        // A tiny JPEG of any length ends the loop. The settings accept no `max_len` that is shorter
+        // than a tiny JPEG.
         let accepted_len = if max_side <= TINY_SIDE { usize::MAX } else { max_len };
         if let Some(jpeg) = encode_jpeg(picture.format, &upright, SHRUNK_QUALITY, accepted_len)? {
             return Ok(jpeg);
@@ -207,8 +209,8 @@ fn blend_value_onto_white(value: u32, alpha: u32) -> u32 {
     (value * alpha + 255 * (255 - alpha) + 127) / 255
 }
 
-/// Blends a picture onto white by calling `blend` for each colour channel of each pixel. The result reuses
-/// the picture's buffer, to save memory.
+/// Blends a picture onto white by calling `blend` for each colour channel of each pixel. The result
+/// reuses the picture's buffer, to save memory.
 fn blend_image_onto_white(image: RgbaImage, blend: fn(value: u32, alpha: u32) -> u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let mut bytes = image.into_raw();

@@ -131,7 +131,9 @@ impl fmt::Display for Unsupported {
                 f,
                 "This is {kind}, which is not supported: send a PNG, or a JPEG of the usual kind."
             ),
-            Self::Kind(kind) => write!(f, "This is {kind}, which is not supported: send a JPEG or PNG."),
+            Self::Kind(kind) => {
+                write!(f, "This is {kind}, which is not supported: send a JPEG or PNG.")
+            }
             Self::Unknown => write!(f, "These bytes are not a {} picture.", Format::NAMES),
         }
     }

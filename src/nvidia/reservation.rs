@@ -69,7 +69,7 @@ impl Client {
 
     /// Returns a new retry state for the calls for one picture. The caller passes this state to
     /// each of these calls, so that all attempts for the picture are counted together.
-    pub fn start_calls(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
+    pub fn new_retry_state(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
         let Inner { settings, retry_budget, metrics, .. } = &*self.0;
         retry_budget.add_request();
         RetryState {

@@ -163,7 +163,7 @@ impl Pipeline {
     ) -> Result<PerPicture<Received, E>, BatchError<E>> {
         let count = spooled.iter().flatten().count() as u64;
         let mut permits = match count {
-            0 => self.at_work.empty(client),
+            0 => self.at_work.empty_permit(client),
             _ => self.wait_for_permit(client).await.map_err(E::from)?,
         };
         permits.grow_to(count).map_err(|_| E::from(Error::Overloaded(OverloadReason::AtWork)))?;
@@ -266,7 +266,7 @@ impl Pipeline {
             }
         };
         let steps = stream::iter(numbered(planned)).map(finish);
-        let steps = steps.buffer_unordered(self.embedder.max_calls_per_batch());
+        let steps = steps.buffer_unordered(self.embedder.max_concurrent_calls_per_batch());
         let mut finished = collect_in_order(steps, options.on_error).await?;
         for vectorized in finished.iter_mut().flatten() {
             self.confirm(vectorized);

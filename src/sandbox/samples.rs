@@ -1,7 +1,8 @@
-//! The sample pictures of sandbox mode: a photograph, a copy of it that is cropped and darker, and a
-//! drawn landscape.
+//! The sample pictures of sandbox mode: a photograph, a copy of it that is cropped and darker, and
+//! a drawn landscape.
 //!
-//! People who have no pictures at hand can see with them that similar pictures have similar vectors.
+//! With these, people who have no pictures at hand can see that similar pictures have similar
+//! vectors.
 //! The copy and the landscape are made at the first request, so that the program contains only one
 //! picture.
 
@@ -29,8 +30,8 @@ pub(crate) const PHOTO: &[u8] = include_bytes!("../../tests/fixtures/rocket.jpg"
 
 /// The width and the height of the landscape, in pixels. The photograph has the same size.
 const SIZE: (u32, u32) = (640, 427);
-/// The part of the photograph's width and height that the copy lacks on each side: one fiftieth.
-const CROP: u32 = 50;
+/// On each side, the copy lacks the photograph's width or height divided by this.
+const CROP_DIVISOR: u32 = 50;
 /// The factors of red, green and blue that make the copy darker and warmer.
 const LIGHT: [f32; 3] = [0.85, 0.78, 0.70];
 const QUALITY: u8 = 85;
@@ -79,7 +80,7 @@ fn encode(picture: &RgbImage) -> Result<Bytes, ImageError> {
 fn copy() -> Result<Bytes, ImageError> {
     let photo = image_rs::load_from_memory(PHOTO)?.into_rgb8();
     let (width, height) = photo.dimensions();
-    let (left, top) = (width / CROP, height / CROP);
+    let (left, top) = (width / CROP_DIVISOR, height / CROP_DIVISOR);
     let mut copy =
         imageops::crop_imm(&photo, left, top, width - 2 * left, height - 2 * top).to_image();
     for Rgb(channels) in copy.pixels_mut() {
@@ -96,19 +97,22 @@ fn landscape() -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let (x, y) = (x as f32 / width as f32, y as f32 / height as f32);
         let sky = mix([72.0, 145.0, 222.0], [214.0, 234.0, 248.0], y / 0.7);
-        // The picture is three times as wide as high to two, so this is a circle.
+        // The picture is about 1.5 times as wide as it is high. The factor makes the sun a circle.
         let from_sun = ((x - 0.74) * 1.5).hypot(y - 0.24);
         let glow = mix([255.0, 244.0, 190.0], sky, (from_sun - 0.085) / 0.06);
-        let hill = |top: f32, wave: f32, shift: f32| top + 0.07 * (wave * x + shift).sin();
+        // Where a hill's edge is at `x`, from 0 at the top of the picture to 1 at the bottom.
+        let edge = |level: f32, wave: f32, shift: f32| level + 0.07 * (wave * x + shift).sin();
         let (far, middle, near) =
-            (hill(0.56, 7.0, 0.4), hill(0.68, 5.0, 2.2), hill(0.84, 4.0, 5.0));
-        // Each hill is darker below its edge, and the edge is not jagged.
-        let over = |below: [f32; 3], top: f32, color: [f32; 3]| {
-            mix(below, mix(color, color.map(|channel| channel * 0.72), y - top), (y - top) * 300.0)
+            (edge(0.56, 7.0, 0.4), edge(0.68, 5.0, 2.2), edge(0.84, 4.0, 5.0));
+        // Each hill gets darker downwards from its edge. The factor 300 blends the edge over about
+        // 1.5 pixels, so that it is not jagged.
+        let with_hill = |behind: [f32; 3], hill_edge: f32, color: [f32; 3]| {
+            let dark = color.map(|channel| channel * 0.72);
+            mix(behind, mix(color, dark, y - hill_edge), (y - hill_edge) * 300.0)
         };
-        let color = over(glow, far, [126.0, 178.0, 164.0]);
-        let color = over(color, middle, [92.0, 160.0, 96.0]);
-        let color = over(color, near, [58.0, 122.0, 62.0]);
+        let color = with_hill(glow, far, [126.0, 178.0, 164.0]);
+        let color = with_hill(color, middle, [92.0, 160.0, 96.0]);
+        let color = with_hill(color, near, [58.0, 122.0, 62.0]);
         Rgb(color.map(|channel| channel as u8))
     })
 }

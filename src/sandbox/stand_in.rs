@@ -74,7 +74,7 @@ pub fn router(
     };
     Router::new()
         .route("/v1/cv/nvidia/nv-dinov2", post(infer))
-        // 4 KiB are for the JSON around the picture.
+        // Limits only the body of the route above. 4 KiB are for the JSON around the picture.
         .layer(DefaultBodyLimit::max(INLINE_LIMIT + 4096))
         .route("/v1/status/{id}", get(poll))
         .route("/v2/nvcf/assets", post(create_asset))
@@ -119,7 +119,12 @@ impl IntoResponse for Rejection {
     fn into_response(self) -> Response {
         let Self(status, detail) = self;
         let title = status.canonical_reason();
-        let problem = json!({ "type": "about:blank", "title": title, "status": status.as_u16(), "detail": detail });
+        let problem = json!({
+            "type": "about:blank",
+            "title": title,
+            "status": status.as_u16(),
+            "detail": detail,
+        });
         (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem))
             .into_response()
     }
@@ -207,8 +212,8 @@ fn require(
     value: &str,
     rejection: Rejection,
 ) -> Result<(), Rejection> {
-    let found = headers.get(name).and_then(|found| found.to_str().ok());
-    if found == Some(value) { Ok(()) } else { Err(rejection) }
+    let actual = headers.get(name).and_then(|actual| actual.to_str().ok());
+    if actual == Some(value) { Ok(()) } else { Err(rejection) }
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), Rejection> {

@@ -10,21 +10,26 @@ fn client(n: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)))
 }
 
+/// The largest number of units that one permit needs, and the step, in tests in which they do not
+/// matter.
+const LARGEST: u64 = 1;
+const STEP: u64 = 1;
+
 /// Takes units one by one until the client gets no more.
 fn take_all(shares: &Shares, client: ClientNetwork) -> SharePermit {
-    let mut permit = shares.empty(client);
+    let mut permit = shares.empty_permit(client);
     while permit.grow_to(permit.units + 1).is_ok() {}
     permit
 }
 
 #[test]
 fn a_client_that_is_alone_leaves_a_quarter_of_the_units_to_a_second_client() {
-    // A quarter of fewer than four units is less than one. The client may always have the `largest`
-    // number of units that one permit may need.
+    // A quarter is rounded down: of fewer than four units, the first client gets all. Its share is
+    // at least `largest` units, because one permit may need that many.
     for (total, largest, first_client_gets) in
         [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 1, 3), (100, 1, 75), (100, 90, 90)]
     {
-        let shares = Shares::new(total, largest, 1);
+        let shares = Shares::new(total, largest, STEP);
         let first = take_all(&shares, client(1));
         assert_eq!(first.units, first_client_gets, "total: {total}, largest: {largest}");
         assert!(!shares.would_grant(client(1), 1));
@@ -34,8 +39,8 @@ fn a_client_that_is_alone_leaves_a_quarter_of_the_units_to_a_second_client() {
 
 #[test]
 fn two_clients_that_take_units_in_turn_get_half_of_the_units_each() {
-    let shares = Shares::new(100, 1, 1);
-    let (mut first, mut second) = (shares.empty(client(1)), shares.empty(client(2)));
+    let shares = Shares::new(100, LARGEST, STEP);
+    let (mut first, mut second) = (shares.empty_permit(client(1)), shares.empty_permit(client(2)));
     for units in 1..=50 {
         first.grow_to(units).unwrap();
         second.grow_to(units).unwrap();
@@ -54,8 +59,9 @@ fn a_client_never_exceeds_a_capped_share() {
 
 #[test]
 fn units_are_rounded_up_to_the_step() {
-    let shares = Shares::new(100, 1, 10);
-    let mut permit = shares.empty(client(1));
+    let step = 10;
+    let shares = Shares::new(100, LARGEST, step);
+    let mut permit = shares.empty_permit(client(1));
     assert_eq!(shares.in_use(), 0);
     permit.grow_to(11).unwrap();
     assert_eq!(shares.in_use(), 20);
@@ -68,40 +74,44 @@ fn units_are_rounded_up_to_the_step() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_client_gets_the_units_that_another_client_returns() {
-    let shares = Shares::new(2, 1, 1);
+async fn a_waiting_client_gets_returned_units_or_an_error_at_the_deadline() {
+    let shares = Shares::new(2, LARGEST, STEP);
     let deadline = Instant::now() + Duration::from_secs(1);
     let first = shares.take(client(1), 2, deadline).await.unwrap();
     let mut waiting = Box::pin(shares.take(client(2), 1, deadline));
     assert!(futures_util::poll!(&mut waiting).is_pending());
     drop(first);
     let second = waiting.await.unwrap();
+    // The second client keeps its unit, so only one is free.
     assert_eq!(shares.take(client(1), 2, deadline).await.unwrap_err(), NotEnoughUnits);
     assert_eq!(Instant::now(), deadline);
     drop(second);
     assert_eq!(shares.in_use(), 0);
 }
 
-/// What a client does with one of six permits. `index` is the permit's index. For `Panic`, a thread
-/// that owns the permit panics. For `GiveUpWaiting`, the client takes 60 units, but does not wait
-/// if too few are free.
+/// What happens to one of six permits. `index` is the permit's index.
+///
+/// For `Panic`, a thread that owns the permit panics. For `TakeOrGiveUp`, the client asks for 60
+/// units. If it gets them at once, the new permit replaces the old one. Otherwise the client stops
+/// waiting.
 #[derive(Debug, Clone)]
 enum Action {
     Grow { index: usize, units: u64 },
     Shrink { index: usize, units: u64 },
     Drop { index: usize },
     Panic { index: usize },
-    GiveUpWaiting { index: usize },
+    TakeOrGiveUp { index: usize },
 }
 
-/// Random actions, each with the number of the client.
+/// Random actions, each with the number of the client that gets a new permit if the action makes
+/// one.
 fn random_actions() -> impl Strategy<Value = Vec<(u8, Action)>> {
     let action = prop_oneof![
         (0usize..6, 0u64..120).prop_map(|(index, units)| Action::Grow { index, units }),
         (0usize..6, 0u64..120).prop_map(|(index, units)| Action::Shrink { index, units }),
         (0usize..6).prop_map(|index| Action::Drop { index }),
         (0usize..6).prop_map(|index| Action::Panic { index }),
-        (0usize..6).prop_map(|index| Action::GiveUpWaiting { index }),
+        (0usize..6).prop_map(|index| Action::TakeOrGiveUp { index }),
     ];
     proptest::collection::vec((0u8..4, action), 0..60)
 }
@@ -111,18 +121,18 @@ proptest! {
     fn after_any_actions_the_units_in_use_are_those_of_the_existing_permits(
         actions in random_actions(), step in 1u64..8,
     ) {
-        let shares = Shares::new(100, 1, step);
+        let shares = Shares::new(100, LARGEST, step);
         let mut permits: Vec<Option<SharePermit>> = (0..6).map(|_| None).collect();
         for (client_number, action) in actions {
             let client = client(client_number);
-            let empty = || shares.empty(client);
+            let empty_permit = || shares.empty_permit(client);
             match action {
                 Action::Grow { index, units } => {
                     // An error leaves the permit as it was.
-                    let _ = permits[index].get_or_insert_with(empty).grow_to(units);
+                    let _ = permits[index].get_or_insert_with(empty_permit).grow_to(units);
                 }
                 Action::Shrink { index, units } => {
-                    permits[index].get_or_insert_with(empty).shrink_to(units);
+                    permits[index].get_or_insert_with(empty_permit).shrink_to(units);
                 }
                 Action::Drop { index } => permits[index] = None,
                 Action::Panic { index } => {
@@ -133,7 +143,7 @@ proptest! {
                     });
                     prop_assert!(thread.join().is_err());
                 }
-                Action::GiveUpWaiting { index } => {
+                Action::TakeOrGiveUp { index } => {
                     let deadline = Instant::now() + Duration::from_secs(3600);
                     let mut waiting = Box::pin(shares.take(client, 60, deadline));
                     let mut context = std::task::Context::from_waker(std::task::Waker::noop());

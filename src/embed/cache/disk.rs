@@ -58,8 +58,8 @@ struct Listing {
     is_complete: bool,
 }
 
-/// A file in the folder. The path is not stored, because many thousands of small strings would
-/// fragment the heap.
+/// A file in the folder. The oldest file is the least: the order begins with `written_at`. The path
+/// is not stored, because many thousands of small strings would fragment the heap.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct CacheFile {
     written_at: SystemTime,
@@ -97,6 +97,7 @@ impl Disk {
         self.key_prefixes().as_ref().is_none_or(|prefixes| prefixes.contains(&key.prefix()))
     }
 
+    /// Returns the embedding, or `None` if there is no file or if the file cannot be used.
     pub(super) fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
         match self.try_read(key) {
             Ok(cached) => Some(cached),
@@ -108,6 +109,8 @@ impl Disk {
         }
     }
 
+    /// Writes an embedding, unless its file is larger than the limit of all files. A failure is
+    /// only logged.
     pub(super) fn write(&self, key: &CacheKey, cached: &CachedEmbedding) {
         self.log_if_health_changed(self.try_write(key, cached));
     }
@@ -154,20 +157,20 @@ impl Disk {
         } else {
             0
         };
-        let write = || {
+        let write_and_rename = || {
             File::create(&staging_file)?.write_all(&bytes)?;
             fs::rename(&staging_file, &path)
         };
-        let written = write().or_else(|error| match (error.kind(), path.parent()) {
+        let outcome = write_and_rename().or_else(|error| match (error.kind(), path.parent()) {
             // The folders do not exist yet, or somebody has removed them.
             (io::ErrorKind::NotFound, Some(folder)) => {
                 fs::create_dir_all(&staging_folder)?;
                 fs::create_dir_all(folder)?;
-                write()
+                write_and_rename()
             }
             _ => Err(error),
         });
-        if let Err(error) = written {
+        if let Err(error) = outcome {
             // If the removal fails as well, the next start removes the file.
             let _ = fs::remove_file(&staging_file);
             return Err(error);

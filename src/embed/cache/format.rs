@@ -12,8 +12,8 @@ const MAGIC: &str = "imagesvc-vector 2";
 /// no longer response of NVIDIA. The first line is shorter than 256 bytes.
 pub(super) const MAX_LEN: usize = (1 << 20) + 256;
 
-/// Returns the bytes of a cached embedding: one line that describes the vector, then the vector as JSON.
-/// People can read it with `head` and `jq`.
+/// Returns the bytes of a cached embedding: one line that describes the vector, then the vector as
+/// JSON. People can read it with `head` and `jq`.
 pub(super) fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
     let (text, prepared) = (cached.vector.json().get(), cached.prepared.name());
     let checksum = checksum(key, prepared, text.as_bytes());
@@ -35,9 +35,9 @@ pub(super) fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
     Some(CachedEmbedding { vector, prepared, valid_until: None })
 }
 
-/// A CRC-32, which detects damage. It need not resist forgery: a person who can write to the
-/// folder or the bucket can write any vector. The checksum covers the key, so that a vector under another
-/// key's name counts as damaged.
+/// A CRC-32, which detects damage. The checksum need not resist forgery: a person who can write to
+/// the folder or the bucket can write any vector. The checksum covers the key, so that a vector
+/// under another key's name counts as damaged.
 fn checksum(key: &CacheKey, prepared: &str, text: &[u8]) -> String {
     let mut sum = crc32fast::Hasher::new();
     for part in [key.0.bytes(), prepared.as_bytes(), text] {
@@ -60,19 +60,19 @@ mod tests {
         fn bytes_with_one_changed_byte_or_without_their_end_are_not_decoded(
             at in any::<proptest::sample::Index>(), change in 1u8..=255, truncated in any::<bool>(),
         ) {
-            let whole = encode(&key_of(3), &(&embedding_of("0.125")).into());
-            let mut bytes = whole.clone();
+            let valid = encode(&key_of(3), &(&embedding_of("0.125")).into());
+            let mut bytes = valid.clone();
             let at = at.index(bytes.len());
             if truncated { bytes.truncate(at) } else { bytes[at] ^= change }
             prop_assert!(decode(&key_of(3), &bytes).is_none());
-            prop_assert!(decode(&key_of(3), &whole).is_some());
+            prop_assert!(decode(&key_of(3), &valid).is_some());
         }
 
         #[test]
         fn random_bytes_are_not_decoded(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
             prop_assert!(decode(&key_of(3), &bytes).is_none());
-            let framed = [MAGIC.as_bytes(), b" ", &bytes].concat();
-            prop_assert!(decode(&key_of(3), &framed).is_none());
+            let after_magic = [MAGIC.as_bytes(), b" ", &bytes].concat();
+            prop_assert!(decode(&key_of(3), &after_magic).is_none());
         }
     }
 

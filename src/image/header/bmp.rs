@@ -1,9 +1,9 @@
 //! Reads the headers of a BMP.
 //!
-//! A BMP has a file header and then a second header, whose length identifies its version. There are two
-//! families of second headers. Those of Windows are documented at
-//! <https://learn.microsoft.com/windows/win32/api/wingdi/ns-wingdi-bitmapv5header>. Those of OS/2 are
-//! shorter, or have other fields after the first forty bytes.
+//! A BMP has a file header and then a second header, whose length identifies its version. Windows
+//! and OS/2 have different second headers. Those of Windows are documented at
+//! <https://learn.microsoft.com/windows/win32/api/wingdi/ns-wingdi-bitmapv5header>. Those of OS/2
+//! may be shorter, and have other fields after the first forty bytes.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -25,8 +25,8 @@ pub(in crate::image) struct Bmp {
     pub(in crate::image) compression: u32,
     /// Which bits of a pixel are red, green, blue and alpha. Used only for [`BITFIELDS`].
     pub(in crate::image) masks: [u32; 4],
-    /// Four bytes for each value that a pixel can have: blue, green, red and zero. Empty if a pixel has
-    /// more than 8 bits.
+    /// Four bytes for each value that a pixel can have: blue, green, red and zero. Empty if a pixel
+    /// has more than 8 bits.
     pub(in crate::image) palette: Vec<u8>,
     /// The offset of the pixels in the file.
     pub(in crate::image) data_at: u64,
@@ -46,6 +46,9 @@ const ALPHA_BITFIELDS: u32 = 6;
 /// The length of the file header, in bytes.
 const FILE_HEADER: usize = 14;
 
+/// The longest part of both headers that is read: up to the mask for alpha.
+const HEAD_LEN: usize = FILE_HEADER + V3 as usize;
+
 // The lengths of the second header, in bytes.
 /// OS/2 1: BITMAPCOREHEADER. Its width and height have 16 bits.
 const CORE: u32 = 12;
@@ -59,23 +62,24 @@ const V3: u32 = 56;
 const V4: u32 = 108;
 const V5: u32 = 124;
 
-/// The longest side that the decoder supports, in pixels.
+/// The longest side that the decoder in `render` supports, in pixels.
 const MAX_SIDE: u32 = 0xffff;
 
 /// The masks for 32 bits per pixel if the header contains no masks.
 const DEFAULT_MASKS: [u32; 4] = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
 
-/// Whether this is a valid length of the second header. In OS/2 2, the header may be shortened to any
-/// length from 16 bytes on.
+/// Whether this is a valid length of the second header. In OS/2 2, the header may be shortened to
+/// any length from 16 bytes on; [`INFO`], [`V2`] and [`V3`] are among these lengths.
 pub(in crate::image) fn is_header_length(length: u32) -> bool {
     matches!(length, CORE | 16..=OS2 | V4 | V5)
 }
 
 /// Reads the headers and the palette.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
-    let mut head = [0; FILE_HEADER + V3 as usize];
+    // Fields that the file's headers do not have stay zero.
+    let mut head = [0; HEAD_LEN];
     reader.read_exact(&mut head[..18]).map_err(|_| HeaderError::Damaged)?;
-    let length = number(&head, 14); // of the second header
+    let length = u32_at(&head, 14); // of the second header
     if !is_header_length(length) {
         return Err(HeaderError::Damaged);
     }
@@ -88,12 +92,12 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
     let (width, height, bits) = if length == CORE {
         (u16_at(18).into(), u16_at(20).into(), u16_at(24))
     } else {
-        (number(&head, 18).cast_signed(), number(&head, 22).cast_signed(), u16_at(28))
+        (u32_at(&head, 18).cast_signed(), u32_at(&head, 22).cast_signed(), u16_at(28))
     };
-    let compression_field = if length == CORE { RGB } else { number(&head, 30) };
+    let compression_field = if length == CORE { RGB } else { u32_at(&head, 30) };
     let compression = supported_compression(compression_field, bits, length)?;
-    // In the newer Windows headers, the masks are fields. After the oldest Windows header, the masks
-    // follow at the same offset.
+    // In the newer Windows headers, the masks are fields. After the oldest Windows header, the
+    // masks follow at the same offset.
     let masks_len = match compression_field {
         BITFIELDS if length == INFO => 12,
         ALPHA_BITFIELDS if length == INFO => 16,
@@ -101,18 +105,18 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
     };
     let following_masks = &mut head[needed_end..needed_end + masks_len];
     reader.read_exact(following_masks).map_err(|_| HeaderError::Damaged)?;
-    let masks = match [54, 58, 62, 66].map(|at| number(&head, at)) {
+    let masks = match [54, 58, 62, 66].map(|at| u32_at(&head, at)) {
         [0, 0, 0, 0] if bits == 32 => DEFAULT_MASKS,
         masks => masks,
     };
     let headers_end = FILE_HEADER as u64 + u64::from(length) + masks_len as u64;
-    let palette = Palette {
+    let layout = PaletteLayout {
         at: headers_end,
         bits,
-        colors: if length == CORE { 0 } else { number(&head, 46) },
+        colors: if length == CORE { 0 } else { u32_at(&head, 46) },
         entry_len: if length == CORE { 3 } else { 4 },
     };
-    let (palette, data_at) = palette.read(reader, number(&head, 10).into())?;
+    let (palette, data_at) = layout.read_palette(reader, u32_at(&head, 10).into())?;
     let bmp = Bmp {
         width: width.cast_unsigned(),
         height: height.unsigned_abs(),
@@ -132,17 +136,19 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
     Ok(bmp)
 }
 
-/// Returns the 32-bit field at this offset in the file, or zero if the headers are shorter.
-fn number(head: &[u8], at: usize) -> u32 {
-    head.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
+/// Returns the 32-bit field at this offset in the file.
+fn u32_at(head: &[u8; HEAD_LEN], at: usize) -> u32 {
+    u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
 }
 
 fn unsupported(kind: &'static str) -> HeaderError {
     HeaderError::Unsupported(Unsupported::Kind(kind))
 }
 
-/// Returns the compression if the decoder supports it. `length` is the length of the second header: in
-/// OS/2, the values 3 and 4 have other meanings than in Windows.
+/// Returns the compression if the decoder supports it. `length` is the length of the second header.
+///
+/// In OS/2, 3 with 1 bit means fax compression, and 4 with 24 bits means run-length coding. In
+/// Windows, 4 means a JPEG. Only a header shorter than [`V4`] can be from OS/2.
 fn supported_compression(field: u32, bits: u16, length: u32) -> Result<u32, HeaderError> {
     match (field, bits) {
         (RGB, 1 | 2 | 4 | 8 | 16 | 24 | 32) | (RLE8, 8) | (RLE4, 4) => Ok(field),
@@ -157,9 +163,9 @@ fn supported_compression(field: u32, bits: u16, length: u32) -> Result<u32, Head
     }
 }
 
-/// The position and the size of the palette in the file.
-struct Palette {
-    /// The offset in the file.
+/// Where and how the palette is stored in the file.
+struct PaletteLayout {
+    /// The palette's offset in the file.
     at: u64,
     /// Bits per pixel.
     bits: u16,
@@ -169,13 +175,20 @@ struct Palette {
     entry_len: usize,
 }
 
-impl Palette {
+impl PaletteLayout {
     /// Returns the colours and the offset of the pixels. Missing colours are black.
     ///
-    /// `data_at` is the offset of the pixels according to the header. In some files, `data_at` is zero or
-    /// the offset of the palette. The pixels then follow the palette. In all other files, the palette
-    /// ends at `data_at` at the latest.
-    fn read(&self, reader: &mut Reader, data_at: u64) -> Result<(Vec<u8>, u64), HeaderError> {
+    /// `data_at` is the offset of the pixels according to the header. In some files, `data_at` is
+    /// zero or the offset of the palette. The pixels then follow the palette. In all other valid
+    /// files, the palette ends at `data_at` at the latest.
+    ///
+    /// # Errors
+    /// The file is damaged if `data_at` is inside the headers.
+    fn read_palette(
+        &self,
+        reader: &mut Reader,
+        data_at: u64,
+    ) -> Result<(Vec<u8>, u64), HeaderError> {
         let max_colors = if self.bits > 8 { 0 } else { 1 << self.bits };
         let colors =
             if self.colors == 0 { max_colors } else { max_colors.min(self.colors as usize) };
@@ -213,7 +226,8 @@ mod tests {
     use super::*;
     use crate::image::Content;
 
-    /// A BMP of 5 × 3 pixels, with 8 bits per pixel and two colours.
+    /// The headers and the palette of a BMP of 5 × 3 pixels, with 8 bits per pixel and two stored
+    /// colours. The pixels are missing.
     fn file() -> Vec<u8> {
         let mut bytes =
             b"BM\0\0\0\0\0\0\0\0\x3e\0\0\0\x28\0\0\0\x05\0\0\0\x03\0\0\0\x01\0\x08\0".to_vec();
@@ -242,11 +256,11 @@ mod tests {
 
     #[test]
     fn a_truncated_header_is_damaged_and_missing_colours_are_black() {
-        let palette_at = 54;
+        let (palette_at, palette_end) = (54, 62);
         for len in 0..palette_at {
             assert_eq!(read_bytes(&file()[..len]), Err(HeaderError::Damaged));
         }
-        for len in palette_at..62 {
+        for len in palette_at..palette_end {
             let palette = read_bytes(&file()[..len]).unwrap().palette;
             let first_color = if len < palette_at + 4 { [0; 4] } else { [1, 2, 3, 0] };
             assert_eq!(palette[..4], first_color);

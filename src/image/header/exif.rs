@@ -33,8 +33,8 @@ pub(super) fn read(reader: &mut Reader, length: u32) -> io::Result<Option<Orient
     Ok(orientation(&exif))
 }
 
-/// Returns the orientation in a JPEG's APP1 segment. Returns `None` if the segment contains something
-/// other than EXIF data.
+/// Returns the orientation in a JPEG's APP1 segment. Returns `None` if there is none, or if the
+/// segment contains something other than EXIF data.
 pub(super) fn orientation_of_segment(segment: &[u8]) -> Option<Orientation> {
     if segment.starts_with(PREFIX) { orientation(segment) } else { None }
 }

@@ -1,7 +1,7 @@
 //! Reads the headers of a GIF up to the pixels of its first frame (GIF89a, sections 18 to 23).
 //!
-//! Like Pillow and browsers, it skips unknown blocks, enlarges the canvas if the first frame does not
-//! fit, and uses shades of grey if there are no colour tables.
+//! Like Pillow and browsers, it skips unknown blocks, enlarges the canvas if the first frame does
+//! not fit, and uses shades of grey if there are no colour tables.
 
 use std::io::{self, Read, Seek};
 
@@ -54,8 +54,9 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Gif, HeaderError> {
     read_to_pixels(reader).ok().flatten().ok_or(HeaderError::Damaged)
 }
 
-/// Reads everything before the first frame's pixels. Returns `None` if there is no frame, if the first
-/// frame has no pixels, or if it ends beyond the longest side that a GIF can store.
+/// Reads everything before the first frame's pixels. Returns `None` if there is no frame, if the
+/// first frame has no pixels, or if an edge of the frame is beyond 65,535 pixels, the longest side
+/// that a GIF can store.
 fn read_to_pixels(reader: &mut Reader) -> io::Result<Option<Gif>> {
     let mut head = [0; 13];
     reader.read_exact(&mut head)?;
@@ -149,9 +150,9 @@ mod tests {
     use super::*;
     use crate::image::Content;
 
-    /// A GIF of 160 × 120 pixels with a table of two colours, an extension for animations, the transparent
-    /// colour 1, and an interlaced frame of 7 × 8 pixels at (5, 6). Only the first byte of its pixels
-    /// is included.
+    /// A GIF of 160 × 120 pixels with a table of two colours, an extension for animations, the
+    /// transparent colour 1, and an interlaced frame of 7 × 8 pixels at (5, 6). Only the first byte
+    /// of its pixels is included.
     const FILE: &[u8] = b"GIF89a\xa0\0\x78\0\x80\0\0\0\0\0\xff\xff\xff\
         !\xff\x0bNETSCAPE2.0\x03\x01\0\0\0!\xf9\x04\x01\0\0\x01\0,\x05\0\x06\0\x07\0\x08\0\x40\x02";
 

@@ -1,7 +1,7 @@
 //! Reads the header of a HEIF file (ISO/IEC 14496-12 and 23008-12), the container format of HEIC.
 //!
-//! A file is refused if the decoder would run for ever or panic. A file is also refused if the decoder
-//! would ignore a property that changes the picture.
+//! A file is refused if the decoder would run for ever, panic, or ignore a property that changes
+//! the picture.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,18 +38,19 @@ pub(in crate::image) struct Heif {
     pub(in crate::image) size: Size,
     /// The size of the decoded picture, before it is cropped, turned and mirrored.
     pub(in crate::image) coded_size: Size,
-    /// The size of one HEVC stream. In a grid, it is the size of a tile. Otherwise it is `coded_size`.
+    /// The size of one HEVC stream. In a grid, it is the size of a tile. Otherwise it is
+    /// `coded_size`.
     pub(in crate::image) stream_size: Size,
     /// Whether the picture is a grid: it consists of tiles.
     pub(in crate::image) is_grid: bool,
-    /// Whether the picture is cropped, turned or mirrored. The decoder then makes a second copy of the
-    /// pixels.
+    /// Whether the picture is cropped, turned or mirrored. The decoder then makes a second copy of
+    /// the pixels.
     pub(in crate::image) is_transformed: bool,
     pub(in crate::image) alpha: Alpha,
     /// The chroma format. 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4.
     pub(in crate::image) chroma: u8,
-    /// The offset where the last complete box ends. The decoder refuses files with anything after this
-    /// offset, so it gets only the bytes before it.
+    /// The offset where the last complete box ends. The decoder refuses files with anything after
+    /// this offset, so it gets only the bytes before it.
     pub(in crate::image) end: u64,
 }
 
@@ -70,7 +71,8 @@ impl Heif {
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let (width, height) = self.size;
         let header = Header::new(width, height, Orientation::NoTransforms).ok_or(Damaged)?;
-        // A stream may have more pixels than the picture: for example, the only tile of a small grid.
+        // A stream may have more pixels than the picture: for example, the only tile of a small
+        // grid.
         Ok(Header { pixels: self.coded_pixels().max(area(self.stream_size)), ..header })
     }
 
@@ -79,7 +81,7 @@ impl Heif {
         area(self.coded_size)
     }
 
-    /// The number of pixels of one HEVC stream, including the encoder's padding.
+    /// The number of pixels of one HEVC stream, including the most padding that an encoder adds.
     pub(in crate::image) fn padded_stream_pixels(&self) -> u64 {
         let (width, height) = self.stream_size;
         let padded = |side: u32| u64::from(side) + u64::from(MAX_PADDING);
@@ -157,8 +159,8 @@ fn unsupported_item(kind: &[u8; 4]) -> HeaderError {
 }
 
 /// Returns the items of a grid's tiles. All tiles must have the same size, and they must cover the
-/// picture with no row or column to spare: the decoder panics if a part of the picture is not covered,
-/// and it would also decode tiles that lie outside of the picture.
+/// picture with no row or column to spare: the decoder panics if a part of the picture is not
+/// covered, and it would also decode tiles that lie outside of the picture.
 fn read_tiles(
     reader: &mut Reader,
     meta: &Meta<'_>,
@@ -184,7 +186,7 @@ fn read_tiles(
             kind => return Err(unsupported_item(kind)),
         }
         let size = meta.size(*tile).ok_or(Damaged)?;
-        // A tile must not be cropped or turned.
+        // Transformations of a tile must not change its size.
         let (shown_size, _) = transformed_size(meta, *tile, size)?;
         if size != tile_size || shown_size != size {
             return Err(Damaged);
@@ -197,6 +199,7 @@ fn read_tiles(
 struct GridLayout {
     rows: u32,
     columns: u32,
+    /// As stored: the numbers may be zero.
     size: Size,
 }
 
@@ -270,11 +273,11 @@ fn transformed_size(
     Ok((size, is_transformed))
 }
 
-/// Returns the size after cropping to a clean aperture (ISO/IEC 14496-12, 12.1.4.2). Rounds in the same
-/// way as the decoder.
+/// Returns the size after cropping to a clean aperture (ISO/IEC 14496-12, 12.1.4.2). Rounds in the
+/// same way as the decoder.
 ///
-/// `clap` contains four fractions of eight bytes each: the width, the height, and the offsets of the
-/// cropped picture's centre from the centre of the whole picture.
+/// `clap` contains four fractions of eight bytes each: the width, the height, and the offsets of
+/// the cropped picture's centre from the centre of the whole picture.
 fn cropped_size(clap: &[u8], (width, height): Size) -> Option<Size> {
     let fraction = |at: usize| {
         let mut fields = Fields(clap.get(at..)?);
@@ -294,9 +297,9 @@ fn cropped_size(clap: &[u8], (width, height): Size) -> Option<Size> {
     Some((cropped_side(0, 16, width)?, cropped_side(8, 24, height)?))
 }
 
-/// Finds the transparency of the picture and of its tiles. The transparency of each item is stored as
-/// another picture in the file, the alpha. Its master is the item to which it belongs. The decoder
-/// decodes alphas, too, so they must satisfy the same rules as the picture.
+/// Finds the transparency of the picture and of its tiles. The transparency of each item is stored
+/// as another picture in the file, the alpha. Its master is the item to which it belongs. The
+/// decoder decodes alphas, too, so they must satisfy the same rules as the picture.
 fn read_alpha(
     reader: &mut Reader,
     meta: &Meta<'_>,
@@ -312,7 +315,7 @@ fn read_alpha(
             name == b"auxC" && ALPHA_TYPES.contains(&auxiliary_type)
         })
     };
-    let (mut alpha_sizes, mut alpha_grids) = (BTreeMap::new(), 0);
+    let (mut alpha_sizes, mut alpha_grid_count) = (BTreeMap::new(), 0);
     for (alpha, masters) in meta.auxiliaries() {
         let masters: Vec<u32> = masters.filter(|item| picture.items.contains(item)).collect();
         if masters.is_empty() || !is_alpha(alpha) {
@@ -324,15 +327,15 @@ fn read_alpha(
                 let alpha_picture = CodedPicture::read(reader, meta, alpha)?;
                 let coded_size = alpha_picture.coded_size;
                 let (_, is_transformed) = transformed_size(meta, alpha, coded_size)?;
-                // The decoder would transform this alpha twice: when it decodes the alpha, and when it
-                // transforms the whole grid.
+                // The decoder would transform this alpha twice: when it decodes the alpha, and when
+                // it transforms the whole grid.
                 if is_transformed && picture.is_grid && masters.contains(&meta.primary) {
                     return Err(unsupported(
                         "a tiled HEIC picture whose transparency is cropped, turned or mirrored",
                     ));
                 }
-                alpha_grids += usize::from(alpha_picture.is_grid);
-                if alpha_grids > 1 {
+                alpha_grid_count += usize::from(alpha_picture.is_grid);
+                if alpha_grid_count > 1 {
                     return Err(unsupported("a HEIC picture with several grids of transparency"));
                 }
                 *alpha_sizes.entry(alpha).or_insert(coded_size)

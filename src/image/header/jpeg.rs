@@ -1,8 +1,8 @@
 //! Reads the headers of a JPEG (ITU-T T.81, annex B), up to its first scan.
 //!
-//! A marker consists of 0xFF and a second byte, by which it is named here. Like libjpeg, this module
-//! searches for the next marker after each segment: more 0xFF bytes may precede a marker (B.1.1.2),
-//! and some cameras write stray bytes between segments, or wrong lengths.
+//! A marker consists of 0xFF and a second byte, by which it is named here. Like libjpeg, this
+//! module searches for the next marker after each segment: more 0xFF bytes may precede a marker
+//! (B.1.1.2), and some cameras write stray bytes between segments, or wrong lengths.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
@@ -79,8 +79,8 @@ struct Headers {
 }
 
 impl Headers {
-    /// Reads the next marker and its segment. Returns `None` if there is nothing more to read: at the
-    /// first scan, or at the end of the image or the file.
+    /// Reads the next marker and its segment. Returns `None` if there is nothing more to read: at
+    /// the first scan, or at the end of the image or the file.
     fn read_segment(&mut self, reader: &mut Reader) -> Option<()> {
         let marker = next_marker(reader).ok()??;
         match marker {
@@ -109,20 +109,20 @@ impl Headers {
     }
 }
 
-/// Whether this marker starts a frame header (T.81, table B.1). These markers are called SOF0 to SOF15.
-/// Three markers in this range start no frame header: DHT, JPG and DAC.
+/// Whether this marker starts a frame header (T.81, table B.1). These markers are called SOF0 to
+/// SOF15. Three markers in this range start no frame header: DHT, JPG and DAC.
 pub(in crate::image) fn is_frame(marker: u8) -> bool {
     matches!(marker, 0xc0..=0xcf) && !matches!(marker, 0xc4 | 0xc8 | 0xcc)
 }
 
-/// Whether this marker may be skipped because no segment follows it: TEM, RST0 to RST7 and SOI. Zero is
-/// included, because a zero after 0xFF means that the 0xFF is not part of a marker.
+/// Whether this marker may be skipped because no segment follows it: TEM, RST0 to RST7 and SOI.
+/// Zero is included, because a zero after 0xFF means that the 0xFF is not part of a marker.
 pub(in crate::image) fn has_no_segment(marker: u8) -> bool {
     matches!(marker, 0 | TEM | 0xd0..=SOI)
 }
 
-/// Skips everything up to and including the next marker. Returns the marker's second byte, or `None`
-/// at the end of the file.
+/// Skips everything up to and including the next marker. Returns the marker's second byte, or
+/// `None` at the end of the file.
 pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Option<u8>> {
     let mut is_after_ff = false;
     loop {
@@ -131,14 +131,14 @@ pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Opt
             return Ok(None);
         }
         // Search for the first 0xFF, and then for the first other byte.
-        let found = bytes.iter().position(|byte| (*byte == 0xff) != is_after_ff);
-        let Some(found) = found else {
+        let index = bytes.iter().position(|byte| (*byte == 0xff) != is_after_ff);
+        let Some(index) = index else {
             let skipped = bytes.len();
             reader.consume(skipped);
             continue;
         };
-        let byte = bytes[found];
-        reader.consume(found + 1);
+        let byte = bytes[index];
+        reader.consume(index + 1);
         if is_after_ff {
             return Ok(Some(byte));
         }
@@ -147,11 +147,12 @@ pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Opt
 }
 
 impl Frame {
+    /// Returns `None` if the segment is too short.
     fn parse(marker: u8, segment: &[u8]) -> Option<Self> {
         let (head, components) = segment.split_at_checked(6)?;
         let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-        // Each component has three bytes: its identifier, its two sampling factors with four bits each,
-        // and its table.
+        // Each component has three bytes: its identifier, its two sampling factors with four bits
+        // each, and its table.
         let is_subsampled = components.chunks_exact(3).any(|component| component[1] != 0x11);
         Some(Self {
             marker,
@@ -171,8 +172,9 @@ impl Jpeg {
         Header::new(width.into(), height.into(), self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// Whether there are several scans. A progressive JPEG has several scans, and so has a baseline JPEG
-    /// with a scan for each component. The decoder then stores coefficients until it has read all scans.
+    /// Whether there are several scans. A progressive JPEG has several scans, and so has a baseline
+    /// JPEG with a scan for each component. The decoder then stores coefficients until it has read
+    /// all scans. Also true if the first scan is missing.
     pub(in crate::image) fn has_several_scans(&self) -> bool {
         self.is_progressive() || self.first_scan_components != Some(self.frame.components)
     }
@@ -212,12 +214,18 @@ mod tests {
     use super::*;
     use crate::image::{Content, Error, Format};
 
+    // The markers of the frames of three kinds of JPEG.
+    const BASELINE: u8 = 0xc0;
+    const EXTENDED: u8 = 0xc1;
+    const PROGRESSIVE: u8 = 0xc2;
+
     fn segment(marker: u8, body: &[u8]) -> Vec<u8> {
         let length = (body.len() as u16 + 2).to_be_bytes();
         [&[0xff, marker], &length[..], body].concat()
     }
 
-    /// A frame header of 640 × 480 pixels. `sampling` contains the sampling factors of each component.
+    /// A frame header of 640 × 480 pixels. `sampling` contains the sampling factors of each
+    /// component.
     fn frame_segment(marker: u8, sampling: &[u8]) -> Vec<u8> {
         let mut body = vec![8, 0x01, 0xe0, 0x02, 0x80, sampling.len() as u8];
         for (id, factors) in sampling.iter().enumerate() {
@@ -260,7 +268,7 @@ mod tests {
     #[test]
     fn stray_bytes_between_segments_are_skipped() {
         let app0 = segment(0xe0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
-        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
+        let (frame, scan) = (frame_segment(BASELINE, FULL), scan_segment(3));
         for between in
             [&b""[..], b"\0", b"\xff", b"\xff\xff\xff", b"stray", b"\xff\0\xff\0", b"\xff\xd0"]
         {
@@ -271,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_segment_whose_length_is_wrong_does_not_hide_the_frame() {
-        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
+        let (frame, scan) = (frame_segment(BASELINE, FULL), scan_segment(3));
         // The correct length is 12, because it includes its own two bytes.
         for length in [0, 1, 2, 5, 12] {
             let mut app5 = segment(0xe5, b"ten bytes.");
@@ -287,7 +295,7 @@ mod tests {
 
     #[test]
     fn the_size_is_read_from_a_complete_frame_header_before_any_scan_and_the_end_marker() {
-        let frame = frame_segment(0xc0, FULL);
+        let frame = frame_segment(BASELINE, FULL);
         assert_eq!(size(&[&frame]), Some((640, 480)));
         assert_eq!(size(&[&frame[..8]]), None);
         assert_eq!(size(&[&scan_segment(3), &frame]), None);
@@ -296,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_height_that_is_stored_after_the_pixels_is_unsupported() {
-        let mut frame = frame_segment(0xc0, FULL);
+        let mut frame = frame_segment(BASELINE, FULL);
         frame[5..7].fill(0); // the height
         let result = read_parts(&[&frame, &scan_segment(3)]);
         let Err(HeaderError::Unsupported(kind)) = result else {
@@ -307,7 +315,7 @@ mod tests {
 
     #[test]
     fn the_first_valid_orientation_before_the_scan_counts() {
-        let (frame, scan) = (frame_segment(0xc0, FULL), scan_segment(3));
+        let (frame, scan) = (frame_segment(BASELINE, FULL), scan_segment(3));
         let xmp = segment(APP1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>");
         let empty_exif = segment(APP1, b"Exif\0\0II*\0\x08\0\0\0\0\0");
         assert_eq!(orientation(&[&exif_segment(6), &frame, &scan]), 6);
@@ -326,28 +334,28 @@ mod tests {
             read_parts(parts).unwrap().undecodable_kind().map(|kind| kind.to_string())
         };
         for [frame, scan] in [
-            [frame_segment(0xc0, FULL), scan_segment(3)],
-            [frame_segment(0xc0, HALVED), scan_segment(3)],
-            [frame_segment(0xc1, HALVED), scan_segment(3)],
-            [frame_segment(0xc0, GREY), scan_segment(1)],
-            [frame_segment(0xc0, FULL), scan_segment(1)],
-            [frame_segment(0xc2, HALVED), scan_segment(1)],
-            [frame_segment(0xc0, &[0x11; 4]), scan_segment(4)],
+            [frame_segment(BASELINE, FULL), scan_segment(3)],
+            [frame_segment(BASELINE, HALVED), scan_segment(3)],
+            [frame_segment(EXTENDED, HALVED), scan_segment(3)],
+            [frame_segment(BASELINE, GREY), scan_segment(1)],
+            [frame_segment(BASELINE, FULL), scan_segment(1)],
+            [frame_segment(PROGRESSIVE, HALVED), scan_segment(1)],
+            [frame_segment(BASELINE, &[0x11; 4]), scan_segment(4)],
         ] {
             assert_eq!(undecodable_kind(&[&frame, &scan]), None);
         }
-        let mut with_12_bits = frame_segment(0xc1, FULL);
-        with_12_bits[4] = 12;
+        let mut with_12_bits = frame_segment(EXTENDED, FULL);
+        with_12_bits[4] = 12; // the precision
         for (frame, scan, word) in [
-            (frame_segment(0xc0, HALVED), scan_segment(1), "several scans"),
-            (frame_segment(0xc0, HALVED), scan_segment(2), "several scans"),
-            (frame_segment(0xc0, &[0x22; 3]), scan_segment(1), "several scans"),
+            (frame_segment(BASELINE, HALVED), scan_segment(1), "several scans"),
+            (frame_segment(BASELINE, HALVED), scan_segment(2), "several scans"),
+            (frame_segment(BASELINE, &[0x22; 3]), scan_segment(1), "several scans"),
             (frame_segment(0xc3, FULL), scan_segment(3), "lossless"),
             (frame_segment(0xc5, FULL), scan_segment(3), "hierarchical"),
             (frame_segment(0xc9, FULL), scan_segment(3), "arithmetic"),
             (frame_segment(0xca, FULL), scan_segment(3), "arithmetic"),
             (with_12_bits, scan_segment(3), "bits"),
-            (frame_segment(0xc0, &[0x11; 2]), scan_segment(2), "neither grey nor RGB"),
+            (frame_segment(BASELINE, &[0x11; 2]), scan_segment(2), "neither grey nor RGB"),
         ] {
             let text = undecodable_kind(&[&frame, &scan]).unwrap_or_default();
             assert!(text.contains(word), "{word}: {text}");
@@ -360,11 +368,13 @@ mod tests {
     fn a_header_that_takes_too_much_work_is_refused_even_after_the_size_was_read() {
         const NO_PIXEL_LIMIT: u64 = u64::MAX;
         let probe_with_bytes_after_the_frame = |bytes: &[u8]| {
-            let parts = [b"\xff\xd8", &frame_segment(0xc0, HALVED)[..], bytes, &scan_segment(1)];
+            let parts =
+                [b"\xff\xd8", &frame_segment(BASELINE, HALVED)[..], bytes, &scan_segment(1)];
             crate::image::probe(Content::Memory(parts.concat().into()), NO_PIXEL_LIMIT)
         };
         let fill_bytes = [0xff; 100_000];
         assert_eq!(probe_with_bytes_after_the_frame(&fill_bytes).unwrap().width, 640);
+        // Each comment takes several reads. Together they take more than a header may.
         let empty_comments = b"\xff\xfe\0\x02".repeat(600_000);
         let error = probe_with_bytes_after_the_frame(&empty_comments).unwrap_err();
         assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");

@@ -99,15 +99,16 @@ mod tests {
     }
 
     #[test]
-    fn missing_truncated_and_far_too_long_chunks_give_no_orientation() {
+    fn missing_truncated_invalid_and_far_too_long_chunks_give_no_orientation() {
         let exif = chunk(b"eXIf", EXIF);
         let longer_than_the_file = [&u32::MAX.to_be_bytes()[..], b"tEXt"].concat();
         for chunks in [
             vec![],
             vec![exif[..20].to_vec()],
             vec![longer_than_the_file, exif.clone()],
-            // More than the 64 KiB of EXIF that are read.
+            // More than the 64 KiB of EXIF that are read, and no valid EXIF.
             vec![chunk(b"eXIf", &[0; 70_000])],
+            // The second EXIF chunk is ignored even if the first one is invalid.
             vec![chunk(b"eXIf", b"MM"), exif],
         ] {
             assert_eq!(orientation(&chunks), Orientation::NoTransforms);

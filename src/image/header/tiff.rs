@@ -1,9 +1,11 @@
-//! Reads the first directory of a TIFF or BigTIFF file.
+//! Reads the header of a TIFF or BigTIFF file: its first directory.
 //!
-//! There are many kinds of TIFF. Unsupported kinds are refused here, before a decoder is started. No
-//! tag that changes pixels is ignored, so a TIFF is either decoded correctly or refused.
+//! There are many kinds of TIFF. Unsupported kinds are refused here, before a decoder is started.
+//! No tag that changes the pixels in libtiff is ignored: a TIFF is decoded as in libtiff, or
+//! refused.
 //!
-//! Long tables, such as the table of the strips' offsets, are not read here. The decoder reads them.
+//! Long tables, such as the table of the strips' offsets, are not read here. The decoder reads
+//! them.
 
 use image_rs::metadata::Orientation;
 
@@ -107,14 +109,15 @@ impl Tiff {
         Header::new(self.width, self.height, self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// The number of samples that one strip or tile contains for each pixel: all samples, or one if each
-    /// sample has a plane of its own.
+    /// The number of samples that one strip or tile contains for each pixel: all samples, or one if
+    /// each sample has a plane of its own.
     pub(in crate::image) fn samples_of_a_pixel_in_one_chunk(&self) -> u64 {
         if self.chunks.planes > 1 { 1 } else { self.samples }
     }
 }
 
-/// Reads the first directory. Missing tags and unusual values mean the same as in Pillow and libtiff.
+/// Reads the first directory. Missing tags and unusual values mean the same as in Pillow and
+/// libtiff.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     let directory = &mut Directory::read(reader, &TAGS).map_err(|_| HeaderError::Damaged)?;
     let width = checked_side(directory.first_or(WIDTH, 0)?)?;
@@ -237,8 +240,8 @@ mod tests {
 
     const SIZE: (u64, u64) = (20, 10);
 
-    // The second argument of `Crafted::new` is PhotometricInterpretation: 1 is grey, 2 is RGB, 3 is a
-    // palette, and 5 is CMYK.
+    // The second argument of `Crafted::new` is PhotometricInterpretation: 1 is grey, 2 is RGB, 3 is
+    // a palette, and 5 is CMYK.
     fn grey() -> Crafted {
         Crafted::new(SIZE, 1, &[8])
     }
@@ -247,6 +250,7 @@ mod tests {
         Crafted::new(SIZE, 2, &[8, 8, 8])
     }
 
+    /// The header of a file with one strip, at offset 16.
     fn header(crafted: &Crafted) -> Result<Tiff, HeaderError> {
         header_of_file(crafted.file(&[&[0; 8]]))
     }
@@ -350,32 +354,35 @@ mod tests {
 
     #[test]
     fn headers_with_mistakes_that_libtiff_tolerates_are_read() {
-        for crafted in [
-            grey().with(STRIP_BYTE_COUNTS, &[]),
-            grey().with(STRIP_OFFSETS, &[16, 0, 0]),
-            grey().with(ORIENTATION, &[0]),
-            grey().with(ORIENTATION, &[9]),
-            grey().with(ORIENTATION, &[1; 1000]),
-            grey().with(PREDICTOR, &[9]), // no predictor is used without compression
-            rgb().with(BITS_PER_SAMPLE, &[8]),
-            grey().without(PHOTOMETRIC),
-            rgb().with(PLANAR_CONFIGURATION, &[0]),
-            grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]), // two strips, one length
-            grey().without(ROWS_PER_STRIP),
-            grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]),
-            // The offsets of the tiles are stored in the tag for the offsets of strips.
-            grey()
-                .with(TILE_WIDTH, &[32])
-                .with(TILE_LENGTH, &[16])
-                .with(TILE_OFFSETS, &[])
-                .with(STRIP_OFFSETS, &[16]),
+        let tiled = grey().with(TILE_WIDTH, &[32]).with(TILE_LENGTH, &[16]);
+        for (crafted, mistake) in [
+            (grey().with(STRIP_BYTE_COUNTS, &[]), "no length of the strip"),
+            (grey().with(STRIP_OFFSETS, &[16, 0, 0]), "three offsets for one strip"),
+            (grey().with(ORIENTATION, &[0]), "an unknown orientation"),
+            (grey().with(ORIENTATION, &[9]), "an unknown orientation"),
+            (grey().with(ORIENTATION, &[1; 1000]), "a thousand orientations"),
+            (grey().with(PREDICTOR, &[9]), "an unknown predictor, which is not used"),
+            (rgb().with(BITS_PER_SAMPLE, &[8]), "one number of bits for three samples"),
+            (grey().without(PHOTOMETRIC), "no colours"),
+            (rgb().with(PLANAR_CONFIGURATION, &[0]), "an unknown planar configuration"),
+            (
+                grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]),
+                "one length for two strips",
+            ),
+            (grey().without(ROWS_PER_STRIP), "no rows per strip"),
+            (grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]), "too many rows per strip"),
+            (
+                tiled.with(TILE_OFFSETS, &[]).with(STRIP_OFFSETS, &[16]),
+                "the offset of the tile in the tag for strips",
+            ),
         ] {
-            header(&crafted).unwrap();
+            assert!(header(&crafted).is_ok(), "{mistake}");
         }
     }
 
     #[test]
     fn the_tag_extra_samples_decides_which_sample_is_alpha() {
+        // The values for each extra sample: 0 is unknown, 1 is associated alpha, 2 is unassociated.
         let alpha = |bits: &[u64], extra: &[u64]| {
             header(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
         };

@@ -1,7 +1,7 @@
 //! Reads the headers of a WebP (RFC 9649, section 2; for the lossy kind, RFC 6386, section 9.1).
 //!
-//! A simple WebP has only one chunk, with lossy or lossless pixels. An extended WebP begins with a chunk
-//! `VP8X`, which contains the size and flags. The flags announce the other chunks.
+//! A simple WebP has only one chunk, with lossy or lossless pixels. An extended WebP begins with a
+//! chunk `VP8X`, which contains the size and flags. The flags announce the other chunks.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -15,7 +15,8 @@ pub(in crate::image) struct WebP {
     width: u32,
     height: u32,
     orientation: Orientation,
-    /// The flags of an extended WebP, corrected to match its chunks. `None` for a simple WebP.
+    /// The flags of an extended WebP: only those for alpha and animation, corrected to match its
+    /// chunks. `None` for a simple WebP.
     pub(in crate::image) corrected_flags: Option<u8>,
 }
 
@@ -62,8 +63,8 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
         }
         b"VP8X" => {
             let mut chunks = Chunks::default();
-            // The end of the file is no error here: if pixels are missing, the decoder reports that.
-            // `read_bounded` reports the other read errors.
+            // The end of the file is no error here: if pixels are missing, the decoder reports
+            // that. `read_bounded` reports the other read errors.
             let _ = chunks.read(reader);
             let flags = head[FLAGS_AT];
             let orientation = chunks.orientation.filter(|_| flags & HAS_EXIF != 0);
@@ -92,7 +93,8 @@ struct Chunks {
 }
 
 impl Chunks {
-    /// Reads all chunks. The end of the file is an error, too, so this always returns an error.
+    /// Reads all chunks after `VP8X`. The end of the file is an error, too, so this always returns
+    /// an error.
     fn read(&mut self, reader: &mut Reader) -> io::Result<()> {
         reader.seek(SeekFrom::Start(SECOND_CHUNK_AT))?;
         loop {
@@ -119,8 +121,8 @@ impl Chunks {
     }
 
     /// Returns the flags without the flags for metadata, and with the correct flag for alpha. Some
-    /// programs remove or add a chunk but do not update the flags. Decoders that ignore the flags accept
-    /// such files.
+    /// programs remove or add a chunk but do not update the flags. Decoders that ignore the flags
+    /// accept such files.
     fn correct_flags(&self, flags: u8) -> u8 {
         let has_alpha_flag = flags & HAS_ALPHA != 0;
         let has_alpha = if flags & ANIMATED != 0 {
@@ -242,6 +244,7 @@ mod tests {
         let corrected = |stored_flags, chunks: &[Vec<u8>]| {
             read_bytes(&extended(stored_flags, chunks)).unwrap().corrected_flags
         };
+        // `!ANIMATED` is all flags but that for animation.
         assert_eq!(corrected(!ANIMATED, std::slice::from_ref(&lossy)), Some(0));
         assert_eq!(corrected(!ANIMATED, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));
         assert_eq!(corrected(0, &[alpha, lossy]), Some(0));

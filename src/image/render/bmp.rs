@@ -1,5 +1,6 @@
 //! Decodes BMP. The decoder of the `image` crate supports only the headers of Windows, and refuses some
-//! headers that sloppy programs write. It therefore gets new headers, followed by the original pixels.
+//! headers that sloppy programs write. The decoder therefore gets new headers, followed by the
+//! original pixels.
 
 use image_rs::{DynamicImage, ImageFormat};
 
@@ -27,8 +28,9 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     // The decoder supports top-down rows only without compression. Compressed top-down rows are decoded
     // as if the bottom row came first, and are then flipped.
     let must_flip = bmp.is_top_down && !is_uncompressed;
-    // Some programs leave out the marker at the end of run-length coded pixels. The decoder also
-    // accepts the marker at the end of a row there.
+    // Some programs leave out the padding of the last row, or the marker at the end of run-length
+    // coded pixels. In place of that marker, the decoder also accepts the marker at the end of a
+    // row.
     let padding = if is_uncompressed { row_padding(&bmp) } else { END_OF_ROW_LEN };
     let height = bmp.height.cast_signed();
     let signed_height = if bmp.is_top_down && !must_flip { -height } else { height };
@@ -49,8 +51,7 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     })
 }
 
-/// The number of bytes that pad a row to a multiple of four bytes. Some programs leave out the padding of
-/// the last row.
+/// The number of bytes that pad a row to a multiple of four bytes.
 fn row_padding(bmp: &Bmp) -> usize {
     let row_len = (u64::from(bmp.width) * u64::from(bmp.bits)).div_ceil(8);
     usize::try_from(row_len.next_multiple_of(4) - row_len).unwrap_or_default()
@@ -180,6 +181,7 @@ mod tests {
     fn a_picture_stored_top_down_is_decoded_upright() {
         let flipped = [PIXELS[2], PIXELS[3], PIXELS[0], PIXELS[1]];
         assert_eq!(File { size: (2, -2), ..FILE }.pixels(), flipped);
+        // One A and one B, the end of the row, two C, the end of the row, the end of the pixels.
         let run_length_coded =
             File { compression: bmp::RLE8, data: &[1, 0, 1, 1, 0, 0, 2, 2, 0, 0, 0, 1], ..INDEXED };
         assert_eq!(run_length_coded.pixels(), [C, C, A, B]);
@@ -257,11 +259,12 @@ mod tests {
 
     #[test]
     fn the_marker_at_the_end_of_run_length_coding_may_be_missing_but_not_a_pixel() {
+        // Two A, the end of the row, one C, one B.
         let run_length_coded =
             File { compression: bmp::RLE8, data: &[2, 0, 0, 0, 1, 2, 1, 1], ..INDEXED };
         assert_eq!(run_length_coded.pixels(), [C, B, A, A]);
-        let without_pixel = File { data: &run_length_coded.data[..5], ..run_length_coded };
-        assert!(decoded(&without_pixel.bytes()).is_err());
+        let without_second_row = File { data: &run_length_coded.data[..5], ..run_length_coded };
+        assert!(decoded(&without_second_row.bytes()).is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Decodes a GIF's first frame. The decoder of the `image` crate requires a colour table, and a canvas
-//! that contains the whole frame. It also refuses unknown blocks. It therefore gets new headers,
-//! followed by the original pixels.
+//! that contains the whole frame. It also refuses unknown blocks. The decoder therefore gets new
+//! headers, followed by the original pixels.
 
 use image_rs::{DynamicImage, ImageFormat, Rgba};
 
@@ -77,7 +77,7 @@ mod tests {
 
     /// The headers of a file, before its blocks. `table` is empty or contains four colours.
     fn screen(width: u16, height: u16, table: &[u8]) -> Vec<u8> {
-        // 0x80 is for a table, and its lowest bits are for two (0) or four colours (1).
+        // 0x80 announces a table. The lowest bits are 0 for two colours, and 1 for four.
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let size = [width.to_le_bytes(), height.to_le_bytes()].concat();
         [b"GIF89a", &size[..], &[flags, 0, 0], table].concat()
@@ -88,7 +88,7 @@ mod tests {
     fn encoded_frame(area: [u16; 4], table: &[u8], colors: &[u8]) -> Vec<u8> {
         let flags = if table.is_empty() { 0 } else { 0x81 };
         let area: Vec<u8> = area.iter().flat_map(|number| number.to_le_bytes()).collect();
-        // A clear code before every two colours keeps the length of the codes at three bits.
+        // A clear code (4) before every two colours keeps the length of the codes at three bits.
         let mut codes: Vec<u8> = colors.chunks(2).flat_map(|pair| [&[4], pair].concat()).collect();
         codes.push(5); // the code for the end
         let bits: Vec<u8> =

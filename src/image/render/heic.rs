@@ -20,8 +20,9 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let options = heifer::Options {
         // The memory limit of the child process is computed for one thread.
         max_threads: 1,
-        // No video stream may have more pixels than the header announces for the whole picture. A tile
-        // may still have as many pixels as the whole picture: only the process's limits prevent that.
+        // A video stream may have as many pixels as the whole picture, or as a padded stream if
+        // that is more. The limit is too high for a tile. If a tile is too large, only the limits of
+        // the process stop it.
         max_pixels: header.coded_pixels().max(header.padded_stream_pixels()),
     };
     let image =
@@ -73,7 +74,7 @@ mod tests {
         decode(&probe(Content::Memory(bytes.into()), 64_000_000)?)
     }
 
-    /// The mean colours of 8 × 8 cells, row by row.
+    /// The mean colour of each cell, row by row, if the picture is divided into 8 rows of 8 cells.
     fn mean_colors(image: &RgbImage) -> Vec<u8> {
         let (width, height) = image.dimensions();
         // The pixels of cell `n` along a side. A cell has at least one pixel.
@@ -105,11 +106,11 @@ mod tests {
             let (name, hex) = (fields[0], fields[3]);
             let byte_at = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
             let expected: Vec<u8> = (0..hex.len()).step_by(2).map(byte_at).collect();
-            let found = mean_colors(&decoded(file(&format!("{name}.heic"))).unwrap());
-            let differences = || found.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
+            let actual = mean_colors(&decoded(file(&format!("{name}.heic"))).unwrap());
+            let differences = || actual.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b));
             // Most files store the colour of every second pixel only, and the decoders interpolate the
             // colours of the other pixels differently.
-            let mean = differences().map(f64::from).sum::<f64>() / found.len() as f64;
+            let mean = differences().map(f64::from).sum::<f64>() / actual.len() as f64;
             let largest = differences().max().unwrap();
             if mean > 2.0 || largest > 20 {
                 too_different.push(format!("{name}: {mean:.2} on average, {largest} at most"));
@@ -129,12 +130,12 @@ mod tests {
             ("pixels-420", 2.0, 40),
             ("pixels-10bit-420", 2.0, 40),
         ] {
-            let found = decoded(file(&format!("{name}.heic"))).unwrap();
+            let actual = decoded(file(&format!("{name}.heic"))).unwrap();
             let expected = image_rs::load_from_memory(&file(&format!("{name}.png"))).unwrap();
             let expected = expected.into_rgb8();
-            assert_eq!(found.dimensions(), expected.dimensions());
+            assert_eq!(actual.dimensions(), expected.dimensions());
             let differences: Vec<u8> =
-                found.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
+                actual.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b)).collect();
             let sum: f64 = differences.iter().map(|difference| f64::from(*difference)).sum();
             let mean = sum / differences.len() as f64;
             let largest = *differences.iter().max().unwrap();

@@ -53,8 +53,8 @@ pub(super) struct Samples {
 /// samples by that of the JPEG.
 ///
 /// # Errors
-/// Why the JPEG cannot be decoded. A frame that is larger than `size` is an error, because the limits of
-/// pixels and memory were checked for that size.
+/// Why the JPEG cannot be decoded. A frame that is larger than `size` is an error, because the
+/// limits of pixels and memory were checked for that size.
 pub(super) fn decode_segments(
     segments: &[u8],
     (width, height): (u32, u32),
@@ -128,8 +128,9 @@ pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<
     Ok(Some(output))
 }
 
-/// Whether a segment changes how the pixels are decoded. Two application segments do: `AVI1` of Motion
-/// JPEG, which means that the tables are missing, and `Adobe`, which contains the colour transform.
+/// Whether a segment changes how the pixels are decoded. Of the application segments, only two do:
+/// `AVI1` of Motion JPEG, which means that the tables are missing, and `Adobe`, which contains the
+/// colour transform.
 ///
 /// A truncated or invalid `Adobe` segment is left out, because the decoder refuses it and libjpeg
 /// ignores it.
@@ -141,9 +142,9 @@ fn affects_pixels(marker: u8, body: &[u8]) -> bool {
     }
 }
 
-/// Copies the compressed data of a scan. Returns the marker that ends the data, or `None` at the end
-/// of the file. Within the data, a 0xFF is followed by zero, or it starts a restart marker, RST0 to RST7
-/// (T.81, B.1.1.5).
+/// Copies the compressed data of a scan. Returns the marker that ends the data, or `None` at the
+/// end of the file. Within the data, a 0xFF is followed by zero, or it starts a restart marker,
+/// RST0 to RST7 (T.81, B.1.1.5).
 fn copy_scan(reader: &mut Reader, output: &mut Vec<u8>) -> io::Result<Option<u8>> {
     loop {
         let bytes = reader.fill_buf()?;
@@ -192,6 +193,7 @@ mod tests {
 
     #[test]
     fn scan_markers_within_a_segment_or_after_the_end_are_not_counted() {
+        // The segment's length is 0x07D2: two bytes of the length itself and 2000 bytes of markers.
         let scan_markers = b"\xff\xda".repeat(1000);
         assert!(decodable_segments_of(&[b"\xff\xe1\x07\xd2", &scan_markers, SCAN, END]).is_some());
         assert!(decodable_segments_of(&[SCAN, END, &SCAN.repeat(1000)]).is_some());
@@ -222,16 +224,16 @@ mod tests {
         ] {
             let parts =
                 [table, superfluous, adobe, SOF, superfluous, SCAN, superfluous, END, superfluous];
-            let found = decodable_segments_of(&parts).unwrap();
+            let output = decodable_segments_of(&parts).unwrap();
             let label = superfluous.escape_ascii();
-            assert!(found.starts_with(&clean[..clean.len() - END.len()]), "{label}");
+            assert!(output.starts_with(&clean[..clean.len() - END.len()]), "{label}");
             // Stray bytes after a scan belong to its data, as do 0xFF with a zero and restart markers.
             let begins_with_scan_data =
                 superfluous == b"\xff\0" || superfluous.starts_with(b"\xff\xd0");
             if !begins_with_scan_data {
                 let is_stray = !superfluous.starts_with(b"\xff");
                 let added_len = if is_stray { superfluous.len() } else { 0 };
-                assert_eq!(found.len(), clean.len() + added_len, "{label}");
+                assert_eq!(output.len(), clean.len() + added_len, "{label}");
             }
         }
         let with_two_frames = decodable_segments_of(&[table, adobe, SOF, other_frame, SCAN, END]);
@@ -242,9 +244,9 @@ mod tests {
     fn the_segments_of_a_truncated_file_are_at_most_two_bytes_longer_than_the_file() {
         let after_soi = [SOF, SCAN, END].concat();
         for len in 0..after_soi.len() {
-            let found = decodable_segments_of(&[&after_soi[..len]]).unwrap();
+            let output = decodable_segments_of(&[&after_soi[..len]]).unwrap();
             let file_len = 2 + len;
-            assert!(found.len() <= file_len + 2, "{} of {file_len} bytes", found.len());
+            assert!(output.len() <= file_len + 2, "{} of {file_len} bytes", output.len());
         }
     }
 }

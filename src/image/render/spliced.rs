@@ -7,8 +7,8 @@ use crate::image::{Content, Reader};
 /// The longest padding after the file.
 const ZEROS: [u8; 3] = [0; 3];
 
-/// Reads `head`, then the file from `file_start` on, then `padding` zeros. This gives a decoder a header
-/// that it understands, without copying the file.
+/// Reads `head`, then the file from `file_start` on, then `padding` zeros. This gives a decoder a
+/// header that it understands, without copying the file.
 pub(super) struct SplicedReader {
     head: Vec<u8>,
     /// The position in the file at which reading starts. `head` replaces the bytes before it.
@@ -34,7 +34,7 @@ impl SplicedReader {
         Ok(Self { head, file_start, file, position: 0, len_without_padding, padding: 0 })
     }
 
-    /// Adds this many zeros at the end, or three if there are more.
+    /// Adds this many zeros at the end, but at most three.
     pub(super) fn with_padding(mut self, zero_count: usize) -> Self {
         self.padding = zero_count.min(ZEROS.len());
         self
@@ -122,10 +122,10 @@ mod tests {
                     _ => SeekFrom::End(offset),
                 };
                 prop_assert_eq!(spliced.seek(to).ok(), cursor.seek(to).ok());
-                let (mut found, mut expected) = (Vec::new(), Vec::new());
-                spliced.by_ref().take(len as u64).read_to_end(&mut found).unwrap();
+                let (mut actual, mut expected) = (Vec::new(), Vec::new());
+                spliced.by_ref().take(len as u64).read_to_end(&mut actual).unwrap();
                 cursor.by_ref().take(len as u64).read_to_end(&mut expected).unwrap();
-                prop_assert_eq!(found, expected);
+                prop_assert_eq!(actual, expected);
             }
         }
     }

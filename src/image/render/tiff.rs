@@ -30,7 +30,8 @@ struct Chunk {
     /// The size of the part that lies within the picture, in pixels.
     columns: u32,
     rows: u32,
-    /// The position and length of the data in the file, in bytes.
+    /// The position and length of the data in the file, in bytes. The data do not extend beyond the
+    /// end of the file.
     offset: u64,
     len: u64,
 }
@@ -110,7 +111,8 @@ fn read_chunk(
     needed_samples: &[u64],
     pixels: &mut [u8],
 ) -> io::Result<()> {
-    // For each sample to copy: its index in a pixel of the chunk, and its index in a pixel of the output.
+    // For each sample to copy: its index in a pixel of the chunk, and its index in a pixel of the
+    // output.
     let needed_samples_and_targets = needed_samples.iter().copied().zip(0..);
     let indices: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {
         let in_this_plane = needed_samples_and_targets.filter(|(from, _)| *from == chunk.plane);
@@ -132,13 +134,13 @@ fn read_chunk(
     let read_len = if needs_whole_row { row_len } else { visible_len };
     let mut row = vec![0; usize::try_from(read_len).map_err(io::Error::other)?];
     let mut samples = Vec::new();
-    let mut rows = codec::rows(tiff, jpeg_tables, chunk, reader)?;
+    let mut stored_rows = codec::rows(tiff, jpeg_tables, chunk, reader)?;
     for y in 0..chunk.rows {
         if y > 0 {
             // Skip the rest of the previous row.
-            io::copy(&mut rows.by_ref().take(row_len - read_len), &mut io::sink())?;
+            io::copy(&mut stored_rows.by_ref().take(row_len - read_len), &mut io::sink())?;
         }
-        rows.read_exact(&mut row)?;
+        stored_rows.read_exact(&mut row)?;
         samples::undo_predictor(tiff, &mut row);
         samples::to_bytes(tiff, &row, &mut samples);
 

@@ -49,7 +49,8 @@ mod tests {
         let mut simple = std::io::Cursor::new(Vec::new());
         image.write_to(&mut simple, ImageFormat::WebP).unwrap();
         let pixel_chunk = simple.into_inner().split_off(12);
-        let head = [flags, 0, 0, 0, 3, 0, 0, 3, 0, 0]; // width and height minus one, in 24 bits each
+        // After the flags and three zeros, the width and the height minus one, in 24 bits each.
+        let head = [flags, 0, 0, 0, 3, 0, 0, 3, 0, 0];
         let chunks = [b"VP8X\x0a\0\0\0", &head[..], &pixel_chunk].concat();
         let len = (b"WEBP".len() + chunks.len()) as u32;
         [b"RIFF", &len.to_le_bytes()[..], b"WEBP", &chunks].concat()

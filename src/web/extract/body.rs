@@ -164,7 +164,7 @@ mod tests {
 
     async fn read(max_bytes: u64, body: Body) -> Result<Vec<u8>, BodyError> {
         let memory = Shares::new(1 << 20, 1, 1);
-        body_limits(max_bytes).read(body, &mut memory.empty(ClientNetwork::UNKNOWN)).await
+        body_limits(max_bytes).read(body, &mut memory.empty_permit(ClientNetwork::UNKNOWN)).await
     }
 
     #[tokio::test]
@@ -175,7 +175,7 @@ mod tests {
     #[tokio::test]
     async fn the_memory_permit_grows_with_the_received_bytes() {
         let memory = Shares::new(8, 1, 1);
-        let mut permit = memory.empty(ClientNetwork::UNKNOWN);
+        let mut permit = memory.empty_permit(ClientNetwork::UNKNOWN);
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);
         let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));
         let mut reading = Box::pin(body_limits(100).read(Body::from_stream(chunks), &mut permit));

@@ -107,7 +107,7 @@ pub(super) async fn vectorize_image_base64(
     };
     let admission =
         app.pipeline.admit(client, body_limits.declared_length(&body)?, save_mode).await?;
-    let mut memory = app.pipeline.memory.empty(client);
+    let mut memory = app.pipeline.memory.empty_permit(client);
     let body = body_limits.read(body, &mut memory).await?;
 
     let (parsed, memory) = parse_body(body, memory, parse).await?;
@@ -197,7 +197,7 @@ mod tests {
         let body = format!(r#"{{"filename": null, "image_base64": "{text}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
             Ok(ParsedBody { body, text, .. }) => {
-                let memory = Shares::new(1, 1, 1).empty(ClientNetwork::UNKNOWN);
+                let memory = Shares::new(1, 1, 1).empty_permit(ClientNetwork::UNKNOWN);
                 let pieces = decode_pieces(Arc::new(ChargedBody::new(body, memory)), text);
                 let stream = pieces.try_fold(Vec::new(), |mut all, bytes| async move {
                     all.extend_from_slice(&bytes);

@@ -135,7 +135,7 @@ pub(super) async fn embeddings(
     };
     let admission =
         app.pipeline.admit(client, body_limits.declared_length(&body)?, save_mode).await?;
-    let mut memory = app.pipeline.memory.empty(client);
+    let mut memory = app.pipeline.memory.empty_permit(client);
     let body = body_limits.read(body, &mut memory).await?;
 
     let rules = Rules { max_pictures: app.pipeline.largest_batch(), model: app.model };
@@ -170,7 +170,7 @@ pub(super) async fn embeddings(
         .map(|(picture, sent_item)| picture.map_err(|error| log_error(sent_item.explain(error))))
         .collect();
     let model = app.model;
-    let memory = app.pipeline.memory.empty(client);
+    let memory = app.pipeline.memory.empty_permit(client);
     if pictures.len() <= MAX_PICTURES_OF_SMALL_ANSWER {
         return BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
     }

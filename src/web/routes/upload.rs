@@ -91,7 +91,7 @@ pub(super) async fn vectorize_image_upload(
     // The body is never in memory as a whole, so its memory is not estimated.
     let admission = app.pipeline.admit(client, 0, save_mode).await?;
 
-    let memory = app.pipeline.memory.empty(client);
+    let memory = app.pipeline.memory.empty_permit(client);
     let mut form = Form::new(body_limits.stream(body)?, &boundary, memory);
     let file = form.find_file().await?;
     let name = file.name.clone();

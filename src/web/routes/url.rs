@@ -117,7 +117,7 @@ pub(super) async fn vectorize_image(
         content: BodyContent::Url,
         timeout: limits.body_timeout,
     };
-    let mut memory = app.pipeline.memory.empty(client);
+    let mut memory = app.pipeline.memory.empty_permit(client);
     let url = parse(body_limits.read(body, &mut memory).await?)?;
     drop(memory);
 

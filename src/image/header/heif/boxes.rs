@@ -11,11 +11,12 @@ use crate::image::Reader;
 /// The longest `meta` box, in bytes. In a phone's file, the box has a few thousand bytes.
 const MAX_META: u64 = 1 << 20;
 
-/// The maximum number of boxes at the top level of the file. A phone's file has three or four.
+/// The maximum number of boxes at the top level of the file. Further boxes are ignored. A phone's
+/// file has three or four.
 const MAX_BOXES: usize = 1024;
 
-/// Reads big-endian numbers and other fields from the start of a slice. Each method removes the field
-/// that it returns, and returns `None` if the slice is too short.
+/// Reads big-endian numbers and other fields from the start of a slice. Each method removes the
+/// field that it returns, and returns `None` if the slice is too short.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
@@ -51,8 +52,8 @@ impl<'a> Fields<'a> {
 /// The name and the contents of a box inside of another box.
 pub(super) type Child<'a> = (&'a [u8; 4], Fields<'a>);
 
-/// Iterates over the boxes inside of another box. Yields `None` for an invalid box, such as a box that is
-/// longer than the rest of the outer box, and then ends.
+/// Iterates over the boxes inside of another box. Yields `None` for an invalid box, such as a box
+/// that is longer than the rest of the outer box, and then ends.
 #[derive(Debug)]
 pub(super) struct Boxes<'a>(pub(super) Fields<'a>);
 
@@ -86,8 +87,8 @@ impl<'a> Iterator for Boxes<'a> {
     }
 }
 
-/// Reads the boxes at the top level of the file. Returns the contents of the `meta` box, and the offset
-/// where the last complete box ends.
+/// Reads the boxes at the top level of the file. Returns the contents of the `meta` box, and the
+/// offset where the last complete box ends.
 pub(super) fn read_meta_box(reader: &mut Reader) -> Result<(Vec<u8>, u64), HeaderError> {
     let file_end = reader.seek(SeekFrom::End(0)).map_err(|_| Damaged)?;
     let (mut at, mut meta, mut has_movie) = (0, None, false);
@@ -105,8 +106,9 @@ pub(super) fn read_meta_box(reader: &mut Reader) -> Result<(Vec<u8>, u64), Heade
             1 => (16, Fields(&head[8..]).number_u64(8).ok_or(Damaged)?),
             len => (8, len),
         };
-        // If these bytes are not a complete box with a printable name, some program has appended other
-        // data to the file. That data is ignored, unless it may be a truncated part of the picture.
+        // If these bytes are not a complete box with a printable name, some program has appended
+        // other data to the file. That data is ignored, unless it may be a truncated part of the
+        // picture.
         let is_printable = name.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ');
         if !is_printable || len < head_len || len > remaining {
             if meta.is_none() || matches!(&name, b"mdat" | b"meta" | b"idat") {

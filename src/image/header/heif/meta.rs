@@ -1,5 +1,5 @@
-//! Parses the `meta` box of a HEIF file: the items (such as pictures and tiles), their properties, their
-//! references to each other, and their locations (ISO/IEC 14496-12, 8.11; ISO/IEC 23008-12).
+//! Parses the `meta` box of a HEIF file: the items (such as pictures and tiles), their properties,
+//! their references to each other, and their locations (ISO/IEC 14496-12, 8.11; ISO/IEC 23008-12).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -34,8 +34,8 @@ pub(super) struct Meta<'a> {
 /// The location of an item's data.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Location {
-    /// 0: `start` is an offset in the file. 1: `start` is an offset in `idat`. 2: `start` is an offset in
-    /// the data of another item.
+    /// 0: `start` is an offset in the file. 1: `start` is an offset in `idat`. 2: `start` is an
+    /// offset in the data of another item.
     pub(super) method: u64,
     pub(super) start: u64,
     /// In bytes. Zero means up to the end of the file or of `idat`.
@@ -67,9 +67,9 @@ impl Reference<'_> {
 }
 
 impl<'a> Meta<'a> {
-    /// Parses the contents of the box. Returns `None` if the box is invalid. Also returns `None` if a
-    /// box in `ONCE`, an `ipco` box, an item, or an item's list of associations occurs twice: the decoder
-    /// and this function might then use different occurrences.
+    /// Parses the contents of the box. Returns `None` if the box is invalid. Also returns `None` if
+    /// a box in `ONCE`, an `ipco` box, an item, or an item's list of associations occurs twice: the
+    /// decoder and this function might then use different occurrences.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
         const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
         let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
@@ -195,11 +195,11 @@ impl<'a> Meta<'a> {
 
     /// The contents of an item's first property with this name.
     pub(super) fn property(&self, item: u32, name: &[u8; 4]) -> Option<&'a [u8]> {
-        let (_, _, body) = self.properties(item).find(|(_, found, _)| *found == name)?;
+        let (_, _, body) = self.properties(item).find(|(_, other, _)| *other == name)?;
         Some(body)
     }
 
-    /// The size of an item before it is cropped and turned.
+    /// The size of an item before it is cropped and turned, or `None` if it is missing or zero.
     pub(super) fn size(&self, item: u32) -> Option<Size> {
         let mut fields = Fields(self.property(item, b"ispe")?);
         fields.version_and_flags()?;
@@ -245,10 +245,10 @@ impl<'a> Meta<'a> {
         let (version @ 0..=2, _) = fields.version_and_flags()? else { return None };
         // The lengths of the fields of each location, in bytes. Each length is stored in four bits.
         let field_lens = fields.number(2)?;
-        let [offset_len, length_len, base_len, index_len] =
+        let [offset_len, length_len, base_offset_len, index_len] =
             [12, 8, 4, 0].map(|shift| (field_lens >> shift & 0xf) as usize);
         let index_len = if version == 0 { 0 } else { index_len };
-        if [offset_len, length_len, base_len, index_len].iter().any(|len| *len > 8) {
+        if [offset_len, length_len, base_offset_len, index_len].iter().any(|len| *len > 8) {
             return None;
         }
         let item_len = if version < 2 { 2 } else { 4 };
@@ -261,12 +261,12 @@ impl<'a> Meta<'a> {
             let item = fields.number(item_len)?;
             let method = if version == 0 { 0 } else { fields.number_u64(2)? & 0xf };
             let _data_reference = fields.number(2)?;
-            let base = fields.number_u64(base_len)?;
+            let base_offset = fields.number_u64(base_offset_len)?;
             let extent_count = fields.number(2)? as usize;
             let mut extents = Fields(fields.bytes(extent_count * extent_len)?);
             if extent_count == 1 {
                 let _index = extents.bytes(index_len)?;
-                let start = base.checked_add(extents.number_u64(offset_len)?)?;
+                let start = base_offset.checked_add(extents.number_u64(offset_len)?)?;
                 let length = extents.number_u64(length_len)?;
                 self.locations.entry(item).or_insert(Location { method, start, length });
             }

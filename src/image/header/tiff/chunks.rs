@@ -8,8 +8,8 @@ use super::{
 /// The maximum number of strips or tiles.
 const MAX_CHUNKS: u64 = 1 << 16;
 
-/// The strips or tiles of a picture, row by row. If each sample has a plane of its own, all chunks of
-/// the first plane come first.
+/// The strips or tiles of a picture, row by row. If each sample has a plane of its own, all chunks
+/// of the first plane come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Chunks {
     /// The width of a chunk in pixels. The last chunk of a row may extend beyond the picture.
@@ -29,7 +29,8 @@ pub(in crate::image) struct Chunks {
 }
 
 impl Chunks {
-    /// Reads the layout of the chunks, without the tables of their offsets and lengths.
+    /// Reads the layout of the chunks. Of the tables of their offsets and lengths, reads only the
+    /// positions.
     pub(super) fn read(
         directory: &mut Directory,
         (width, height): (u32, u32), // of the picture
@@ -44,8 +45,8 @@ impl Chunks {
         };
         let (chunk_width, chunk_height) = (checked_side(chunk_width)?, checked_side(chunk_height)?);
         let (across, down) = (width.div_ceil(chunk_width), height.div_ceil(chunk_height));
-        // Some writers store the offsets and lengths of tiles in the tags for strips. libtiff accepts
-        // this, too.
+        // Some writers store the offsets and lengths of tiles in the tags for strips. libtiff
+        // accepts this, too.
         let first_present = |tile_tag, strip_tag| {
             directory.values(tile_tag).or_else(|| directory.values(strip_tag))
         };

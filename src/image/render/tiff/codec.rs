@@ -46,6 +46,7 @@ pub(super) fn rows<'a>(
         Compression::Lzw => Box::new(Lzw::new(packed, chunk.len)?),
         Compression::Deflate => Box::new(ZlibDecoder::new(packed)),
         Compression::PackBits => Box::new(PackBits { packed, run: Run::Literal(0) }),
+        // Only the two kinds of fax are left.
         compression => Box::new(Fax::new(compression, packed, chunk.len, tiff.chunks.width)?),
     })
 }
@@ -75,11 +76,13 @@ struct Lzw<R> {
 
 impl<R: Read> Lzw<R> {
     fn new(packed: R, len: u64) -> io::Result<Self> {
+        // The test below needs two bytes in the buffer.
         let capacity = usize::try_from(len.clamp(2, LZW_BUFFER_LEN)).map_err(io::Error::other)?;
         let mut packed = BufReader::with_capacity(capacity, packed);
-        // Before TIFF 5.0, codes were stored from the lowest bit, and the length of the codes grew one
-        // code later than it does now. The first code is 256 with 9 bits in either variant. Only in the
-        // old variant, its first byte is 0 and the next bit is 1. libtiff uses the same test.
+        // Before TIFF 5.0, codes were stored from the lowest bit, and the length of the codes grew
+        // one code later than it does now. In either variant, the first code is 256, with 9 bits.
+        // From the lowest bit, this is a byte of 0, and a 1 in the lowest bit of the next byte.
+        // libtiff uses the same test.
         let is_old = matches!(packed.fill_buf()?, [0, second, ..] if second & 1 == 1);
         let configuration = if is_old {
             Configuration::new(BitOrder::Lsb, 8)
@@ -299,8 +302,8 @@ fn decode_jpeg(
     Ok(decode_segments(&bytes, size, unconverted).map_err(broken)?.bytes)
 }
 
-/// The capacity of a buffer for `len` bytes of the file and some padding. The buffer must not grow while
-/// it is filled, because growth may double its memory.
+/// The capacity of a buffer for `len` bytes of the file and some padding. The buffer must not grow
+/// while it is filled, because growth may double its memory.
 fn buffer_capacity(len: u64) -> io::Result<usize> {
     usize::try_from(len.saturating_add(64)).map_err(io::Error::other)
 }

@@ -33,6 +33,7 @@ pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
 /// Adds to each number the number that is `distance` numbers before it. A number has `BYTES` bytes.
 fn sum_differences<const BYTES: usize>(row: &mut [u8], distance: usize, order: ByteOrder) {
     let byte_distance = distance * BYTES;
+    // Bytes at the end of the row that are no whole number stay as they are.
     for start in (byte_distance..(row.len() + 1).saturating_sub(BYTES)).step_by(BYTES) {
         let mut carry = 0;
         for significance in 0..BYTES {

@@ -34,6 +34,23 @@ const JPEG: u64 = 7;
 const DEFLATE: u64 = 8;
 const PACKBITS: u64 = 32_773;
 
+// Values of ExtraSamples.
+const NO_ALPHA: u64 = 0;
+const PREMULTIPLIED_ALPHA: u64 = 1;
+const ALPHA: u64 = 2;
+
+// Values of other tags.
+/// Predictor: each sample is the difference from the pixel to the left.
+const DIFFERENCE: u64 = 2;
+/// Predictor: the same, for the reordered bytes of floating-point numbers.
+const FLOAT_DIFFERENCE: u64 = 3;
+/// SampleFormat: floating-point numbers.
+const FLOAT: u64 = 3;
+/// PlanarConfiguration: each sample has a plane of its own.
+const SEPARATE_PLANES: u64 = 2;
+/// FillOrder: the first pixel of a byte is in its lowest bit.
+const REVERSED_BITS: u64 = 2;
+
 fn decoded(file: Vec<u8>) -> Result<RgbImage, Error> {
     decode(&probe(Content::Memory(file.into()), 64_000_000)?)
 }
@@ -71,6 +88,7 @@ fn grey_of_every_depth_is_scaled_to_eight_bits() {
         (2, &[0b0001_1011], &[0, 85, 170, 255]),
         (4, &[0x0f, 0x17], &[0, 255, 17, 119]),
         (8, &[0, 1, 128, 255], &[0, 1, 128, 255]),
+        // Little-endian: 0, 128, 129 and 65,535. They are divided by 257 and rounded.
         (16, &[0, 0, 128, 0, 129, 0, 0xff, 0xff], &[0, 0, 1, 255]),
     ] {
         assert_eq!(pixels(&picture(GREY, bits, 4), strip), grey(expected), "{bits}");
@@ -114,20 +132,20 @@ fn transparent_pixels_become_white() {
     let rgba = |extra: u64| Crafted::new((3, 1), RGB, &[8; 4]).with(EXTRA_SAMPLES, &[extra]);
     let strip = [100, 0, 50, 128, 100, 0, 50, 0, 100, 0, 50, 255];
     let (white, opaque) = ([255; 3], [100, 0, 50]);
-    let [no_alpha, premultiplied, straight] = [0, 1, 2];
-    assert_eq!(pixels(&rgba(straight), &strip), [[177, 127, 152], white, opaque]);
-    assert_eq!(pixels(&rgba(premultiplied), &strip), [[227, 127, 177], white, opaque]);
-    assert_eq!(pixels(&rgba(no_alpha), &strip), [opaque; 3]);
-    let grey_alpha = Crafted::new((2, 1), GREY, &[8, 8]).with(EXTRA_SAMPLES, &[2]);
+    assert_eq!(pixels(&rgba(ALPHA), &strip), [[177, 127, 152], white, opaque]);
+    assert_eq!(pixels(&rgba(PREMULTIPLIED_ALPHA), &strip), [[227, 127, 177], white, opaque]);
+    assert_eq!(pixels(&rgba(NO_ALPHA), &strip), [opaque; 3]);
+    let grey_alpha = Crafted::new((2, 1), GREY, &[8, 8]).with(EXTRA_SAMPLES, &[ALPHA]);
     assert_eq!(pixels(&grey_alpha, &[100, 255, 100, 0]), grey(&[100, 255]));
-    let palette = Crafted::new((2, 1), PALETTE, &[1, 1]).with(EXTRA_SAMPLES, &[2]);
+    let palette = Crafted::new((2, 1), PALETTE, &[1, 1]).with(EXTRA_SAMPLES, &[ALPHA]);
     let palette = palette.with(COLOR_MAP, &[0, 256, 512, 768, 1024, 1280]);
+    // Two bits for each pixel: its index, and its alpha.
     assert_eq!(pixels(&palette, &[0b1101_0000]), [[1, 3, 5], [0, 2, 4]]);
 }
 
 #[test]
 fn floating_point_numbers_and_cmyk_are_converted_to_rgb() {
-    let float = Crafted::new((2, 1), RGB, &[32; 3]).with(SAMPLE_FORMAT, &[3; 3]);
+    let float = Crafted::new((2, 1), RGB, &[32; 3]).with(SAMPLE_FORMAT, &[FLOAT; 3]);
     let strip = [0.0, 0.5, 1.0, -1.0, 2.0, f32::NAN].map(f32::to_le_bytes).concat();
     assert_eq!(pixels(&float, &strip), [[0, 128, 255], [0, 255, 0]]);
     let cmyk = Crafted::new((2, 1), CMYK, &[8; 4]);
@@ -138,8 +156,8 @@ fn floating_point_numbers_and_cmyk_are_converted_to_rgb() {
 
 #[test]
 fn a_predictor_is_undone_if_pixels_have_extra_samples() {
-    let picture = Crafted::new((2, 1), RGB, &[8; 4]).with(EXTRA_SAMPLES, &[0]);
-    let picture = picture.with(PREDICTOR, &[2]);
+    let picture = Crafted::new((2, 1), RGB, &[8; 4]).with(EXTRA_SAMPLES, &[NO_ALPHA]);
+    let picture = picture.with(PREDICTOR, &[DIFFERENCE]);
     let strip = [10, 20, 30, 99, 1, 2, 253, 7];
     for (compression, strip) in [(DEFLATE, zlib(&strip)), (LZW, lzw(&strip))] {
         let picture = picture.clone().with(COMPRESSION, &[compression]);
@@ -151,7 +169,7 @@ fn a_predictor_is_undone_if_pixels_have_extra_samples() {
 
 #[test]
 fn predictors_are_undone_for_samples_of_several_bytes_in_both_byte_orders() {
-    let grey_16 = Crafted::new((3, 1), GREY, &[16]).with(PREDICTOR, &[2]);
+    let grey_16 = Crafted::new((3, 1), GREY, &[16]).with(PREDICTOR, &[DIFFERENCE]);
     let grey_16 = grey_16.with(COMPRESSION, &[DEFLATE]);
     // The sums are 0x12ff, 0x1301 (with a carry) and 0x1201.
     let differences = [0x12ff_u16, 2, 0xff00];
@@ -161,8 +179,8 @@ fn predictors_are_undone_for_samples_of_several_bytes_in_both_byte_orders() {
     ] {
         assert_eq!(pixels(&picture, &zlib(&strip)), grey(&[0x13, 0x13, 0x12]));
     }
-    let float = Crafted::new((2, 1), RGB, &[32; 3]).with(SAMPLE_FORMAT, &[3; 3]);
-    let float = float.with(COMPRESSION, &[DEFLATE]).with(PREDICTOR, &[3]);
+    let float = Crafted::new((2, 1), RGB, &[32; 3]).with(SAMPLE_FORMAT, &[FLOAT; 3]);
+    let float = float.with(COMPRESSION, &[DEFLATE]).with(PREDICTOR, &[FLOAT_DIFFERENCE]);
     let samples = [0.0_f32, 0.25, 1.0, 1.0, 0.5, 0.75];
     // The first byte of every sample, then the second byte of every sample, and so on.
     let mut strip: Vec<u8> =
@@ -189,7 +207,7 @@ fn reversed_bits_are_decoded_uncompressed_and_with_lzw_deflate_and_packbits() {
         assert_eq!(pixels(&picture, &strip), expected, "{compression}");
         let reversed: Vec<u8> = strip.iter().map(|byte| byte.reverse_bits()).collect();
         assert_eq!(
-            pixels(&picture.with(FILL_ORDER, &[2]), &reversed),
+            pixels(&picture.with(FILL_ORDER, &[REVERSED_BITS]), &reversed),
             expected,
             "{compression} reversed"
         );
@@ -216,10 +234,12 @@ fn tiles_that_extend_beyond_the_picture_are_decoded_with_one_plane_and_with_seve
     let four_planes = (0..4).flat_map(|c| corners.map(|(x, y)| tile(x, y, c..c + 1)));
     let four_planes: Vec<_> = four_planes.collect();
     let tiled = Crafted::new((SIZE.0.into(), SIZE.1.into()), RGB, &[8; 4]);
-    let tiled = tiled.with(EXTRA_SAMPLES, &[0]).with(TILE_WIDTH, &[16]).with(TILE_LENGTH, &[16]);
-    for (picture, chunks) in
-        [(tiled.clone(), one_plane), (tiled.with(PLANAR_CONFIGURATION, &[2]), four_planes)]
-    {
+    let tiled =
+        tiled.with(EXTRA_SAMPLES, &[NO_ALPHA]).with(TILE_WIDTH, &[16]).with(TILE_LENGTH, &[16]);
+    for (picture, chunks) in [
+        (tiled.clone(), one_plane),
+        (tiled.with(PLANAR_CONFIGURATION, &[SEPARATE_PLANES]), four_planes),
+    ] {
         let deflated: Vec<_> = chunks.iter().map(|chunk| zlib(chunk)).collect();
         for (compression, chunks) in [(UNCOMPRESSED, chunks), (DEFLATE, deflated)] {
             let chunks: Vec<_> = chunks.iter().map(Vec::as_slice).collect();
@@ -231,11 +251,11 @@ fn tiles_that_extend_beyond_the_picture_are_decoded_with_one_plane_and_with_seve
 
 #[test]
 fn the_planes_of_cmyk_and_of_grey_with_alpha_are_combined() {
-    let cmyk = Crafted::new((2, 1), CMYK, &[8; 4]).with(PLANAR_CONFIGURATION, &[2]);
+    let cmyk = Crafted::new((2, 1), CMYK, &[8; 4]).with(PLANAR_CONFIGURATION, &[SEPARATE_PLANES]);
     let planes = [&[0, 0][..], &[128, 0], &[255, 0], &[0, 128]];
     assert_eq!(rgb(&decoded(cmyk.file(&planes)).unwrap()), [[255, 127, 0], [127; 3]]);
-    let grey_alpha = Crafted::new((2, 1), GREY, &[8; 2]).with(EXTRA_SAMPLES, &[2]);
-    let grey_alpha = grey_alpha.with(PLANAR_CONFIGURATION, &[2]);
+    let grey_alpha = Crafted::new((2, 1), GREY, &[8; 2]).with(EXTRA_SAMPLES, &[ALPHA]);
+    let grey_alpha = grey_alpha.with(PLANAR_CONFIGURATION, &[SEPARATE_PLANES]);
     let planes = [&[100, 100][..], &[255, 0]];
     assert_eq!(rgb(&decoded(grey_alpha.file(&planes)).unwrap()), grey(&[100, 255]));
 }
@@ -265,13 +285,13 @@ proptest! {
     ) {
         let values: Vec<u8> = (0..20 * 10 * 3).map(|n| (n * n / 5) as u8).collect();
         let rgb = Crafted::new((20, 10), RGB, &[8; 3]);
-        let deflated = rgb.clone().with(COMPRESSION, &[DEFLATE]).with(PREDICTOR, &[2]);
+        let deflated = rgb.clone().with(COMPRESSION, &[DEFLATE]).with(PREDICTOR, &[DIFFERENCE]);
         let mut file = match file_number {
             0 => rgb.file(&[&values]),
             1 => deflated.file(&[&zlib(&values)]),
             2 => rgb.with(COMPRESSION, &[LZW]).file(&[&lzw(&values)]),
             3 => rgb.with(COMPRESSION, &[JPEG]).file(&[&samples_and_jpeg((20, 10), 3).1]),
-            4 => rgb.with(PLANAR_CONFIGURATION, &[2]).file(&[&values[..200]; 3]),
+            4 => rgb.with(PLANAR_CONFIGURATION, &[SEPARATE_PLANES]).file(&[&values[..200]; 3]),
             5 => {
                 let palette = Crafted::new((20, 10), PALETTE, &[4]).with(COLOR_MAP, &[7; 48]);
                 palette.with(COMPRESSION, &[PACKBITS]).file(&[&values])

@@ -64,7 +64,7 @@ fn fax_groups_3_and_4_are_decoded_unless_a_row_is_too_short() {
         let inverted: Vec<_> = expected.iter().map(|value| 255 - value).collect();
         assert_eq!(pixels(&fax(compression, GREY), &strip), grey(&inverted), "{compression}");
         let reversed: Vec<u8> = strip.iter().map(|byte| byte.reverse_bits()).collect();
-        let picture = white_is_zero.with(FILL_ORDER, &[2]);
+        let picture = white_is_zero.with(FILL_ORDER, &[REVERSED_BITS]);
         assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression} reversed");
     }
     let fax_3 = fax(GROUP_3, WHITE_IS_ZERO);
@@ -114,9 +114,9 @@ fn split_tables(jpeg: &[u8]) -> (Vec<u8>, Vec<u8>) {
     (tables, rest)
 }
 
-fn assert_close(found: &RgbImage, expected: &[u8]) {
-    assert_eq!(found.len(), expected.len());
-    let largest_difference = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
+fn assert_close(actual: &RgbImage, expected: &[u8]) {
+    assert_eq!(actual.len(), expected.len());
+    let largest_difference = actual.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
     assert!(largest_difference <= Some(4), "{largest_difference:?}");
 }
 
@@ -138,7 +138,7 @@ fn the_tags_define_the_colours_of_an_embedded_jpeg() {
     let luminance = 0.299 * red + 0.587 * green + 0.114 * blue;
     assert!((f64::from(as_rgb.get_pixel(0, 0)[0]) - luminance).abs() < 4.0);
     // FillOrder does not apply to JPEG.
-    let with_fill_order = picture_with(YCBCR).with(FILL_ORDER, &[2]).file(&[&jpeg]);
+    let with_fill_order = picture_with(YCBCR).with(FILL_ORDER, &[REVERSED_BITS]).file(&[&jpeg]);
     assert_eq!(decoded(with_fill_order).unwrap(), image);
 }
 
