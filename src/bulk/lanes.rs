@@ -13,18 +13,18 @@ use super::{
     retry::Attempts,
 };
 
-/// The longest time from the first attempt of a picture to its last.
+/// The longest time from the start of a picture's first attempt to the end of its last.
 const PICTURE_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// The most rows in the queue.
+/// With this many rows in the queue, no new row is added.
 const MAX_ROWS: usize = 10_000;
 
-/// The most bytes of rows in the queue.
+/// With this many bytes of rows in the queue, no new row is added.
 const MAX_BYTES: usize = 32 << 20;
 
-/// After this many failures of a host in a row, no picture of that host gets a second attempt.
-/// Otherwise, a long list with a host that no longer exists would keep the run busy for days.
-const MAX_FAILURES_IN_A_ROW: u32 = 20;
+/// From this many consecutive failures of a host on, a picture of that host that fails is not tried
+/// again. Otherwise, a long list with a host that no longer exists would keep the run busy for days.
+const MAX_CONSECUTIVE_FAILURES: u32 = 20;
 
 /// A row with its earlier attempts.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ impl Job {
     }
 }
 
-/// The jobs of one host.
+/// The jobs of one host, or of all files.
 #[derive(Debug, Default)]
 struct Lane {
     queue: VecDeque<Job>,
@@ -64,7 +64,7 @@ struct Lane {
     is_ready: bool,
     /// The end of the host's pause, and the failure with which the host demanded it.
     pause: Option<(Instant, Failure)>,
-    /// How often the host has failed in a row, without an answer in between.
+    /// The number of consecutive failures of the host, without an answer in between.
     failures: u32,
 }
 
@@ -148,7 +148,7 @@ impl Lanes {
     pub(super) fn host_failed(&mut self, name: &str) -> bool {
         let Some(lane) = self.lanes.get_mut(name) else { return true };
         lane.failures = lane.failures.saturating_add(1);
-        lane.failures < MAX_FAILURES_IN_A_ROW
+        lane.failures < MAX_CONSECUTIVE_FAILURES
     }
 
     /// Reports that the host of this lane has answered.
@@ -158,23 +158,23 @@ impl Lanes {
         }
     }
 
-    /// Starts no job of this host until `until`.
-    pub(super) fn pause(&mut self, name: &str, until: Instant, failure: Failure) {
+    /// Starts no job of this host until `end`, or until the end of its current pause if that is later.
+    pub(super) fn pause(&mut self, name: &str, end: Instant, failure: Failure) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
-        if let Some((end, _)) = &lane.pause {
-            if *end >= until {
+        if let Some((current_end, _)) = &lane.pause {
+            if *current_end >= end {
                 return;
             }
-            self.paused.remove(&(*end, name.to_owned()));
+            self.paused.remove(&(*current_end, name.to_owned()));
         }
-        lane.pause = Some((until, failure));
+        lane.pause = Some((end, failure));
         lane.is_ready = false;
-        self.paused.insert((until, name.to_owned()));
+        self.paused.insert((end, name.to_owned()));
         self.ready.retain(|ready| ready != name);
     }
 
-    /// Takes a queued job whose host is paused for longer than `longest`. Returns it with the failure of
-    /// the host.
+    /// Takes a queued job whose host stays paused for `longest` or more. Returns the job with the failure
+    /// of the host.
     pub(super) fn take_paused_too_long(
         &mut self,
         now: Instant,
@@ -198,6 +198,7 @@ impl Lanes {
         self.paused.first().map(|(end, _)| *end)
     }
 
+    /// Ends the pauses whose time is over.
     fn end_pauses(&mut self, now: Instant) {
         while let Some((end, name)) = self.paused.pop_first() {
             if end > now {
@@ -211,7 +212,7 @@ impl Lanes {
         }
     }
 
-    /// Adds a lane to the ready lanes if it has become ready. Removes a lane that is no longer needed.
+    /// Adds a lane to the ready lanes if it has become ready. Removes a lane without jobs and pause.
     fn update(&mut self, name: &str) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
         if lane.queue.is_empty() && lane.running == 0 && lane.pause.is_none() {
@@ -290,7 +291,7 @@ mod tests {
         for url in ["http://a/1", "http://b/1"] {
             lanes.push(job(url));
         }
-        for _ in 1..MAX_FAILURES_IN_A_ROW {
+        for _ in 1..MAX_CONSECUTIVE_FAILURES {
             assert!(lanes.host_failed("a:80"));
         }
         assert!(!lanes.host_failed("a:80") && !lanes.host_failed("a:80"));
