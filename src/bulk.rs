@@ -107,11 +107,11 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     let feeder = Feeder::start(arguments.sources, reader, existing, arguments.limit);
     let feeder = feeder.map_err(BulkError::System)?;
     let run = Run::new(plan, service.client.clone(), writer, progress);
-    let outcome = run.send_all(feeder, &mut interrupt).await;
+    let run_result = run.send_all(feeder, &mut interrupt).await;
     service.stop().await;
     match export {
-        Some(export) => export.finish(outcome, &mut interrupt).await,
-        None => outcome,
+        Some(export) => export.finish(run_result, &mut interrupt).await,
+        None => run_result,
     }
 }
 

@@ -232,13 +232,13 @@ impl ItemReader {
 
     /// The path or URL of a row.
     pub(super) fn location(&self, members: &[Member<'_>]) -> Option<String> {
-        let text = |field_path: &str| {
+        let text_of = |field_path: &str| {
             let text = json_object::as_string(json_object::field(members, field_path)?)?;
             if text.trim().is_empty() { None } else { Some(text) }
         };
         match &self.location_field {
-            Some(field) => text(field),
-            None => USUAL_FIELDS.iter().find_map(|name| text(name)),
+            Some(field) => text_of(field),
+            None => USUAL_FIELDS.iter().find_map(|name| text_of(name)),
         }
     }
 }

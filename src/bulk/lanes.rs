@@ -114,11 +114,11 @@ impl Lanes {
         self.insert(job, VecDeque::push_front);
     }
 
-    fn insert(&mut self, job: Job, insert: fn(&mut VecDeque<Job>, Job)) {
+    fn insert(&mut self, job: Job, push: fn(&mut VecDeque<Job>, Job)) {
         let name = job.lane();
         self.rows += 1;
         self.bytes += job.bytes();
-        insert(&mut self.lanes.entry(name.clone()).or_default().queue, job);
+        push(&mut self.lanes.entry(name.clone()).or_default().queue, job);
         self.update(&name);
     }
 

@@ -72,13 +72,14 @@ pub(super) fn open(path: &Path) -> Result<File, OutputError> {
     Ok(file)
 }
 
-/// Removes everything after the last line break.
+/// Removes everything after the last line break, or everything if there is none.
 fn cut_incomplete_line(file: &mut File) -> io::Result<()> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut end = length;
     let mut chunk = vec![0; 64 << 10];
     while end > 0 {
         let start = end.saturating_sub(chunk.len() as u64);
+        // The difference is at most the length of `chunk`, so it always fits in a `usize`.
         let part = &mut chunk[..usize::try_from(end - start).unwrap_or(0)];
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(part)?;

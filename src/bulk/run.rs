@@ -113,6 +113,7 @@ impl Run {
         mut feeder: Feeder,
         interrupt: &mut Interrupt,
     ) -> Result<bool, BulkError> {
+        // Whether the feeder may send further events.
         let mut has_more = true;
         let mut is_interrupted = false;
         let mut ticker = interval(self.progress.interval());
@@ -135,6 +136,7 @@ impl Run {
                         Some(SourceEvent::Row(item)) => self.queue(*item).await?,
                         Some(SourceEvent::Broken(reason)) => {
                             has_more = false;
+                            // Nothing was sent, so the command ends as if it could not start.
                             if self.received == 0 {
                                 return Err(BulkError::Source(reason));
                             }
@@ -171,6 +173,7 @@ impl Run {
         Ok(is_interrupted)
     }
 
+    /// Shows the counts. `has_more` is whether the feeder may send further rows.
     fn show_progress(&mut self, feeder: &Feeder, has_more: bool) {
         self.tally.skipped = feeder.skipped();
         let total = match has_more {
@@ -185,6 +188,7 @@ impl Run {
         self.progress.update(&self.tally, total, note);
     }
 
+    /// Waits until everything is written, and writes the summary.
     async fn finish(self, is_interrupted: bool) -> Result<Outcome, BulkError> {
         let written = self.writer.finish().await;
         self.progress.finish(&self.tally);
@@ -252,6 +256,7 @@ impl Run {
         }
     }
 
+    /// Handles the result of a request that has ended.
     async fn finish_request(
         &mut self,
         finished: Result<(Job, Result<Embedded, Action>), JoinError>,
@@ -291,6 +296,7 @@ impl Run {
 
     async fn handle_error(&mut self, mut job: Job, lane: &str, action: Action) {
         let now = Instant::now();
+        // Whether this counts for `last_answer`.
         let is_answer = match &action {
             Action::PauseService(..) => false,
             Action::TryAgain(failure) => failure.code != UNREACHABLE,
@@ -352,13 +358,14 @@ impl Run {
         }
     }
 
+    /// Counts a failure, and writes the row with it.
     async fn fail(&mut self, item: Item, failure: Failure) {
         self.tally.add_failure(&item.label, &failure);
         let written = self.writer.failure(item, failure).await;
         self.stop_if_closed(written);
     }
 
-    /// Stops the run if the service has answered no picture for a long time.
+    /// Stops the run if the service has answered no request for longer than [`SERVICE_TIMEOUT`].
     fn check_service(&mut self) {
         if self.lanes.is_empty() && self.requests.is_empty() {
             // There is nothing to send, because the source is slow.
