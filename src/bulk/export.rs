@@ -41,7 +41,7 @@ mod rows;
 enum ExportError {
     #[error("line {line}: {detail}")]
     Row { line: u64, detail: String },
-    /// The rows have too many fields of their own.
+    /// The rows have too many fields, or vectors that are too long for the format.
     #[cfg(feature = "parquet")]
     #[error("{0}")]
     Columns(String),

@@ -1,5 +1,5 @@
 //! Queues the rows that are to be sent. The queue has a lane for each host, so that one host does not
-//! delay the pictures of others. All files together have one lane.
+//! delay the pictures of others. All files, and all URLs without a host, have one lane together.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -13,7 +13,7 @@ use super::{
     retry::Attempts,
 };
 
-/// The longest time from the start of a picture's first attempt to the end of its last.
+/// The time from the start of a picture's first attempt to its deadline: see [`Attempts`].
 const PICTURE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// With this many rows in the queue, no new row is added.
@@ -46,7 +46,7 @@ impl Job {
         self.item.object.len() + size_of::<Self>()
     }
 
-    /// The name of the job's lane: its host, or empty for files.
+    /// The name of the job's lane: its host, or empty for a file or a URL without a host.
     pub(super) fn lane(&self) -> String {
         match &self.item.picture {
             Ok(Picture::Url { host, .. }) => host.clone(),
@@ -55,7 +55,7 @@ impl Job {
     }
 }
 
-/// The jobs of one host, or of all files.
+/// The jobs of one host, or those without a host.
 #[derive(Debug, Default)]
 struct Lane {
     queue: VecDeque<Job>,
@@ -104,12 +104,12 @@ impl Lanes {
         self.rows == 0
     }
 
-    /// Adds a new job behind the others of its host.
+    /// Adds a new job behind the others of its lane.
     pub(super) fn push(&mut self, job: Job) {
         self.insert(job, VecDeque::push_back);
     }
 
-    /// Adds a job that has run before, ahead of the others of its host.
+    /// Adds a job that has run before, ahead of the others of its lane.
     pub(super) fn push_again(&mut self, job: Job) {
         self.insert(job, VecDeque::push_front);
     }
@@ -219,8 +219,8 @@ impl Lanes {
             self.lanes.remove(name);
             return;
         }
-        let is_file = name.is_empty();
-        let may_start = lane.pause.is_none() && (is_file || lane.running < self.per_host);
+        let has_host = !name.is_empty();
+        let may_start = lane.pause.is_none() && (!has_host || lane.running < self.per_host);
         if !lane.queue.is_empty() && may_start && !lane.is_ready {
             lane.is_ready = true;
             self.ready.push_back(name.to_owned());
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(lanes.rows, 1);
         lanes.finish("a:80");
         assert_eq!(take_all(&mut lanes, now), ["http://a/3"]);
-        // The lane of files has an empty name.
+        // The lane of jobs without a host has an empty name.
         for name in ["a:80", "a:80", "b:80", ""] {
             lanes.finish(name);
         }

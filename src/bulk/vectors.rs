@@ -27,7 +27,7 @@ pub(super) use labels::Labels;
 /// A row of a file.
 #[derive(Debug, Default)]
 pub(super) struct Row {
-    /// The number of the row, from 1.
+    /// The number of the row in the file, from 1.
     pub number: u64,
     /// The value of the field that `--id` names, or else the path or URL. `None` if the row has neither.
     pub label: Option<String>,
@@ -36,7 +36,7 @@ pub(super) struct Row {
     pub vector: Vec<f32>,
 }
 
-/// A file cannot be used.
+/// The file of vectors cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VectorsError {
     #[error("{0}: {1}")]

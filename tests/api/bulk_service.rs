@@ -50,7 +50,7 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
     let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", "second");
     bulk.write_pictures(20);
     // The command sends a file of more than 128 KiB in parts. This file has 270 KB.
-    bulk.write("photos/large.jpg", noise_png(300, 300));
+    bulk.write("photos/large.png", noise_png(300, 300));
     let run = bulk.run(&arguments).expect_exit_code(0);
     assert!(run.stderr.contains("21 embedded"), "{}", run.stderr);
     // Without --save the service saves nothing. The command itself needs no cache.

@@ -31,7 +31,7 @@ use crate::nvidia::DIMENSIONS;
 /// The most rows of a row group.
 const MAX_GROUP_ROWS: usize = 8192;
 
-/// The most bytes of a row group: about 5,000 vectors.
+/// A row group with this many bytes is full: about 5,000 vectors.
 const MAX_GROUP_BYTES: usize = 32 << 20;
 
 /// The most rows that are encoded at once.
