@@ -61,7 +61,7 @@ fn spool(bencher: Bencher<'_, '_>, len: usize) {
 #[divan::bench(args = SIZES)]
 fn probe_header(bencher: Bencher<'_, '_>, len: usize) {
     let content = Content::Memory(jpeg(len).into());
-    let max_pixels = 64_000_000;
+    let max_pixels = 64_000_000; // the service's default
     bencher.bench(|| probe(content.clone(), max_pixels).unwrap());
 }
 

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Every part has a limit. A list of a million rows needs no more memory than one of a thousand,
-//! except for a 64-bit hash of each row that the output already contains.
+//! except for a 64-bit hash of each row that the output or the file of failures already contains.
 
 use std::path::PathBuf;
 
@@ -64,7 +64,7 @@ mod writer;
 pub use error::{BulkError, Outcome};
 pub use nearest::nearest;
 
-/// The number of requests at once to a running service, which has other clients.
+/// The default for the most concurrent requests to a running service, which may have other clients.
 const SHARED_CONCURRENCY: usize = 8;
 
 /// Embeds the pictures of the sources.
@@ -91,9 +91,9 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
         Service::open(arguments.to.as_ref(), arguments.save, &arguments.prefix, config).await?;
     let model = service.client.model().await?;
     match (&arguments.out, &existing.model) {
-        (Some(path), Some(found)) if *found != model => {
-            let (path, found) = (path.clone(), found.clone());
-            return Err(OutputError::OtherModel { path, found, expected: model }.into());
+        (Some(path), Some(of_rows)) if *of_rows != model => {
+            let (path, of_rows) = (path.clone(), of_rows.clone());
+            return Err(OutputError::OtherModel { path, of_rows, of_service: model }.into());
         }
         _ => {}
     }
@@ -107,18 +107,18 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     let feeder = Feeder::start(arguments.sources, reader, existing, arguments.limit);
     let feeder = feeder.map_err(BulkError::System)?;
     let run = Run::new(plan, service.client.clone(), writer, progress);
-    let outcome = run.send_all(feeder, &mut interrupt).await;
+    let run_result = run.send_all(feeder, &mut interrupt).await;
     service.stop().await;
     match export {
-        Some(export) => export.finish(outcome, &mut interrupt).await,
-        None => outcome,
+        Some(export) => export.finish(run_result, &mut interrupt).await,
+        None => run_result,
     }
 }
 
-/// The number of requests at once to a service in this process. It is twice the number of permits for
-/// calls to NVIDIA, because a request needs its permit for only a part of its time. But it is at most the
-/// number of calls that half a minute allows. With more requests, some would wait for their calls past
-/// their deadlines, and would be refused.
+/// The default for the most concurrent requests to a service in this process. It is twice the number of
+/// permits for calls to NVIDIA, because a request needs its permit for only a part of its time. But it is
+/// at most the number of calls that half a minute allows, or one. With more requests, some would wait for
+/// their calls past their deadlines, and would be refused.
 fn concurrency_in_process(config: &Config) -> usize {
     let twice_the_permits = 2 * config.embed.call.max_concurrency;
     let calls_in_half_a_minute =
@@ -126,7 +126,7 @@ fn concurrency_in_process(config: &Config) -> usize {
     calls_in_half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
-/// Checks the names of the files that the run would write.
+/// Checks that the files that the run would write are not sources, and that the run may replace them.
 fn check_output(arguments: &EmbedArguments) -> Result<(), BulkError> {
     let EmbedArguments { sources, out, export, .. } = arguments;
     let export_path = export.as_ref().map(|export| &export.path);
@@ -138,8 +138,8 @@ fn check_output(arguments: &EmbedArguments) -> Result<(), BulkError> {
     }
 }
 
-/// Opens the output and the failures, and reads which rows the output contains. Prepares the file that
-/// is made from the rows.
+/// Opens the output and the failures, and reads which rows the output contains. Prepares the export: the
+/// Parquet or NumPy file that is made from the rows at the end.
 async fn open_target(
     out: Option<PathBuf>,
     export: Option<ExportFile>,
@@ -149,6 +149,7 @@ async fn open_target(
     let open = move || {
         let io_error = |error| OutputError::Io(path.clone(), error);
         let file = output::open(&path)?;
+        // `file` is no longer at its start, so the rows are read through another handle.
         let existing = output::read(std::fs::File::open(&path).map_err(io_error)?, &path, &reader)?;
         let export = match export {
             Some(export) => Some(Export::prepare(export, &path, &file, &reader)?),
@@ -161,13 +162,13 @@ async fn open_target(
     on_blocking_thread(open).await
 }
 
-/// Counts the pictures, without a service.
+/// Counts the pictures and prints the counts, without a service.
 async fn count(
     arguments: EmbedArguments,
     reader: ItemReader,
     call_limit: Option<CallLimit>,
 ) -> Result<Outcome, BulkError> {
-    let count = move || {
+    let work = move || {
         let existing = match arguments.out.as_ref().filter(|path| path.exists()) {
             Some(path) => {
                 let file = std::fs::File::open(path);
@@ -179,7 +180,7 @@ async fn count(
         let EmbedArguments { sources, limit, .. } = arguments;
         dry_run::count(&sources, &reader, existing, limit, call_limit)
     };
-    on_blocking_thread(count).await?;
+    on_blocking_thread(work).await?;
     Ok(Outcome::Success)
 }
 

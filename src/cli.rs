@@ -23,21 +23,21 @@ pub fn run() -> ExitCode {
         return code;
     }
     let (command, config) = Config::from_args_and_env().unwrap_or_else(|errors| errors.exit());
-    // The other commands run on a terminal or as clients, and serve no requests.
+    // The other commands serve no clients other than themselves, so nobody collects their traces.
     let traces = match command {
         Command::Serve => Traces::Export,
         Command::Embed(_) | Command::Nearest(_) | Command::Check { .. } => Traces::Ignore,
     };
     telemetry::open_log(&config.telemetry, traces);
     let _log = LogGuard;
-    let exit_code = Runtime::new().map_err(Into::into).and_then(|runtime| {
-        let exit_code = runtime.block_on(run_command(command, config));
+    let result = Runtime::new().map_err(Into::into).and_then(|runtime| {
+        let result = runtime.block_on(run_command(command, config));
         // All requests have ended. Only a DNS look-up or a hanging disk can still block a thread. The
         // process waits for such a thread for at most a second.
         runtime.shutdown_timeout(Duration::from_secs(1));
-        exit_code
+        result
     });
-    exit_code.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         let cause = error.source().map(tracing::field::display);
         tracing::error!(%error, cause, "imagesvc cannot start");
         ExitCode::FAILURE

@@ -54,7 +54,7 @@ impl Bench {
     /// Measures how long an upload takes while the pictures of a batch wait for calls to NVIDIA.
     fn single_picture_beside_batch(&mut self) {
         let folder = self.folder("beside");
-        // The limit is low, so the batch needs several rounds of calls.
+        // The limit on calls at once is low, so the 32 pictures of the batch need four rounds of calls.
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));
@@ -87,14 +87,14 @@ impl Bench {
         let settings = [("NVIDIA_REQUESTS_PER_MINUTE", "10")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         let mut connection = Connection::open(service.address).unwrap();
-        let body = Request::batch(SMALL, PICTURES).bytes;
-        let (all_but_last, last_byte) = body.split_at(body.len() - 1);
+        let request = Request::batch(SMALL, PICTURES).bytes;
+        let (all_but_last, last_byte) = request.split_at(request.len() - 1);
         connection.send(all_but_last).unwrap();
         thread::sleep(Duration::from_millis(100)); // until the service has read these bytes
-        let last_byte_sent = Instant::now();
+        let started = Instant::now();
         let response = connection.exchange(last_byte).unwrap();
         assert_eq!(response.status, 422);
-        let elapsed_ms = last_byte_sent.elapsed().as_secs_f64() * 1000.0;
+        let elapsed_ms = started.elapsed().as_secs_f64() * 1000.0;
         self.report.goal_at_most(
             "refusal of a batch that needs too many calls, ms",
             elapsed_ms,

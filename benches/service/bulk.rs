@@ -1,5 +1,5 @@
-//! Measures `imagesvc embed`: its speed, its memory for a long list, and how long a run takes that finds
-//! all its rows in the output already.
+//! Measures `imagesvc embed`: its speed, its memory for a long list, and how long a run takes whose rows
+//! are all in the output already.
 
 use std::{
     env,
@@ -22,10 +22,10 @@ use crate::{
     samples::jpeg,
 };
 
-/// The number of pictures in the folder.
+/// The number of pictures in the folder, all different.
 const PICTURES: u32 = 10_000;
 
-/// The number of different pictures in the long list.
+/// The number of different pictures in the long list, which repeats them.
 const LISTED_PICTURES: u32 = 8;
 
 /// The number of rows of the long list, unless `BENCH_LIST_ROWS` is set.
@@ -91,9 +91,9 @@ impl Bench {
         write_output(&folder, &out);
         rustix::fs::sync();
         count_lines(&out); // now the file is in the page cache for both measurements
-        let counted = Instant::now();
+        let wc_started = Instant::now();
         assert_eq!(count_lines(&out), OUTPUT_ROWS);
-        let wc_seconds = counted.elapsed().as_secs_f64();
+        let wc_seconds = wc_started.elapsed().as_secs_f64();
         let run = embed(&folder, &self.nvidia, &["list.jsonl", "--out", "out.jsonl"]);
         assert_eq!(count_lines(&out), OUTPUT_ROWS, "no row must be added");
         run.print("skipped", OUTPUT_ROWS);
@@ -153,27 +153,27 @@ fn write_pictures(folder: &Path, count: u32) {
     fs::create_dir(&photos).unwrap();
     let mut picture = jpeg(SMALL);
     for n in 0..count {
-        // Decoders ignore the last bytes.
+        // The number replaces the last bytes, which decoders ignore.
         let digits = format!("{n:0NUMBER_LEN$}");
         picture[SMALL - NUMBER_LEN..].copy_from_slice(digits.as_bytes());
         fs::write(photos.join(format!("{n}.jpg")), &picture).unwrap();
     }
 }
 
-/// A row of a list, as a JSON object.
+/// Row `n` of a list, as a JSON object. The list repeats the first `pictures` pictures.
 fn row_of(n: u32, pictures: u32) -> String {
     format!(r#"{{"name": "Person {n}", "path": "photos/{}.jpg", "n": {n}}}"#, n % pictures)
 }
 
-/// Writes a list, and an output that contains all rows of the list.
-fn write_output(folder: &Path, out: &Path) {
+/// Writes a list, and an output that contains all rows of the list. No picture is needed for them.
+fn write_output(folder: &Path, out_path: &Path) {
     let mut vector = String::new();
     for n in 0..1536_u32 {
         let comma = if n == 0 { "" } else { "," };
         write!(vector, "{comma}{}", (f64::from(n) * 12.9898).sin() / 20.0).unwrap();
     }
     let mut list = BufWriter::new(File::create(folder.join("list.jsonl")).unwrap());
-    let mut out = BufWriter::new(File::create(out).unwrap());
+    let mut out = BufWriter::new(File::create(out_path).unwrap());
     let sha256 = "0".repeat(64);
     for n in 0..OUTPUT_ROWS {
         let row = row_of(n, OUTPUT_ROWS);

@@ -82,12 +82,12 @@ impl Service {
 
     /// The processor time of all threads of the service so far, without the decoders.
     pub fn cpu(&self) -> Cpu {
-        self.read_cpu(11)
+        self.read_cpu(11) // utime and stime
     }
 
     /// The processor time of all decoders that have ended so far.
     pub fn cpu_of_decoders(&self) -> Cpu {
-        self.read_cpu(13)
+        self.read_cpu(13) // cutime and cstime, of the children that have ended
     }
 
     /// Reads two fields of `/proc/<id>/stat`: the user time at index `user_field`, and the system
@@ -174,6 +174,7 @@ impl Drop for Service {
 pub fn memory_field(process_id: u32, name: &str) -> Option<f64> {
     let status = fs::read_to_string(format!("/proc/{process_id}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    // The kernel writes kB, but means KiB.
     Some(line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6)
 }
 

@@ -16,7 +16,7 @@ use crate::{
     request::Request,
 };
 
-/// Turns off the cache in memory, which would add to the measured memory.
+/// The setting that turns off the cache in memory, which would add to the measured memory.
 const NO_MEMORY_CACHE: (&str, &str) = ("IMAGESVC_CACHE_MEMORY", "0");
 
 /// How many times the delay of small uploads is measured. The report contains the median of these
@@ -40,7 +40,7 @@ impl Bench {
         self.photograph("WebP", &photographs.webp, &service);
         self.photograph("TIFF", &photographs.tiff, &service);
         let (turned_cpu, turned_memory) = self.photograph("turned", &photographs.turned, &service);
-        // An upright JPEG is decoded only to make it smaller.
+        // An upright JPEG is decoded only to make it smaller, which this setting demands.
         let settings = [NO_MEMORY_CACHE, ("NVIDIA_LARGE_IMAGES", "shrink")];
         let shrinking_service = Service::start(&self.folder("decode"), &self.nvidia, &settings);
         self.photograph("JPEG", &photographs.jpeg, &shrinking_service);
@@ -98,8 +98,8 @@ impl Bench {
         self.report.goal_at_most("one child for one pixel, ms", decoded.p50 - not_decoded.p50, 4.0);
     }
 
-    /// Measures uploads of one photograph. Returns the processor time of an upload in ms, and a
-    /// child's peak memory in MB.
+    /// Measures uploads of one photograph. Returns the processor time of an upload in ms, in the service
+    /// and in the decoder, and a decoder's peak memory in MB.
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
         let load = upload(picture, self.load_time);
         let result = load.run(service, &self.nvidia);

@@ -37,7 +37,7 @@ struct State {
     calls: AtomicU64,
     /// The delay of each inference, in microseconds.
     delay_micros: AtomicU64,
-    /// The complete responses, with their heads.
+    /// This and the next three fields are complete responses, with their heads.
     embedding: Vec<u8>,
     created_asset: Vec<u8>,
     small_picture: Vec<u8>,
@@ -49,12 +49,12 @@ impl FakeNvidia {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let upload_url = format!("http://{address}{UPLOAD_PATH}1?signature=1");
-        let created = asset_body(ASSET, &upload_url, "image/jpeg", "image");
+        let created_body = asset_body(ASSET, &upload_url, "image/jpeg", "image");
         let state = Arc::new(State {
             calls: AtomicU64::new(0),
             delay_micros: AtomicU64::new(0),
             embedding: ok("application/json", embedding_body(&embedding()).as_bytes()),
-            created_asset: ok("application/json", created.as_bytes()),
+            created_asset: ok("application/json", created_body.as_bytes()),
             small_picture: ok("image/jpeg", &jpeg(SMALL)),
             large_picture: ok("image/jpeg", &jpeg(LARGE)),
         });
@@ -88,6 +88,7 @@ impl FakeNvidia {
 }
 
 impl State {
+    /// Serves the requests of one connection until the client closes it.
     fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let mut buffer = vec![0; BUFFER_LEN];
@@ -103,7 +104,7 @@ impl State {
                 }
             };
             let head = std::str::from_utf8(&buffer[..head_len]).unwrap();
-            // How much of the body is not in the buffer.
+            // How many bytes of the body are not in the buffer yet.
             let unread = content_length(head).unwrap_or(0) - (received - head_len);
             let mut words = head.split(' ').map(str::to_owned);
             let (method, path) = (words.next().unwrap(), words.next().unwrap());

@@ -45,7 +45,7 @@ impl Connection {
         };
         let head = std::str::from_utf8(&self.buffer[..head_len]).unwrap();
         let response = Response {
-            // After `HTTP/1.1 `.
+            // The three digits after `HTTP/1.1 `.
             status: head.get(9..12).and_then(|status| status.parse().ok()).unwrap(),
             is_cache_hit: head.contains("x-cache: hit"),
         };
@@ -58,7 +58,7 @@ impl Connection {
     }
 }
 
-/// The position of `pattern`.
+/// The first position of `pattern` in `bytes`.
 pub fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
     bytes.windows(pattern.len()).position(|window| window == pattern)
 }

@@ -7,7 +7,8 @@ use crate::load::LoadResult;
 pub struct Report {
     goals: Vec<Goal>,
     /// The processor time of an upload of a new picture of 34 KB, in milliseconds. The processor
-    /// times of the other routes are compared with this. `None` if this load was not run.
+    /// times of the other routes are compared with this. `None` if this load was not run; then they
+    /// are compared with 0.
     upload_cpu: Option<f64>,
 }
 

@@ -47,6 +47,7 @@ impl Request {
     /// [`Self::set_number`] must not be called, because it would overwrite other bytes.
     pub fn batch(len: usize, pictures: u64) -> Self {
         let pictures = (0..pictures).map(|number| {
+            // A multiple of three, as in `base64`.
             let mut picture = jpeg(len / 3 * 3);
             let end = picture.len() - NUMBER_LEN;
             picture[end..].copy_from_slice(format!("{number:0NUMBER_LEN$}").as_bytes());
@@ -74,6 +75,7 @@ impl Request {
     pub fn inference() -> Self {
         let text = BASE64_STANDARD.encode(jpeg(SMALL));
         let body = inline_body("image/jpeg", &text);
+        // `inline_body` ends in this after the Base64 text.
         let after = r#""}}}]}"#;
         Self::new(INFER_PATH, "application/json", body.as_bytes(), after.len())
     }

@@ -14,8 +14,8 @@ const VECTORS: u64 = 50_000;
 /// The size of a cached vector's file, in bytes.
 const VECTOR_BYTES: u64 = 19_000;
 
-/// Creates files with the names and sizes of saved pictures and cached vectors. The files have no
-/// content (they are sparse), because the service reads only files that a request needs.
+/// Creates files with the names and sizes of saved pictures and cached vectors. The files contain only
+/// zeros and are sparse, because the service reads only the files that a request needs.
 pub fn fill(downloads: &Path) {
     fs::create_dir_all(downloads).unwrap();
     for n in 0..PICTURES {

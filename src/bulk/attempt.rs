@@ -17,6 +17,7 @@ pub(super) async fn attempt(
     let timeout = job.attempts.start_request();
     let result = match &job.item.picture {
         Ok(picture) => client.embed(picture, timeout).await,
+        // Not reached: only rows with a picture are queued.
         Err(failure) => Err(Action::Fail(failure.clone())),
     };
     (job, result)

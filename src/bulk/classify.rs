@@ -14,8 +14,8 @@ const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
 /// The pause after the service could not be reached.
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause. If the service demands more, it gets the next request after this time anyway. If
-/// a host demands more, its pictures fail.
+/// The longest pause of the service or of a host. If the service demands more, it gets the next request
+/// after this time anyway. If a host demands more, its pictures fail.
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// The code of a failure if the service sent no answer.
@@ -35,7 +35,7 @@ pub(super) enum Action {
     Fail(Failure),
     /// The picture may be sent again.
     TryAgain(Failure),
-    /// The service accepts no pictures for this time. This says nothing about the picture.
+    /// The service accepts no pictures for this time. The picture itself may be good.
     PauseService(Failure, Duration),
     /// The host of the picture has failed. It may answer soon.
     HostFailed(Failure),
@@ -55,7 +55,7 @@ pub(super) fn response(
 ) -> Action {
     let is_busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     let Some(Problem { code, detail }) = problem else {
-        // Without a problem, the response comes from a proxy or from another program.
+        // The service sends a `Problem` with each error, so this is from a proxy or another program.
         let detail = format!("The service answered {status}.");
         let failure = Failure { code: "unknown_answer".into(), detail, is_retryable: true };
         let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
@@ -65,6 +65,7 @@ pub(super) fn response(
                 Action::Fail(Failure { is_retryable: false, ..failure })
             }
             StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Action::TryAgain(failure),
+            // For example, the URL in `--to` is wrong.
             _ => Action::StopRun(failure),
         };
     };
@@ -88,7 +89,9 @@ pub(super) fn response(
             let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
             Action::PauseService(failure(true), pause)
         }
+        // Its status is 408, so it is not a server error.
         ("request_timeout", _) => Action::TryAgain(failure(true)),
+        // After a server error, a later run may still succeed.
         _ if is_final => Action::Fail(failure(status.is_server_error())),
         _ if status.is_server_error() => Action::TryAgain(failure(true)),
         _ => Action::Fail(failure(false)),
@@ -120,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_is_paused_for_the_time_in_retry_after() {
+    fn the_service_is_paused_for_its_retry_after_or_the_default_and_never_longer_than_the_limit() {
         for (status, code) in [(429, "rate_limited"), (503, "overloaded"), (503, "shutting_down")] {
             let Action::PauseService(failure, pause) = action(status, code, Some(7)) else {
                 panic!("{code}")
@@ -154,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_that_every_picture_would_get_stops_the_run_and_a_too_large_body_does_not() {
+    fn an_error_that_every_picture_would_get_stops_the_run_but_a_413_of_a_proxy_does_not() {
         for (status, code) in
             [(401, "unauthorized"), (502, "embedding_unauthorized"), (507, "storage_full")]
         {

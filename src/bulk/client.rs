@@ -25,7 +25,7 @@ use crate::{
     http_client::{self, Trust},
 };
 
-/// The largest answer that is read. A vector has about 30 KB.
+/// The most bytes of an answer that are read. A vector has about 30 KB.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 /// How long connecting may take.
@@ -44,13 +44,13 @@ pub(super) struct ServiceClient {
     http: Client,
     base: Url,
     authorization: Option<HeaderValue>,
-    /// Whether the service saves the pictures.
+    /// Whether the service is asked to save the pictures.
     save: bool,
     /// The beginning of the added fields' names.
     prefix: Arc<str>,
 }
 
-/// A picture's vector.
+/// The service's answer for a picture: its vector.
 #[derive(Debug)]
 pub(super) struct Embedded {
     /// The added fields as JSON, without braces.
@@ -122,7 +122,7 @@ impl ServiceClient {
         Ok(Self { http: builder.build()?, base, authorization, save, prefix: prefix.into() })
     }
 
-    /// The model of the service.
+    /// Asks the service for its model.
     pub(super) async fn model(&self) -> Result<String, ServiceError> {
         let base = || self.base.clone();
         let unreachable = |error: &reqwest::Error| ServiceError::Unreachable(base(), cause(error));
@@ -171,7 +171,7 @@ impl ServiceClient {
         let response =
             response.map_err(|error| classify::connection_error(&error, &cause(&error)))?;
         let status = response.status();
-        let wait = http_client::retry_after(response.headers(), SystemTime::now());
+        let retry_after = http_client::retry_after(response.headers(), SystemTime::now());
         let has_header =
             |name, text| response.headers().get(name).is_some_and(|value| value == text);
         let is_cached = has_header("x-cache", "hit");
@@ -180,7 +180,7 @@ impl ServiceClient {
         let body = body.map_err(|error| classify::connection_error(&error, &cause(&error)))?;
         if !status.is_success() {
             let problem: Option<Problem> = serde_json::from_slice(&body).ok();
-            return Err(classify::response(status, wait, is_final, problem));
+            return Err(classify::response(status, retry_after, is_final, problem));
         }
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(|_| {
             let detail = "The service's answer contains no vector.";
@@ -190,8 +190,8 @@ impl ServiceClient {
     }
 
     fn url(&self, route: &str) -> String {
-        let save = if self.save || route == "v1/models" { "" } else { "?save=false" };
-        format!("{}/{route}{save}", self.base.as_str().trim_end_matches('/'))
+        let query = if self.save || route == "v1/models" { "" } else { "?save=false" };
+        format!("{}/{route}{query}", self.base.as_str().trim_end_matches('/'))
     }
 
     fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
@@ -223,7 +223,7 @@ async fn read_body(mut response: Response) -> Result<BytesMut, reqwest::Error> {
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_ANSWER_BYTES {
-            // A truncated body is not valid JSON.
+            // A truncated body is not valid JSON, so the caller refuses it.
             body.truncate(MAX_ANSWER_BYTES);
             break;
         }

@@ -11,7 +11,8 @@ use std::{
 
 use super::{item::ItemReader, source};
 
-/// The number of rows of the sources, which a thread counts. That thread ends when this is dropped.
+/// The number of rows of the sources, which a thread counts. If this is dropped, that thread ends at the
+/// next row.
 #[derive(Debug)]
 pub(super) struct Counter(Arc<OnceLock<u64>>);
 
@@ -29,6 +30,7 @@ impl Counter {
                 let mut is_needed = true;
                 let read = source::read(&sources, &reader, &mut |_| {
                     count += 1;
+                    // The other reference is that of the `Counter`.
                     is_needed = Arc::strong_count(&thread_rows) > 1;
                     is_needed
                 });
@@ -41,7 +43,8 @@ impl Counter {
         Ok(Self(rows))
     }
 
-    /// The number of rows, once they are counted.
+    /// The number of rows, once all are counted. It stays `None` if a source cannot be read to its end, or
+    /// can be read only once.
     pub(super) fn rows(&self) -> Option<u64> {
         self.0.get().copied()
     }

@@ -1,4 +1,4 @@
-//! `--dry-run`: counts the pictures of the sources, and estimates how long they take.
+//! `--dry-run`: counts the pictures of the sources, and prints how long they take at most.
 
 use std::{
     io::{self, Write},
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::config::CallLimit;
 
-/// Counts the rows of the sources, and prints the counts. Blocks the thread.
+/// Counts the rows of the sources, up to `limit`, and prints the counts. Blocks the thread.
 pub(super) fn count(
     sources: &[PathBuf],
     reader: &ItemReader,
@@ -43,16 +43,16 @@ pub(super) fn count(
          {skipped} rows are in the output already\n"
     );
     if let Some(call_limit) = call_limit {
-        text.push_str(&estimate(calls, call_limit));
+        text.push_str(&longest_time(calls, call_limit));
     }
     io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)
 }
 
-/// A line that says how long this number of calls takes.
-fn estimate(calls: u64, call_limit: CallLimit) -> String {
+/// A line that says how long this number of calls takes at most.
+fn longest_time(calls: u64, call_limit: CallLimit) -> String {
     let CallLimit { total, replicas } = call_limit;
     let part = call_limit.part();
-    // The settings do not allow a part of 0.
+    // The settings allow no part of 0; `max` only avoids a division by zero.
     let seconds = calls.saturating_mul(60) / u64::from(part.max(1));
     let time = humantime::format_duration(Duration::from_secs(seconds));
     let limit = if replicas > 1 {

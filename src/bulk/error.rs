@@ -13,7 +13,7 @@ const USAGE: u8 = 2;
 /// How a command has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The command has done everything: for `embed`, every row is in the output.
+    /// The command has done everything: for `embed`, every row is in the output, up to `--limit`.
     Success,
     /// Some rows have failed.
     SomeFailed,

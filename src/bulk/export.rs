@@ -1,8 +1,8 @@
 //! Makes a Parquet or NumPy file from the rows when a run ends.
 //!
-//! The rows are always appended to a `.jsonl` file first. No row can be appended to a file of the other
-//! formats, so a killed run could not be continued with them. The Parquet or NumPy file is written under
-//! another name and then renamed, so that it is complete or absent.
+//! During the run, the rows are appended to a `.jsonl` file. No row can be appended to a complete Parquet
+//! or NumPy file, so a killed run could not be continued with one. That file is written under another
+//! name and then renamed, so that it is complete or absent.
 
 use std::{
     fs::{self, File},
@@ -41,7 +41,7 @@ mod rows;
 enum ExportError {
     #[error("line {line}: {detail}")]
     Row { line: u64, detail: String },
-    /// The rows have too many fields of their own.
+    /// The rows have too many fields, or vectors that are too long for the format.
     #[cfg(feature = "parquet")]
     #[error("{0}")]
     Columns(String),
@@ -54,7 +54,7 @@ enum ExportError {
     Interrupted,
 }
 
-/// The file to make.
+/// The file to make, and the rows from which it is made.
 #[derive(Debug)]
 pub(super) struct Export {
     file: ExportFile,
@@ -66,14 +66,14 @@ pub(super) struct Export {
     exported: Arc<AtomicU64>,
 }
 
-/// Checks that the file may be replaced. Called before anything is written.
+/// Checks that the file may be replaced, if it exists. Called before anything is written.
 ///
 /// # Errors
-/// At the path is something that this command has not made.
+/// At the path is something that no earlier run can have made.
 pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError> {
     let path = file.path.display();
     match fs::symlink_metadata(&file.path) {
-        Ok(found) if !found.is_file() => {
+        Ok(metadata) if !metadata.is_file() => {
             let detail = format!("{path} is not a regular file: choose another --out");
             Err(BulkError::Output(detail))
         }
@@ -87,7 +87,7 @@ pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError
 }
 
 impl Export {
-    /// Prepares to make `file` from the rows in the file `rows`, which the caller has locked. Removes
+    /// Prepares to make `file` from the rows in the open file `rows`, which the caller has locked. Removes
     /// the incomplete file of a run that was killed.
     ///
     /// # Errors
@@ -98,8 +98,9 @@ impl Export {
         rows: &File,
         reader: &ItemReader,
     ) -> Result<Self, OutputError> {
-        let incomplete = temporary(&file.path);
+        let incomplete = temporary_path(&file.path);
         remove(&incomplete).map_err(|error| OutputError::Io(incomplete, error))?;
+        // The clone keeps the lock.
         let rows = rows.try_clone();
         let rows = rows.map_err(|error| OutputError::Io(rows_path.to_owned(), error))?;
         let (rows_path, reader) = (rows_path.to_owned(), reader.clone());
@@ -112,24 +113,24 @@ impl Export {
     /// The run's error, or why the file cannot be made.
     pub(super) async fn finish(
         self,
-        run: Result<Outcome, BulkError>,
+        run_result: Result<Outcome, BulkError>,
         interrupt: &mut Interrupt,
     ) -> Result<Outcome, BulkError> {
-        match &run {
+        match &run_result {
             Ok(Outcome::Success | Outcome::SomeFailed) => {}
             Ok(Outcome::Stopped | Outcome::Interrupted) | Err(BulkError::Write(_)) => {
                 say_not_made(&self.file.path);
-                return run;
+                return run_result;
             }
-            // With any other error, the run has not started.
-            Err(_) => return run,
+            // With any other error, the run has sent no picture.
+            Err(_) => return run_result,
         }
         let (path, rows_path) = (self.file.path.clone(), self.rows_path.clone());
         write_line(&format!("making {}", path.display()));
         match self.make(interrupt).await {
             Ok(count) => {
                 write_line(&format!("{} contains {count} rows", path.display()));
-                run
+                run_result
             }
             Err(ExportError::Interrupted) => {
                 say_not_made(&path);
@@ -148,13 +149,14 @@ impl Export {
         let exported = Arc::clone(&self.exported);
         let is_interrupted = Arc::new(AtomicBool::new(false));
         let thread_is_interrupted = Arc::clone(&is_interrupted);
-        let mut made = spawn_blocking(move || self.write(&thread_is_interrupted));
+        let mut task = spawn_blocking(move || self.write(&thread_is_interrupted));
+        let report = || write_line(&progress_line(&path, &exported));
         let joined = tokio::select! {
-            joined = with_progress(&mut made, || write_line(&progress(&path, &exported))) => joined,
+            joined = with_progress(&mut task, report) => joined,
             () = interrupt.wait() => {
                 is_interrupted.store(true, Ordering::Relaxed);
                 interrupt.exit_at_next_signal();
-                made.await
+                task.await
             }
         };
         joined.unwrap_or_else(|error| Err(io::Error::from(error).into()))
@@ -162,12 +164,12 @@ impl Export {
 
     /// Writes the file completely or not at all. Blocks the thread.
     fn write(&self, is_interrupted: &AtomicBool) -> Result<u64, ExportError> {
-        let temporary = temporary(&self.file.path);
+        let temporary_path = temporary_path(&self.file.path);
         // `create_new` does not follow a link.
-        let file = File::options().write(true).create_new(true).open(&temporary)?;
+        let file = File::options().write(true).create_new(true).open(&temporary_path)?;
         let written = self.write_to(&file, is_interrupted).and_then(|count| {
             file.sync_all()?;
-            fs::rename(&temporary, &self.file.path)?;
+            fs::rename(&temporary_path, &self.file.path)?;
             Ok(count)
         });
         match written {
@@ -177,7 +179,7 @@ impl Export {
             }
             Err(error) => {
                 // If this fails as well, the next run removes the file.
-                let _ = fs::remove_file(&temporary);
+                let _ = fs::remove_file(&temporary_path);
                 Err(error)
             }
         }
@@ -194,28 +196,28 @@ impl Export {
     }
 }
 
-/// Waits for the file. Calls `report` from time to time, since a file of a million rows takes minutes.
+/// Waits for the task. Calls `report` from time to time, since a file of a million rows takes minutes.
 async fn with_progress<T>(
-    made: &mut JoinHandle<T>,
+    task: &mut JoinHandle<T>,
     mut report: impl FnMut(),
 ) -> Result<T, JoinError> {
     let mut ticker = interval_at(Instant::now() + LINE_INTERVAL, LINE_INTERVAL);
     loop {
         tokio::select! {
-            joined = &mut *made => return joined,
+            joined = &mut *task => return joined,
             _ = ticker.tick() => report(),
         }
     }
 }
 
 /// A line that says how much of the file is written.
-fn progress(path: &Path, exported: &AtomicU64) -> String {
+fn progress_line(path: &Path, exported: &AtomicU64) -> String {
     format!("making {}: {} rows are written", path.display(), exported.load(Ordering::Relaxed))
 }
 
 /// The path under which the file is written. It is in the same folder, since a file cannot be renamed
 /// to another file system.
-fn temporary(path: &Path) -> PathBuf {
+fn temporary_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     name.into()
@@ -229,15 +231,15 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes the rename of a file durable: it survives a power cut.
+/// Syncs the folder of a file, so that the file's new name survives a power cut.
 fn sync_folder(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn say_not_made(path: &Path) {
-    let is_old = fs::exists(path).unwrap_or(false);
-    let state = if is_old { "is still of an earlier run" } else { "was not made" };
+    let exists = fs::exists(path).unwrap_or(false);
+    let state = if exists { "is still of an earlier run" } else { "was not made" };
     write_line(&format!("{} {state}: run again to make it", path.display()));
 }
 

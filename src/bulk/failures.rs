@@ -1,8 +1,8 @@
 //! Writes the file of failures beside the output. This file is itself a valid source.
 //!
-//! The failures of this run are appended to a second file, because the first file may be a source of
-//! this run. At the end of a run, both files are merged. If the run was killed, the next run merges them
-//! at its start.
+//! The failures of this run are first appended to a second file, because the file of failures may be a
+//! source of this run. At the end of a run, both are merged. If the run was killed, the next run merges
+//! them at its start.
 
 use std::{
     collections::HashSet,
@@ -30,7 +30,7 @@ pub(super) struct Failures {
 
 impl Failures {
     /// Opens the file beside the output `out`. The caller must have locked the output. `is_done` returns
-    /// whether the output contains a row.
+    /// whether the output contains a row with this identity.
     ///
     /// # Errors
     /// The system's error.
@@ -41,14 +41,15 @@ impl Failures {
     ) -> io::Result<Self> {
         let path = out.with_extension("failed.jsonl");
         let current = current_path(&path);
-        // If the last run was killed, this file contains its failures.
-        let mut tried = HashSet::new();
+        // If the last run was killed, this file contains its failures. They replace earlier failures of
+        // the same rows.
+        let mut failed_again = HashSet::new();
         read(&current, &reader, |identity, _| {
-            tried.insert(identity);
+            failed_again.insert(identity);
             Ok(())
         })?;
         merge(&path, &reader, |is_current, identity| {
-            !is_done(identity) && (is_current || !tried.contains(&identity))
+            !is_done(identity) && (is_current || !failed_again.contains(&identity))
         })?;
         let mut earlier = HashSet::new();
         read(&path, &reader, |identity, _| {
@@ -98,24 +99,24 @@ pub(super) fn row(item: &Item, failure: &Failure, reader: &ItemReader) -> String
     json_object::append(&item.object, &error)
 }
 
-/// The path of the failures of the current run.
+/// The path of the second file, with the failures of the current run.
 fn current_path(path: &Path) -> PathBuf {
     path.with_extension("jsonl.current")
 }
 
-/// Merges both files, without the rows for which `stays` returns false. Its arguments are whether the
-/// row is of the current run, and the row's identity.
+/// Merges the second file into the file at `path`, or removes that file if no row is kept. A row is kept
+/// if `keep` returns true for whether it is of the current run, and for its identity.
 fn merge(
     path: &Path,
     reader: &ItemReader,
-    stays: impl Fn(bool, Identity) -> bool,
+    keep: impl Fn(bool, Identity) -> bool,
 ) -> io::Result<()> {
     let merged_path = path.with_extension("jsonl.new");
     let mut merged = BufWriter::new(File::create(&merged_path)?);
     let mut is_empty = true;
-    for (is_current, source) in [(false, path.to_owned()), (true, current_path(path))] {
-        read(&source, reader, |identity, line| {
-            if stays(is_current, identity) {
+    for (is_current, old_path) in [(false, path.to_owned()), (true, current_path(path))] {
+        read(&old_path, reader, |identity, line| {
+            if keep(is_current, identity) {
                 is_empty = false;
                 merged.write_all(line)?;
             }
@@ -140,11 +141,11 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Calls `take` with each complete line. A missing file is empty.
+/// Calls `on_line` with each complete line and its row's identity. A missing file counts as empty.
 fn read(
     path: &Path,
     reader: &ItemReader,
-    mut take: impl FnMut(Identity, &[u8]) -> io::Result<()>,
+    mut on_line: impl FnMut(Identity, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -155,12 +156,12 @@ fn read(
     let mut line = Vec::new();
     loop {
         line.clear();
-        // The lines need no limit here: this command has written them, with a limited length.
+        // The lines need no limit here: `embed` has written them, with a limited length.
         if input.read_until(b'\n', &mut line)? == 0 || !line.ends_with(b"\n") {
             return Ok(());
         }
         let text = String::from_utf8_lossy(&line);
-        take(reader.object(&text, "", 0).identity, &line)?;
+        on_line(reader.object(&text, "", 0).identity, &line)?;
     }
 }
 
@@ -176,8 +177,15 @@ mod tests {
         reader().object(&format!("{{\"path\": \"{path}\"}}"), "", 1)
     }
 
+    /// How a run ends.
+    #[derive(Clone, Copy)]
+    enum End {
+        Finished,
+        Killed,
+    }
+
     /// A run in which these pictures fail and succeed. Returns the paths in the file of failures.
-    fn run(out: &Path, failed: &[&str], succeeded: &[&str], is_killed: bool) -> String {
+    fn run(out: &Path, failed: &[&str], succeeded: &[&str], end: End) -> String {
         let mut failures = Failures::open(out, reader(), |_| false).unwrap();
         for path in failed {
             failures.add(&item(path), &Failure::permanent("code", "detail")).unwrap();
@@ -185,10 +193,9 @@ mod tests {
         for path in succeeded {
             failures.succeeded(item(path).identity);
         }
-        if is_killed {
-            drop(failures);
-        } else {
-            failures.finish().unwrap();
+        match end {
+            End::Finished => drop(failures.finish().unwrap()),
+            End::Killed => drop(failures),
         }
         let text = fs::read_to_string(out.with_extension("failed.jsonl")).unwrap_or_default();
         // The path is the first value: the text between the third and the fourth quote.
@@ -199,17 +206,17 @@ mod tests {
     fn failures_of_several_runs_become_one_file_without_the_pictures_that_succeeded() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.jsonl");
-        assert_eq!(run(&out, &["a", "b", "c"], &[], false), "abc");
-        assert_eq!(run(&out, &["b"], &["a"], false), "cb");
+        assert_eq!(run(&out, &["a", "b", "c"], &[], End::Finished), "abc");
+        assert_eq!(run(&out, &["b"], &["a"], End::Finished), "cb");
         // A killed run leaves the file as it was. The next run adds the failure of `d`.
-        assert_eq!(run(&out, &["d"], &["c"], true), "cb");
-        assert_eq!(run(&out, &[], &["c"], false), "bd");
-        assert_eq!(run(&out, &[], &["b", "d"], false), "");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(run(&out, &["d"], &["c"], End::Killed), "cb");
+        assert_eq!(run(&out, &[], &["c"], End::Finished), "bd");
+        assert_eq!(run(&out, &[], &["b", "d"], End::Finished), "");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "no file should be left");
     }
 
     #[test]
-    fn a_failure_is_a_valid_source_with_the_same_object_and_identity() {
+    fn the_row_of_a_failure_is_read_as_the_same_object_with_the_same_identity() {
         let item = item("a\\\"b");
         let text = row(&item, &Failure::permanent("code", "de\ntail"), &reader());
         let again = reader().object(&text, "", 1);

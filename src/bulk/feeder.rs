@@ -33,7 +33,7 @@ pub(super) enum SourceEvent {
 /// The thread that reads the sources, seen from the run.
 #[derive(Debug)]
 pub(super) struct Feeder {
-    /// The channel closes after the last row.
+    /// The channel closes after the last event.
     pub events: mpsc::Receiver<SourceEvent>,
     skipped: Arc<AtomicU64>,
     counter: Counter,
@@ -63,7 +63,7 @@ impl Feeder {
         let counter = Counter::start(sources.clone(), reader.clone())?;
         let skipped = Arc::new(AtomicU64::new(0));
         let thread_skipped = Arc::clone(&skipped);
-        // Nothing waits for the thread's end: reading standard input may block for ever.
+        // The handle is dropped: nothing can wait for the thread, which may read standard input for ever.
         thread::Builder::new().name("sources".into()).spawn(move || {
             let mut left = limit.unwrap_or(u64::MAX);
             let mut sink = |item: Item| {
@@ -90,8 +90,8 @@ impl Feeder {
         self.skipped.load(Ordering::Relaxed)
     }
 
-    /// The number of rows that will have been skipped or passed on at the end. `None` while it is
-    /// unknown.
+    /// The number of rows that will have been skipped or passed on at the end. `None` while the rows are
+    /// not counted. With a limit, this grows with each row that is skipped.
     pub(super) fn total(&self) -> Option<u64> {
         let rows = self.counter.rows()?;
         Some(match self.limit {

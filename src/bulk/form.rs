@@ -16,7 +16,8 @@ use tokio::task::spawn_blocking;
 /// How many bytes of a file are read at once. A file of at most this size is sent from memory.
 const READ_BYTES: u64 = 128 << 10;
 
-/// Separates the parts of a form. Random, and so long that no picture contains it by chance.
+/// Separates the parts of a form. It was chosen at random, and is so long that no picture contains it by
+/// chance.
 const BOUNDARY: &str = "imagesvc-embed-7d1f0c1e5b9a4e2f";
 
 /// The media type of the form.
@@ -63,19 +64,19 @@ enum Piece {
 /// Streams the pieces, from the last one in the list to the first one.
 fn frames(pieces: Vec<Piece>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold(pieces, |mut pieces| async move {
-        let frame = match pieces.pop() {
+        let bytes = match pieces.pop() {
             None => return Ok(None),
             Some(Piece::Text(text)) => text,
             Some(Piece::File(file, left)) => {
-                let (file, bytes) = read_chunk(file, left.min(READ_BYTES)).await?;
-                let left = left - bytes.len() as u64;
+                let (file, chunk) = read_chunk(file, left.min(READ_BYTES)).await?;
+                let left = left - chunk.len() as u64;
                 if left > 0 {
                     pieces.push(Piece::File(file, left));
                 }
-                bytes
+                chunk
             }
         };
-        Ok(Some((Frame::data(frame), pieces)))
+        Ok(Some((Frame::data(bytes), pieces)))
     })
 }
 

@@ -9,7 +9,7 @@ use crate::telemetry;
 /// The exit code of an interrupted run.
 pub(super) const EXIT_CODE: u8 = 130;
 
-/// Waits for SIGINT and SIGTERM. With `None`, no signal ever arrives.
+/// Waits for SIGINT and SIGTERM. `None` in tests, and after [`Interrupt::exit_at_next_signal`].
 #[derive(Debug)]
 pub(super) struct Interrupt(Option<(Signal, Signal)>);
 
@@ -28,7 +28,7 @@ impl Interrupt {
         Ok(Self(Some((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))))
     }
 
-    /// Waits for a signal.
+    /// Waits for a signal, or for ever if there are no handlers.
     pub(super) async fn wait(&mut self) {
         match &mut self.0 {
             Some(signals) => next(signals).await,
@@ -36,7 +36,7 @@ impl Interrupt {
         }
     }
 
-    /// Ends the process at the next signal.
+    /// Ends the process at the next signal. After this, [`Self::wait`] waits for ever.
     pub(super) fn exit_at_next_signal(&mut self) {
         if let Some(mut signals) = self.0.take() {
             tokio::spawn(async move {

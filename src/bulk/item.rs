@@ -1,5 +1,5 @@
-//! Turns a row of a source into an item: the picture to send, and the JSON object to which the output
-//! appends its fields.
+//! Turns a row of a source into an item: the picture to send, and the JSON object to which `embed` adds
+//! its fields.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -25,24 +25,24 @@ pub(super) const USUAL_FIELDS: [&str; 11] = [
     "filename",
 ];
 
-/// The fields that the command adds to a row, in this order. The vector is last, so that a later run
-/// can stop reading a row before it.
+/// The fields that `embed` adds to a row, in this order. The vector is last, so that a later run need
+/// not parse it.
 pub(super) const ADDED_FIELDS: [&str; 6] =
     ["sha256", "model", "prepared", "width", "height", "vector"];
 
-/// The field that the command adds to a failure.
+/// The field that `embed` adds to a row that has failed.
 pub(super) const ERROR_FIELD: &str = "error";
 
 /// The error code of a row whose own fields include one with the name of an added field.
 pub(super) const NAME_TAKEN: &str = "name_taken";
 
-/// Identifies a row: by the field that `--id` names if it is set, else by its path or URL. This is a hash
-/// of that text, so that lists of a million rows need little memory.
+/// Identifies a row by the field that `--id` names, else by its path or URL, else by its whole object.
+/// Only a hash of that text is kept, so that a million rows need little memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity(u64);
 
 impl Identity {
-    /// The identity of a row with this id, path or URL.
+    /// The identity of a row with this id, path, URL or object.
     pub(super) fn of(text: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
@@ -99,7 +99,7 @@ impl Failure {
     }
 }
 
-/// A row of a source.
+/// A row of a source, ready to be sent.
 #[derive(Debug, Clone)]
 pub(super) struct Item {
     /// The row as the text of a JSON object in one line.
@@ -116,14 +116,14 @@ pub(super) struct Item {
 pub(super) struct ItemReader {
     /// The field with the path or URL. With `None`, the usual names are tried.
     pub location_field: Option<String>,
-    /// The field that identifies a row. With `None`, the path or URL identifies it.
+    /// The field that identifies a row. With `None`, or if a row lacks it, the path or URL identifies it.
     pub id_field: Option<String>,
     /// The beginning of the added fields' names.
     pub prefix: String,
 }
 
 impl ItemReader {
-    /// An item for a path or URL that is not a field of an object.
+    /// An item for a path or URL that is not in an object: from a folder, a `.txt` list or an argument.
     pub(super) fn plain(&self, picture: Picture) -> Item {
         let (name, text) = match &picture {
             Picture::Url { url, .. } => ("url", url.clone()),
@@ -145,7 +145,8 @@ impl ItemReader {
         }
     }
 
-    /// An item for a part of a source that cannot be read.
+    /// An item for a part of a source that cannot be read: a folder, or a row of a list. `place` is the
+    /// folder or the list. `line` is the row's line, or its number in a `.json` list.
     pub(super) fn unreadable(&self, place: &str, line: Option<u64>, detail: String) -> Item {
         let line_member = line.map(|line| format!(",\"line\":{line}")).unwrap_or_default();
         let object = format!("{{\"source\":{}{line_member}}}", json_object::string(place));
@@ -202,7 +203,7 @@ impl ItemReader {
         added.into_iter().find(|added| members.iter().any(|(name, _)| name == added))
     }
 
-    /// The name of an added field in the output.
+    /// The name of an added field in the output, with the prefix.
     pub(super) fn name(&self, field: &str) -> String {
         format!("{}{field}", self.prefix)
     }
@@ -231,13 +232,13 @@ impl ItemReader {
 
     /// The path or URL of a row.
     pub(super) fn location(&self, members: &[Member<'_>]) -> Option<String> {
-        let text = |field_path: &str| {
+        let text_of = |field_path: &str| {
             let text = json_object::as_string(json_object::field(members, field_path)?)?;
             if text.trim().is_empty() { None } else { Some(text) }
         };
         match &self.location_field {
-            Some(field) => text(field),
-            None => USUAL_FIELDS.iter().find_map(|name| text(name)),
+            Some(field) => text_of(field),
+            None => USUAL_FIELDS.iter().find_map(|name| text_of(name)),
         }
     }
 }

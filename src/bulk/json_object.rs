@@ -20,8 +20,10 @@ pub(super) fn members(text: &str) -> Result<Vec<Member<'_>>, serde_json::Error> 
     Ok(members)
 }
 
-/// The members before the first one with this name, which must exist. Does not read the rest of the
-/// text.
+/// The members before the first one named `name`. Does not read the text after this name.
+///
+/// # Errors
+/// Why the text up to there is not a JSON object, or that no member has this name.
 pub(super) fn members_before<'a>(
     text: &'a str,
     name: &str,
@@ -40,7 +42,7 @@ pub(super) fn members_before<'a>(
 /// The text of the error with which [`Collect`] stops.
 const STOPPED: &str = "stopped at the name";
 
-/// Collects members up to the one with the name `stop_at`.
+/// Collects the members before the one with the name `stop_at`, or all.
 struct Collect<'m, 'a, 's> {
     members: &'m mut Vec<Member<'a>>,
     stop_at: Option<&'s str>,
@@ -98,8 +100,8 @@ pub(super) fn append(object: &str, members: &str) -> String {
     format!("{without_brace}{comma}{members}}}")
 }
 
-/// The value of a field. A dot in `path` separates the name of an object from that of a field inside it.
-/// It may also be a part of a name.
+/// The value of a field. A dot in `path` separates the name of an object from that of a field inside it,
+/// or is itself part of a name.
 pub(super) fn field<'a>(members: &[Member<'a>], path: &str) -> Option<&'a RawValue> {
     let find =
         |name: &str| members.iter().find(|(known, _)| known == name).map(|(_, value)| *value);
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn members_before_a_name_are_read_without_the_rest_of_the_text() {
+    fn members_before_a_name_are_read_without_the_rest_and_a_missing_name_is_an_error() {
         let text = r#"{"a\"": [1, 2], "b": "x", "vector": [1, 2, garbage"#;
         let members = members_before(text, "vector").unwrap();
         assert_eq!(members.len(), 2);

@@ -1,5 +1,5 @@
 //! Queues the rows that are to be sent. The queue has a lane for each host, so that one host does not
-//! delay the pictures of others. All files together have one lane.
+//! delay the pictures of others. All files, and all URLs without a host, have one lane together.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -13,18 +13,18 @@ use super::{
     retry::Attempts,
 };
 
-/// The longest time from the first attempt of a picture to its last.
+/// The time from the start of a picture's first attempt to its deadline: see [`Attempts`].
 const PICTURE_TIMEOUT: Duration = Duration::from_secs(900);
 
-/// The most rows in the queue.
+/// With this many rows in the queue, no new row is added.
 const MAX_ROWS: usize = 10_000;
 
-/// The most bytes of rows in the queue.
+/// With this many bytes of rows in the queue, no new row is added.
 const MAX_BYTES: usize = 32 << 20;
 
-/// After this many failures of a host in a row, no picture of that host gets a second attempt.
-/// Otherwise, a long list with a host that no longer exists would keep the run busy for days.
-const MAX_FAILURES_IN_A_ROW: u32 = 20;
+/// From this many consecutive failures of a host on, a picture of that host that fails is not tried
+/// again. Otherwise, a long list with a host that no longer exists would keep the run busy for days.
+const MAX_CONSECUTIVE_FAILURES: u32 = 20;
 
 /// A row with its earlier attempts.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl Job {
         self.item.object.len() + size_of::<Self>()
     }
 
-    /// The name of the job's lane: its host, or empty for files.
+    /// The name of the job's lane: its host, or empty for a file or a URL without a host.
     pub(super) fn lane(&self) -> String {
         match &self.item.picture {
             Ok(Picture::Url { host, .. }) => host.clone(),
@@ -55,7 +55,7 @@ impl Job {
     }
 }
 
-/// The jobs of one host.
+/// The jobs of one host, or those without a host.
 #[derive(Debug, Default)]
 struct Lane {
     queue: VecDeque<Job>,
@@ -64,7 +64,7 @@ struct Lane {
     is_ready: bool,
     /// The end of the host's pause, and the failure with which the host demanded it.
     pause: Option<(Instant, Failure)>,
-    /// How often the host has failed in a row, without an answer in between.
+    /// The number of consecutive failures of the host, without an answer in between.
     failures: u32,
 }
 
@@ -104,21 +104,21 @@ impl Lanes {
         self.rows == 0
     }
 
-    /// Adds a new job behind the others of its host.
+    /// Adds a new job behind the others of its lane.
     pub(super) fn push(&mut self, job: Job) {
         self.insert(job, VecDeque::push_back);
     }
 
-    /// Adds a job that has run before, ahead of the others of its host.
+    /// Adds a job that has run before, ahead of the others of its lane.
     pub(super) fn push_again(&mut self, job: Job) {
         self.insert(job, VecDeque::push_front);
     }
 
-    fn insert(&mut self, job: Job, insert: fn(&mut VecDeque<Job>, Job)) {
+    fn insert(&mut self, job: Job, push: fn(&mut VecDeque<Job>, Job)) {
         let name = job.lane();
         self.rows += 1;
         self.bytes += job.bytes();
-        insert(&mut self.lanes.entry(name.clone()).or_default().queue, job);
+        push(&mut self.lanes.entry(name.clone()).or_default().queue, job);
         self.update(&name);
     }
 
@@ -148,7 +148,7 @@ impl Lanes {
     pub(super) fn host_failed(&mut self, name: &str) -> bool {
         let Some(lane) = self.lanes.get_mut(name) else { return true };
         lane.failures = lane.failures.saturating_add(1);
-        lane.failures < MAX_FAILURES_IN_A_ROW
+        lane.failures < MAX_CONSECUTIVE_FAILURES
     }
 
     /// Reports that the host of this lane has answered.
@@ -158,23 +158,23 @@ impl Lanes {
         }
     }
 
-    /// Starts no job of this host until `until`.
-    pub(super) fn pause(&mut self, name: &str, until: Instant, failure: Failure) {
+    /// Starts no job of this host until `end`, or until the end of its current pause if that is later.
+    pub(super) fn pause(&mut self, name: &str, end: Instant, failure: Failure) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
-        if let Some((end, _)) = &lane.pause {
-            if *end >= until {
+        if let Some((current_end, _)) = &lane.pause {
+            if *current_end >= end {
                 return;
             }
-            self.paused.remove(&(*end, name.to_owned()));
+            self.paused.remove(&(*current_end, name.to_owned()));
         }
-        lane.pause = Some((until, failure));
+        lane.pause = Some((end, failure));
         lane.is_ready = false;
-        self.paused.insert((until, name.to_owned()));
+        self.paused.insert((end, name.to_owned()));
         self.ready.retain(|ready| ready != name);
     }
 
-    /// Takes a queued job whose host is paused for longer than `longest`. Returns it with the failure of
-    /// the host.
+    /// Takes a queued job whose host stays paused for `longest` or more. Returns the job with the failure
+    /// of the host.
     pub(super) fn take_paused_too_long(
         &mut self,
         now: Instant,
@@ -198,6 +198,7 @@ impl Lanes {
         self.paused.first().map(|(end, _)| *end)
     }
 
+    /// Ends the pauses whose time is over.
     fn end_pauses(&mut self, now: Instant) {
         while let Some((end, name)) = self.paused.pop_first() {
             if end > now {
@@ -211,15 +212,15 @@ impl Lanes {
         }
     }
 
-    /// Adds a lane to the ready lanes if it has become ready. Removes a lane that is no longer needed.
+    /// Adds a lane to the ready lanes if it has become ready. Removes a lane without jobs and pause.
     fn update(&mut self, name: &str) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
         if lane.queue.is_empty() && lane.running == 0 && lane.pause.is_none() {
             self.lanes.remove(name);
             return;
         }
-        let is_file = name.is_empty();
-        let may_start = lane.pause.is_none() && (is_file || lane.running < self.per_host);
+        let has_host = !name.is_empty();
+        let may_start = lane.pause.is_none() && (!has_host || lane.running < self.per_host);
         if !lane.queue.is_empty() && may_start && !lane.is_ready {
             lane.is_ready = true;
             self.ready.push_back(name.to_owned());
@@ -260,7 +261,7 @@ mod tests {
         assert_eq!(lanes.rows, 1);
         lanes.finish("a:80");
         assert_eq!(take_all(&mut lanes, now), ["http://a/3"]);
-        // The lane of files has an empty name.
+        // The lane of jobs without a host has an empty name.
         for name in ["a:80", "a:80", "b:80", ""] {
             lanes.finish(name);
         }
@@ -290,7 +291,7 @@ mod tests {
         for url in ["http://a/1", "http://b/1"] {
             lanes.push(job(url));
         }
-        for _ in 1..MAX_FAILURES_IN_A_ROW {
+        for _ in 1..MAX_CONSECUTIVE_FAILURES {
             assert!(lanes.host_failed("a:80"));
         }
         assert!(!lanes.host_failed("a:80") && !lanes.host_failed("a:80"));

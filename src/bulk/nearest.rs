@@ -28,7 +28,8 @@ use ranking::{Hit, Query, Ranking};
 
 mod ranking;
 
-/// How long embedding the picture may take, with all attempts: a person waits for the result.
+/// How long all attempts to embed the picture may take. This is shorter than for `embed`, because a
+/// person waits for the result.
 const PICTURE_TIMEOUT: Duration = REQUEST_TIMEOUT;
 
 /// The shortest wait before another attempt.
@@ -45,15 +46,15 @@ const MAX_LABEL: usize = 4096;
 pub async fn nearest(arguments: NearestArguments, config: Config) -> Result<Outcome, BulkError> {
     let mut interrupt = Interrupt::install().map_err(BulkError::System)?;
     tokio::select! {
-        found = find(arguments, config) => found.map(|()| Outcome::Success),
+        result = find_and_print(arguments, config) => result.map(|()| Outcome::Success),
         () = interrupt.wait() => Ok(Outcome::Interrupted),
     }
 }
 
-async fn find(arguments: NearestArguments, config: Config) -> Result<(), BulkError> {
+async fn find_and_print(arguments: NearestArguments, config: Config) -> Result<(), BulkError> {
     let NearestArguments { picture, vectors, count, field, id, prefix, to } = arguments;
     let reader = ItemReader { location_field: field, id_field: id, prefix };
-    // The file is opened first, so that no call to NVIDIA is made if it cannot be used.
+    // The file is opened first, so that no call to NVIDIA is made for a file that cannot be used.
     let file_reader = reader.clone();
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
     let file = super::on_blocking_thread(open).await?;
@@ -70,8 +71,8 @@ async fn find(arguments: NearestArguments, config: Config) -> Result<(), BulkErr
     .await
 }
 
-/// Embeds the picture, unless the file contains vectors of another model. Returns its vector and the
-/// model.
+/// Embeds the picture, unless the file contains vectors of another model. Returns the picture's vector
+/// and the service's model.
 async fn embed(
     client: &ServiceClient,
     picture: &str,
@@ -91,7 +92,8 @@ async fn embed(
     })
 }
 
-/// Embeds the picture. Tries again after errors that may be temporary.
+/// Embeds the picture. Tries again after errors that may be temporary. Refusals of a busy service do not
+/// count as failures.
 async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Embedded, Failure> {
     let mut attempts = Attempts::within(PICTURE_TIMEOUT);
     loop {
@@ -147,8 +149,8 @@ fn rank(
     let mut rows = 0;
     while file.next(&mut row)? {
         rows += 1;
-        if let Some(found) = row.model.as_deref().filter(|found| *found != model) {
-            let detail = format!("its model is {found}, not {model}");
+        if let Some(other_model) = row.model.as_deref().filter(|of_row| *of_row != model) {
+            let detail = format!("its model is {other_model}, not {model}");
             return Err(file.row_error(row.number, detail).into());
         }
         if row.vector.len() != query.len() {
@@ -166,7 +168,8 @@ fn rank(
     Ok(hits)
 }
 
-/// Takes the labels from the `.jsonl` file beside the file, if both have the same number of rows.
+/// Takes the labels from the `.jsonl` file beside `file`, if both have the same number of rows. `rows` is
+/// the number of rows in `file`.
 fn add_labels(
     hits: &mut [Hit],
     file: &VectorFile,
@@ -190,18 +193,23 @@ fn add_labels(
     Ok(())
 }
 
-fn check_model(file: &VectorFile, found: Option<&str>, expected: &str) -> Result<(), VectorsError> {
-    match found {
-        Some(found) if found != expected => Err(VectorsError::OtherModel {
+/// Refuses the file if the model of its rows is known, and is not that of the service.
+fn check_model(
+    file: &VectorFile,
+    of_rows: Option<&str>,
+    of_service: &str,
+) -> Result<(), VectorsError> {
+    match of_rows {
+        Some(of_rows) if of_rows != of_service => Err(VectorsError::OtherModel {
             path: file.path.clone(),
-            found: found.to_owned(),
-            expected: expected.to_owned(),
+            of_rows: of_rows.to_owned(),
+            of_service: of_service.to_owned(),
         }),
         _ => Ok(()),
     }
 }
 
-/// Prints one line for each row. Blocks the thread.
+/// Prints one line for each hit. Blocks the thread.
 fn print(hits: &[Hit]) -> Result<(), BulkError> {
     let mut text = String::new();
     for hit in hits {
@@ -220,7 +228,7 @@ fn four_decimals(cosine: f64) -> String {
     if text == "-0.0000" { "0.0000".into() } else { text }
 }
 
-/// The beginning of a label, on one line and without characters that control a terminal.
+/// The beginning of a label, on one line and with escapes for the characters that control a terminal.
 fn printable_beginning(label: &str) -> String {
     let beginning: String = label.chars().take(MAX_LABEL).collect();
     progress::printable(&beginning).into_owned()

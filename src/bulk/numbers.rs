@@ -16,7 +16,7 @@ const MAX_QUOTED: usize = 40;
 /// # Errors
 /// The text is not an array of numbers, it is empty, or a number is too large.
 pub(super) fn append(text: &str, numbers: &mut Vec<f32>) -> Result<(), String> {
-    let before = numbers.len();
+    let start = numbers.len();
     let mut json = serde_json::Deserializer::from_str(text);
     let mut wrong = None;
     let read = json.deserialize_seq(Numbers { numbers, wrong: &mut wrong });
@@ -25,7 +25,7 @@ pub(super) fn append(text: &str, numbers: &mut Vec<f32>) -> Result<(), String> {
         return Err(wrong);
     }
     read.map_err(|error| format!("the vector is not a list of numbers: {error}"))?;
-    check(&numbers[before..])
+    check(&numbers[start..])
 }
 
 /// Checks that a cosine can be computed with these numbers.
@@ -36,8 +36,8 @@ pub(super) fn check(vector: &[f32]) -> Result<(), String> {
     if vector.is_empty() {
         return Err("the vector is empty".into());
     }
-    // Zero times an infinite number or NaN is NaN, and so is the sum. One sum is quicker to check than
-    // each number.
+    // Zero times an infinite number or NaN is NaN, and so is a sum that contains it. One sum is quicker to
+    // check than each number.
     if vector.iter().map(|number| number * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
     }
@@ -59,9 +59,9 @@ impl<'de> Visitor<'de> for Numbers<'_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
-        let before = self.numbers.len();
+        let start = self.numbers.len();
         while let Some(item) = sequence.next_element::<&RawValue>()? {
-            let is_too_long = self.numbers.len() - before == MAX_LENGTH;
+            let is_too_long = self.numbers.len() - start == MAX_LENGTH;
             // Parsing a text as `f32` rounds it once. serde parses it as `f64` first, which would round
             // it twice.
             let reason = match item.get().parse() {
@@ -98,6 +98,7 @@ mod tests {
 
     use super::*;
 
+    /// Appends the numbers to a list that already contains one. Returns only the appended ones.
     fn read(text: &str) -> Result<Vec<f32>, String> {
         let mut numbers = vec![7.0];
         append(text, &mut numbers).map(|()| numbers.split_off(1))
@@ -114,6 +115,7 @@ mod tests {
 
     #[test]
     fn numbers_are_appended_in_every_form_of_json() {
+        // The long number is `f32::MIN`. 1e-60 is too small for an `f32` and becomes 0.
         let numbers = [1.0, -0.5, 100.0, 0.0, f32::MIN, 0.0];
         assert_eq!(read("[1, -0.5 ,\t1E+2, 0, -340282346638528859e21, 1e-60 ]").unwrap(), numbers);
     }

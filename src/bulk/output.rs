@@ -22,28 +22,28 @@ pub(super) enum OutputError {
     #[error("{path}, line {line}: this is not a row of this command: {detail}")]
     NotARow { path: PathBuf, line: u64, detail: String },
     #[error(
-        "{path} contains vectors of {found}, but this service computes vectors of {expected}: vectors of \
-         different models cannot be compared, so choose another --out"
+        "{path} contains vectors of {of_rows}, but this service computes vectors of {of_service}: vectors \
+         of different models cannot be compared, so choose another --out"
     )]
-    OtherModel { path: PathBuf, found: String, expected: String },
+    OtherModel { path: PathBuf, of_rows: String, of_service: String },
 }
 
 /// The rows that the output already contains.
 #[derive(Debug, Default)]
 pub(super) struct Existing {
-    /// How many rows have each identity.
+    /// For each identity, how many of its rows [`Self::take`] has not removed yet.
     counts: HashMap<Identity, u32>,
     /// The model of the rows. `None` if there are no rows.
     pub model: Option<String>,
 }
 
 impl Existing {
-    /// Whether the output contains this identity.
+    /// Whether the output contains a row with this identity, even if [`Self::take`] has removed it.
     pub(super) fn contains(&self, identity: Identity) -> bool {
         self.counts.contains_key(&identity)
     }
 
-    /// Removes one row with this identity, and returns whether there was one.
+    /// Removes one row with this identity from the counts, and returns whether there was one.
     pub(super) fn take(&mut self, identity: Identity) -> bool {
         match self.counts.get_mut(&identity) {
             Some(count) if *count > 0 => {
@@ -72,13 +72,14 @@ pub(super) fn open(path: &Path) -> Result<File, OutputError> {
     Ok(file)
 }
 
-/// Removes everything after the last line break.
+/// Removes everything after the last line break, or everything if there is none.
 fn cut_incomplete_line(file: &mut File) -> io::Result<()> {
     let length = file.seek(SeekFrom::End(0))?;
     let mut end = length;
     let mut chunk = vec![0; 64 << 10];
     while end > 0 {
         let start = end.saturating_sub(chunk.len() as u64);
+        // The difference is at most the length of `chunk`, so it always fits in a `usize`.
         let part = &mut chunk[..usize::try_from(end - start).unwrap_or(0)];
         file.seek(SeekFrom::Start(start))?;
         file.read_exact(part)?;
@@ -91,10 +92,10 @@ fn cut_incomplete_line(file: &mut File) -> io::Result<()> {
     if end < length { file.set_len(end) } else { Ok(()) }
 }
 
-/// Reads which rows the output contains. Does not read the vectors. Blocks the thread.
+/// Reads which rows the output contains. Does not parse the vectors. Blocks the thread.
 ///
 /// # Errors
-/// The output contains a line that this command has not written, or rows of several models.
+/// The output cannot be read, or contains a line that `embed` has not written, or rows of several models.
 pub(super) fn read(
     input: impl Read,
     path: &Path,
@@ -103,7 +104,7 @@ pub(super) fn read(
     let io_error = |error| OutputError::Io(path.to_owned(), error);
     let mut lines = Lines::new(input);
     let mut existing = Existing::default();
-    // The row of an incomplete line was not written.
+    // An incomplete last line is not a row: its run was interrupted.
     while lines.advance().map_err(io_error)? == Found::Line {
         let line = lines.number();
         let not_a_row =

@@ -22,18 +22,18 @@ pub(super) const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// The speed is the average over this time.
 const SPEED_WINDOW: Duration = Duration::from_secs(60);
 
-/// How often the speed is measured.
+/// How often the number of sent rows is stored, to compute the speed from it later.
 const SPEED_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The bar with [`State::done`] as `prefix`, and below it a line with [`State::details`], which is cut
-/// at the terminal's width. There are two lines, so that a narrow terminal also shows the time that is
+/// The bar with [`State::done_text`] as `prefix`, and below it [`State::details_text`] on a second line,
+/// which is cut at the terminal's width. With one line, a narrow terminal would not show the time that is
 /// left and the failures. There are no colours.
 ///
-/// The first line is empty. A terminal shows Ctrl-C as `^C` below the bar, and thereby moves the cursor
-/// down. The bar is then removed one line too low, which leaves only the empty line.
+/// Above the bar is an empty line. A terminal shows Ctrl-C as `^C` below the bar, and thereby moves the
+/// cursor down. The bar is then removed one line too low, which leaves only the empty line.
 const BAR_TEMPLATE: &str = "\n[{wide_bar}] {prefix}\n{wide_msg}";
 
-/// The same lines without a bar, while the number of rows is unknown.
+/// The same lines without the bar itself, while the number of rows is unknown.
 const COUNT_TEMPLATE: &str = "\n{prefix}\n{wide_msg}";
 
 /// The progress of a run: a bar on a terminal, or else a line from time to time.
@@ -108,20 +108,21 @@ impl Progress {
                     bar.set_length(total);
                     bar.set_position(tally.done());
                 }
-                bar.set_prefix(state.done());
-                bar.set_message(state.details());
+                bar.set_prefix(state.done_text());
+                bar.set_message(state.details_text());
                 // The text changes even if the position does not.
                 bar.tick();
             }
             None => {
-                if self.is_line_due() {
-                    write_line(&format!("{}: {}", state.done(), state.details()));
+                if self.take_due_line() {
+                    write_line(&format!("{}: {}", state.done_text(), state.details_text()));
                 }
             }
         }
     }
 
-    fn is_line_due(&mut self) -> bool {
+    /// Whether a line is due. If so, the next one is due after [`LINE_INTERVAL`].
+    fn take_due_line(&mut self) -> bool {
         let is_due = self.last_line.elapsed() >= LINE_INTERVAL;
         if is_due {
             self.last_line = Instant::now();
@@ -154,12 +155,12 @@ struct State<'a> {
 
 impl State<'_> {
     /// The text that says how many rows are done, and how much time is left.
-    fn done(&self) -> String {
+    fn done_text(&self) -> String {
         let done = self.tally.done();
         let Some(total) = self.total else { return format!("{done} done") };
         let seconds_left = total.saturating_sub(done) as f64 / self.per_second;
         let mut text = format!("{done}/{total} done");
-        // While nothing was sent, the number of seconds is infinite or not a number.
+        // If nothing was sent in the last minute, the number of seconds is infinite or not a number.
         if let Ok(left) = Duration::try_from_secs_f64(seconds_left) {
             let _ = write!(text, ", {} left", short_time(left)); // a String never fails
         }
@@ -167,7 +168,7 @@ impl State<'_> {
     }
 
     /// The text with the other counts, the speed and the note.
-    fn details(&self) -> String {
+    fn details_text(&self) -> String {
         let Tally { failed, cached, skipped, .. } = self.tally;
         let mut text = format!("{failed} failed, {cached} cached, {:.1} a second", self.per_second);
         if *skipped > 0 {
@@ -197,6 +198,7 @@ fn summary(tally: &Tally, elapsed: Duration) -> String {
 struct Speed {
     /// Earlier times, and how many rows had been sent by then. Never empty.
     earlier: VecDeque<(Instant, u64)>,
+    /// The latest time, and how many rows have been sent by now.
     latest: (Instant, u64),
 }
 
@@ -275,21 +277,21 @@ mod tests {
         let tally = Tally::of(90, 45, 10, 0);
         let state = State { tally: &tally, total: Some(5000), note: None, per_second: 14.0 };
         // 4900 rows are left, at 14 a second.
-        assert_eq!(state.done(), "100/5000 done, 5m 50s left");
-        assert_eq!(state.details(), "10 failed, 45 cached, 14.0 a second");
+        assert_eq!(state.done_text(), "100/5000 done, 5m 50s left");
+        assert_eq!(state.details_text(), "10 failed, 45 cached, 14.0 a second");
         let without_total = State { total: None, note: Some("waiting"), ..state };
-        assert_eq!(without_total.done(), "100 done");
-        assert!(without_total.details().ends_with(", waiting"));
+        assert_eq!(without_total.done_text(), "100 done");
+        assert!(without_total.details_text().ends_with(", waiting"));
         let stuck = State { total: Some(5000), per_second: 0.0, ..without_total };
-        assert_eq!(stuck.done(), "100/5000 done");
+        assert_eq!(stuck.done_text(), "100/5000 done");
     }
 
     #[test]
     fn skipped_rows_are_done_but_do_not_count_as_speed() {
         let tally = Tally::of(90, 45, 10, 400);
         let state = State { tally: &tally, total: Some(1000), note: None, per_second: 10.0 };
-        assert_eq!(state.done(), "500/1000 done, 50s left");
-        assert!(state.details().ends_with(", 400 skipped"));
+        assert_eq!(state.done_text(), "500/1000 done, 50s left");
+        assert!(state.details_text().ends_with(", 400 skipped"));
         assert_eq!(
             summary(&tally, Duration::from_secs(50)),
             "90 embedded (45 cached), 10 failed, 400 skipped, in 50s (2.0 a second)"
@@ -302,7 +304,7 @@ mod tests {
         let mut lines = Vec::new();
         for second in 1..=35 {
             advance(Duration::from_secs(1)).await;
-            if progress.is_line_due() {
+            if progress.take_due_line() {
                 lines.push(second);
             }
         }
@@ -326,7 +328,7 @@ mod tests {
         assert_eq!(run_for(30, 0).await.0, 3.2);
         let (per_second, samples) = run_for(600, 40).await;
         assert!((per_second - 40.0).abs() < 0.1, "{per_second}");
-        // There is one sample for each second of the last minute.
+        // There is one sample for each second of the last minute, and one at each end.
         assert!(samples <= 62, "{samples} samples");
     }
 

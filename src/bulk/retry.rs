@@ -10,7 +10,7 @@ const MAX_ATTEMPTS: u32 = 5;
 /// The longest time for one request. The service itself limits receiving and embedding to less.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(420);
 
-/// The least time for one request, even if the picture's deadline is nearer.
+/// The least time for one request, even if the picture's deadline is nearer or has passed.
 const MIN_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The wait before the second attempt. It doubles with each further attempt.
@@ -21,14 +21,15 @@ const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 pub(super) struct Attempts {
     /// How many have failed, without those that the busy service refused.
     failed: u32,
-    /// The longest time from the start of the first attempt to the end of the last.
+    /// The time from the start of the first attempt to the deadline.
     longest: Duration,
-    /// After this, no attempt starts. `None` before the first attempt.
+    /// After this, no further attempt is planned. One that waits already may still start, for
+    /// [`MIN_REQUEST_TIMEOUT`]. `None` before the first attempt.
     deadline: Option<Instant>,
 }
 
 impl Attempts {
-    /// No attempt yet. All attempts together may take this time.
+    /// No attempt yet. The deadline will be this long after the start of the first attempt.
     pub(super) fn within(longest: Duration) -> Self {
         Self { failed: 0, longest, deadline: None }
     }
@@ -52,7 +53,7 @@ impl Attempts {
         left.clamp(MIN_REQUEST_TIMEOUT, REQUEST_TIMEOUT)
     }
 
-    /// Whether there may be another attempt, which starts at this time or later.
+    /// Whether to plan another attempt, which cannot start before `earliest`.
     pub(super) fn may_continue(&self, earliest: Instant) -> bool {
         let is_late = self.deadline.is_some_and(|deadline| earliest >= deadline);
         self.failed < MAX_ATTEMPTS && !is_late

@@ -12,10 +12,11 @@ use super::{
     json_object::{self, Member},
 };
 
-/// The longest line that is read. A row of a source has at most 4 MiB, and a vector about 30 KB.
+/// The most bytes of a line, with its line break. A row of a source has at most 4 MiB, and a vector about
+/// 30 KB.
 const MAX_LINE: usize = 16 << 20;
-/// [`MAX_LINE`] as the type that `take` needs.
-const MAX_LINE_BYTES: u64 = MAX_LINE as u64;
+/// [`MAX_LINE`] as the type that `Read::take` needs.
+const MAX_LINE_U64: u64 = MAX_LINE as u64;
 
 /// How much of the file is read at once.
 const READ_BYTES: usize = 1 << 20;
@@ -41,8 +42,8 @@ pub(super) enum Found {
     Line,
     /// The end of the file.
     End,
-    /// A last line without a line break. It is not a row: a run was interrupted in it, or is still
-    /// writing it.
+    /// A last line without a line break. It is not a row: a run was killed while it wrote the line, or is
+    /// still writing it.
     IncompleteLine,
 }
 
@@ -59,7 +60,7 @@ impl<R: Read> Lines<R> {
     /// The file cannot be read.
     pub(super) fn advance(&mut self) -> io::Result<Found> {
         self.bytes.clear();
-        let length = self.input.by_ref().take(MAX_LINE_BYTES).read_until(b'\n', &mut self.bytes)?;
+        let length = self.input.by_ref().take(MAX_LINE_U64).read_until(b'\n', &mut self.bytes)?;
         if length == 0 {
             return Ok(Found::End);
         }
@@ -95,27 +96,28 @@ pub(super) struct Row<'a> {
     pub own: Vec<Member<'a>>,
     /// The added members before the vector.
     added: Vec<Member<'a>>,
-    /// The text of the vector. It ends with a bracket, but may not be a list of numbers.
+    /// The text of the vector. It ends with a bracket, but was not parsed.
     pub vector: &'a str,
 }
 
 impl<'a> Row<'a> {
     fn parse(text: &'a str, reader: &'a ItemReader) -> Result<Self, String> {
-        let [first_added, .., vector] = ADDED_FIELDS;
+        let [first_added, .., vector_field] = ADDED_FIELDS;
         let without_end = text.strip_suffix("}\n").filter(|text| text.ends_with(']'));
         let without_end = without_end.ok_or("it does not end with a vector")?;
-        let vector = reader.name(vector);
-        let members = json_object::members_before(text, &vector);
+        let vector_name = reader.name(vector_field);
+        let members = json_object::members_before(text, &vector_name);
         let mut own = members.map_err(|error| error.to_string())?;
+        // After the members are a comma, the vector's name, a colon, and the vector.
         let rest = json_object::after(without_end, &own).trim_start();
-        let value = rest.strip_prefix(',').and_then(|rest| {
-            let value = rest.trim_start().strip_prefix(&json_object::string(&vector))?;
-            Some(value.trim_start().strip_prefix(':')?.trim_start())
+        let vector = rest.strip_prefix(',').and_then(|rest| {
+            let rest = rest.trim_start().strip_prefix(&json_object::string(&vector_name))?;
+            Some(rest.trim_start().strip_prefix(':')?.trim_start())
         });
-        let first_added = position(&own, &reader.name(first_added))?;
-        let value = value.ok_or_else(|| format!("its {vector} is not the last field"))?;
-        let added = own.split_off(first_added);
-        Ok(Self { text, reader, own, added, vector: value })
+        let own_count = position(&own, &reader.name(first_added))?;
+        let vector = vector.ok_or_else(|| format!("its {vector_name} is not the last field"))?;
+        let added = own.split_off(own_count);
+        Ok(Self { text, reader, own, added, vector })
     }
 
     /// The model that computed the vector.
@@ -165,7 +167,8 @@ mod tests {
         ItemReader { location_field: None, id_field: None, prefix: prefix.into() }
     }
 
-    fn lines(text: &[u8]) -> Lines<&[u8]> {
+    /// The lines of this text, at the first one.
+    fn at_first_line(text: &[u8]) -> Lines<&[u8]> {
         let mut lines = Lines::new(text);
         assert_eq!(lines.advance().unwrap(), Found::Line);
         lines
@@ -173,9 +176,9 @@ mod tests {
 
     /// Why this line is not a row whose added fields are those of the command.
     fn reason(line: impl AsRef<[u8]>) -> String {
-        let (lines, reader) = (lines(line.as_ref()), reader(""));
-        let refused = |row: Row<'_>| row.added_values().and(row.model()).map(|_| ());
-        lines.row(&reader).and_then(refused).unwrap_err()
+        let (lines, reader) = (at_first_line(line.as_ref()), reader(""));
+        let check = |row: Row<'_>| row.added_values().and(row.model()).map(|_| ());
+        lines.row(&reader).and_then(check).unwrap_err()
     }
 
     #[test]
@@ -196,10 +199,10 @@ mod tests {
         };
         let longest = row(MAX_LINE);
         assert_eq!(longest.len(), MAX_LINE);
-        assert_eq!(lines(longest.as_bytes()).row(&reader("")).unwrap().own.len(), 1);
+        assert_eq!(at_first_line(longest.as_bytes()).row(&reader("")).unwrap().own.len(), 1);
         assert!(reason(row(MAX_LINE + 1)).contains("longer than any row"));
         // Of a line without an end, no more than `MAX_LINE` is kept in memory.
-        let endless = lines(&[b'x'; MAX_LINE + 1000]);
+        let endless = at_first_line(&[b'x'; MAX_LINE + 1000]);
         assert_eq!(endless.bytes.len(), MAX_LINE);
     }
 
@@ -207,7 +210,7 @@ mod tests {
     fn a_row_contains_the_object_of_the_source_then_the_added_fields_then_the_vector() {
         let object = r#"{"path": "a\u00e9.jpg", "model": 7, "n": {"vector": [3]}}"#;
         let line = json_object::append(object, ADDED) + "\n";
-        let (lines, reader) = (lines(line.as_bytes()), reader(""));
+        let (lines, reader) = (at_first_line(line.as_bytes()), reader(""));
         let row = lines.row(&reader).unwrap();
         assert_eq!(row.object(), object);
         assert!(row.own.iter().map(|(name, _)| &**name).eq(["path", "model", "n"]));
@@ -223,7 +226,7 @@ mod tests {
         let object = r#"{"sha256":"own","vector":[7]}"#;
         let added = ADDED.replace(",\"", ",\"p_").replace("\"sha256\"", "\"p_sha256\"");
         let line = json_object::append(object, &added) + "\n";
-        let (lines, prefixed) = (lines(line.as_bytes()), reader("p_"));
+        let (lines, prefixed) = (at_first_line(line.as_bytes()), reader("p_"));
         let row = lines.row(&prefixed).unwrap();
         assert_eq!((row.object().as_str(), row.vector), (object, "[0.5,1]"));
         row.added_values().unwrap();
@@ -233,13 +236,13 @@ mod tests {
     #[test]
     fn spaces_between_the_fields_change_nothing() {
         let line = "{ \"sha256\" : \"ab\" , \"model\": \"m\" ,\t\"vector\" : [1 , 2 ]}\n";
-        let (lines, reader) = (lines(line.as_bytes()), reader(""));
+        let (lines, reader) = (at_first_line(line.as_bytes()), reader(""));
         let row = lines.row(&reader).unwrap();
         assert_eq!((row.vector, row.object().as_str()), ("[1 , 2 ]", "{}"));
     }
 
     #[test]
-    fn a_line_in_another_form_is_no_row_and_the_reason_is_named() {
+    fn a_line_in_another_form_is_no_row_and_the_error_says_why() {
         let good = json_object::append("{}", ADDED) + "\n";
         for (line, expected) in [
             (good.replace("]}", "] }"), "it does not end with a vector"),

@@ -23,7 +23,7 @@ use super::{
     writer::{Closed, Writer},
 };
 
-/// The run stops if the service is unreachable, busy or silent for this time.
+/// The run stops if the service is unreachable, busy or silent for longer than this.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The parameters of a run.
@@ -45,7 +45,7 @@ struct Pause {
     note: String,
 }
 
-/// A run.
+/// A run of `embed`, and its state.
 #[derive(Debug)]
 pub(super) struct Run {
     plan: Plan,
@@ -53,14 +53,15 @@ pub(super) struct Run {
     writer: Writer,
     lanes: Lanes,
     window: Window,
-    calls: JoinSet<(Job, Result<Embedded, Action>)>,
+    /// The requests that run now.
+    requests: JoinSet<(Job, Result<Embedded, Action>)>,
     tally: Tally,
     progress: Progress,
-    /// The number of rows that were taken from the sources.
-    taken: u64,
+    /// The number of rows that the feeder has passed on.
+    received: u64,
     /// Set while the service is busy or unreachable.
     pause: Option<Pause>,
-    /// When the service last answered a request for a picture. Answers that it is busy do not count.
+    /// When the service last answered a request for a picture. An answer that it is busy does not count.
     last_answer: Instant,
     /// Why no further rows are sent.
     stop_reason: Option<String>,
@@ -80,10 +81,10 @@ impl Run {
             plan,
             client,
             writer,
-            calls: JoinSet::new(),
+            requests: JoinSet::new(),
             tally: Tally::default(),
             progress,
-            taken: 0,
+            received: 0,
             pause: None,
             last_answer: Instant::now(),
             stop_reason: None,
@@ -112,6 +113,7 @@ impl Run {
         mut feeder: Feeder,
         interrupt: &mut Interrupt,
     ) -> Result<bool, BulkError> {
+        // Whether the feeder may send further events.
         let mut has_more = true;
         let mut is_interrupted = false;
         let mut ticker = interval(self.progress.interval());
@@ -119,20 +121,23 @@ impl Run {
         loop {
             let is_stopping = is_interrupted || self.stop_reason.is_some();
             if !is_stopping {
-                self.start_calls().await;
+                self.start_requests().await;
             }
-            let is_sent = !has_more && self.lanes.is_empty();
-            if self.calls.is_empty() && (is_stopping || is_sent) {
+            let has_rows_left = has_more || !self.lanes.is_empty();
+            if self.requests.is_empty() && (is_stopping || !has_rows_left) {
                 break;
             }
-            let wake = self.next_wake();
+            let pause_end = self.next_end_of_pause();
             tokio::select! {
-                event = feeder.events.recv(), if has_more && !is_stopping && self.lanes.has_space() => {
+                event = feeder.events.recv(),
+                    if has_more && !is_stopping && self.lanes.has_space() =>
+                {
                     match event {
-                        Some(SourceEvent::Row(item)) => self.take(*item).await?,
+                        Some(SourceEvent::Row(item)) => self.queue(*item).await?,
                         Some(SourceEvent::Broken(reason)) => {
                             has_more = false;
-                            if self.taken == 0 {
+                            // Nothing was sent, so the command ends as if it could not start.
+                            if self.received == 0 {
                                 return Err(BulkError::Source(reason));
                             }
                             let detail = "the rest of this source was not read";
@@ -142,10 +147,12 @@ impl Run {
                         None => has_more = false,
                     }
                 }
-                Some(call) = self.calls.join_next(), if !self.calls.is_empty() => {
-                    self.finish_call(call).await;
+                Some(finished) = self.requests.join_next(), if !self.requests.is_empty() => {
+                    self.finish_request(finished).await;
                 }
-                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() && !is_stopping => {}
+                // The next iteration sends what the pause held back.
+                () = sleep_until(pause_end.unwrap_or_else(Instant::now)),
+                    if pause_end.is_some() && !is_stopping => {}
                 _ = ticker.tick() => {
                     self.show_progress(&feeder, has_more);
                     self.check_service();
@@ -156,7 +163,7 @@ impl Run {
                     self.progress.remove_bar();
                     write_line(&format!(
                         "interrupted: waiting for {} running requests; interrupt again to stop at once",
-                        self.calls.len()
+                        self.requests.len()
                     ));
                     interrupt.exit_at_next_signal();
                 }
@@ -166,11 +173,12 @@ impl Run {
         Ok(is_interrupted)
     }
 
+    /// Shows the counts. `has_more` is whether the feeder may send further rows.
     fn show_progress(&mut self, feeder: &Feeder, has_more: bool) {
         self.tally.skipped = feeder.skipped();
         let total = match has_more {
             true => feeder.total(),
-            false => Some(self.taken + self.tally.skipped),
+            false => Some(self.received + self.tally.skipped),
         };
         let note = match (&self.stop_reason, &self.pause) {
             (Some(_), _) => Some("stopping"),
@@ -180,11 +188,12 @@ impl Run {
         self.progress.update(&self.tally, total, note);
     }
 
+    /// Waits until everything is written, and writes the summary.
     async fn finish(self, is_interrupted: bool) -> Result<Outcome, BulkError> {
         let written = self.writer.finish().await;
         self.progress.finish(&self.tally);
-        let failures = written.map_err(BulkError::Write)?;
-        if let Some(path) = failures {
+        let failures_path = written.map_err(BulkError::Write)?;
+        if let Some(path) = failures_path {
             write_line(&format!("the failures are in {}", path.display()));
         }
         if let Some(reason) = &self.stop_reason {
@@ -201,12 +210,15 @@ impl Run {
     }
 
     /// Queues a row, or writes why it has no picture.
-    async fn take(&mut self, item: Item) -> Result<(), BulkError> {
-        self.taken += 1;
+    ///
+    /// # Errors
+    /// The first row already has a field with the name of one that `embed` adds.
+    async fn queue(&mut self, item: Item) -> Result<(), BulkError> {
+        self.received += 1;
         match &item.picture {
             Ok(_) => self.lanes.push(Job::new(item)),
-            // If the first row already has the field, all rows probably have it.
-            Err(failure) if failure.code == NAME_TAKEN && self.taken == 1 => {
+            // If the first row has such a field, all rows probably have it.
+            Err(failure) if failure.code == NAME_TAKEN && self.received == 1 => {
                 return Err(BulkError::Source(failure.detail.clone()));
             }
             Err(failure) => {
@@ -217,8 +229,8 @@ impl Run {
         Ok(())
     }
 
-    /// Starts as many calls as may run now.
-    async fn start_calls(&mut self) {
+    /// Sends as many rows as may be sent now. Fails the rows whose host has demanded too long a pause.
+    async fn start_requests(&mut self) {
         let now = Instant::now();
         while let Some((job, failure)) = self.lanes.take_paused_too_long(now, MAX_PAUSE) {
             self.fail(job.item, failure).await;
@@ -227,33 +239,38 @@ impl Run {
             return;
         }
         self.pause = None;
-        while self.calls.len() < self.window.size() {
+        while self.requests.len() < self.window.size() {
             let Some(mut job) = self.lanes.take(now) else { return };
             job.round = self.window.round();
-            self.calls.spawn(attempt(self.client.clone(), job));
+            self.requests.spawn(attempt(self.client.clone(), job));
         }
     }
 
-    /// When the next pause ends.
-    fn next_wake(&self) -> Option<Instant> {
+    /// When the next pause ends, of the service or else of a host. `None` if there is no pause, or if the
+    /// window is full, so that nothing can be sent before a request ends.
+    fn next_end_of_pause(&self) -> Option<Instant> {
         match &self.pause {
             Some(pause) => Some(pause.end),
-            None if self.calls.len() < self.window.size() => self.lanes.next_end_of_pause(),
+            None if self.requests.len() < self.window.size() => self.lanes.next_end_of_pause(),
             None => None,
         }
     }
 
-    async fn finish_call(&mut self, call: Result<(Job, Result<Embedded, Action>), JoinError>) {
-        let (job, result) = match call {
-            Ok(finished) => finished,
+    /// Handles the result of a request that has ended.
+    async fn finish_request(
+        &mut self,
+        finished: Result<(Job, Result<Embedded, Action>), JoinError>,
+    ) {
+        let (job, result) = match finished {
+            Ok(job_and_result) => job_and_result,
             Err(error) => return self.stop(format!("A task panicked: {error}.")),
         };
         let lane = job.lane();
         match result {
             Ok(embedded) => {
                 self.lanes.host_answered(&lane);
-                // The finished request is no longer counted.
-                self.window.succeeded(self.calls.len() + 1);
+                // `requests` no longer contains the finished one.
+                self.window.succeeded(self.requests.len() + 1);
                 self.succeed(job.item, embedded).await;
             }
             Err(action) => self.handle_error(job, &lane, action).await,
@@ -261,6 +278,7 @@ impl Run {
         self.lanes.finish(&lane);
     }
 
+    /// Writes a row with its vector, unless the vector is of another model.
     async fn succeed(&mut self, item: Item, embedded: Embedded) {
         self.last_answer = Instant::now();
         let Embedded { fields, model, is_cached } = embedded;
@@ -278,6 +296,7 @@ impl Run {
 
     async fn handle_error(&mut self, mut job: Job, lane: &str, action: Action) {
         let now = Instant::now();
+        // Whether this counts for `last_answer`.
         let is_answer = match &action {
             Action::PauseService(..) => false,
             Action::TryAgain(failure) => failure.code != UNREACHABLE,
@@ -311,7 +330,7 @@ impl Run {
             Action::PauseHost(failure, pause) => {
                 self.lanes.pause(lane, now + pause, failure.clone());
                 job.attempts.add_failure();
-                // The pause takes the place of the wait before the next attempt.
+                // The next attempt starts after the pause.
                 self.try_again(job, failure, now + pause).await;
             }
             Action::StopRun(failure) => {
@@ -329,7 +348,8 @@ impl Run {
         }
     }
 
-    /// Queues a picture again, unless it has failed too often or for too long.
+    /// Queues a picture again, unless it has failed too often or for too long. Its next attempt cannot
+    /// start before `earliest`.
     async fn try_again(&mut self, job: Job, failure: Failure, earliest: Instant) {
         if job.attempts.may_continue(earliest) {
             self.lanes.push_again(job);
@@ -338,16 +358,17 @@ impl Run {
         }
     }
 
+    /// Counts a failure, and writes the row with it.
     async fn fail(&mut self, item: Item, failure: Failure) {
         self.tally.add_failure(&item.label, &failure);
         let written = self.writer.failure(item, failure).await;
         self.stop_if_closed(written);
     }
 
-    /// Stops the run if the service has answered no picture for a long time.
+    /// Stops the run if the service has answered no request for longer than [`SERVICE_TIMEOUT`].
     fn check_service(&mut self) {
-        if self.lanes.is_empty() && self.calls.is_empty() {
-            // No request is running, because the source is slow.
+        if self.lanes.is_empty() && self.requests.is_empty() {
+            // There is nothing to send, because the source is slow.
             self.last_answer = Instant::now();
         } else if self.last_answer.elapsed() > SERVICE_TIMEOUT {
             let minutes = SERVICE_TIMEOUT.as_secs() / 60;

@@ -1,4 +1,4 @@
-//! Refuses an output that is one of the sources: the run would append to the list that it reads.
+//! Refuses an output that is one of the sources: the run would change the list that it reads.
 
 use std::{
     fs::{self, File, Metadata},
@@ -18,22 +18,22 @@ pub(super) struct SameFile {
 }
 
 /// Checks that no output is a source. Files are compared by their ids, not by their paths, because a
-/// file can have several paths. If there are no outputs, standard output is checked.
+/// file can have several paths. If there are no output files, standard output is checked.
 ///
 /// # Errors
 /// The first output that is a source.
 pub(super) fn check(sources: &[PathBuf], outputs: &[&Path]) -> Result<(), SameFile> {
     let sources: Vec<_> = sources.iter().filter_map(|path| id_of_source(path)).collect();
-    let same = |output: String| Err(SameFile { output });
+    let refuse = |output: String| Err(SameFile { output });
     if outputs.is_empty()
         && id_of_open(io::stdout().as_fd()).is_some_and(|id| sources.contains(&id))
     {
-        return same("standard output".into());
+        return refuse("standard output".into());
     }
     // An output that does not exist yet has no id, and cannot be a source.
     for output in outputs {
         if id(fs::metadata(output)).is_some_and(|id| sources.contains(&id)) {
-            return same(output.display().to_string());
+            return refuse(output.display().to_string());
         }
     }
     Ok(())

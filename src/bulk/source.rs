@@ -1,4 +1,4 @@
-//! Reads the sources row by row, in the memory of one row.
+//! Reads the sources row by row, with only one row in memory.
 
 use std::{
     fs::{self, File},
@@ -30,10 +30,13 @@ pub(super) struct SourceError {
 enum Kind {
     Folder,
     Picture,
+    /// Text with one path or URL per line.
     Lines,
     /// CSV or TSV, with this delimiter.
     Delimited(u8),
+    /// A JSON array of objects.
     Json,
+    /// One JSON object per line.
     JsonLines,
 }
 
@@ -58,10 +61,10 @@ pub(super) fn is_standard_input(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// Checks that all sources exist, so that a misspelt name is reported at the start.
+/// Checks that all sources can be opened, so that a misspelt name is reported at the start.
 ///
 /// # Errors
-/// The first source that does not exist or cannot be opened.
+/// The first source that does not exist or cannot be opened, or a second standard input.
 pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
     let mut standard_inputs = 0;
     for path in sources {
@@ -78,7 +81,7 @@ pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
     Ok(())
 }
 
-/// Reads all items of all sources. Blocks the thread.
+/// Reads the items of all sources, until `sink` wants no more. Blocks the thread.
 ///
 /// # Errors
 /// A source that cannot be read to its end. The items before the unreadable place have been passed to

@@ -10,8 +10,8 @@ const MAX_LABEL: usize = 120;
 /// The longest sentence of an example, in characters.
 const MAX_DETAIL: usize = 300;
 
-/// The most causes that are counted. The causes are codes of the service. The limit protects the memory
-/// if another program answers in its place.
+/// The most causes that are counted separately. The causes are codes of the service and of this command.
+/// The limit protects the memory if another program answers in place of the service.
 const MAX_CAUSES: usize = 100;
 
 /// The cause under which all failures are counted whose code is new after [`MAX_CAUSES`] others.
@@ -52,7 +52,7 @@ impl Tally {
         *count += 1;
     }
 
-    /// The rows that were embedded or failed.
+    /// The rows that were embedded or failed, including those without a picture.
     pub(super) fn sent(&self) -> u64 {
         self.embedded + self.failed
     }
@@ -73,7 +73,7 @@ impl Tally {
     }
 }
 
-/// The first characters of a text.
+/// The text, or its first characters and an ellipsis if it has more than `longest`.
 fn shorten(text: &str, longest: usize) -> String {
     match text.char_indices().nth(longest) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -107,7 +107,7 @@ mod tests {
         }
         let causes = tally.causes();
         assert_eq!(causes.len(), MAX_CAUSES + 1);
-        // All failures except the first 100 have a new code.
+        // Each failure has a code of its own. Only the first 100 codes are counted separately.
         assert!(causes[0].starts_with("  9900 x other, for example öö"), "{}", causes[0]);
         // A line contains a label of 120 characters, a sentence of 300, and a few more.
         assert!(causes.iter().all(|line| line.chars().count() < 500));

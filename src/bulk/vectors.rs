@@ -1,4 +1,4 @@
-//! Reads files of vectors row by row, in the memory of a few rows.
+//! Reads files of vectors row by row, with only a few rows in memory.
 
 use std::{
     fs::{self, File},
@@ -27,7 +27,7 @@ pub(super) use labels::Labels;
 /// A row of a file.
 #[derive(Debug, Default)]
 pub(super) struct Row {
-    /// The number of the row, from 1.
+    /// The number of the row in the file, from 1.
     pub number: u64,
     /// The value of the field that `--id` names, or else the path or URL. `None` if the row has neither.
     pub label: Option<String>,
@@ -36,7 +36,7 @@ pub(super) struct Row {
     pub vector: Vec<f32>,
 }
 
-/// A file cannot be used.
+/// The file of vectors cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VectorsError {
     #[error("{0}: {1}")]
@@ -47,10 +47,10 @@ pub(super) enum VectorsError {
     #[error("{path}, {place}: {detail}")]
     Row { path: PathBuf, place: String, detail: String },
     #[error(
-        "{path} contains vectors of {found}, but this service computes vectors of {expected}: vectors of \
-         different models cannot be compared"
+        "{path} contains vectors of {of_rows}, but this service computes vectors of {of_service}: vectors \
+         of different models cannot be compared"
     )]
-    OtherModel { path: PathBuf, found: String, expected: String },
+    OtherModel { path: PathBuf, of_rows: String, of_service: String },
 }
 
 /// The rows of a file, by its format.
@@ -70,10 +70,11 @@ pub(super) struct VectorFile {
 }
 
 impl VectorFile {
-    /// Opens a file, and reads its first row. The file's extension decides its format. Blocks the thread.
+    /// Opens a file, and reads its first row. The format is that of the extension `.npy` or `.parquet`, and
+    /// otherwise `.jsonl`. Blocks the thread.
     ///
     /// # Errors
-    /// The file has no rows, or is not a file of this format with vectors.
+    /// The file cannot be read, has no rows, or is not a file of this format with vectors.
     pub(super) fn open(path: &Path, reader: &ItemReader) -> Result<Self, VectorsError> {
         let io_error = |error| VectorsError::Io(path.to_owned(), error);
         // Opening a named pipe would block until another program writes to it.
@@ -106,12 +107,13 @@ impl VectorFile {
         Err(VectorsError::File { path: path.to_owned(), detail: detail.into() })
     }
 
-    /// The model of the first row.
+    /// The model of the first row. `None` if the format cannot contain it, or after [`Self::next`].
     pub(super) fn model(&self) -> Option<&str> {
         self.first.as_ref()?.model.as_deref()
     }
 
-    /// Reads the next row into `row`. Returns whether there was one. Blocks the thread.
+    /// Reads the next row into `row`, which must be the same at each call, because its number is counted
+    /// up. Returns whether there was one. Blocks the thread.
     ///
     /// # Errors
     /// The row is malformed, or the file cannot be read.

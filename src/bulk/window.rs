@@ -1,13 +1,14 @@
 //! Decides how many requests may run at once.
 //!
-//! After a service has refused a picture because it is busy, half as many requests run at once. With
-//! each success, the number slowly grows again. Otherwise, pictures that the service cannot accept now
-//! would be sent again and again. TCP avoids congestion in the same way (RFC 5681).
+//! After a busy service has refused a picture, half as many requests may run at once. With each success,
+//! the number slowly grows again. Without this limit, pictures that the service cannot accept now would
+//! be sent again and again. TCP avoids congestion in the same way (RFC 5681).
 
 /// The number of requests that may run at once.
 #[derive(Debug)]
 pub(super) struct Window {
     max_size: usize,
+    /// A fraction, because a success adds less than one.
     size: f64,
     round: u64,
 }

@@ -79,6 +79,8 @@ impl Writer {
     }
 }
 
+/// Writes the entries until [`Writer::finish`] closes the channel. Returns the path of the failures file
+/// if there is one.
 fn write(
     target: Target,
     console: &Console,

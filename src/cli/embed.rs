@@ -7,8 +7,8 @@ use crate::{
     config::{Config, EmbedArguments},
 };
 
-/// Embeds the pictures, and returns the exit code: 0 if all were embedded, 1 if some failed, 2 if the
-/// command cannot start, 130 if it was interrupted.
+/// Embeds the pictures, and returns the exit code: 0 if all were embedded, 1 if some failed or the run
+/// stopped early, 2 if the command cannot start, 130 if it was interrupted.
 pub(super) async fn embed(arguments: EmbedArguments, config: Config) -> ExitCode {
     match bulk::embed(arguments, config).await {
         Ok(outcome) => outcome.into(),

@@ -8,7 +8,8 @@ use crate::{
 };
 
 /// Prints the nearest rows, and returns the exit code: 0 if it has printed them, 1 if the picture cannot
-/// be embedded, 2 if the file or the service cannot be used, 130 if it was interrupted.
+/// be embedded or the rows cannot be printed, 2 if the file or the service cannot be used, 130 if it was
+/// interrupted.
 pub(super) async fn nearest(arguments: NearestArguments, config: Config) -> ExitCode {
     match bulk::nearest(arguments, config).await {
         Ok(outcome) => outcome.into(),

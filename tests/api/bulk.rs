@@ -26,10 +26,10 @@ async fn a_folder_becomes_one_row_per_picture_and_a_jpg_without_a_picture_become
     bulk.write("photos/nested/large.JPG", HUBBLE);
     bulk.write("photos/nested/large.png", CHELSEA);
     bulk.write("photos/text.jpg", "no picture");
-    // The ending is not that of a picture, so the command ignores this file.
+    // The extension is not that of a picture, so the command ignores this file.
     bulk.write("photos/notes.txt", "no picture");
     let run = bulk.run("photos --out missing_folder/../vectors.jsonl");
-    assert_eq!(run.code, Some(2), "a missing folder should be a mistake: {}", run.stderr);
+    assert_eq!(run.code, Some(2), "a missing folder in --out should be refused: {}", run.stderr);
     let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(1);
     let rows = bulk.rows("vectors.jsonl");
     let mut paths: Vec<_> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
@@ -130,7 +130,7 @@ async fn the_failures_file_can_be_a_source_and_is_removed_after_a_run_without_fa
     let rows = bulk.read("vectors.jsonl");
     assert!(rows.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""), "{rows:.500}");
     assert_eq!(rows.lines().count(), 2);
-    // The list no longer has the bad line. Its failure would stay, because no run tries it again.
+    // The failure of the bad line would stay, because the new list has no such line to try again.
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
     bulk.write("list.jsonl", "{\"path\": \"a.png\"}\n{\"path\": \"c.png\"}\n");
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(1);
@@ -182,7 +182,7 @@ async fn a_mistake_in_the_arguments_exits_with_2_before_a_picture_is_sent() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
-    // The list has a field with the name of a field that the command adds.
+    // This list has a field with the name of a field that `embed` adds.
     bulk.write("taken.jsonl", "{\"path\": \"photos/0.png\", \"vector\": 1}\n");
     bulk.write("broken.json", "{}");
     for (arguments, message) in [

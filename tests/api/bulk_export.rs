@@ -62,7 +62,7 @@ fn signal(process: &Child, name: &str) {
 
 /// Runs the command in a shell, after these shell commands.
 fn run_after(bulk: &Bulk, commands: &str, arguments: &str) -> (ExitStatus, String) {
-    // Only the environment of this command is used.
+    // This command is not run: only its environment is used.
     let environment = bulk.command("");
     let script = format!("{commands}; exec \"$0\" embed {arguments}");
     let mut shell = Command::new("bash");
@@ -83,6 +83,7 @@ async fn the_file_is_made_from_all_rows_although_some_pictures_failed() {
     assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl", "vectors.npy"]);
     assert_eq!((len(&bulk, "vectors.npy"), bulk.rows("vectors.jsonl").len()), (npy_len(3), 3));
     bulk.write_pictures(5);
+    // The failures file still contains this file, so it fails again.
     fs::remove_file(bulk.path("photos/text.jpg")).unwrap();
     let run = bulk.run("photos vectors.failed.jsonl --out vectors.npy").expect_exit_code(1);
     assert!(run.stderr.contains("vectors.npy contains 5 rows"), "{}", run.stderr);
@@ -110,8 +111,9 @@ async fn a_run_that_has_nothing_left_to_send_makes_the_file_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_stopped_makes_no_file_and_says_so() {
-    // This fake service embeds only the first picture. Its vector has a single number. The error
-    // for the other pictures stops the run, because it concerns all pictures.
+    // This fake service embeds only the first picture, and its vectors have a single number. The
+    // error for the other pictures stops the run, because it concerns all pictures. The request with
+    // number 0 is for the model.
     let service = FakeServer::start(|request, nth| match (request.line().as_str(), nth) {
         ("GET /v1/models", _) => Reply::json(200, r#"{"data":[{"id":"m"}]}"#),
         (_, 1) => Reply::json(
@@ -187,7 +189,7 @@ async fn a_run_that_is_killed_while_it_makes_the_file_leaves_no_part_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_interrupt_ends_the_making_and_leaves_no_part_of_the_file() {
+async fn an_interrupt_while_the_file_is_made_leaves_no_part_of_it() {
     let bulk = Bulk::new(&FakeNvidia::healthy().await);
     bulk.write_pictures(1);
     // With this many rows, making the file takes long enough for a signal to arrive.
@@ -222,7 +224,8 @@ async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
         let file = format!("vectors.{format}");
         bulk.write(&file, "earlier");
         // The limit of 100 KiB on the size of files has the same effect as a full disk, because the
-        // program ignores the signal. A file with 20 vectors has 120 KiB.
+        // program ignores SIGXFSZ. A file with 20 vectors has 120 KiB. The `.jsonl` file is larger,
+        // but nothing is appended to it.
         let (status, stderr) =
             run_after(&bulk, "trap '' XFSZ; ulimit -f 100", &format!("photos --out {file}"));
         assert_eq!(status.code(), Some(1), "{stderr}");
@@ -250,6 +253,7 @@ async fn an_output_that_is_a_source_or_was_not_made_by_a_run_is_refused_unchange
     bulk.write("empty.jsonl", "");
     symlink("empty.jsonl", bulk.path("link.jsonl")).unwrap();
     fs::create_dir(bulk.path("folder.npy")).unwrap();
+    // With this file, only the folder is a reason to refuse `--out folder.npy`.
     bulk.write("folder.jsonl", "");
     let before = names(&bulk);
     for (arguments, message) in [
@@ -264,7 +268,7 @@ async fn an_output_that_is_a_source_or_was_not_made_by_a_run_is_refused_unchange
         let run = bulk.run(arguments).expect_exit_code(2);
         assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
     }
-    // The source and the output are the same file. One of them is the standard input or output.
+    // In these two runs, standard input is the output file, and standard output is the source.
     let open = |name: &str| File::options().append(true).read(true).open(bulk.path(name)).unwrap();
     let mut command = bulk.command("- --out empty.jsonl");
     let run =
@@ -300,7 +304,8 @@ async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
     let mut reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
     let batch = reader.next().unwrap().unwrap();
     for (n, row) in bulk.rows("people.jsonl").iter().enumerate() {
-        // A Parquet file contains the fields of the source as text, also the number `n`.
+        // A Parquet file contains the fields of the source as text, also the number `n`, with its
+        // last zero. `row` has lost this zero.
         let text_columns = ["name", "path", "n", "dino_sha256", "dino_model", "dino_prepared"];
         for name in text_columns {
             let found = batch[name].as_string::<i32>().iter().nth(n).unwrap();

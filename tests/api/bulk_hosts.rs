@@ -12,7 +12,7 @@ fn picture_reply(target: &str) -> Reply {
     Reply::new(200, &[], tiny(target.trim_matches('/').parse().unwrap()))
 }
 
-/// A list of URLs of a server, one for each of these tiny pictures.
+/// A list of a server's URLs, one for each of the tiny pictures with these numbers.
 fn urls(server: &FakeServer, numbers: std::ops::Range<usize>) -> String {
     numbers.map(|n| server.url(&format!("/{n}")) + "\n").collect()
 }
@@ -51,7 +51,7 @@ async fn no_picture_is_fetched_from_a_host_during_its_retry_after_and_other_host
     let busy = FakeServer::start(move |request, nth| {
         recorded_times.lock().unwrap().push(Instant::now());
         match nth {
-            // A run sends two requests to a host at once.
+            // By default, a run sends two requests to a host at once. Both are refused.
             0 | 1 => Reply::new(429, &[("retry-after", "2")], ""),
             _ => picture_reply(&request.target),
         }
@@ -67,7 +67,7 @@ async fn no_picture_is_fetched_from_a_host_during_its_retry_after_and_other_host
     assert_eq!(bulk.rows("vectors.jsonl").len(), 6 + 20);
     let times = times.lock().unwrap();
     assert_eq!(times.len(), 2 + 6, "only the two refused pictures should be requested again");
-    // The first two requests are the refused ones.
+    // The first request after the two refused ones.
     let pause = times[2] - times[1];
     assert!(pause >= Duration::from_secs(2), "the pause should be the Retry-After, not {pause:?}");
 }
@@ -93,9 +93,8 @@ async fn a_download_is_tried_again_only_if_it_may_succeed_soon() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|request, nth| match (request.target.as_str(), nth) {
         // The first six requests are for six different pictures, because a run waits before it
-        // requests a picture again. The first download of three pictures fails. The server sends
-        // an error, breaks off in the middle of the picture, and breaks off in the middle of the
-        // head.
+        // requests a picture again. For three of them, the server first sends an error, breaks off
+        // in the middle of the picture, or breaks off in the middle of the head.
         ("/0", 0..6) => Reply::status(500),
         ("/1", 0..6) => picture_reply("/1").broken_off(),
         ("/2", 0..6) => Reply::new(200, &[], "").broken_off(),

@@ -38,7 +38,7 @@ async fn a_run_that_is_killed_at_fifty_random_moments_loses_and_repeats_no_row()
     bulk.write("photos/bad.png", "no picture");
     let arguments = format!("photos --out vectors.jsonl --concurrency {CONCURRENCY}");
     let mut random = fastrand::Rng::with_seed(19);
-    let (mut kills_while_writing, mut rows_before) = (0, 0);
+    let (mut runs_with_new_rows, mut rows_before) = (0, 0);
     let mut longest_wait_ms = 250;
     for _ in 0..KILLS {
         let mut process = bulk.start(&arguments);
@@ -50,7 +50,7 @@ async fn a_run_that_is_killed_at_fifty_random_moments_loses_and_repeats_no_row()
         let rows = output.matches('\n').count();
         assert!(rows >= rows_before, "no row must be lost");
         if rows > rows_before {
-            kills_while_writing += 1;
+            runs_with_new_rows += 1;
         } else {
             // On a busy machine, a run needs more time before its first row.
             longest_wait_ms += 20;
@@ -58,14 +58,15 @@ async fn a_run_that_is_killed_at_fifty_random_moments_loses_and_repeats_no_row()
         rows_before = rows;
     }
     assert!(
-        kills_while_writing >= 5,
-        "at least five of the killed runs should write a row, not {kills_while_writing}"
+        runs_with_new_rows >= 5,
+        "at least five of the killed runs should write a row, not {runs_with_new_rows}"
     );
     let run = bulk.run(&arguments).expect_exit_code(1);
     assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), PICTURES, "{}", run.stderr);
     let failures = bulk.rows("vectors.failed.jsonl");
     assert_eq!(paths(&failures), BTreeSet::from(["photos/bad.png".to_owned()]));
-    // A run that is killed may lose the embeddings of its running requests.
+    // A run that is killed may lose the embeddings of its running requests, so these pictures are
+    // sent again.
     let most_calls = PICTURES + KILLS * CONCURRENCY;
     assert!(
         nvidia.count() <= most_calls,
@@ -81,7 +82,7 @@ async fn a_torn_last_line_is_cut_off_and_its_row_is_written_again() {
     bulk.write_pictures(3);
     bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
     let complete_output = bulk.read("vectors.jsonl");
-    // the line break, the end of the vector, and more than half of the last row
+    // The file lacks the line break, the end of the last vector, or more than half of the last row.
     for missing_len in [1, 20, 10_000] {
         bulk.write("vectors.jsonl", &complete_output[..complete_output.len() - missing_len]);
         let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
@@ -198,9 +199,9 @@ async fn an_output_that_cannot_grow_ends_with_a_complete_row_and_is_continued() 
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(20);
     // The limit of 100 KiB on the size of files has the same effect as a full disk, because the
-    // program ignores the signal. The 20 rows would have about 300 KiB.
+    // program ignores SIGXFSZ. The 20 rows would have about 300 KiB.
     let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" embed photos --out vectors.jsonl";
-    // Only the environment of this command is used.
+    // This command is not run: only its environment is used.
     let environment = bulk.command("");
     let mut shell = Command::new("bash");
     shell.args(["-c", script, ServiceProcess::PROGRAM]).current_dir(bulk.folder()).env_clear();

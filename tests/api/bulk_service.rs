@@ -40,6 +40,7 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "first,second").start().await;
     let arguments = format!("photos --out vectors.jsonl --to {}", app.url("/"));
+    // No key and a wrong key are refused.
     for wrong_key in ["", "third"] {
         let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", wrong_key);
         bulk.write_pictures(1);
@@ -49,7 +50,7 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
     let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", "second");
     bulk.write_pictures(20);
     // The command sends a file of more than 128 KiB in parts. This file has 270 KB.
-    bulk.write("photos/large.jpg", noise_png(300, 300));
+    bulk.write("photos/large.png", noise_png(300, 300));
     let run = bulk.run(&arguments).expect_exit_code(0);
     assert!(run.stderr.contains("21 embedded"), "{}", run.stderr);
     // Without --save the service saves nothing. The command itself needs no cache.
@@ -81,7 +82,7 @@ async fn a_running_service_gets_eight_requests_at_once_by_default() {
     let bulk = Bulk::without_nvidia();
     bulk.write_pictures(30);
     bulk.run(&format!("photos --out vectors.jsonl --to {}", app.url(""))).expect_exit_code(0);
-    assert_eq!(nvidia.most_delayed(), 8);
+    assert_eq!(nvidia.most_delayed(), 8, "eight calls should run at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,7 +113,7 @@ async fn no_picture_is_sent_to_a_busy_service_during_its_retry_after() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_was_busy_gets_half_as_many_requests_at_once() {
     let service = fake_service(|_, nth| match nth {
-        // the eight requests that a run sends at once
+        // The eight requests that a run with `--to` sends at once.
         1..=8 => problem(503, "overloaded", &[("retry-after", "1")]),
         _ => embedded_reply().after(Duration::from_millis(100)),
     })
@@ -137,7 +138,7 @@ async fn the_command_sends_as_many_pictures_at_once_as_it_is_told() {
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(12);
     bulk.run("photos --out vectors.jsonl --concurrency 3").expect_exit_code(0);
-    assert_eq!(nvidia.most_delayed(), 3);
+    assert_eq!(nvidia.most_delayed(), 3, "three calls should run at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,6 +173,7 @@ async fn an_error_that_concerns_every_picture_stops_the_run() {
         "after the request for the model, at most 2 pictures should be sent: {}",
         service.count()
     );
+    // A server that is not this service is refused before a picture is sent.
     let website = FakeServer::start(|_, _| Reply::new(200, &[], "a web page")).await;
     let run = bulk.run(&format!("photos --to {}", website.url(""))).expect_exit_code(2);
     assert!(run.stderr.contains("is not this service"), "{}", run.stderr);

@@ -33,7 +33,7 @@ async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_f
     for (n, name) in odd_names.iter().enumerate() {
         bulk.write(&format!("photos/{name}"), tiny(n));
     }
-    // The command ignores hidden files, hidden folders, and files with another ending.
+    // The command ignores hidden files, hidden folders, and files with another extension.
     for name in [".hidden.png", ".git/x.png", "deep/.x/y.png", "notes.txt", "photo.svg"] {
         bulk.write(&format!("photos/{name}"), tiny(100));
     }

@@ -87,10 +87,10 @@ fn the_original_of_a_scaled_or_recompressed_picture_is_printed_first() {
             assert!(run.stdout.starts_with("1.0000  photos/stars.jpg\n"), "{}", run.stdout);
         }
     }
-    let one = bulk.nearest("scaled.png --in vectors.jsonl --sandbox --count 1").expect_exit_code(0);
-    assert_eq!(labels(&one), ["photos/cat.png"]);
+    let run = bulk.nearest("scaled.png --in vectors.jsonl --sandbox --count 1").expect_exit_code(0);
+    assert_eq!(labels(&run), ["photos/cat.png"]);
     // The command prints the folder in which it caches vectors, and saves no picture.
-    assert!(one.stderr.contains(".cache/imagesvc"), "{}", one.stderr);
+    assert!(run.stderr.contains(".cache/imagesvc"), "{}", run.stderr);
     assert!(!bulk.path("downloads").exists(), "`nearest` must create no downloads folder");
 }
 
@@ -117,7 +117,7 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
 #[test]
 fn rows_of_a_list_are_printed_with_their_path_id_or_field_if_the_prefix_is_given() {
     let bulk = photographs();
-    // The first name contains a line break, which is printed as `\n`.
+    // The first name contains a line break, which is printed as `\u000a`.
     bulk.write(
         "list.jsonl",
         "{\"id\": 7, \"n\": {\"name\": \"a\\nb\"}, \"path\": \"photos/cat.png\"}\n\
@@ -125,9 +125,9 @@ fn rows_of_a_list_are_printed_with_their_path_id_or_field_if_the_prefix_is_given
     );
     // `--prefix` adds `p_` to the names of all fields that `embed` writes.
     bulk.run("list.jsonl --sandbox --prefix p_ --out list-vectors.jsonl").expect_exit_code(0);
-    let nearest = |more: &str| {
+    let nearest = |option: &str| {
         let run = bulk.nearest(&format!(
-            "photos/cat.png --in list-vectors.jsonl --sandbox --prefix p_ --count 1 {more}"
+            "photos/cat.png --in list-vectors.jsonl --sandbox --prefix p_ --count 1 {option}"
         ));
         run.expect_exit_code(0).stdout
     };
@@ -170,7 +170,7 @@ async fn a_wrong_file_or_argument_exits_with_2_before_the_first_call_to_nvidia()
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
     let good = row("a", "nvidia/nv-dinov2", &numbers());
-    // A row that `embed` did not write, an incomplete row, and a row of another model.
+    // A row that `embed` did not write, a row without its line break, and a row of another model.
     bulk.write("foreign.jsonl", "{\"path\": \"a\"}\n");
     bulk.write("torn.jsonl", &good[..good.len() - 1]);
     bulk.write("other.jsonl", row("a", "other/model", &numbers()));
@@ -236,7 +236,7 @@ async fn if_the_picture_fails_the_error_code_and_the_sentence_are_printed_and_th
         ("text.jpg", "imagesvc nearest: text.jpg: unsupported_image: "),
         ("missing.jpg", "imagesvc nearest: missing.jpg: unreadable_file: The file cannot be read"),
         (".", "imagesvc nearest: .: unreadable_file: "),
-        // The service does not fetch from this private address.
+        // The service does not fetch from this loopback address.
         ("http://127.0.0.1:9/a.jpg", "imagesvc nearest: http://127.0.0.1:9/a.jpg: "),
     ] {
         let run = bulk.nearest(&format!("{picture} --in vectors.jsonl")).expect_exit_code(1);
@@ -246,7 +246,7 @@ async fn if_the_picture_fails_the_error_code_and_the_sentence_are_printed_and_th
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_that_answers_503_or_502_is_asked_again() {
+async fn a_service_that_answers_503_or_502_is_asked_again_and_rows_are_printed_by_their_cosine() {
     // The first request is for the model. Of the three requests with the picture, two fail.
     let service = FakeServer::start(|request, nth| match (request.line().as_str(), nth) {
         ("GET /v1/models", _) => Reply::json(200, r#"{"data":[{"id":"m"}]}"#),
@@ -290,7 +290,7 @@ async fn sigint_and_sigterm_end_the_command_with_130() {
     let bulk = Bulk::new(&nvidia);
     bulk.write("photos/a.png", tiny(1));
     bulk.write("vectors.jsonl", row("a", "nvidia/nv-dinov2", &numbers()));
-    // NVIDIA has received this number of calls when the command waits for the reply.
+    // Each run makes one call, and waits for the reply. `calls` counts those of both runs.
     for (calls, signal) in [(1, "INT"), (2, "TERM")] {
         let process = bulk.start_nearest("photos/a.png --in vectors.jsonl");
         nvidia.wait_for(calls).await;
@@ -322,9 +322,6 @@ async fn a_file_of_vectors_with_370_mb_is_searched_in_less_than_100_mib_of_memor
     }
     let run = Finished::from(process).expect_exit_code(0);
     assert_eq!(run.stdout, "0.0000  row 1\n0.0000  row 2\n");
-    assert!(
-        (1..100 << 20).contains(&peak),
-        "the command should use less than 100 MiB, not {} MiB",
-        peak >> 20
-    );
+    assert!(peak > 0, "the memory was never measured");
+    assert!(peak < 100 << 20, "the command should use less than 100 MiB, not {} MiB", peak >> 20);
 }

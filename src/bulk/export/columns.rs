@@ -1,5 +1,6 @@
-//! Finds the columns for the sources' own fields. Every field name of any row becomes a column, in the
-//! order in which the names first occur.
+//! Finds the columns for the fields that the rows have from their source, as opposed to the fields that
+//! `embed` adds. Every field name of any row becomes a column, in the order in which the names first
+//! occur. The rows are read twice: first for the names, then for the values.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -16,7 +17,7 @@ const MAX_COLUMNS: usize = 1000;
 /// The most bytes of all names together.
 const MAX_NAME_BYTES: usize = 1 << 20;
 
-/// The columns for the sources' own fields.
+/// The columns for the fields of the source.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     pub names: Vec<String>,
@@ -29,7 +30,7 @@ impl Columns {
     /// Adds the names of a row.
     ///
     /// # Errors
-    /// There are too many names.
+    /// There are too many names, or they are too long together.
     pub(super) fn add_all(&mut self, members: &[Member<'_>]) -> Result<(), ExportError> {
         members.iter().try_for_each(|(name, _)| self.add(name))
     }
@@ -41,8 +42,8 @@ impl Columns {
         self.name_bytes += name.len();
         if self.names.len() == MAX_COLUMNS || self.name_bytes > MAX_NAME_BYTES {
             let detail = format!(
-                "the rows have more than {MAX_COLUMNS} different fields, or names of more than \
-                 {MAX_NAME_BYTES} bytes"
+                "the rows have more than {MAX_COLUMNS} different fields, or the names of these fields \
+                 have more than {MAX_NAME_BYTES} bytes together"
             );
             return Err(ExportError::Columns(detail));
         }
@@ -51,8 +52,8 @@ impl Columns {
         Ok(())
     }
 
-    /// The text for each column. If a row has a name twice, the last value counts, as in most readers of
-    /// JSON.
+    /// The text for each column, or `None` if the row lacks the field or has null. If a row has a name
+    /// twice, the last value counts, as in most readers of JSON.
     ///
     /// # Errors
     /// A name that is not among the columns.
@@ -64,7 +65,10 @@ impl Columns {
         for (name, value) in members {
             let position = self.positions.get(&**name);
             let position = position.ok_or_else(|| {
-                format!("the field {name:?} is new: another program has changed the file")
+                format!(
+                    "the field {name:?} was not there before: another program has changed the file \
+                     during the export"
+                )
             })?;
             values[*position] = Some(*value);
         }
@@ -77,7 +81,7 @@ fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     let json = value.get();
     match json.as_bytes() {
         b"null" => None,
-        // A JSON string can contain a lone surrogate, which a Rust string cannot. Its JSON then becomes
+        // A JSON string can contain a lone surrogate, which a Rust string cannot. Then the JSON itself is
         // the text.
         [b'"', ..] => Some(json_object::as_string(value).map_or(json.into(), Cow::Owned)),
         _ => Some(json.into()),
@@ -88,6 +92,7 @@ fn text(value: &RawValue) -> Option<Cow<'_, str>> {
 mod tests {
     use super::*;
 
+    /// The text for a column whose field has this value.
     fn cell(json: &str) -> Option<String> {
         let object = format!("{{\"a\": {json}}}");
         let mut columns = Columns::default();
@@ -106,6 +111,7 @@ mod tests {
             ("-1E+5", "-1E+5"),
             ("true", "true"),
             (r#"{"b": [1.0, null , "c"]}"#, r#"{"b": [1.0, null , "c"]}"#),
+            // A lone surrogate: the JSON stays, with its quotes.
             (r#""half \ud83d""#, r#""half \ud83d""#),
         ] {
             assert_eq!(cell(json).as_deref(), Some(expected), "{json}");

@@ -31,7 +31,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let mut length = None;
     let mut numbers = Vec::new();
     let count = rows.for_each(|line| {
-        line.added_values()?; // refuses other fields
+        line.added_values()?; // only to refuse a row without them
         numbers.clear();
         line.append_vector(&mut length, &mut numbers)?;
         for number in &numbers {
@@ -55,6 +55,7 @@ fn header(rows: u64, columns: usize) -> [u8; HEADER_LEN] {
     let mut header = [b' '; HEADER_LEN];
     let (magic, rest) = header.split_at_mut(MAGIC.len());
     magic.copy_from_slice(MAGIC);
+    // After the magic text are two bytes with the length of the rest of the header.
     let text_len = (HEADER_LEN - MAGIC.len() - 2) as u16;
     rest[..2].copy_from_slice(&text_len.to_le_bytes());
     rest[2..][..description.len()].copy_from_slice(description.as_bytes());

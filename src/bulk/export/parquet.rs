@@ -1,4 +1,5 @@
-//! Writes a Parquet file: the sources' own fields as text, and the added fields with their types.
+//! Writes a Parquet file: the fields of the source as text, and the fields that `embed` adds with their
+//! types.
 //!
 //! A row group stays in memory until it is complete, so its rows and its bytes are limited. Nothing is
 //! compressed: a vector is hardly compressible, and each codec would make the program larger.
@@ -30,7 +31,7 @@ use crate::nvidia::DIMENSIONS;
 /// The most rows of a row group.
 const MAX_GROUP_ROWS: usize = 8192;
 
-/// The most bytes of a row group: about 5,000 vectors.
+/// A row group with this many bytes is full: about 5,000 vectors.
 const MAX_GROUP_BYTES: usize = 32 << 20;
 
 /// The most rows that are encoded at once.
@@ -50,16 +51,17 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     // The columns must be known before the first row is written, so the rows are read twice.
     let (mut columns, mut length) = (Columns::default(), None);
     rows.for_each(|line| {
+        // Only the first vector is parsed here, for its length.
         if length.is_none() {
             line.append_vector(&mut length, &mut Vec::new())?;
         }
         columns.add_all(&line.row.own)
     })?;
     let length = length.unwrap_or(DIMENSIONS);
-    let vectors = i32::try_from(length).map_err(|_| {
+    let vector_length = i32::try_from(length).map_err(|_| {
         ExportError::Columns(format!("vectors of {length} numbers are too long for Parquet"))
     })?;
-    let schema = schema(&columns, vectors, rows.reader);
+    let schema = schema(&columns, vector_length, rows.reader);
     let properties = properties(rows.reader);
     let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
     let mut batch = Batch::new(columns, schema);
@@ -67,9 +69,9 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let count = rows.for_each(|line| {
         batch.add(&line, &mut length)?;
         rows.add_exported();
-        if batch.is_full() { Ok(writer.write(&batch.take(vectors)?)?) } else { Ok(()) }
+        if batch.is_full() { Ok(writer.write(&batch.take(vector_length)?)?) } else { Ok(()) }
     })?;
-    writer.write(&batch.take(vectors)?)?;
+    writer.write(&batch.take(vector_length)?)?;
     writer.close()?;
     Ok(count)
 }
@@ -111,7 +113,7 @@ fn properties(reader: &ItemReader) -> WriterProperties {
 struct Batch {
     columns: Columns,
     schema: SchemaRef,
-    /// A builder for each of the sources' own fields.
+    /// A builder for each column with a field of the source.
     own: Vec<StringBuilder>,
     /// `sha256`, `model` and `prepared`.
     texts: [StringBuilder; 3],
@@ -120,7 +122,7 @@ struct Batch {
     /// The numbers of all vectors.
     vectors: Vec<f32>,
     rows: usize,
-    /// The length of all texts.
+    /// The length of all texts, in bytes.
     bytes: usize,
 }
 

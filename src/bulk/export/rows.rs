@@ -27,13 +27,13 @@ pub(super) struct RowFile<'a> {
 }
 
 impl RowFile<'_> {
-    /// Calls `take` with each row, from the first to the last. Returns their number.
+    /// Calls `on_row` with each row, from the first to the last. Returns the number of rows.
     ///
     /// # Errors
-    /// The first error of `take`, or a line that `imagesvc embed` has not written.
+    /// The first error of `on_row`, a line that `imagesvc embed` has not written, or an interruption.
     pub(super) fn for_each(
         &self,
-        mut take: impl FnMut(Line<'_>) -> Result<(), ExportError>,
+        mut on_row: impl FnMut(Line<'_>) -> Result<(), ExportError>,
     ) -> Result<u64, ExportError> {
         let mut file = self.file;
         file.seek(SeekFrom::Start(0))?;
@@ -44,11 +44,12 @@ impl RowFile<'_> {
             let error = |detail: String| ExportError::Row { line: number, detail };
             match found {
                 Found::Line => {}
+                // All lines were rows, so the number of the last line is their number.
                 Found::End => return Ok(number),
                 Found::IncompleteLine => return Err(error("the line is incomplete".into())),
             }
             let row = lines.row(self.reader).map_err(|detail| error(not_a_row(&detail)))?;
-            take(Line { number, row })?;
+            on_row(Line { number, row })?;
         }
         Err(ExportError::Interrupted)
     }

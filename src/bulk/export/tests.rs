@@ -86,8 +86,8 @@ pub(super) const ABOVE_MIDDLE: (&str, f32) =
 fn a_numpy_file_has_a_header_and_the_nearest_f32_of_each_number_in_the_order_of_the_rows() {
     let numbers = [("-0.0", -0.0), ("1E-3", 0.001), ABOVE_MIDDLE, ("1e-60", 0.0)];
     let texts = numbers.map(|(text, _)| text);
-    let rows = row(&texts.join(" , ")) + &row_of(r#"{"n": 1}"#, "1,2,3,4");
-    let rows = Rows::new(&rows);
+    let text = row(&texts.join(" , ")) + &row_of(r#"{"n": 1}"#, "1,2,3,4");
+    let rows = Rows::new(&text);
     assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 2);
     let bytes = fs::read(rows.path("out.file")).unwrap();
     // A header of 128 bytes: the magic text, version 1.0, and the length of the other 118 (0x76) bytes.
@@ -106,7 +106,7 @@ fn without_rows_a_numpy_file_declares_no_rows_and_the_vector_length_of_the_model
     let rows = Rows::new("");
     assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 0);
     let bytes = fs::read(rows.path("out.file")).unwrap();
-    // Only the header, with the shape.
+    // The file is only a header, of 128 bytes, with the shape.
     assert!(bytes.len() == 128 && String::from_utf8_lossy(&bytes).contains("(0, 1536)"));
 }
 
@@ -204,7 +204,7 @@ fn only_a_file_that_this_command_may_have_made_is_replaced() {
 #[tokio::test(start_paused = true)]
 async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_written() {
     let (finish, finished) = std::sync::mpsc::channel();
-    let mut made = spawn_blocking(move || finished.recv().unwrap());
+    let mut task = spawn_blocking(move || finished.recv().unwrap());
     let start = Instant::now();
     let mut times = Vec::new();
     let report = || {
@@ -222,7 +222,7 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
     };
     let made = tokio::select! {
         biased; // the progress begins before the clock
-        made = with_progress(&mut made, report) => made.unwrap(),
+        made = with_progress(&mut task, report) => made.unwrap(),
         () = clock => unreachable!(),
     };
     assert_eq!((made, &times[..3]), ("made", &[10, 20, 30][..]));
@@ -231,7 +231,7 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
     for format in formats() {
         let export = rows.export("out.file", format);
         export.write(&AtomicBool::new(false)).unwrap();
-        let line = progress(Path::new("out.npy"), &export.exported);
+        let line = progress_line(Path::new("out.npy"), &export.exported);
         assert_eq!(line, "making out.npy: 7 rows are written", "{format:?}");
     }
 }

@@ -23,32 +23,32 @@ impl Query {
         Self { vector, norm }
     }
 
-    /// The number of its dimensions.
+    /// The number of dimensions.
     pub(in crate::bulk) fn len(&self) -> usize {
         self.vector.len()
     }
 
-    /// The cosine of the angle to another vector of the same length with finite numbers. It is 0 if one
-    /// of the vectors is zero.
+    /// The cosine of the angle to another vector, which has the same length and finite numbers. It is 0 if
+    /// one of the vectors contains only zeros.
     ///
-    /// The sums are 64-bit floats, because the square of a 32-bit float may overflow or become zero as a
-    /// 32-bit float.
+    /// The sums are 64-bit floats, because as a 32-bit float, the square of a number may overflow or become
+    /// zero.
     pub(in crate::bulk) fn cosine(&self, other: &[f32]) -> f64 {
-        let (ours, our_rest) = self.vector.as_chunks::<LANES>();
-        let (others, other_rest) = other.as_chunks::<LANES>();
+        let (our_chunks, our_rest) = self.vector.as_chunks::<LANES>();
+        let (other_chunks, other_rest) = other.as_chunks::<LANES>();
         let (mut products, mut squares) = ([0.0; LANES], [0.0; LANES]);
-        let mut add = |lane: usize, ours: f64, other: f32| {
-            let other = f64::from(other);
-            products[lane] += ours * other;
-            squares[lane] += other * other;
+        let mut add = |lane: usize, our_number: f64, other_number: f32| {
+            let other_number = f64::from(other_number);
+            products[lane] += our_number * other_number;
+            squares[lane] += other_number * other_number;
         };
-        for (ours, others) in ours.iter().zip(others) {
+        for (ours, others) in our_chunks.iter().zip(other_chunks) {
             for lane in 0..LANES {
                 add(lane, ours[lane], others[lane]);
             }
         }
-        for (lane, (ours, other)) in our_rest.iter().zip(other_rest).enumerate() {
-            add(lane, *ours, *other);
+        for (lane, (our_number, other_number)) in our_rest.iter().zip(other_rest).enumerate() {
+            add(lane, *our_number, *other_number);
         }
         let norms = self.norm * squares.iter().sum::<f64>().sqrt();
         if norms == 0.0 {
@@ -89,7 +89,7 @@ impl PartialEq for Hit {
 
 impl Eq for Hit {}
 
-/// The nearest rows so far.
+/// The nearest of the rows that were offered so far.
 #[derive(Debug)]
 pub(in crate::bulk) struct Ranking {
     count: usize,
@@ -103,7 +103,7 @@ impl Ranking {
         Self { count, nearest: BinaryHeap::new() }
     }
 
-    /// Adds a row if it is among the nearest so far. Takes its label only then.
+    /// Adds a row if it is among the `count` nearest so far. Takes the row's label only then.
     pub(in crate::bulk) fn offer(&mut self, cosine: f64, row: u64, label: &mut Option<String>) {
         let mut hit = Hit { cosine, row, label: None };
         let is_full = self.nearest.len() == self.count;
@@ -139,7 +139,8 @@ mod tests {
         let zero = [0.0; 9];
         let any = [1.0, -2.0, 3.0, 0.5, 1.0, 1.0, 1.0, 1.0, 7.0];
         assert_eq!([cosine(&zero, &any), cosine(&any, &zero), cosine(&zero, &zero)], [0.0; 3]);
-        // 7 times the first scale is still finite. The last scale is a subnormal number.
+        // 7, the largest number of `any`, times the first scale is still finite. The last scale is a
+        // subnormal number.
         for scale in [f32::MAX / 8.0, f32::MIN_POSITIVE, 1e-40] {
             let scaled = any.map(|number| number * scale);
             // Subnormal numbers have fewer digits, so that scaling rounds them.

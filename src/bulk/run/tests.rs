@@ -61,8 +61,8 @@ async fn serve(mut stream: TcpStream, reply: String, count: Arc<AtomicUsize>) {
     let mut received = Vec::new();
     while stream.read_buf(&mut received).await.is_ok_and(|read| read > 0) {
         let text = String::from_utf8_lossy(&received);
-        let is_whole = text.contains("\r\n\r\n") && text.ends_with('}');
-        if is_whole {
+        let is_complete = text.contains("\r\n\r\n") && text.ends_with('}');
+        if is_complete {
             received.clear();
             count.fetch_add(1, Ordering::SeqCst);
             if stream.write_all(reply.as_bytes()).await.is_err() {
@@ -81,8 +81,8 @@ fn problem(code: &str) -> String {
     format!(r#"{{"code":"{code}","detail":"Sentence."}}"#)
 }
 
-/// A run of at most 8 requests at once, 2 of them for one host, and the folder of its output.
-fn start(service: SocketAddr) -> (Run, TempDir) {
+/// A run of at most 8 requests at once, at most 2 of them for one host, and the folder of its output.
+fn new_run(service: SocketAddr) -> (Run, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let out = folder.path().join("out.jsonl");
@@ -96,8 +96,8 @@ fn start(service: SocketAddr) -> (Run, TempDir) {
     (Run::new(plan, client, writer, progress), folder)
 }
 
-/// Rows with pictures of one host.
-fn rows(count: usize) -> impl Iterator<Item = SourceEvent> {
+/// Events with a row each. All pictures are of one host.
+fn row_events(count: usize) -> impl Iterator<Item = SourceEvent> {
     let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     (0..count).map(move |n| {
         let picture = Picture::parse(&format!("http://host.example/{n}"));
@@ -105,12 +105,12 @@ fn rows(count: usize) -> impl Iterator<Item = SourceEvent> {
     })
 }
 
-/// Sends the rows. Returns the outcome, the seconds that passed, and the lines of the failures.
+/// Sends this many rows. Returns the outcome, the seconds that passed, and the lines of the failures.
 async fn send(service: SocketAddr, count: usize) -> (Outcome, u64, Vec<String>) {
-    let (run, folder) = start(service);
+    let (run, folder) = new_run(service);
     let (sender, receiver) = mpsc::channel(count);
-    for row in rows(count) {
-        sender.try_send(row).unwrap();
+    for event in row_events(count) {
+        sender.try_send(event).unwrap();
     }
     drop(sender);
     let (started, mut interrupt) = (Instant::now(), Interrupt::never());
@@ -138,7 +138,7 @@ async fn a_run_stops_if_the_service_is_always_busy_and_until_then_sends_one_requ
     let (outcome, seconds, failures) = send(service.address, 1000).await;
     assert_eq!((outcome, failures.len()), (Outcome::Stopped, 0));
     assert!((900..920).contains(&seconds), "{seconds} s");
-    // One request every two seconds, and a few more at the start.
+    // `Retry-After` allows one request every two seconds: 450 in 900 s, and a few more at the start.
     assert!(service.requests() < 500, "{} requests", service.requests());
 }
 
@@ -149,9 +149,9 @@ async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_o
         let (outcome, seconds, failures) = send(service.address, 1000).await;
         assert_eq!((outcome, failures.len()), (Outcome::SomeFailed, 1000));
         assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
-        // After 20 failures of the host in a row, each further picture is sent only once.
+        // After 20 consecutive failures of the host, each further picture is sent only once.
         assert!((1000..1030).contains(&service.requests()), "{} requests", service.requests());
-        // The waits between the five attempts of a picture are 1, 2, 4 and 8 s: 15 s.
+        // The waits between the five attempts of the first pictures are 1, 2, 4 and 8 s: 15 s.
         assert!(
             seconds > 15,
             "the first pictures should be tried again, but the run took {seconds} s"
@@ -162,13 +162,13 @@ async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_o
 #[tokio::test(start_paused = true)]
 async fn a_source_may_be_silent_for_hours() {
     let service = FakeService::replying(200, "", EMBEDDED).await;
-    let (run, folder) = start(service.address);
+    let (run, folder) = new_run(service.address);
     let (sender, receiver) = mpsc::channel(1);
     let feeder = Feeder::of(receiver);
     let run = tokio::spawn(async move { run.send_all(feeder, &mut Interrupt::never()).await });
-    for row in rows(3) {
+    for event in row_events(3) {
         sleep(Duration::from_secs(3600)).await;
-        sender.send(row).await.unwrap();
+        sender.send(event).await.unwrap();
     }
     drop(sender);
     assert_eq!(run.await.unwrap().unwrap(), Outcome::Success);

@@ -23,8 +23,8 @@ pub(super) fn read(
     let mut rows = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(input);
     // The names as JSON strings.
     let names: Vec<String> = rows.headers()?.iter().map(string).collect();
-    if let Some(name) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
-        let detail = format!("the first row contains {} twice", name.1);
+    if let Some((_, name)) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
+        let detail = format!("the first row contains {name} twice");
         return Err(io::Error::new(io::ErrorKind::InvalidData, detail));
     }
     let mut row = csv::StringRecord::new();

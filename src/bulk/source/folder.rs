@@ -41,6 +41,8 @@ pub(super) fn read(folder: &Path, reader: &ItemReader, sink: &mut Sink<'_>) -> i
     Ok(true)
 }
 
+/// Reads the files of one folder, and adds its subfolders to `folders`. Returns whether more items are
+/// wanted.
 fn read_one(
     folder: &Path,
     folders: &mut Vec<PathBuf>,
@@ -57,7 +59,8 @@ fn read_one(
             folders.push(entry.path());
         } else if is_picture_name(&name) {
             let path = entry.path();
-            // `is_dir` follows links. A link to a missing file becomes an item, and that item fails later.
+            // `is_dir` follows links, so a link to a folder is ignored. A link to a missing file becomes an
+            // item, which fails later.
             if !path.is_dir() && !sink(reader.plain(Picture::File(path))) {
                 return Ok(false);
             }

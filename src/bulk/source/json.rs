@@ -1,4 +1,4 @@
-//! Reads a JSON file that contains a list of objects.
+//! Reads a JSON file that contains an array of objects.
 
 use std::io::{self, BufReader, Read};
 
@@ -14,14 +14,15 @@ use super::{
 /// Reads the objects one by one. Returns whether more items are wanted.
 ///
 /// # Errors
-/// The text is not a list, or is damaged.
+/// The text is not an array, is damaged, or contains too large an object.
 pub(super) fn read(
     input: impl Read,
     place: &str,
     reader: &ItemReader,
     sink: &mut Sink<'_>,
 ) -> io::Result<bool> {
-    // The limit must count what the deserializer reads, and not what the buffer reads ahead.
+    // The limit is outside the buffer, so it counts what the deserializer reads, and not what the buffer
+    // reads ahead.
     let (input, allowance) = Limited::new(BufReader::new(input));
     let mut json = serde_json::Deserializer::from_reader(input);
     let mut wants_more = true;
@@ -29,13 +30,13 @@ pub(super) fn read(
     let read = json.deserialize_seq(list).and_then(|()| json.end());
     match read {
         Ok(()) => Ok(true),
-        // If the rest of the list was not read, the deserializer reports an error.
+        // The rest of the array was not read, which the deserializer reports as an error.
         Err(_) if !wants_more => Ok(false),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Reads the elements of the list.
+/// Reads the objects of the array.
 struct List<'a, 's> {
     place: &'a str,
     reader: &'a ItemReader,

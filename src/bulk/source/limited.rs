@@ -6,13 +6,13 @@ use std::{
     rc::Rc,
 };
 
-/// The size of the largest row, in bytes.
+/// The most bytes of a row.
 pub(super) const MAX_ROW_BYTES: u64 = 4 << 20;
 
 /// UTF-8's byte order mark.
 const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
 
-/// Removes a byte order mark from the beginning.
+/// The input without a byte order mark at its beginning.
 ///
 /// # Errors
 /// The first bytes cannot be read, or are those of UTF-16.
@@ -29,13 +29,14 @@ pub(super) fn without_bom(mut input: Box<dyn Read>) -> io::Result<Box<dyn Read>>
     Ok(Box::new(Cursor::new(head).chain(input)))
 }
 
-/// A reader that fails when a row has more than [`MAX_ROW_BYTES`].
+/// A reader that fails when more than [`MAX_ROW_BYTES`] are read for one row.
 pub(super) struct Limited<R> {
     inner: R,
+    /// How many bytes may still be read. [`Allowance`] has the same cell.
     left: Rc<Cell<u64>>,
 }
 
-/// Allows another row to be read through a [`Limited`].
+/// Allows a [`Limited`] to read another row. It is separate, because the parser owns the [`Limited`].
 pub(super) struct Allowance(Rc<Cell<u64>>);
 
 impl Allowance {

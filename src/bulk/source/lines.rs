@@ -28,12 +28,13 @@ pub(super) fn read_objects(
     read(input, place, reader, sink, |text, line| reader.object(text, place, line))
 }
 
+/// Reads the lines that are not empty. `parse` turns a line and its number into an item.
 fn read(
     input: impl Read,
     place: &str,
     reader: &ItemReader,
     sink: &mut Sink<'_>,
-    item: impl Fn(&str, u64) -> Item,
+    parse: impl Fn(&str, u64) -> Item,
 ) -> io::Result<bool> {
     let mut input = BufReader::with_capacity(1 << 16, input);
     let mut bytes = Vec::new();
@@ -55,7 +56,7 @@ fn read(
                 reader.unreadable(place, Some(line), detail)
             }
             Ok("") => continue,
-            Ok(text) => item(text, line),
+            Ok(text) => parse(text, line),
             Err(_) => reader.unreadable(place, Some(line), "The line is not UTF-8.".into()),
         };
         if !sink(item) {

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 
 /// Writes files with these names and contents, and reads their items.
-fn items(files: &[(&str, &[u8])]) -> Result<Vec<Item>, String> {
+fn read_files(files: &[(&str, &[u8])]) -> Result<Vec<Item>, String> {
     let folder = tempfile::tempdir().unwrap();
     let paths: Vec<_> = files.iter().map(|(name, _)| folder.path().join(name)).collect();
     for (path, (_, text)) in paths.iter().zip(files) {
@@ -20,22 +20,22 @@ fn items(files: &[(&str, &[u8])]) -> Result<Vec<Item>, String> {
 fn read_all(paths: &[PathBuf]) -> Result<Vec<Item>, String> {
     let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let mut items = Vec::new();
-    let take = &mut |item| {
+    let sink = &mut |item| {
         items.push(item);
         true
     };
-    read(paths, &reader, take).map_err(|error| error.to_string())?;
+    read(paths, &reader, sink).map_err(|error| error.to_string())?;
     Ok(items)
 }
 
 /// The objects of the items of one file.
 fn objects(name: &str, text: &str) -> Vec<String> {
-    let items = items(&[(name, text.as_bytes())]).unwrap();
+    let items = read_files(&[(name, text.as_bytes())]).unwrap();
     items.into_iter().map(|item| item.object).collect()
 }
 
 #[test]
-fn csv_fields_may_have_quotes_line_breaks_and_a_byte_order_mark() {
+fn csv_and_tsv_are_read_with_quotes_line_breaks_and_a_byte_order_mark_or_without_rows() {
     let text =
         "\u{feff}name,\"url\"\r\n\"A \"\"b\"\", c\",http://a/1\r\n\"two\nlines\",http://a/2\n\n";
     assert_eq!(
@@ -51,7 +51,7 @@ fn csv_fields_may_have_quotes_line_breaks_and_a_byte_order_mark() {
 
 #[test]
 fn a_csv_row_with_too_few_fields_or_invalid_utf8_fails_but_other_rows_do_not() {
-    let list = items(&[("list.csv", b"url,n\nx\nhttp://a/1,2\n\xff,1\n")]).unwrap();
+    let list = read_files(&[("list.csv", b"url,n\nx\nhttp://a/1,2\n\xff,1\n")]).unwrap();
     let code = |item: &Item| item.picture.as_ref().err().map(|failure| failure.code.clone());
     let codes: Vec<_> = list.iter().map(code).collect();
     let invalid = || Some("invalid_row".to_owned());
@@ -60,7 +60,7 @@ fn a_csv_row_with_too_few_fields_or_invalid_utf8_fails_but_other_rows_do_not() {
 
 #[test]
 fn a_csv_file_with_two_fields_of_the_same_name_is_refused() {
-    assert!(items(&[("list.csv", b"url,url\nx,y\n")]).unwrap_err().contains("twice"));
+    assert!(read_files(&[("list.csv", b"url,url\nx,y\n")]).unwrap_err().contains("twice"));
 }
 
 #[test]
@@ -69,13 +69,13 @@ fn a_too_long_row_of_csv_or_json_ends_the_source_but_after_a_too_long_line_readi
     const TOO_LONG: usize = 10 << 20;
     let mut csv = b"url\n\"".to_vec();
     csv.resize(TOO_LONG, b'x');
-    assert!(items(&[("list.csv", &csv)]).unwrap_err().contains("4 MiB"));
+    assert!(read_files(&[("list.csv", &csv)]).unwrap_err().contains("4 MiB"));
     let mut json = b"[{\"url\": \"".to_vec();
     json.resize(TOO_LONG, b'x');
-    assert!(items(&[("list.json", &json)]).unwrap_err().contains("4 MiB"));
+    assert!(read_files(&[("list.json", &json)]).unwrap_err().contains("4 MiB"));
     let mut lines = vec![b'x'; TOO_LONG];
     lines.extend(b"\nlast.jpg\n");
-    let items = items(&[("list.txt", &lines)]).unwrap();
+    let items = read_files(&[("list.txt", &lines)]).unwrap();
     assert_eq!((items.len(), items[0].picture.is_err()), (2, true));
     assert_eq!(items[1].object, r#"{"path":"last.jpg"}"#);
 }
@@ -86,7 +86,7 @@ fn each_line_is_a_path_or_a_url_and_utf16_is_refused() {
         objects("list.txt", "\u{feff}a b.jpg\r\n\r\n  \nhttps://a.example/x?y=1\nlast"),
         [r#"{"path":"a b.jpg"}"#, r#"{"url":"https://a.example/x?y=1"}"#, r#"{"path":"last"}"#]
     );
-    assert!(items(&[("list.txt", b"\xff\xfea\0")]).unwrap_err().contains("UTF-16"));
+    assert!(read_files(&[("list.txt", b"\xff\xfea\0")]).unwrap_err().contains("UTF-16"));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn json_objects_keep_their_text_but_not_their_line_breaks() {
 #[test]
 fn a_json_file_that_is_damaged_or_contains_no_list_is_an_error() {
     for damaged in ["{}", "[{\"url\": 1}", "", "[1,]", "[{}] x"] {
-        assert!(items(&[("list.json", damaged.as_bytes())]).is_err(), "{damaged}");
+        assert!(read_files(&[("list.json", damaged.as_bytes())]).is_err(), "{damaged}");
     }
 }
 
@@ -118,6 +118,7 @@ fn a_folder_is_read_with_nested_folders_but_without_hidden_files_and_linked_fold
         fs::write(at(name), "").unwrap();
     }
     symlink(at("2.webp"), at("link.png")).unwrap();
+    // A link to a folder that has a name like a picture.
     symlink(folder.path(), at("a/circle.jpg")).unwrap();
     let mut names: Vec<_> = read_all(&[folder.path().to_owned()])
         .unwrap()
@@ -159,12 +160,12 @@ fn reading_stops_when_no_more_items_are_wanted() {
         fs::write(&path, text).unwrap();
         let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         let mut count = 0;
-        let take = &mut |_| {
+        let sink = &mut |_| {
             count += 1;
             false
         };
         // The second source must not be read either.
-        read(&[path.clone(), path], &reader, take).unwrap();
+        read(&[path.clone(), path], &reader, sink).unwrap();
         assert_eq!(count, 1, "{name} should be read only to its first row");
     }
 }
@@ -180,7 +181,7 @@ proptest! {
             csv.write_record([name, url]).unwrap();
         }
         let text = csv.into_inner().unwrap();
-        let items = items(&[("list.csv", &text)]).unwrap();
+        let items = read_files(&[("list.csv", &text)]).unwrap();
         let value = |item: &Item| {
             let object: serde_json::Value = serde_json::from_str(&item.object).unwrap();
             object["n"].as_str().unwrap().to_owned()
@@ -192,6 +193,6 @@ proptest! {
     #[test]
     fn no_bytes_make_a_source_panic(bytes: Vec<u8>, kind in 0..5_usize) {
         let name = ["a.txt", "a.csv", "a.tsv", "a.json", "a.jsonl"][kind];
-        let _ = items(&[(name, &bytes)]);
+        let _ = read_files(&[(name, &bytes)]);
     }
 }

@@ -41,7 +41,7 @@ impl JsonLines {
         Ok(true)
     }
 
-    /// Reads the next row, but not its vector.
+    /// Parses the line that was read last, but not its vector.
     pub(super) fn parse_without_vector(&mut self, row: &mut Row) -> Result<(), VectorsError> {
         self.parse_fields(row).map_err(|detail| self.error(detail)).map(|_| ())
     }
@@ -53,13 +53,14 @@ impl JsonLines {
         Ok(found == Found::Line)
     }
 
-    /// Parses all fields except for the vector, and returns the text of the vector.
+    /// Parses the line that was read last. Sets the row's label and model, and returns the text of the
+    /// vector.
     fn parse_fields(&self, row: &mut Row) -> Result<&str, String> {
         let not_a_row = |detail: String| format!("this is not a row of imagesvc embed: {detail}");
-        let found = self.lines.row(&self.reader).map_err(not_a_row)?;
-        row.label = label(&self.reader, &found.own);
-        row.model = Some(found.model().map_err(not_a_row)?);
-        Ok(found.vector)
+        let parsed = self.lines.row(&self.reader).map_err(not_a_row)?;
+        row.label = label(&self.reader, &parsed.own);
+        row.model = Some(parsed.model().map_err(not_a_row)?);
+        Ok(parsed.vector)
     }
 
     fn error(&self, detail: String) -> VectorsError {

@@ -10,14 +10,14 @@ use std::{
 use super::{Row, VectorsError, json_lines::JsonLines};
 use crate::bulk::item::ItemReader;
 
-/// The labels of some rows.
+/// The labels of the wanted rows.
 #[derive(Debug)]
 pub(in crate::bulk) struct Labels {
     /// The file from which the labels were read.
     pub path: PathBuf,
-    /// The number of rows in that file.
+    /// The number of rows in that file, not only of the wanted ones.
     pub rows: u64,
-    /// The model of the last wanted row.
+    /// The model of the last wanted row, if the file has any of them.
     pub model: Option<String>,
     /// The labels by the numbers of their rows.
     pub by_row: HashMap<u64, String>,

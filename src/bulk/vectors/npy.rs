@@ -11,7 +11,7 @@ use super::{MAX_LENGTH, Row, VectorsError, numbers};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// The largest header that is read, in bytes. For two dimensions, a header has about 120 bytes.
+/// The most bytes of a header. For two dimensions, a header has about 120 bytes.
 const MAX_HEADER: u32 = 64 << 10;
 
 /// The size of a number in bytes.
@@ -52,8 +52,8 @@ impl Npy {
         match rows.checked_mul(row_bytes as u64) {
             Some(declared) if declared == data_bytes => {}
             Some(declared) if declared < data_bytes => {
-                let more = data_bytes - declared;
-                return Err(refuse(format!("{more} bytes follow the {rows} rows of its header")));
+                let extra = data_bytes - declared;
+                return Err(refuse(format!("{extra} bytes follow the {rows} rows of its header")));
             }
             _ => {
                 let complete = data_bytes / row_bytes as u64;
@@ -88,10 +88,10 @@ impl Npy {
     }
 }
 
-/// Reads the header. Returns its text, and the number of bytes before the first row. The inner error
-/// means that the file has another format.
+/// Reads the header. Returns its text, and the number of bytes before the first row. The inner error says
+/// why this is not a header that can be read.
 fn read_header(input: &mut impl Read) -> io::Result<Result<(String, u64), String>> {
-    const NO_NPY: &str = "this is not a .npy file: ";
+    const NOT_NPY: &str = "this is not a .npy file: ";
     let mut beginning = Vec::new();
     input.take(MAGIC.len() as u64 + 2).read_to_end(&mut beginning)?;
     let length_bytes = match beginning.strip_prefix(MAGIC) {
@@ -100,20 +100,20 @@ fn read_header(input: &mut impl Read) -> io::Result<Result<(String, u64), String
         Some([version, _]) => {
             return Ok(Err(format!("it has version {version} of the format .npy, not 1, 2 or 3")));
         }
-        _ => return Ok(Err(format!("{NO_NPY}it does not begin like one"))),
+        _ => return Ok(Err(format!("{NOT_NPY}it does not begin like one"))),
     };
     let mut length = [0; 4];
-    let declared = read_fully(input, &mut length[..length_bytes])?;
+    let has_length = read_fully(input, &mut length[..length_bytes])?;
     let length = u32::from_le_bytes(length);
-    if !declared || length > MAX_HEADER {
-        return Ok(Err(format!("{NO_NPY}its header is incomplete or too long")));
+    if !has_length || length > MAX_HEADER {
+        return Ok(Err(format!("{NOT_NPY}its header is incomplete or too long")));
     }
     let mut text = Vec::new();
     let read = input.take(length.into()).read_to_end(&mut text)?;
-    let before = (beginning.len() + length_bytes + read) as u64;
+    let header_bytes = (beginning.len() + length_bytes + read) as u64;
     Ok(match String::from_utf8(text) {
-        Ok(text) if read as u64 == u64::from(length) => Ok((text, before)),
-        _ => Err(format!("{NO_NPY}its header is incomplete or no text")),
+        Ok(text) if read as u64 == u64::from(length) => Ok((text, header_bytes)),
+        _ => Err(format!("{NOT_NPY}its header is incomplete or no text")),
     })
 }
 
@@ -178,12 +178,14 @@ impl<'a> Parser<'a> {
         self.0.trim().is_empty().then_some(header)
     }
 
+    /// Skips the token and the spaces before it. Returns whether the token was there.
     fn take(&mut self, token: char) -> bool {
         let rest = self.0.trim_start().strip_prefix(token);
         self.0 = rest.unwrap_or(self.0);
         rest.is_some()
     }
 
+    /// A string in either kind of quotes, without escapes.
     fn string(&mut self) -> Option<&'a str> {
         let quote = if self.take('\'') { '\'' } else { self.take('"').then_some('"')? };
         let (text, rest) = self.0.split_once(quote)?;
@@ -251,7 +253,7 @@ mod tests {
             (header("<f4", "False", "()"), "two dimensions"),
             (header("<f4", "False", "(3, 4, 5)"), "two dimensions"),
             (header("<f4", "False", "(3, 0)"), "0 numbers"),
-            // the largest u64, and the same plus one
+            // The largest `u64` is parsed, but too long. The same plus one is not parsed.
             (header("<f4", "False", "(3, 18446744073709551615)"), "numbers, not 1 to"),
             (header("<f4", "False", "(3, 18446744073709551616)"), "not that of"),
             (header("<f4", "False", "(-3, 4)"), "not that of"),

@@ -66,6 +66,7 @@ impl Parquet {
         let is_wanted = |name: &str| {
             let mut chosen_fields =
                 [&reader.id_field, &reader.location_field].into_iter().flatten();
+            // Whether the field at this path is the column, or inside the column's JSON.
             let contains_field = |path: &str| {
                 path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
@@ -132,9 +133,10 @@ impl Parquet {
     }
 }
 
-/// The columns at one row.
+/// The values of the columns in one row.
 struct Columns<'a> {
     batch: &'a RecordBatch,
+    /// The position of the row in `batch`.
     at: usize,
 }
 
@@ -144,7 +146,7 @@ impl Columns<'_> {
         self.batch.column_by_name(name).filter(|column| column.is_valid(self.at))
     }
 
-    /// The text or number in a column.
+    /// The text of a column with texts or integers, unless it is null.
     fn text(&self, name: &str) -> Option<String> {
         let column = self.value(name)?;
         Some(match column.data_type() {
@@ -155,7 +157,7 @@ impl Columns<'_> {
         })
     }
 
-    /// The text or number in a field. After a dot, `path` names a field inside the JSON of a column.
+    /// The text of a field: of a column, or, after a dot in `path`, of a field inside a column's JSON.
     fn field(&self, path: &str) -> Option<String> {
         self.text(path).or_else(|| {
             path.match_indices('.').find_map(|(dot, _)| {
@@ -201,6 +203,7 @@ impl Columns<'_> {
     }
 }
 
+/// The error message for a file or row that the Parquet reader refuses.
 fn damaged(error: impl Into<ParquetError>) -> String {
     format!("it cannot be read as Parquet: {}", error.into())
 }

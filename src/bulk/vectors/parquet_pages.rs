@@ -13,14 +13,14 @@ use parquet::{
     },
 };
 
-/// The most values in a page. Writers make pages of 1 to 100 MB.
+/// The most values in a page: 128 MiB of 32-bit floats. Writers make pages of 1 to 100 MB.
 const MAX_PAGE_VALUES: u64 = 32 << 20;
 
-/// The most bytes of a page with texts. This limits dictionary pages as well, because many rows may
-/// repeat the longest text of a dictionary.
+/// The most bytes of a page with texts. This also limits the pages with dictionaries: a longer text in a
+/// dictionary would take a lot of memory if many rows repeat it.
 const MAX_TEXT_PAGE: usize = 16 << 20;
 
-/// All row groups of a file.
+/// All row groups of a file, whose declared sizes were checked.
 pub(super) struct CheckedRowGroups {
     file: Arc<File>,
     metadata: Arc<ParquetMetaData>,
@@ -62,16 +62,16 @@ fn impossible() -> ParquetError {
     ParquetError::General("its metadata declares impossible sizes".into())
 }
 
-/// Checks that a column's pages are within the file.
+/// Checks that a column's pages are within the file, and that its number of values is not negative.
 fn check_column(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<()> {
     let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
-    let is_within = || {
+    let check = || {
         let end = u64::try_from(start)
             .ok()?
             .checked_add(u64::try_from(column.compressed_size()).ok()?)?;
         (end <= file_bytes && column.num_values() >= 0).then_some(())
     };
-    is_within().ok_or_else(impossible)
+    check().ok_or_else(impossible)
 }
 
 /// Checks that this program can read the compression of a column. Reads no page.
@@ -108,7 +108,9 @@ impl RowGroups for CheckedRowGroups {
 struct Chunks {
     file: Arc<File>,
     metadata: Arc<ParquetMetaData>,
+    /// The index of the column.
     column: usize,
+    /// The index of the next row group.
     row_group: usize,
 }
 
@@ -128,7 +130,7 @@ impl Iterator for Chunks {
 
 impl PageIterator for Chunks {}
 
-/// The pages of a column in one row group.
+/// The pages of a column in one row group. Each page is checked when it is read.
 struct CheckedPages {
     pages: SerializedPageReader<File>,
     limits: Limits,
@@ -149,6 +151,7 @@ impl Limits {
         Self { values_left, column_type: column.column_type(), has_dictionary: false }
     }
 
+    /// Checks the next page.
     fn check(&mut self, page: &Page) -> Result<()> {
         let (bytes, values) = (page.buffer().len(), u64::from(page.num_values()));
         let is_possible = match page {
@@ -222,6 +225,7 @@ mod tests {
         }
     }
 
+    /// A data page that needs no dictionary.
     fn plain(bytes: usize, num_values: u32) -> Page {
         data(bytes, num_values, Encoding::PLAIN)
     }
@@ -232,7 +236,7 @@ mod tests {
         Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }
     }
 
-    /// Whether all pages may follow each other in a column with this many values.
+    /// Whether a column with this many values may consist of these pages.
     fn are_possible(values_left: u64, column_type: Type, pages: &[Page]) -> bool {
         let mut limits = Limits { values_left, column_type, has_dictionary: false };
         pages.iter().all(|page| limits.check(page).is_ok())

@@ -63,6 +63,7 @@ fn npy(shape: &str, numbers: &[f32]) -> Vec<u8> {
     bytes
 }
 
+/// A `.npy` file of this version, without numbers. The header is filled up with spaces, as by NumPy.
 fn npy_with_header(version: u8, header: &str) -> Vec<u8> {
     let text = format!("{header:<117}\n");
     let length = text.len() as u32;
@@ -110,7 +111,7 @@ fn an_incomplete_last_line_is_ignored_wherever_it_ends() {
     for end in 0..=text.len() {
         let rows = text[..end].matches('\n').count();
         match read("v.jsonl", &text[..end], &usual_fields()) {
-            Ok(read) => assert_eq!(read.len(), rows, "the text ended at {end}"),
+            Ok(read_rows) => assert_eq!(read_rows.len(), rows, "the text ended at {end}"),
             Err(error) => {
                 assert_eq!((rows, error.as_str()), (0, "v.jsonl: it contains no vectors"));
             }
@@ -166,21 +167,23 @@ fn a_npy_file_of_each_version_is_read() {
 }
 
 #[test]
-fn a_npy_file_that_is_incomplete_or_too_long_is_refused_before_its_rows_are_read() {
-    let whole = npy("(3, 2)", &[1.0; 6]);
-    for end in 0..whole.len() {
-        let error = read("v.npy", &whole[..end], &usual_fields()).unwrap_err();
+fn a_npy_file_without_rows_or_with_another_length_than_it_declares_is_refused() {
+    let complete = npy("(3, 2)", &[1.0; 6]);
+    for end in 0..complete.len() {
+        let error = read("v.npy", &complete[..end], &usual_fields()).unwrap_err();
+        // The error names no row: the file is refused before its first row is read.
         assert!(error.starts_with("v.npy: "), "the file ended at {end}: {error}");
     }
-    let short = read("v.npy", &whole[..whole.len() - 1], &usual_fields()).unwrap_err();
+    let short = read("v.npy", &complete[..complete.len() - 1], &usual_fields()).unwrap_err();
     assert!(short.contains("declares 3 rows, but only 2 follow"), "{short}");
-    let long = read("v.npy", [&whole[..], b"x"].concat(), &usual_fields()).unwrap_err();
+    let long = read("v.npy", [&complete[..], b"x"].concat(), &usual_fields()).unwrap_err();
     assert!(long.contains("1 bytes follow the 3 rows"), "{long}");
     assert!(read("v.npy", npy("(0, 2)", &[]), &usual_fields()).unwrap_err().contains("no vectors"));
 }
 
 #[test]
-fn sizes_that_a_npy_file_declares_are_not_allocated() {
+fn a_npy_file_that_declares_impossible_sizes_is_refused() {
+    // Each shape has longer rows than allowed, or more rows than the four numbers of the file.
     for shape in [
         "(1, 18446744073709551615)",
         "(18446744073709551615, 1)",
@@ -197,7 +200,7 @@ fn sizes_that_a_npy_file_declares_are_not_allocated() {
 }
 
 #[test]
-fn the_error_of_a_number_that_is_not_finite_contains_the_row_number() {
+fn extreme_numbers_are_read_and_the_error_of_one_that_is_not_finite_contains_the_row_number() {
     for number in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let error =
             read("v.npy", npy("(2, 2)", &[1.0, 2.0, 3.0, number]), &usual_fields()).unwrap_err();

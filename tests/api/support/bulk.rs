@@ -10,20 +10,20 @@ use tempfile::TempDir;
 
 use super::{FakeNvidia, ServiceProcess, tiny};
 
-/// A folder in which the commands run, and the settings of its service.
+/// A folder in which the commands run, and the settings of the service that they start.
 pub struct Bulk {
     folder: TempDir,
     settings: Vec<(String, String)>,
 }
 
 impl Bulk {
-    /// Runs call a fake NVIDIA.
+    /// The service of each run calls this fake NVIDIA.
     pub fn new(nvidia: &FakeNvidia) -> Self {
         let settings = nvidia.settings().map(|(name, value)| (name.to_owned(), value));
         Self::with_settings(settings.into())
     }
 
-    /// Runs use only the service at `--to`, so they have no settings.
+    /// For runs that use the sandbox, the service at `--to` or no service: they need no NVIDIA.
     pub fn without_nvidia() -> Self {
         Self::with_settings(Vec::new())
     }
@@ -50,14 +50,14 @@ impl Bulk {
         self.folder.path()
     }
 
-    /// Writes a file, with its folders.
+    /// Writes a file. Creates its folders.
     pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
         let path = self.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
     }
 
-    /// Writes tiny pictures with the numbers from 0 to the folder `photos`.
+    /// Writes the first `count` tiny pictures, from number 0 on, to the folder `photos`.
     pub fn write_pictures(&self, count: usize) {
         for n in 0..count {
             self.write(&format!("photos/{n}.png"), tiny(n));
@@ -94,12 +94,12 @@ impl Bulk {
         command
     }
 
-    /// Starts the command.
+    /// Starts `imagesvc embed`.
     pub fn start(&self, arguments: &str) -> std::process::Child {
         self.command(arguments).spawn().unwrap()
     }
 
-    /// Runs the command to its end.
+    /// Runs `imagesvc embed` to its end.
     pub fn run(&self, arguments: &str) -> Finished {
         self.start(arguments).into()
     }

@@ -85,7 +85,7 @@ fn a_prefix_separates_added_fields_from_those_of_the_source_with_the_same_names(
 }
 
 #[test]
-fn a_file_without_rows_has_vectors_of_the_length_that_the_model_has() {
+fn a_file_without_rows_declares_vectors_of_the_length_that_the_model_has() {
     let file = open(&Rows::new(""));
     assert_eq!(file.metadata().file_metadata().num_rows(), 0);
     let vector = file.schema().field_with_name("vector").unwrap();
@@ -100,16 +100,16 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     assert_eq!(rows, [MAX_GROUP_ROWS as i64, 10]);
 
     // 23 rows with texts of 3 MiB: more than two groups of 32 MiB.
-    const TEXT: usize = 3 << 20;
-    let text = |n: usize| format!("{n}{}", "a".repeat(TEXT));
+    const TEXT_BYTES: usize = 3 << 20;
+    let text = |n: usize| format!("{n}{}", "a".repeat(TEXT_BYTES));
     let large = |n| row_of(&format!("{{\"a\": \"{}\"}}", text(n)), "1");
     let rows = Rows::new(&(0..23).map(large).collect::<String>());
     let file = open(&rows);
     let sizes: Vec<_> =
         file.metadata().row_groups().iter().map(|group| group.total_byte_size() as usize).collect();
     assert!(sizes.len() >= 3, "{sizes:?}");
-    // A group ends with the batch that fills it. A batch ends with the row that fills it with 4 MiB.
-    assert!(sizes.iter().all(|size| *size <= MAX_GROUP_BYTES + 2 * TEXT), "{sizes:?}");
+    // A group ends with the batch that fills it. A batch is full with 4 MiB, so it has two of the texts.
+    assert!(sizes.iter().all(|size| *size <= MAX_GROUP_BYTES + 2 * TEXT_BYTES), "{sizes:?}");
     let texts = column(&read(&rows), "a");
     assert!(texts.iter().enumerate().all(|(n, found)| found.as_deref() == Some(&text(n))));
 }
@@ -124,6 +124,7 @@ fn a_row_with_other_types_and_a_row_with_too_many_fields_are_errors() {
         let rows = Rows::new(&(good.clone() + &line));
         assert_eq!(rows.make(ExportFormat::Parquet).unwrap_err(), message);
     }
+    // One field more than the 1000 that are allowed.
     let members: Vec<_> = (0..1001).map(|n| format!("\"{n}\": 1")).collect();
     let rows = Rows::new(&row_of(&format!("{{{}}}", members.join(",")), "1"));
     let error = rows.make(ExportFormat::Parquet).unwrap_err();

@@ -40,7 +40,7 @@ fn fixed(rows: usize) -> ArrayRef {
     Arc::new(FixedSizeListArray::new(field, 2, Arc::new(Float32Array::from(numbers)), None))
 }
 
-/// A column of lists of variable length.
+/// A column with these vectors, as lists of variable length.
 fn list_of_floats(rows: &[&[f32]]) -> ArrayRef {
     let mut list = ListBuilder::new(Float32Builder::new());
     for row in rows {
@@ -164,9 +164,9 @@ fn a_file_without_usable_models_or_vectors_is_refused_with_the_reason() {
 
 #[test]
 fn an_incomplete_file_is_refused_wherever_it_ends() {
-    let whole = small_file();
-    for end in 0..whole.len() {
-        let error = rows_of(whole[..end].to_vec(), &usual_fields()).unwrap_err();
+    let complete = small_file();
+    for end in 0..complete.len() {
+        let error = rows_of(complete[..end].to_vec(), &usual_fields()).unwrap_err();
         // The error names no row: the file is refused before its first row is read.
         assert!(error.starts_with("v.parquet: "), "the file ended at {end}: {error}");
     }
@@ -174,17 +174,17 @@ fn an_incomplete_file_is_refused_wherever_it_ends() {
 
 #[test]
 fn a_changed_byte_causes_no_panic_and_many_changes_are_refused() {
-    let whole = small_file();
+    let original = small_file();
     let mut errors = Vec::new();
-    for at in 0..whole.len() {
+    for at in 0..original.len() {
         for change in [0x01, 0x02, 0x40, 0x80, 0xff] {
-            let mut bytes = whole.clone();
+            let mut bytes = original.clone();
             bytes[at] ^= change;
             errors.extend(rows_of(bytes, &usual_fields()).err());
         }
     }
     // Of the five changes of a byte, more than one is noticed on average.
-    assert!(errors.len() > whole.len(), "only {} changes were noticed", errors.len());
+    assert!(errors.len() > original.len(), "only {} changes were noticed", errors.len());
     // One of the changes declares another compression.
     assert!(errors.iter().any(|error| error.contains("its pages are compressed by SNAPPY")));
 }
