@@ -270,7 +270,7 @@ fn signer(settings: &Settings, http: reqwest::Client) -> object_store::Result<Am
     let name = settings.location.bucket();
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(name)
-        // In this style, the bucket's name is the first part of the host name. S3's certificate covers
+        // In the virtual-hosted style, the bucket's name is the first part of the host name. S3's certificate covers
         // no name with a dot in it, and other servers often have no such host names.
         .with_virtual_hosted_style_request(settings.endpoint.is_none() && !name.contains('.'))
         .with_http_connector(CredentialsConnector(http))

@@ -49,7 +49,7 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
 }
 
 /// How long the server asks to wait by `Retry-After`. The header's value is a number of seconds or
-/// a date (RFC 9110, section 10.2.3).
+/// a date (RFC 9110, section 10.2.3). `None` if the header is missing or invalid.
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     match value.parse::<u32>() {

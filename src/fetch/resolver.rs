@@ -138,7 +138,8 @@ impl Resolve for Resolver {
                 .await
             };
             let addresses = match timeout(LOOKUP_TIMEOUT, look_up).await {
-                Ok(found) => found?.map_err(LookupError)?,
+                // `joined` is an error if the look-up panicked.
+                Ok(joined) => joined?.map_err(LookupError)?,
                 Err(_) => return Err(LookupError(io::ErrorKind::TimedOut.into()).into()),
             };
             if addresses.is_empty() {

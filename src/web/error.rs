@@ -44,7 +44,7 @@ const INTERNAL_DETAIL: &str =
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request's head violates HTTP.
+    /// The request's head violates HTTP, or the body has a coding that the service does not decode.
     #[error(transparent)]
     Head(#[from] HeadError),
     /// The body or the query is not what the route accepts.
@@ -242,7 +242,7 @@ impl Error {
         }
     }
 
-    /// The number of unsuccessful inference calls.
+    /// The number of inference calls, all unsuccessful. `None` if the error is not that of a call.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.attempts(),
@@ -294,9 +294,9 @@ impl Error {
 }
 
 /// Adds a picture's place in a batch to a sentence that was written for a request with a single
-/// picture. If the sentence contains the name of that request's field, `image_url` or `image_base64`, the
-/// place replaces the name. A sentence that already contains the place does not change. Any other
-/// sentence is preceded by the place.
+/// picture. A sentence that already contains the place does not change. If the sentence contains the
+/// name of the single picture's field, `image_url` or `image_base64`, the place replaces the name. Any
+/// other sentence is preceded by the place.
 fn with_place(detail: &str, place: &str) -> String {
     if detail.contains(place) {
         return detail.to_owned();

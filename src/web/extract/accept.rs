@@ -22,12 +22,13 @@ impl<S: Sync> FromRequestParts<S> for Accepted {
     }
 }
 
-/// How much a client prefers a media type. Preferences are compared by weight. If the weights are
-/// equal, a range that contains the type itself is preferred to a wildcard.
+/// How much a client prefers a media type. The order of the fields matters: the weights are compared
+/// first. If they are equal, `text/plain` is preferred to `text/*`, and that to `*/*`.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Preference {
     /// The weight in thousandths.
     weight: u16,
+    /// As in [`BestMatch`].
     specificity: u8,
 }
 
@@ -71,7 +72,8 @@ impl BestMatch {
     }
 
     fn preference(&self) -> Preference {
-        // Weight 0 means that the client refuses the type. It counts like a type that is not listed.
+        // Weight 0 means that the client refuses the type. A refused type counts like one that the
+        // header does not list.
         let specificity = if self.weight == 0 { 0 } else { self.specificity };
         Preference { weight: self.weight, specificity }
     }

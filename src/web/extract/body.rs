@@ -142,7 +142,7 @@ impl BodyLimits {
         BodyError::TooLarge { max_bytes: self.max_bytes, content: self.content }
     }
 
-    /// When the rest of the body must have arrived, if `received` bytes have arrived already.
+    /// The deadline for the next bytes, if `received` bytes have arrived already.
     fn deadline(self, started: Instant, received: u64) -> Instant {
         let extension = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
         started + (BASE_TIME + extension).min(self.timeout)

@@ -3,7 +3,8 @@
 /// The most characters of a name.
 const MAX_CHARS: usize = 255;
 
-/// Removes unprintable characters from a name. Returns `None` if no printable characters are left.
+/// Removes unprintable characters and surrounding blanks from a name, and shortens it. Returns `None`
+/// if nothing is left.
 pub(in crate::web) fn printable(name: &str) -> Option<String> {
     let name: String = name.chars().filter(|c| !is_unprintable(*c)).take(MAX_CHARS).collect();
     let name = name.trim();

@@ -36,6 +36,7 @@ pub enum HeadError {
 pub(in crate::web) fn check(request: &mut Request) -> Result<(), HeadError> {
     check_host(request)?;
     check_transfer_encoding(request.headers())?;
+    // Without a body, there is nothing to decode.
     if !request.body().is_end_stream() {
         check_content_encoding(request.headers())?;
     }
