@@ -41,7 +41,7 @@ pub use location::Location;
 pub use removal::RemovalTime;
 pub use self_test::TestReport;
 
-/// The longest time that a request waits for a read.
+/// The longest time for a read, including its second attempt.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long establishing a connection may take.
@@ -215,7 +215,8 @@ impl Bucket {
         if self.works(operation) { Ok(()) } else { Err(Error::new(operation, Cause::Suspended)) }
     }
 
-    /// Records the outcome of an operation that began at `started`.
+    /// Records the outcome of an operation that began at `started`, unless the error says nothing
+    /// about the bucket.
     fn record(&self, operation: Operation, error: Option<&Error>, started: Instant) {
         if error.is_some_and(|error| !error.is_about_the_bucket()) {
             return;

@@ -1,8 +1,8 @@
 //! Records whether the bucket can be written to and read, and tests it while it cannot.
 //!
 //! A request that waits for a failing bucket would hold its memory and its permits for nothing. So
-//! requests stop using the bucket after the first failure of a write, or after three failures of
-//! reads. From then on, a task tests the bucket every few seconds. Tests overlap: one that hangs does
+//! requests stop writing after one failed write, and stop reading after three failed reads in a row.
+//! From then on, a task tests the bucket every few seconds. Tests overlap: one that hangs does
 //! not delay the next. The requests themselves do not test the bucket, because some of them would wait.
 //!
 //! A request fails if its picture cannot be written, but not if its vector cannot. So failed writes of
@@ -19,6 +19,9 @@ use tokio::{
 };
 
 use super::{Bucket, Inner, TestReport, error::Operation};
+
+/// After this many failures in a row, the bucket is not written to any more.
+const MAX_FAILED_WRITES: u32 = 1;
 
 /// After this many failures in a row, the bucket is not read any more. One slow read says little,
 /// because reads have only a second.
@@ -113,14 +116,16 @@ impl Health {
         self.count(operation, has_failed, started, MAX_FAILED_READS)
     }
 
-    /// Counts the outcome of a test, like [`Self::record`]. One failed test suffices.
+    /// Counts the outcome of a test, like [`Self::record`]. One failed test of reads is enough to
+    /// suspend them.
     pub(super) fn record_test(
         &self,
         operation: Operation,
         has_failed: bool,
         started: Instant,
     ) -> Option<Transition> {
-        self.count(operation, has_failed, started, 1)
+        let max_failed_reads = 1;
+        self.count(operation, has_failed, started, max_failed_reads)
     }
 
     fn count(
@@ -132,7 +137,7 @@ impl Health {
     ) -> Option<Transition> {
         let (mut state, now) = (self.state(), Instant::now());
         match operation {
-            Operation::Write => state.writes.record(has_failed, started, now, 1),
+            Operation::Write => state.writes.record(has_failed, started, now, MAX_FAILED_WRITES),
             Operation::Read | Operation::ReadMissing => {
                 state.reads.record(has_failed, started, now, max_failed_reads)
             }
@@ -145,7 +150,7 @@ impl Health {
         !std::mem::replace(&mut self.state().is_tested, true)
     }
 
-    /// Ends the testing, unless the bucket fails again. Returns whether it has ended.
+    /// Ends the testing, unless writes or reads are failing. Returns whether it has ended.
     fn end_testing(&self) -> bool {
         let mut state = self.state();
         state.is_tested = state.writes.is_failing || state.reads.is_failing;
@@ -204,6 +209,7 @@ mod tests {
         for has_failed in [true, true, false] {
             assert_eq!(health.record(Operation::Read, has_failed, now), None);
         }
+        // Failures of reads that began before the successful read would be ignored.
         let later = Instant::now();
         for _ in 0..2 {
             assert_eq!(health.record(Operation::Read, true, later), None);

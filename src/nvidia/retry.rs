@@ -66,7 +66,7 @@ struct FailedAttempt {
     kind: ErrorKind,
     /// How long NVIDIA asks to wait.
     retry_after: Option<Duration>,
-    /// The attempt's number, starting at 1.
+    /// How many attempts have failed with a transient error, with this one.
     number: u32,
 }
 

@@ -285,11 +285,13 @@ impl Pipeline {
             return Err(Error::Embed { error, saved: None });
         }
         let embed = async |when_saved: WhenSaved| {
-            // As for a single picture, NVIDIA is paid only for a picture that is saved.
+            // With a bucket, NVIDIA is called only after the picture is saved, as for a single picture:
+            // a call for a picture that cannot be saved would be paid for nothing.
             if self.store.bucket().is_some() {
                 when_saved.wait().await;
             }
             let embedding = embedding.await?;
+            // `Embedding::shared` says that this picture made no call of its own.
             Ok(if is_repeated { embedding.shared() } else { embedding })
         };
         let file_mode = match options.on_error {
