@@ -28,7 +28,7 @@ use openai::expects_openai_errors;
 pub(in crate::web) use openai::{X_SHOULD_RETRY, is_retry_useless};
 pub use problem::{ErrorExtension, PROBLEM_JSON, Problem};
 
-/// The `Retry-After` of errors that contain no waiting time of their own.
+/// The `Retry-After` of errors that always have one, if the error itself contains no time.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
@@ -62,7 +62,7 @@ pub enum Error {
     /// The URL leads to a web page instead of a picture.
     #[error("the URL leads to a web page")]
     LeadsToWebPage,
-    /// The picture could not be received, saved or embedded.
+    /// The picture was not admitted, or could not be received, saved or embedded.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
     /// The client's key is missing or wrong.
@@ -266,6 +266,7 @@ impl Error {
             Self::UnsupportedParameter { param, .. } => Some(param),
             Self::ModelNotFound { .. } => Some("model"),
             Self::Invalid(invalid) => {
+                // The first element is `body` or `query`, the second is the field.
                 invalid.errors.first()?.loc.get(1).map(|field| field.as_str())
             }
             _ => None,

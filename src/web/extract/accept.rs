@@ -38,8 +38,12 @@ fn preferred_format(headers: &HeaderMap) -> Exposition {
     let (mut open_metrics, mut prometheus) = (BestMatch::default(), BestMatch::default());
     for range in ranges.map(Parameterized::parse) {
         let Some(weight) = parse_weight(&range) else { continue };
-        open_metrics.add(&range, weight, &["*/*", "application/*", "application/openmetrics-text"]);
-        prometheus.add(&range, weight, &["*/*", "text/*", "text/plain"]);
+        open_metrics.consider(
+            &range,
+            weight,
+            &["*/*", "application/*", "application/openmetrics-text"],
+        );
+        prometheus.consider(&range, weight, &["*/*", "text/*", "text/plain"]);
     }
     if prometheus.preference() > open_metrics.preference() {
         Exposition::Prometheus
@@ -59,9 +63,9 @@ struct BestMatch {
 }
 
 impl BestMatch {
-    /// Adds a range of the header. `matching` contains the ranges that match the media type, the least
-    /// specific first.
-    fn add(&mut self, range: &Parameterized<'_>, weight: u16, matching: &[&str]) {
+    /// Replaces the match by a range of the header, if that matches and is more specific. `matching`
+    /// contains the ranges that match the media type, the least specific first.
+    fn consider(&mut self, range: &Parameterized<'_>, weight: u16, matching: &[&str]) {
         let Some((specificity, _)) = (1..).zip(matching).find(|(_, name)| range.is(name)) else {
             return;
         };

@@ -163,7 +163,7 @@ mod tests {
     }
 
     async fn read(max_bytes: u64, body: Body) -> Result<Vec<u8>, BodyError> {
-        let memory = Shares::new(1 << 20, 1, 1);
+        let memory = Shares::undivided(1 << 20, 1);
         body_limits(max_bytes).read(body, &mut memory.empty(ClientNetwork::UNKNOWN)).await
     }
 
@@ -174,7 +174,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_memory_permit_grows_with_the_received_bytes() {
-        let memory = Shares::new(8, 1, 1);
+        // Memory for eight bytes.
+        let memory = Shares::undivided(8, 1);
         let mut permit = memory.empty(ClientNetwork::UNKNOWN);
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);
         let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));

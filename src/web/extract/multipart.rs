@@ -281,7 +281,7 @@ mod tests {
 
     /// Reads the file's name and bytes from a form in chunks.
     async fn read(chunks: Vec<Bytes>) -> Result<(Option<String>, Vec<u8>), Error> {
-        let memory = Shares::new(1 << 20, 1, 1).empty(ClientNetwork::UNKNOWN);
+        let memory = Shares::undivided(1 << 20, 1).empty(ClientNetwork::UNKNOWN);
         let mut form = Form::new(stream::iter(chunks.into_iter().map(Ok)), "x", memory);
         let file = form.find_file().await?;
         let name = file.name.clone();

@@ -6,7 +6,9 @@ const address = byId("address"), key = byId("key"), shrink = byId("shrink"), spa
 // MAX_PAUSE_MS: after a longer Retry-After, the picture fails. TIMEOUT_MS: the longest time for one request.
 const STORED_KEY = "imagesvc-key", MAX_PICTURES = 300, MAX_REQUESTS = 3, THUMB_PIXELS = 160, MAX_SENT_PIXELS = 1024;
 const MAX_TRIES = 50, MAX_PAUSE_MS = 10 * 60_000, TIMEOUT_MS = 10 * 60_000;
-const sample = document.documentElement.dataset.sample;
+const sample = document.documentElement.dataset.sample; // the URL of the sandbox's sample, or empty
+// Fields of an item: shown is the file to display, sent a smaller copy to send, unit the vector with length 1, point the
+// picture's position in the two directions of the map, and place its position on the map's canvas.
 const items = []; // every picture on the page, in the order of addition
 let chosen = null, partner = null; // the chosen picture, and the one that the visitor compares it with
 let isPicked = false; // whether the visitor chose `chosen` or `partner`, and not the page
