@@ -200,23 +200,27 @@ async fn test_until_it_works(bucket: Weak<Inner>) {
 mod tests {
     use super::*;
 
+    // The values of `has_failed`.
+    const FAILED: bool = true;
+    const SUCCEEDED: bool = false;
+
     #[test]
     fn one_failed_write_or_three_failed_reads_in_a_row_suspend_the_operation() {
         let (health, now) = (Health::default(), Instant::now());
         assert!(!health.is_suspended(Operation::Write) && !health.is_suspended(Operation::Read));
-        assert_eq!(health.record(Operation::Write, true, now), Some(Transition::Fails));
+        assert_eq!(health.record(Operation::Write, FAILED, now), Some(Transition::Fails));
         assert!(health.is_suspended(Operation::Write) && !health.is_suspended(Operation::Read));
-        for has_failed in [true, true, false] {
+        for has_failed in [FAILED, FAILED, SUCCEEDED] {
             assert_eq!(health.record(Operation::Read, has_failed, now), None);
         }
         // Failures of reads that began before the successful read would be ignored.
         let later = Instant::now();
         for _ in 0..2 {
-            assert_eq!(health.record(Operation::Read, true, later), None);
+            assert_eq!(health.record(Operation::Read, FAILED, later), None);
         }
-        assert_eq!(health.record(Operation::Read, true, later), Some(Transition::Fails));
+        assert_eq!(health.record(Operation::Read, FAILED, later), Some(Transition::Fails));
         assert_eq!(
-            health.record(Operation::Read, true, later),
+            health.record(Operation::Read, FAILED, later),
             None,
             "a failure must be reported only once"
         );
@@ -227,10 +231,10 @@ mod tests {
     fn a_successful_operation_ends_the_failure() {
         let (health, now) = (Health::default(), Instant::now());
         for operation in [Operation::Write, Operation::Read] {
-            assert_eq!(health.record_test(operation, true, now), Some(Transition::Fails));
+            assert_eq!(health.record_test(operation, FAILED, now), Some(Transition::Fails));
             assert!(health.begin_testing() && !health.begin_testing());
             assert!(!health.end_testing(), "the tests of a failing bucket must not end");
-            assert_eq!(health.record_test(operation, false, now), Some(Transition::Works));
+            assert_eq!(health.record_test(operation, SUCCEEDED, now), Some(Transition::Works));
             assert!(health.end_testing() && !health.is_suspended(operation));
         }
     }
@@ -238,11 +242,14 @@ mod tests {
     #[test]
     fn an_operation_that_began_before_the_recovery_and_fails_later_is_ignored() {
         let (health, before) = (Health::default(), Instant::now());
-        assert_eq!(health.record(Operation::Write, true, before), Some(Transition::Fails));
-        assert_eq!(health.record_test(Operation::Write, false, before), Some(Transition::Works));
-        assert_eq!(health.record(Operation::Write, true, before), None);
+        assert_eq!(health.record(Operation::Write, FAILED, before), Some(Transition::Fails));
+        assert_eq!(
+            health.record_test(Operation::Write, SUCCEEDED, before),
+            Some(Transition::Works)
+        );
+        assert_eq!(health.record(Operation::Write, FAILED, before), None);
         assert!(!health.is_suspended(Operation::Write));
         let after = Instant::now();
-        assert_eq!(health.record(Operation::Write, true, after), Some(Transition::Fails));
+        assert_eq!(health.record(Operation::Write, FAILED, after), Some(Transition::Fails));
     }
 }

@@ -100,7 +100,8 @@ impl Bucket {
         }
     }
 
-    /// Tries to remove an object until it succeeds, is refused, or takes too long.
+    /// Tries to remove an object until that succeeds, is refused, or takes too long. Makes only one
+    /// attempt while the service is stopping.
     async fn remove_when_it_works(&self, path: &str) -> Result<(), Error> {
         let deadline = Instant::now() + MAX_TIME;
         loop {

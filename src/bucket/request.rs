@@ -122,7 +122,7 @@ impl Bucket {
     }
 
     /// Sends a request up to twice. Sets `may_have_written` if the first attempt may have written the
-    /// object.
+    /// object. This is not part of the result, because the caller may drop this future at a timeout.
     async fn attempts(
         &self,
         operation: Operation,

@@ -201,6 +201,7 @@ impl Pipeline {
             Some((sha256, embedding))
         };
         let looked_up = stream::iter(distinct).map(look_up).buffer_unordered(PICTURES_AT_ONCE);
+        // `look_up` returns `None` for a picture that is not in the cache.
         let cached: HashMap<_, _> = looked_up.filter_map(ready).collect().await;
         let new_pictures = distinct_count - cached.len();
         let mut reservation = self.reserve(client, new_pictures, deadline).map_err(E::from)?;

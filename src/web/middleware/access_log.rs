@@ -206,7 +206,7 @@ impl Entry {
             mark_failed(&self.trace_span);
         }
         let (trace_id, span_id) = self.trace_ids();
-        macro_rules! line {
+        macro_rules! log_line {
             ($level:ident) => {
                 tracing::$level!(
                     method = self.method,
@@ -230,11 +230,11 @@ impl Entry {
             };
         }
         match status {
-            500 => line!(error),
+            500 => log_line!(error),
             // 501 is not a warning, because it means that the client sent a wrong request.
-            502.. => line!(warn),
-            _ if error.is_none() && is_polled(&self.route) => line!(debug),
-            _ => line!(info),
+            502.. => log_line!(warn),
+            _ if error.is_none() && is_polled(&self.route) => log_line!(debug),
+            _ => log_line!(info),
         }
     }
 }
