@@ -1,5 +1,6 @@
-//! The common parts of the HTTP clients, which call NVIDIA, the hosts of pictures and the bucket:
-//! certificate authorities, safe defaults, the parser of `Retry-After`, and pictures as bodies.
+//! The common parts of the HTTP clients, which call NVIDIA, the hosts of pictures, the bucket and the
+//! collector of traces: certificate authorities, safe defaults, the parser of `Retry-After`, and
+//! pictures as bodies.
 
 use std::time::{Duration, SystemTime};
 

@@ -61,7 +61,7 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// The most open connections.
     pub max_connections: usize,
-    /// The most open connections of one peer.
+    /// The most open connections of one peer, except for a trusted proxy.
     pub max_connections_per_peer: usize,
     /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: TrustedProxies,

@@ -145,7 +145,7 @@ impl Health {
         }
     }
 
-    /// Returns whether the caller must start the task that tests the bucket.
+    /// Records that a task tests the bucket. Returns whether the caller must start that task.
     fn begin_testing(&self) -> bool {
         !std::mem::replace(&mut self.state().is_tested, true)
     }

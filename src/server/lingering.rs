@@ -65,8 +65,8 @@ impl<S: Stream, P: Send + 'static> Lingering<S, P> {
 impl<S: Stream, P: Send + 'static> Drop for Lingering<S, P> {
     fn drop(&mut self) {
         let Some((stream, permits)) = self.stream_and_permits.take() else { return };
-        // Without a shutdown, the connection has failed. If the client has also closed its side, no
-        // bytes can arrive.
+        // If the server has not shut down its side, the connection has failed. If the client has
+        // closed its side, no bytes can arrive.
         if !self.is_shut_down || self.client_has_closed {
             return;
         }

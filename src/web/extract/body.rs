@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::shares::{NotEnoughUnits, SharePermit};
 
 /// The time that every body may take. Received bytes extend it.
-const BASE_TIME: Duration = Duration::from_secs(10);
+const INITIAL_TIME: Duration = Duration::from_secs(10);
 /// The number of received bytes that extend the time by one second. This rate is low enough for a
 /// photograph over a bad mobile network.
 const MIN_BYTES_PER_SECOND: u64 = 32 * 1024;
@@ -145,7 +145,7 @@ impl BodyLimits {
     /// The deadline for the next bytes, if `received` bytes have arrived already.
     fn deadline(self, started: Instant, received: u64) -> Instant {
         let extension = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
-        started + (BASE_TIME + extension).min(self.timeout)
+        started + (INITIAL_TIME + extension).min(self.timeout)
     }
 }
 
