@@ -1,4 +1,5 @@
-//! Cleans the file name that a client sent with its picture. The name is used only in the answer.
+//! Cleans names that a client sent, such as the file name of its picture. They are used only in
+//! answers and error messages.
 
 /// The most characters of a name.
 const MAX_CHARS: usize = 255;
