@@ -40,7 +40,7 @@ impl RawSettings {
         let mut raw = Self::default();
         raw.add_dotenv(dotenv);
         let environment: Vec<_> = environment.into_iter().collect();
-        // A key of the environment must not be combined with a secret or a token of `.env`.
+        // An access key of the environment must not be combined with a secret or a token of `.env`.
         let is_of_access_key =
             |name: &OsString| name.to_str().is_some_and(AwsVariables::is_of_access_key);
         if environment.iter().any(|(name, _)| is_of_access_key(name)) {

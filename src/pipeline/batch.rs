@@ -120,7 +120,7 @@ impl Pipeline {
         S: Stream<Item = Result<Bytes, E>> + Send,
     {
         let (client, on_error) = (admission.client(), options.on_error);
-        // Errors that are already known are returned before any picture is fetched.
+        // With `FailBatch`, an error that is already known is returned before any picture is fetched.
         let sources = collect_in_order(stream::iter(numbered(sources)), on_error).await?;
         let spooled = self.spool_all(client, sources, on_error).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
