@@ -41,7 +41,7 @@ pub use location::Location;
 pub use removal::RemovalTime;
 pub use self_test::TestReport;
 
-/// The longest time that a request waits for a read.
+/// The longest time for a read, including its second attempt.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long establishing a connection may take.
@@ -215,7 +215,8 @@ impl Bucket {
         if self.works(operation) { Ok(()) } else { Err(Error::new(operation, Cause::Suspended)) }
     }
 
-    /// Records the outcome of an operation that began at `started`.
+    /// Records the outcome of an operation that began at `started`, unless the error says nothing
+    /// about the bucket.
     fn record(&self, operation: Operation, error: Option<&Error>, started: Instant) {
         if error.is_some_and(|error| !error.is_about_the_bucket()) {
             return;
@@ -270,7 +271,7 @@ fn signer(settings: &Settings, http: reqwest::Client) -> object_store::Result<Am
     let name = settings.location.bucket();
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(name)
-        // In this style, the bucket's name is the first part of the host name. S3's certificate covers
+        // In the virtual-hosted style, the bucket's name is the first part of the host name. S3's certificate covers
         // no name with a dot in it, and other servers often have no such host names.
         .with_virtual_hosted_style_request(settings.endpoint.is_none() && !name.contains('.'))
         .with_http_connector(CredentialsConnector(http))

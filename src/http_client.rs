@@ -1,5 +1,6 @@
-//! The common parts of the HTTP clients, which call NVIDIA, the hosts of pictures and the bucket:
-//! certificate authorities, safe defaults, the parser of `Retry-After`, and pictures as bodies.
+//! The common parts of the HTTP clients, which call NVIDIA, the hosts of pictures, the bucket and the
+//! collector of traces: certificate authorities, safe defaults, the parser of `Retry-After`, and
+//! pictures as bodies.
 
 use std::time::{Duration, SystemTime};
 
@@ -49,7 +50,7 @@ fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>>
 }
 
 /// How long the server asks to wait by `Retry-After`. The header's value is a number of seconds or
-/// a date (RFC 9110, section 10.2.3).
+/// a date (RFC 9110, section 10.2.3). `None` if the header is missing or invalid.
 pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     match value.parse::<u32>() {

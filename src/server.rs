@@ -61,7 +61,7 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// The most open connections.
     pub max_connections: usize,
-    /// The most open connections of one peer.
+    /// The most open connections of one peer, except for a trusted proxy.
     pub max_connections_per_peer: usize,
     /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: TrustedProxies,
@@ -120,7 +120,7 @@ impl Server {
 
     /// Serves until `stop` completes. Then stops in two steps. During the drain delay, the server
     /// still accepts requests, but `/ready` responds with 503. After that, the server closes the
-    /// listener and waits for running requests.
+    /// listener and waits for running requests, at most for the drain timeout and a second.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>) {
         let connections = Connections::new(router, &self.settings, Arc::clone(&self.metrics));
         let _watchdog = Watchdog::from_environment();
@@ -181,9 +181,9 @@ impl Server {
     }
 }
 
-/// Raises the soft limit of open files to the hard limit. systemd's soft limit of 1024 is lower than
-/// the number of connections that the server accepts. An error is only logged, because the server
-/// works with the lower limit, too.
+/// Raises the soft limit of open files to the hard limit. systemd's soft limit of 1024 may be lower
+/// than the number of connections that the server accepts. An error is only logged, because the
+/// server works with the lower limit, too.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;

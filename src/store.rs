@@ -211,8 +211,8 @@ impl Store {
     }
 
     /// Saves a picture, and returns when it is durable. Its name is a new UUID v7 with the extension
-    /// of its format; such names sort by time. Nothing remains if the deadline passes, if the future
-    /// is dropped, or if the returned guard is dropped before it is confirmed.
+    /// of its format; such names sort by time. After an error, nothing remains. Nor does anything
+    /// remain if the future is dropped, or if the returned guard is dropped before it is confirmed.
     ///
     /// `permits` are dropped when the saving thread or task ends. If the disk hangs, that may be
     /// after the deadline.

@@ -54,21 +54,21 @@ impl HttpService for CredentialsClient {
             None => return Err(final_error("only a body in one piece can be sent".into())),
         }
         let mut response = self.http.execute(request).await.map_err(http_error)?;
-        let mut read = BytesMut::new();
+        let mut received = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(http_error)? {
-            if read.len() + chunk.len() > MAX_RESPONSE_LEN {
+            if received.len() + chunk.len() > MAX_RESPONSE_LEN {
                 return Err(final_error("the response with the credentials is too long".into()));
             }
-            read.extend_from_slice(&chunk);
+            received.extend_from_slice(&chunk);
         }
-        let mut answer = HttpResponse::new(read.freeze().into());
+        let mut answer = HttpResponse::new(received.freeze().into());
         *answer.status_mut() = response.status();
         *answer.headers_mut() = response.headers().clone();
         Ok(answer)
     }
 }
 
-/// The kind tells `object_store` whether to send the request again.
+/// An error of the HTTP client. Its kind tells `object_store` whether to send the request again.
 fn http_error(error: reqwest::Error) -> HttpError {
     let kind = if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Request };
     HttpError::new(kind, error.without_url())

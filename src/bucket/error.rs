@@ -169,8 +169,8 @@ impl Error {
         Self { operation, may_have_written: cause.may_have_written(), cause }
     }
 
-    /// Whether the server refused the request. An outage, an overload and a wrong clock are no
-    /// refusals: they may end by themselves.
+    /// Whether the server refused the request, or lost the object that was just written. An outage, an
+    /// overload and a wrong clock are no refusals: they may end by themselves.
     pub fn is_refusal(&self) -> bool {
         match &self.cause {
             Cause::Refused(refusal) => {
@@ -193,8 +193,8 @@ impl Error {
         matches!(&self.cause, Cause::Refused(refusal) if refusal.is_about_the_object())
     }
 
-    /// Whether the error shows that the bucket fails. A deadline of a client does not, nor does the
-    /// refusal of one object.
+    /// Whether the error shows that the bucket fails. The deadline of a client's request does not, nor
+    /// does the refusal of one object, nor a request that was not sent.
     pub(super) fn is_about_the_bucket(&self) -> bool {
         let is_local = matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended);
         !is_local && !self.is_about_the_object()
@@ -319,7 +319,7 @@ mod tests {
             assert!(!error.is_refusal() && error.may_have_written(), "{error}");
             assert!(error.is_about_the_bucket(), "{error}");
         }
-        let refused = Cause::Connection { detail: "refused".into(), was_sent: false };
-        assert!(!error(refused).may_have_written());
+        let not_connected = Cause::Connection { detail: "refused".into(), was_sent: false };
+        assert!(!error(not_connected).may_have_written());
     }
 }

@@ -1,8 +1,8 @@
 //! Records whether the bucket can be written to and read, and tests it while it cannot.
 //!
 //! A request that waits for a failing bucket would hold its memory and its permits for nothing. So
-//! requests stop using the bucket after the first failure of a write, or after three failures of
-//! reads. From then on, a task tests the bucket every few seconds. Tests overlap: one that hangs does
+//! requests stop writing after one failed write, and stop reading after three failed reads in a row.
+//! From then on, a task tests the bucket every few seconds. Tests overlap: one that hangs does
 //! not delay the next. The requests themselves do not test the bucket, because some of them would wait.
 //!
 //! A request fails if its picture cannot be written, but not if its vector cannot. So failed writes of
@@ -19,6 +19,9 @@ use tokio::{
 };
 
 use super::{Bucket, Inner, TestReport, error::Operation};
+
+/// After this many failures in a row, the bucket is not written to any more.
+const MAX_FAILED_WRITES: u32 = 1;
 
 /// After this many failures in a row, the bucket is not read any more. One slow read says little,
 /// because reads have only a second.
@@ -113,14 +116,16 @@ impl Health {
         self.count(operation, has_failed, started, MAX_FAILED_READS)
     }
 
-    /// Counts the outcome of a test, like [`Self::record`]. One failed test suffices.
+    /// Counts the outcome of a test, like [`Self::record`]. One failed test of reads is enough to
+    /// suspend them.
     pub(super) fn record_test(
         &self,
         operation: Operation,
         has_failed: bool,
         started: Instant,
     ) -> Option<Transition> {
-        self.count(operation, has_failed, started, 1)
+        let max_failed_reads = 1;
+        self.count(operation, has_failed, started, max_failed_reads)
     }
 
     fn count(
@@ -132,7 +137,7 @@ impl Health {
     ) -> Option<Transition> {
         let (mut state, now) = (self.state(), Instant::now());
         match operation {
-            Operation::Write => state.writes.record(has_failed, started, now, 1),
+            Operation::Write => state.writes.record(has_failed, started, now, MAX_FAILED_WRITES),
             Operation::Read | Operation::ReadMissing => {
                 state.reads.record(has_failed, started, now, max_failed_reads)
             }
@@ -140,12 +145,12 @@ impl Health {
         }
     }
 
-    /// Returns whether the caller must start the task that tests the bucket.
+    /// Records that a task tests the bucket. Returns whether the caller must start that task.
     fn begin_testing(&self) -> bool {
         !std::mem::replace(&mut self.state().is_tested, true)
     }
 
-    /// Ends the testing, unless the bucket fails again. Returns whether it has ended.
+    /// Ends the testing, unless writes or reads are failing. Returns whether it has ended.
     fn end_testing(&self) -> bool {
         let mut state = self.state();
         state.is_tested = state.writes.is_failing || state.reads.is_failing;
@@ -195,22 +200,27 @@ async fn test_until_it_works(bucket: Weak<Inner>) {
 mod tests {
     use super::*;
 
+    // The values of `has_failed`.
+    const FAILED: bool = true;
+    const SUCCEEDED: bool = false;
+
     #[test]
     fn one_failed_write_or_three_failed_reads_in_a_row_suspend_the_operation() {
         let (health, now) = (Health::default(), Instant::now());
         assert!(!health.is_suspended(Operation::Write) && !health.is_suspended(Operation::Read));
-        assert_eq!(health.record(Operation::Write, true, now), Some(Transition::Fails));
+        assert_eq!(health.record(Operation::Write, FAILED, now), Some(Transition::Fails));
         assert!(health.is_suspended(Operation::Write) && !health.is_suspended(Operation::Read));
-        for has_failed in [true, true, false] {
+        for has_failed in [FAILED, FAILED, SUCCEEDED] {
             assert_eq!(health.record(Operation::Read, has_failed, now), None);
         }
+        // Failures of reads that began before the successful read would be ignored.
         let later = Instant::now();
         for _ in 0..2 {
-            assert_eq!(health.record(Operation::Read, true, later), None);
+            assert_eq!(health.record(Operation::Read, FAILED, later), None);
         }
-        assert_eq!(health.record(Operation::Read, true, later), Some(Transition::Fails));
+        assert_eq!(health.record(Operation::Read, FAILED, later), Some(Transition::Fails));
         assert_eq!(
-            health.record(Operation::Read, true, later),
+            health.record(Operation::Read, FAILED, later),
             None,
             "a failure must be reported only once"
         );
@@ -221,10 +231,10 @@ mod tests {
     fn a_successful_operation_ends_the_failure() {
         let (health, now) = (Health::default(), Instant::now());
         for operation in [Operation::Write, Operation::Read] {
-            assert_eq!(health.record_test(operation, true, now), Some(Transition::Fails));
+            assert_eq!(health.record_test(operation, FAILED, now), Some(Transition::Fails));
             assert!(health.begin_testing() && !health.begin_testing());
             assert!(!health.end_testing(), "the tests of a failing bucket must not end");
-            assert_eq!(health.record_test(operation, false, now), Some(Transition::Works));
+            assert_eq!(health.record_test(operation, SUCCEEDED, now), Some(Transition::Works));
             assert!(health.end_testing() && !health.is_suspended(operation));
         }
     }
@@ -232,11 +242,14 @@ mod tests {
     #[test]
     fn an_operation_that_began_before_the_recovery_and_fails_later_is_ignored() {
         let (health, before) = (Health::default(), Instant::now());
-        assert_eq!(health.record(Operation::Write, true, before), Some(Transition::Fails));
-        assert_eq!(health.record_test(Operation::Write, false, before), Some(Transition::Works));
-        assert_eq!(health.record(Operation::Write, true, before), None);
+        assert_eq!(health.record(Operation::Write, FAILED, before), Some(Transition::Fails));
+        assert_eq!(
+            health.record_test(Operation::Write, SUCCEEDED, before),
+            Some(Transition::Works)
+        );
+        assert_eq!(health.record(Operation::Write, FAILED, before), None);
         assert!(!health.is_suspended(Operation::Write));
         let after = Instant::now();
-        assert_eq!(health.record(Operation::Write, true, after), Some(Transition::Fails));
+        assert_eq!(health.record(Operation::Write, FAILED, after), Some(Transition::Fails));
     }
 }

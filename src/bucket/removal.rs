@@ -1,7 +1,7 @@
 //! Removes objects that nobody needs, in the background.
 //!
-//! Such an object is a picture whose client was told that it is not saved. So a removal is not given
-//! up while the bucket fails, but waits until the bucket works again.
+//! Such an object is usually a picture of which the client was told that it is not saved. So a removal
+//! is not given up while the bucket fails, but waits until the bucket works again.
 
 use std::{
     fmt,
@@ -23,11 +23,11 @@ use super::{
     error::{Error, Operation},
 };
 
-/// At most this many removals wait. Each takes about 1 KB of memory.
-const MAX_WAITING: usize = 10_000;
+/// At most this many removals wait or run. Each takes about 1 KB of memory.
+const MAX_REMOVALS: usize = 10_000;
 
-/// At most this many removals are sent at once.
-const MAX_SENT: usize = 8;
+/// At most this many requests to remove an object run at once.
+const MAX_REQUESTS: usize = 8;
 
 /// How long the service tries to remove an object.
 const MAX_TIME: Duration = Duration::from_secs(60 * 60);
@@ -58,29 +58,31 @@ impl RemovalTime {
 /// The limits that all removals share.
 #[derive(Debug)]
 pub(super) struct Removals {
-    waiting: AtomicUsize,
+    /// How many removals wait or run.
+    count: AtomicUsize,
+    /// One permit for each request.
     permits: Arc<Semaphore>,
 }
 
 impl Default for Removals {
     fn default() -> Self {
-        Self { waiting: AtomicUsize::new(0), permits: Arc::new(Semaphore::new(MAX_SENT)) }
+        Self { count: AtomicUsize::new(0), permits: Arc::new(Semaphore::new(MAX_REQUESTS)) }
     }
 }
 
 impl Bucket {
     /// Removes an object in the background. If the bucket fails, waits until it works again, at most
-    /// for an hour. When the service stops, it makes one more attempt.
+    /// for an hour. When the service stops, one more attempt is made.
     pub fn remove(&self, path: String, time: RemovalTime) -> JoinHandle<()> {
         let bucket = self.clone();
         self.0.background.spawn(async move {
-            let waiting = bucket.0.removals.waiting.fetch_add(1, Ordering::Relaxed);
-            if waiting >= MAX_WAITING {
+            let others = bucket.0.removals.count.fetch_add(1, Ordering::Relaxed);
+            if others >= MAX_REMOVALS {
                 log_remaining(&path, "too many removals wait");
             } else {
                 bucket.remove_repeatedly(&path, time).await;
             }
-            bucket.0.removals.waiting.fetch_sub(1, Ordering::Relaxed);
+            bucket.0.removals.count.fetch_sub(1, Ordering::Relaxed);
         })
     }
 
@@ -98,7 +100,8 @@ impl Bucket {
         }
     }
 
-    /// Tries to remove an object until it succeeds, is refused, or takes too long.
+    /// Tries to remove an object until that succeeds, is refused, or takes too long. Makes only one
+    /// attempt while the service is stopping.
     async fn remove_when_it_works(&self, path: &str) -> Result<(), Error> {
         let deadline = Instant::now() + MAX_TIME;
         loop {

@@ -93,8 +93,8 @@ impl Bucket {
             http.request.method = method(operation).as_str(),
             "error.type" = Empty,
         );
-        // On the heap, because the futures of all requests would contain this large one, also without a
-        // bucket.
+        // On the heap: otherwise, the future of every picture would contain this large future, even
+        // without a bucket.
         let attempts = Box::pin(
             self.attempts(operation, &path, object, &mut may_have_written).instrument(span.clone()),
         );
@@ -122,7 +122,7 @@ impl Bucket {
     }
 
     /// Sends a request up to twice. Sets `may_have_written` if the first attempt may have written the
-    /// object.
+    /// object. This is not part of the result, because the caller may drop this future at a timeout.
     async fn attempts(
         &self,
         operation: Operation,

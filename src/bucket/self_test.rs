@@ -26,7 +26,7 @@ pub struct TestReport {
     /// A missing object was reported as missing. S3 does so only with the permission to list the
     /// bucket; otherwise it denies access.
     pub read_missing: Result<(), Error>,
-    /// The object was removed.
+    /// The object was removed, or its removal was not tested because it was not written.
     pub remove: Result<(), Error>,
 }
 
@@ -62,8 +62,8 @@ impl Bucket {
         };
         let deadline = || Some(Instant::now() + timeout);
         let write = self.request(Operation::Write, &path, Some(&object), deadline()).await;
-        let found = self.request(Operation::Read, &path, None, None).await;
-        let read_missing = match &found {
+        let read = self.request(Operation::Read, &path, None, None).await;
+        let read_missing = match &read {
             // If nothing can be read, this would blame the permission to list the bucket as well.
             Err(error) if error.is_refusal() => Ok(None),
             _ => self.request(Operation::ReadMissing, &missing_path, None, None).await,
@@ -77,16 +77,16 @@ impl Bucket {
             Err(_) => Ok(None),
             Ok(_) => self.request(Operation::Remove, &path, None, deadline()).await,
         };
-        let read_back = match found {
-            Ok(found) if write.is_ok() && found.as_deref() != Some(CONTENT) => {
+        let read = match read {
+            Ok(content) if write.is_ok() && content.as_deref() != Some(CONTENT) => {
                 Err(Error::new(Operation::Read, Cause::Lost))
             }
-            found => found.map(drop),
+            outcome => outcome.map(drop),
         };
         TestReport {
             started,
             write: write.map(drop),
-            read: read_back,
+            read,
             read_missing: read_missing.map(drop),
             remove: remove.map(drop),
         }
@@ -94,6 +94,7 @@ impl Bucket {
 
     /// Records what a test found.
     pub fn record_test(&self, report: &TestReport) {
+        // `Health` counts both kinds of reads together.
         let read_error = report.read.as_ref().err().or(report.read_missing.as_ref().err());
         for (operation, error) in
             [(Operation::Write, report.write.as_ref().err()), (Operation::ReadMissing, read_error)]

@@ -34,32 +34,35 @@ pub(super) const REGION: OptionalSetting<String> = OptionalSetting::new(
     "The bucket's region; without it, `AWS_REGION`, or else `us-east-1`",
 );
 
-pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
+pub(super) const WRITE_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_BUCKET_TIMEOUT",
     "10s",
     parse::positive_duration,
+    // Reading has a fixed limit: see `READ_TIMEOUT` in `bucket.rs`.
     "The longest time for writing one object to the bucket",
 );
 
-/// Reads the settings for the bucket. Returns `None` if there is no bucket.
+/// Reads the settings for the bucket. Returns `None` if there is no bucket, or if its location is
+/// invalid.
 pub(super) fn resolve(
     reader: &mut Reader<'_>,
     aws_variables: &AwsVariables,
     retention: Retention,
 ) -> Option<Settings> {
     let location = reader.optional(&BUCKET);
-    let has_bucket = reader.is_set(&BUCKET.info);
+    // True for an invalid location, too: that error should not cause further warnings.
+    let is_bucket_set = reader.is_set(&BUCKET.info);
     let (endpoint, region) = (reader.optional(&ENDPOINT), reader.optional(&REGION));
-    let timeout = reader.value(&TIMEOUT);
-    let unused = [(&ENDPOINT.info, endpoint.is_some()), (&REGION.info, region.is_some())];
-    for (setting, is_set) in unused {
-        if is_set && !has_bucket {
+    let timeout = reader.value(&WRITE_TIMEOUT);
+    let needs_bucket = [(&ENDPOINT.info, endpoint.is_some()), (&REGION.info, region.is_some())];
+    for (setting, is_set) in needs_bucket {
+        if is_set && !is_bucket_set {
             reader
                 .warnings
                 .push(format!("{} has no effect without {}", setting.name, BUCKET.info.name));
         }
     }
-    if has_bucket {
+    if is_bucket_set {
         add_retention_errors(reader, retention);
         add_key_pair_errors(reader, aws_variables);
     }
@@ -112,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_takes_its_credentials_from_awss_variables_and_prints_none_of_them() {
+    fn a_bucket_gets_its_credentials_from_the_variables_of_aws_and_debug_output_hides_them() {
         let config = resolve(&[
             ("IMAGESVC_BUCKET", "s3://photos/imagesvc"),
             ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),

@@ -74,6 +74,7 @@ pub fn documented_command_line() -> clap::Command {
     let flags = settings::GROUPS.iter().flat_map(|group| {
         let public = group.settings.iter().filter(|setting| setting.kind != Kind::Secret);
         public.map(|setting| {
+            // The short help (`-h`) contains only the first group.
             flag(setting)
                 .help_heading(group.heading)
                 .hide_short_help(group.heading != settings::FIRST.heading)

@@ -40,7 +40,7 @@ impl RawSettings {
         let mut raw = Self::default();
         raw.add_dotenv(dotenv);
         let environment: Vec<_> = environment.into_iter().collect();
-        // A key of the environment must not be combined with a secret or a token of `.env`.
+        // An access key of the environment must not be combined with a secret or a token of `.env`.
         let is_of_access_key =
             |name: &OsString| name.to_str().is_some_and(AwsVariables::is_of_access_key);
         if environment.iter().any(|(name, _)| is_of_access_key(name)) {
@@ -57,7 +57,7 @@ impl RawSettings {
             }
         }
         for setting in settings::all() {
-            // A secret has no flag, and clap panics if it is asked for an unknown one.
+            // A secret has no flag, and clap panics if it is asked for an unknown flag.
             if flags.try_contains_id(setting.name).is_ok()
                 && flags.value_source(setting.name) == Some(ValueSource::CommandLine)
                 && let Some(value) = flags.get_one::<String>(setting.name)
@@ -122,8 +122,8 @@ impl RawSettings {
         }
     }
 
-    /// Adds a value. It replaces an earlier value unless it is empty. Ignores variables of other
-    /// programs.
+    /// Adds a value, which replaces an earlier one. An empty value replaces nothing. Ignores variables
+    /// of other programs.
     fn add(&mut self, name: &str, value: &str) {
         let value = value.trim();
         if self.aws_variables.add(name, value) {

@@ -43,8 +43,9 @@ impl<'a> Reader<'a> {
         self.parsed(&setting.info, setting.parse)
     }
 
-    /// Returns a secret from a variable, or from the file whose path is in another variable. Adds
-    /// an error if both are set.
+    /// Returns a secret from a variable, or from the file whose path is in another variable. Returns
+    /// `None` if neither is set. Also returns `None`, and adds an error, if both are set, or if the
+    /// secret is invalid or cannot be read.
     pub(super) fn secret<T>(
         &mut self,
         setting: &OptionalSetting<T>,

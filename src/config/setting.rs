@@ -27,7 +27,8 @@ pub(super) struct SettingInfo {
 pub(super) enum Kind {
     /// By a flag with a value, or by a variable.
     Value,
-    /// By a flag without a value (`--sandbox`), or by a variable whose value is `true` or `false`.
+    /// By a flag, with or without a value (`--sandbox`, `--sandbox=false`), or by a variable whose
+    /// value is `true` or `false`.
     Switch,
     /// Only by a variable, because every process on the machine can read a process's flags.
     Secret,

@@ -73,7 +73,7 @@ pub(super) const GROUPS: &[Group] = &[
             bucket::BUCKET.info,
             bucket::ENDPOINT.info,
             bucket::REGION.info,
-            bucket::TIMEOUT.info,
+            bucket::WRITE_TIMEOUT.info,
         ],
     },
     Group {

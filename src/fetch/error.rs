@@ -37,7 +37,7 @@ pub enum Error {
         /// The most bytes that a picture may have.
         limit: u64,
     },
-    /// A status other than 200 and 203.
+    /// A status other than 200, 203 and those of redirects.
     #[error("the host answered with status {status}{}", advice(*.status))]
     Status {
         /// The status.

@@ -28,6 +28,10 @@ pub struct Fetched {
 }
 
 impl Fetched {
+    /// Checks the header of a response.
+    ///
+    /// # Errors
+    /// [`Error::Encoded`] for an encoding other than gzip. [`Error::Empty`] for a declared length of 0.
     pub(super) fn new(response: Response, deadline: Instant) -> Result<Self, Error> {
         let is_gzip = is_gzip(response.headers())?;
         match response.content_length() {
@@ -115,7 +119,7 @@ fn gunzip(
 
 /// Whether the body is compressed with gzip. The request asks for no compression, but object stores
 /// send a file in the form in which it was stored. Some hosts put values into `Content-Encoding`
-/// that are not compressions; these are ignored.
+/// that are not compressions; these are ignored. Any other value is an error.
 fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
     let lines = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
     let mut has_gzip = false;

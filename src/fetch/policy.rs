@@ -21,14 +21,15 @@ pub struct Policy {
     pub ports: Vec<u16>,
     /// The only allowed hosts; `None` allows every public host.
     pub hosts: Option<Vec<HostPattern>>,
-    /// Exceptions to the rules about addresses and ports.
+    /// Exceptions to the rules about addresses. An [`Exception::Server`] is also one to the rule
+    /// about ports.
     pub exceptions: Vec<Exception>,
 }
 
 /// A host, or all hosts below a domain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostPattern {
-    /// `upload.wikimedia.org`
+    /// One host, such as `upload.wikimedia.org`.
     Exact(String),
     /// `*.example.com`: every name below the domain, but not the domain itself.
     Subdomains(String),

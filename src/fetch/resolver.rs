@@ -4,8 +4,8 @@
 //! `nsswitch.conf` and `resolv.conf` like every other program on the machine. The disadvantage is
 //! that a look-up blocks a thread and cannot be cancelled. If a name server does not answer, the
 //! thread stays blocked for seconds after the fetch has timed out. Therefore the number of look-ups
-//! at once is limited, in total and per client: names that do not resolve delay only the client
-//! that sent these names.
+//! at once is limited, in total and per client: one client's names that do not resolve delay no
+//! other client.
 //!
 //! A resolver inside the service (hickory) could cancel look-ups. But it would add about twenty
 //! crates, and might resolve a name differently than the system.
@@ -112,7 +112,10 @@ impl Resolver {
     pub(super) fn new(policy: Policy, lookup: Lookup, clients: Clients) -> Self {
         let lookup_limit = match clients {
             Clients::Many => Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT),
-            Clients::One => Shares::undivided(MAX_LOOKUPS, 1),
+            Clients::One => {
+                let step = 1;
+                Shares::undivided(MAX_LOOKUPS, step)
+            }
         };
         Self { policy: Arc::new(policy), lookup, lookup_limit, is_exception: false }
     }
@@ -138,7 +141,8 @@ impl Resolve for Resolver {
                 .await
             };
             let addresses = match timeout(LOOKUP_TIMEOUT, look_up).await {
-                Ok(found) => found?.map_err(LookupError)?,
+                // `joined` is an error if the look-up panicked.
+                Ok(joined) => joined?.map_err(LookupError)?,
                 Err(_) => return Err(LookupError(io::ErrorKind::TimedOut.into()).into()),
             };
             if addresses.is_empty() {

@@ -9,7 +9,7 @@ use crate::telemetry::{mark_failed, span};
 /// The field with the status, or with the kind of the error.
 const ERROR_TYPE: &str = "error.type";
 
-/// Creates the span of a call.
+/// Creates the span of a call. `request` is `None` if it could not be built.
 pub(super) fn start(operation: Operation, request: Option<&Request>) -> Span {
     let url = request.map(Request::url);
     span!(

@@ -91,6 +91,7 @@ impl Operation {
         use Operation::{
             CreateAsset, DeleteAsset, Infer, InferAsset, Poll, PollAsset, UploadAsset,
         };
+        // The first arm that matches decides: a `Poll` with 404 does not reach `(Infer | Poll, …)`.
         Err(match (self, status) {
             (Infer | InferAsset | Poll | PollAsset | CreateAsset, 200) => {
                 return Ok(Progress::Done);

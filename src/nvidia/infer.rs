@@ -66,7 +66,8 @@ impl Client {
     /// call, so that no such permit is in use during the wait.
     ///
     /// # Errors
-    /// [`ErrorKind::RateLimited`] with the time to wait, if the wait ends after the deadline.
+    /// [`ErrorKind::RateLimited`] with the time to wait, if the wait does not end before the deadline.
+    /// [`ErrorKind::DeadlinePassed`] if the deadline has passed already.
     pub async fn wait_until_ready(
         &self,
         operation: Operation,

@@ -71,7 +71,7 @@ impl Client {
     /// each of these calls, so that all attempts for the picture are counted together.
     pub fn new_retry_state(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
         let Inner { settings, retry_budget, metrics, .. } = &*self.0;
-        retry_budget.add_request();
+        retry_budget.add_quarter();
         RetryState {
             policy: &settings.retry,
             retry_budget,

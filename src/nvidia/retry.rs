@@ -66,7 +66,7 @@ struct FailedAttempt {
     kind: ErrorKind,
     /// How long NVIDIA asks to wait.
     retry_after: Option<Duration>,
-    /// The attempt's number, starting at 1.
+    /// How many attempts have failed with a transient error, with this one.
     number: u32,
 }
 
@@ -81,8 +81,8 @@ enum NextAttempt {
     TooLate,
 }
 
-/// Limits the retries of all requests together. Each request adds a quarter of a retry to the
-/// budget, so that retries add at most 25 % to the calls in a long outage.
+/// Limits the retries of all requests together. Each picture that is not cached adds a quarter of a
+/// retry to the budget. So in a long outage, there is at most one retry for four pictures.
 #[derive(Debug)]
 pub(super) struct RetryBudget(AtomicU32);
 
@@ -91,8 +91,8 @@ impl RetryBudget {
     const MAX_QUARTERS: u32 = 400;
     const QUARTERS_PER_RETRY: u32 = 4;
 
-    /// Adds a quarter of a retry. Called once for each request.
-    pub(super) fn add_request(&self) {
+    /// Adds a quarter of a retry. Called once for each picture.
+    pub(super) fn add_quarter(&self) {
         let add = |quarters: u32| (quarters < Self::MAX_QUARTERS).then_some(quarters + 1);
         // An error means that the budget is full.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
@@ -220,17 +220,17 @@ mod tests {
     }
 
     #[test]
-    fn retries_add_at_most_a_quarter_to_the_calls() {
+    fn there_is_at_most_one_retry_for_four_pictures_after_the_initial_budget() {
         let budget = RetryBudget::default();
         let mut retries = 0;
         for _ in 0..1500 {
-            budget.add_request();
+            budget.add_quarter();
             retries += u32::from(budget.try_take_retry());
         }
         while budget.try_take_retry() {
             retries += 1;
         }
-        // The initial budget of 100 retries is full, so the first requests add nothing to it.
+        // The initial budget of 100 retries is full, so the first pictures add nothing to it.
         assert!((470..=100 + 1500 / 4).contains(&retries), "{retries} retries");
     }
 }

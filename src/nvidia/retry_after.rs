@@ -42,7 +42,7 @@ impl Client {
     /// Returns the time until which new calls must wait, or `None` if they need not wait.
     ///
     /// # Errors
-    /// [`ErrorKind::RateLimited`] with the time to wait, if the wait ends after the deadline.
+    /// [`ErrorKind::RateLimited`] with the time to wait, if the wait does not end before the deadline.
     pub(super) fn check_retry_after(
         &self,
         operation: Operation,

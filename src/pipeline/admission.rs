@@ -86,9 +86,13 @@ pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
 
 /// Creates the limit on the number of received pictures at work, which all requests share.
 pub fn shared_permits(limits: &Limits) -> Shares {
+    let (total, step) = (limits.max_in_flight as u64, 1);
     match limits.clients {
-        Clients::Many => Shares::new(limits.max_in_flight as u64, 1, 1),
-        Clients::One => Shares::undivided(limits.max_in_flight as u64, 1),
+        Clients::Many => {
+            let largest = 1; // the permit of a single picture
+            Shares::new(total, largest, step)
+        }
+        Clients::One => Shares::undivided(total, step),
     }
 }
 

@@ -120,7 +120,7 @@ impl Pipeline {
         S: Stream<Item = Result<Bytes, E>> + Send,
     {
         let (client, on_error) = (admission.client(), options.on_error);
-        // Errors that are already known are returned before any picture is fetched.
+        // With `FailBatch`, an error that is already known is returned before any picture is fetched.
         let sources = collect_in_order(stream::iter(numbered(sources)), on_error).await?;
         let spooled = self.spool_all(client, sources, on_error).await?;
         let deadline = Instant::now() + self.limits.request_timeout;
@@ -202,6 +202,7 @@ impl Pipeline {
             Some((sha256, embedding))
         };
         let looked_up = stream::iter(distinct).map(look_up).buffer_unordered(PICTURES_AT_ONCE);
+        // `look_up` returns `None` for a picture that is not in the cache.
         let cached: HashMap<_, _> = looked_up.filter_map(ready).collect().await;
         let new_pictures = distinct_count - cached.len();
         let mut reservation = self.reserve(client, new_pictures, deadline).map_err(E::from)?;
@@ -287,11 +288,13 @@ impl Pipeline {
             return Err(Error::Embed { error, saved: None });
         }
         let embed = async |when_saved: WhenSaved| {
-            // As for a single picture, NVIDIA is paid only for a picture that is saved.
+            // With a bucket, NVIDIA is called only after the picture is saved, as for a single picture:
+            // a call for a picture that cannot be saved would be paid for nothing.
             if self.store.bucket().is_some() {
                 when_saved.wait().await;
             }
             let embedding = embedding.await?;
+            // `Embedding::shared` says that this picture made no call of its own.
             Ok(if is_repeated { embedding.shared() } else { embedding })
         };
         let file_mode = match options.on_error {

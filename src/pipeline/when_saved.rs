@@ -9,7 +9,8 @@ use tokio::sync::oneshot;
 pub(super) struct WhenSaved(oneshot::Receiver<()>);
 
 impl WhenSaved {
-    /// `saved` receives a message when the picture is saved. If that fails, its sender is dropped.
+    /// `saved` receives a message when the picture is saved, or when it is clear that it need not be
+    /// saved. If saving fails, the sender is dropped.
     pub(super) fn new(saved: oneshot::Receiver<()>) -> Self {
         Self(saved)
     }

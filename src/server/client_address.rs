@@ -49,8 +49,8 @@ impl TrustedProxies {
     /// Determines the client's address. A trusted proxy appends the address of its own peer to
     /// `X-Forwarded-For`. This function goes from the last entry towards the first, and returns the
     /// first address it finds that does not belong to a trusted proxy. It ignores the remaining
-    /// entries, since the client may have written them. If all addresses belong to trusted proxies,
-    /// it returns the leftmost.
+    /// entries, since the client may have written them. If it finds no such address before an invalid
+    /// entry or the end of the entries, it returns the last address that it found: a proxy's.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries =

@@ -63,7 +63,8 @@ impl Connections {
         }
     }
 
-    /// Serves a connection in its own task. Closes the connection at once if too many are open.
+    /// Serves a connection in its own task. Closes the connection at once if too many are open, in
+    /// total or from its peer.
     pub(super) fn serve(&self, stream: TcpStream, peer: SocketAddr) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             return self.refuse(peer, "connections");
@@ -119,7 +120,8 @@ impl Connections {
     pub(super) async fn close(self) {
         self.graceful.shutdown().await;
         let all_permits = u32::try_from(self.max_connections).unwrap_or(u32::MAX);
-        // Lingering connections have sent their responses, so a timeout is no error.
+        // All permits are free when no connection lingers. Lingering connections have sent their
+        // responses, so a timeout is no error.
         let _ = timeout(LINGER_WAIT, self.permits.acquire_many(all_permits)).await;
     }
 

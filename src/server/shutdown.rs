@@ -1,7 +1,7 @@
 //! The phases of a server from start to stop. `server.rs` goes through them.
 //!
-//! `Phase::announce` announces each phase to those of the log, systemd and the router's layers that
-//! it concerns.
+//! `Phase::announce` informs the log, systemd and the router's layers, as far as the phase concerns
+//! them.
 
 use std::{
     net::SocketAddr,

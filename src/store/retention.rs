@@ -204,6 +204,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(NOW)
     }
 
+    /// Opens a store in a new folder. `max_age` is in seconds.
     fn open_store(max_age: Option<u64>, max_bytes: Option<u64>) -> (TempDir, Store) {
         let folder = tempfile::tempdir().unwrap();
         let retention = Retention { max_age: max_age.map(Duration::from_secs), max_bytes };

@@ -153,7 +153,7 @@ pub(crate) fn continue_trace(span: &Span, trace_id: &str, parent_id: &str, is_sa
 }
 
 /// Sends batches with the service's own HTTP client, so that there is no second TLS library. Uses no
-/// proxy, as all other calls inside the network.
+/// proxy, like all other calls inside the network.
 #[derive(Debug)]
 struct Sender {
     http: reqwest::Client,

@@ -28,7 +28,7 @@ use openai::expects_openai_errors;
 pub(in crate::web) use openai::{X_SHOULD_RETRY, is_retry_useless};
 pub use problem::{ErrorExtension, PROBLEM_JSON, Problem};
 
-/// The `Retry-After` of errors that contain no waiting time of their own.
+/// The `Retry-After` of errors that always have one, if the error itself contains no time.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
@@ -44,7 +44,7 @@ const INTERNAL_DETAIL: &str =
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request's head violates HTTP.
+    /// The request's head violates HTTP, or the body has a coding that the service does not decode.
     #[error(transparent)]
     Head(#[from] HeadError),
     /// The body or the query is not what the route accepts.
@@ -62,7 +62,7 @@ pub enum Error {
     /// The URL leads to a web page instead of a picture.
     #[error("the URL leads to a web page")]
     LeadsToWebPage,
-    /// The picture could not be received, saved or embedded.
+    /// The picture was not admitted, or could not be received, saved or embedded.
     #[error(transparent)]
     Pipeline(#[from] pipeline::Error),
     /// The client's key is missing or wrong.
@@ -242,7 +242,7 @@ impl Error {
         }
     }
 
-    /// The number of unsuccessful inference calls.
+    /// The number of inference calls, all unsuccessful. `None` if the error is not that of a call.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.attempts(),
@@ -266,6 +266,7 @@ impl Error {
             Self::UnsupportedParameter { param, .. } => Some(param),
             Self::ModelNotFound { .. } => Some("model"),
             Self::Invalid(invalid) => {
+                // The first element is `body` or `query`, the second is the field.
                 invalid.errors.first()?.loc.get(1).map(|field| field.as_str())
             }
             _ => None,
@@ -294,9 +295,9 @@ impl Error {
 }
 
 /// Adds a picture's place in a batch to a sentence that was written for a request with a single
-/// picture. If the sentence contains the name of that request's field, `image_url` or `image_base64`, the
-/// place replaces the name. A sentence that already contains the place does not change. Any other
-/// sentence is preceded by the place.
+/// picture. A sentence that already contains the place does not change. If the sentence contains the
+/// name of the single picture's field, `image_url` or `image_base64`, the place replaces the name. Any
+/// other sentence is preceded by the place.
 fn with_place(detail: &str, place: &str) -> String {
     if detail.contains(place) {
         return detail.to_owned();

@@ -327,6 +327,7 @@ fn spelling() -> impl Strategy<Value = String> {
             3 => format!("{a:#o}.{b:#x}.{c}.{d}").replace("0o", "0"),
             4 => format!("{a}.{}", bits & 0x00ff_ffff),
             5 => format!("[::ffff:{a}.{b}.{c}.{d}]"),
+            // Another address: its first number begins with an encoded digit, and a dot follows.
             _ => format!("%{:02x}{}.{b}.{c}.{d}.", b'0' + a % 10, a / 10),
         }
     })

@@ -20,7 +20,7 @@ use super::super::Error;
 /// How long after the deadline a request still waits for a picture that is already being renamed.
 const RENAMING_GRACE: Duration = Duration::from_secs(1);
 
-/// A stage of saving.
+/// A stage of saving. `give_up_before` compares stages by their order here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::store) enum Stage {
     /// The thread writes and syncs the picture in the staging folder.
@@ -53,7 +53,7 @@ impl Decision {
     }
 
     /// Gives the picture up if the thread has not reached `stage` yet. Returns whether the picture is
-    /// given up.
+    /// given up, now or already before.
     fn give_up_before(&self, stage: Stage) -> bool {
         let mut current = self.stage();
         if *current < stage {

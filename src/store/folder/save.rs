@@ -17,8 +17,8 @@ use super::{
 };
 use crate::spool::Spooled;
 
-/// Saves a picture. Calls `enter` at the start of each stage. If `enter` returns an error, removes
-/// the picture. Blocks the thread.
+/// Saves a picture. Calls `enter` at the start of each stage. After an error, also one of `enter`, no
+/// picture remains. Blocks the thread.
 pub(in crate::store) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
@@ -154,10 +154,11 @@ mod tests {
     fn a_picture_that_is_not_saved_leaves_no_file_and_no_error_in_the_log() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         for failing_stage in [Stage::Writing, Stage::Renaming, Stage::Saved] {
-            let path = tempfile::tempdir().unwrap();
+            let temp_dir = tempfile::tempdir().unwrap();
+            let path = temp_dir.path();
             let store = Store::open(&Settings {
-                folder: path.path().to_owned(),
-                space: DiskSpace::new(path.path().to_owned(), 0),
+                folder: path.to_owned(),
+                space: DiskSpace::new(path.to_owned(), 0),
                 retention: Retention::default(),
             });
             let folder = store.unwrap().folder;
@@ -176,7 +177,7 @@ mod tests {
                 };
                 assert!(matches!(save(&folder, spooled, "png", enter), Err(Error::Timeout)));
             });
-            let files = fs::read_dir(path.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            let files = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
             assert_eq!(files.filter(|name| !name.to_string_lossy().starts_with('.')).count(), 0);
             assert!(folder.in_use().is_empty());
             let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();

@@ -35,8 +35,8 @@ macro_rules! codes {
 }
 
 codes! {
-    /// Malformed JSON, a field that is missing or has the wrong type, no `file` part, or a
-    /// malformed form.
+    /// Malformed JSON, a field that is missing or has the wrong type, no `file` part, a malformed form,
+    /// a body that ended early, an invalid query, or too many pictures in a batch.
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY;
     /// `image_url` is not an absolute http(s) URL, or contains a user name or password.
     InvalidUrl = "invalid_url", BAD_REQUEST;
@@ -53,7 +53,8 @@ codes! {
     EmptyImage = "empty_image", BAD_REQUEST;
     /// The picture is damaged, or its format or a feature of its format is not supported.
     UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
-    /// The picture has more bytes or pixels than the limit.
+    /// The picture has more bytes or pixels than the limit, needs too much memory to be decoded, or is
+    /// in a body that is too long.
     ImageTooLarge = "image_too_large", PAYLOAD_TOO_LARGE;
     /// The request has no `Host`, more than one `Host`, or a malformed `Host`.
     InvalidHost = "invalid_host", BAD_REQUEST;
@@ -73,7 +74,7 @@ codes! {
     ShuttingDown = "shutting_down", SERVICE_UNAVAILABLE;
     /// The client did not send its body in time.
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT;
-    /// NVIDIA refused this picture.
+    /// NVIDIA refused this picture, or it cannot be made small enough for NVIDIA.
     EmbeddingRejected = "embedding_rejected", UNPROCESSABLE_ENTITY;
     /// NVIDIA refused the service's key.
     EmbeddingUnauthorized = "embedding_unauthorized", BAD_GATEWAY;
@@ -83,13 +84,13 @@ codes! {
     EmbeddingRateLimited = "embedding_rate_limited", SERVICE_UNAVAILABLE;
     /// The call to NVIDIA and all retries failed.
     EmbeddingUnavailable = "embedding_unavailable", BAD_GATEWAY;
-    /// The request's deadline passed while the service waited for NVIDIA.
+    /// The request's deadline passed while the service waited for NVIDIA or decoded the picture.
     EmbeddingTimeout = "embedding_timeout", GATEWAY_TIMEOUT;
     /// NVIDIA's response contains no valid embedding.
     EmbeddingInvalid = "embedding_invalid", BAD_GATEWAY;
     /// The disk has too few free bytes or inodes above the reserve, which always stays free.
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
-    /// The picture could not be saved, although the disk is not full.
+    /// The picture could not be saved or read back, although the disk is not full.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;
     /// The bucket does not take pictures at the moment. NVIDIA was not called for this picture.
     StorageUnavailable = "storage_unavailable", SERVICE_UNAVAILABLE;

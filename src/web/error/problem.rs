@@ -56,13 +56,13 @@ fn example_detail() -> String {
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
-/// The error of a response. Handlers attach this extension to every error response. The access
-/// log's layer then logs the error and adds the body, because that layer knows the request's id.
+/// The error of a response. Converting an [`Error`] into a response attaches this extension. The
+/// access log's layer then logs the error and adds the body, because that layer knows the request's id.
 #[derive(Debug, Clone)]
 pub struct ErrorExtension(pub Arc<Error>);
 
 impl ErrorExtension {
-    /// The body of the response to a request for this path.
+    /// The body of the response to a request with this path.
     pub fn problem(&self, request_id: &str, path: &str) -> Problem {
         let (error, code) = (&self.0, self.0.code());
         Problem {

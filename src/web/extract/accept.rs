@@ -22,12 +22,13 @@ impl<S: Sync> FromRequestParts<S> for Accepted {
     }
 }
 
-/// How much a client prefers a media type. Preferences are compared by weight. If the weights are
-/// equal, a range that contains the type itself is preferred to a wildcard.
+/// How much a client prefers a media type. The order of the fields matters: the weights are compared
+/// first. If they are equal, `text/plain` is preferred to `text/*`, and that to `*/*`.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Preference {
     /// The weight in thousandths.
     weight: u16,
+    /// As in [`BestMatch`].
     specificity: u8,
 }
 
@@ -37,8 +38,12 @@ fn preferred_format(headers: &HeaderMap) -> Exposition {
     let (mut open_metrics, mut prometheus) = (BestMatch::default(), BestMatch::default());
     for range in ranges.map(Parameterized::parse) {
         let Some(weight) = parse_weight(&range) else { continue };
-        open_metrics.add(&range, weight, &["*/*", "application/*", "application/openmetrics-text"]);
-        prometheus.add(&range, weight, &["*/*", "text/*", "text/plain"]);
+        open_metrics.consider(
+            &range,
+            weight,
+            &["*/*", "application/*", "application/openmetrics-text"],
+        );
+        prometheus.consider(&range, weight, &["*/*", "text/*", "text/plain"]);
     }
     if prometheus.preference() > open_metrics.preference() {
         Exposition::Prometheus
@@ -58,9 +63,9 @@ struct BestMatch {
 }
 
 impl BestMatch {
-    /// Adds a range of the header. `matching` contains the ranges that match the media type, the least
-    /// specific first.
-    fn add(&mut self, range: &Parameterized<'_>, weight: u16, matching: &[&str]) {
+    /// Replaces the match by a range of the header, if that matches and is more specific. `matching`
+    /// contains the ranges that match the media type, the least specific first.
+    fn consider(&mut self, range: &Parameterized<'_>, weight: u16, matching: &[&str]) {
         let Some((specificity, _)) = (1..).zip(matching).find(|(_, name)| range.is(name)) else {
             return;
         };
@@ -71,7 +76,8 @@ impl BestMatch {
     }
 
     fn preference(&self) -> Preference {
-        // Weight 0 means that the client refuses the type. It counts like a type that is not listed.
+        // Weight 0 means that the client refuses the type. A refused type counts like one that the
+        // header does not list.
         let specificity = if self.weight == 0 { 0 } else { self.specificity };
         Preference { weight: self.weight, specificity }
     }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::shares::{NotEnoughUnits, SharePermit};
 
 /// The time that every body may take. Received bytes extend it.
-const BASE_TIME: Duration = Duration::from_secs(10);
+const INITIAL_TIME: Duration = Duration::from_secs(10);
 /// The number of received bytes that extend the time by one second. This rate is low enough for a
 /// photograph over a bad mobile network.
 const MIN_BYTES_PER_SECOND: u64 = 32 * 1024;
@@ -142,10 +142,10 @@ impl BodyLimits {
         BodyError::TooLarge { max_bytes: self.max_bytes, content: self.content }
     }
 
-    /// When the rest of the body must have arrived, if `received` bytes have arrived already.
+    /// The deadline for the next bytes, if `received` bytes have arrived already.
     fn deadline(self, started: Instant, received: u64) -> Instant {
         let extension = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
-        started + (BASE_TIME + extension).min(self.timeout)
+        started + (INITIAL_TIME + extension).min(self.timeout)
     }
 }
 
@@ -163,7 +163,7 @@ mod tests {
     }
 
     async fn read(max_bytes: u64, body: Body) -> Result<Vec<u8>, BodyError> {
-        let memory = Shares::new(1 << 20, 1, 1);
+        let memory = Shares::undivided(1 << 20, 1);
         body_limits(max_bytes).read(body, &mut memory.empty_permit(ClientNetwork::UNKNOWN)).await
     }
 
@@ -174,7 +174,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_memory_permit_grows_with_the_received_bytes() {
-        let memory = Shares::new(8, 1, 1);
+        // Memory for eight bytes.
+        let memory = Shares::undivided(8, 1);
         let mut permit = memory.empty_permit(ClientNetwork::UNKNOWN);
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);
         let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));

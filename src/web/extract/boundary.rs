@@ -14,7 +14,8 @@ const MAX_LENGTH: usize = 70;
 /// Returns the boundary between a form's parts.
 ///
 /// # Errors
-/// [`Error::Invalid`] if the body is not a form, or the boundary is missing, ambiguous or too long.
+/// [`Error::Invalid`] if the body is not a form, or the boundary is missing, repeated, not printable
+/// or too long.
 pub(in crate::web) fn read_boundary(headers: &HeaderMap) -> Result<String, Error> {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let content_type = Parameterized::parse(content_type);
@@ -79,7 +80,7 @@ mod tests {
             let detail = read(content_type).unwrap_err();
             assert!(detail.contains("multipart/form-data with the picture"), "{content_type}");
         }
-        let too_long = format!("multipart/form-data; boundary={}", "x".repeat(71));
+        let too_long = format!("multipart/form-data; boundary={}", "x".repeat(MAX_LENGTH + 1));
         assert!(read(&too_long).unwrap_err().contains("longer than 70"));
     }
 }

@@ -8,9 +8,9 @@ use super::parameters::Parameterized;
 /// The `Content-Disposition` of a part.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Disposition {
-    /// The field's name. `None` if it is missing or ambiguous.
+    /// The field's name. `None` if it is missing or repeated.
     pub name: Option<String>,
-    /// The file's name as the client sent it. `None` if it is missing or ambiguous.
+    /// The file's name as the client sent it. `None` if it is missing or repeated.
     pub file_name: Option<String>,
 }
 

@@ -1,9 +1,11 @@
-//! Cleans the file name that a client sent with its picture. The name is used only in the answer.
+//! Cleans names that a client sent, such as the file name of its picture. They are used only in
+//! answers and error messages.
 
 /// The most characters of a name.
 const MAX_CHARS: usize = 255;
 
-/// Removes unprintable characters from a name. Returns `None` if no printable characters are left.
+/// Removes unprintable characters and surrounding blanks from a name, and shortens it. Returns `None`
+/// if nothing is left.
 pub(in crate::web) fn printable(name: &str) -> Option<String> {
     let name: String = name.chars().filter(|c| !is_unprintable(*c)).take(MAX_CHARS).collect();
     let name = name.trim();

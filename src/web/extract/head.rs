@@ -36,6 +36,7 @@ pub enum HeadError {
 pub(in crate::web) fn check(request: &mut Request) -> Result<(), HeadError> {
     check_host(request)?;
     check_transfer_encoding(request.headers())?;
+    // Without a body, there is nothing to decode.
     if !request.body().is_end_stream() {
         check_content_encoding(request.headers())?;
     }
@@ -69,18 +70,19 @@ fn check_host(request: &mut Request) -> Result<(), HeadError> {
 /// Whether the text is a host with or without a port (RFC 3986, section 3.2.2).
 fn is_host(text: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(text) else { return false };
-    let (is_valid, port) = match text.strip_prefix('[') {
+    let (is_valid, colon_and_port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
-            Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
+            Some((address, rest)) => (address.parse::<Ipv6Addr>().is_ok(), rest),
             None => return false,
         },
         None => {
-            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-            (is_name(name.as_bytes()), port)
+            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (is_name(name.as_bytes()), rest)
         }
     };
+    // The port may be empty (RFC 3986, section 3.2.3).
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
-    is_valid && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+    is_valid && (colon_and_port.is_empty() || colon_and_port.strip_prefix(':').is_some_and(is_port))
 }
 
 /// Whether the text is a host name or an IPv4 address.

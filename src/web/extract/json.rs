@@ -74,6 +74,7 @@ pub(in crate::web) fn required_string<'a>(
 
 /// Decodes a string from its raw JSON.
 pub(in crate::web) fn text<'a>(raw: &'a RawValue, name: &str) -> Result<Cow<'a, str>, Error> {
+    // A plain `Cow` would always be copied. With `borrow`, only a string with escapes is.
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
     serde_json::from_str::<Text<'a>>(raw.get()).map(|text| text.0).map_err(|_| not_a_string(name))

@@ -33,8 +33,8 @@ use crate::{
 /// The most parts that a form may have.
 const MAX_PARTS: usize = 32;
 
-/// The most bytes that may arrive before a part's header is complete. The parser has all of them in
-/// memory.
+/// If a part's header is still incomplete after more bytes than this, the next chunk is an error. The
+/// parser has all bytes of an incomplete header in memory.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 /// An example of how to send a form, for error messages.
@@ -68,7 +68,7 @@ impl Form {
         let counted = body.map(move |chunk| {
             let chunk = chunk?;
             let before = counter.fetch_add(chunk.len(), Ordering::Relaxed);
-            // The permit never shrinks, since the parser frees its buffer only at its end.
+            // The permit never shrinks, since the parser frees its buffer only when it is dropped.
             memory.grow_to((before + chunk.len()) as u64).map_err(BodyError::from)?;
             if before > MAX_HEADER_BYTES {
                 return Err(invalid(
@@ -162,7 +162,7 @@ impl Form {
         ))
     }
 
-    /// Streams the file's bytes, and then checks that no second file follows.
+    /// Streams the file's bytes, and then checks that no second file with bytes follows.
     pub(in crate::web) fn into_stream(
         self,
         file: FormFile,
@@ -204,7 +204,8 @@ impl Part {
 
 /// The part with the picture.
 pub(in crate::web) struct FormFile {
-    /// The file's name as the client sent it. `None` if the part has no file name, as for text.
+    /// The file's name as the client sent it. `None` if the part has no file name: it is then probably
+    /// text.
     pub name: Option<String>,
     /// The first chunk, and the part that returns the following chunks. `None` if the file is empty.
     content: Option<(Bytes, Part)>,
@@ -280,7 +281,7 @@ mod tests {
 
     /// Reads the file's name and bytes from a form in chunks.
     async fn read(chunks: Vec<Bytes>) -> Result<(Option<String>, Vec<u8>), Error> {
-        let memory = Shares::new(1 << 20, 1, 1).empty_permit(ClientNetwork::UNKNOWN);
+        let memory = Shares::undivided(1 << 20, 1).empty_permit(ClientNetwork::UNKNOWN);
         let mut form = Form::new(stream::iter(chunks.into_iter().map(Ok)), "x", memory);
         let file = form.find_file().await?;
         let name = file.name.clone();
@@ -356,7 +357,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_part_whose_header_is_too_long_is_refused() {
-        // A header of 1600 KiB, in chunks of 16 KiB.
+        // A header of 1600 KiB, in chunks of 16 KiB: far longer than `MAX_HEADER_BYTES`.
         let start = Bytes::from("--x\r\nContent-Disposition: ");
         let mut chunks = vec![start];
         chunks.resize(101, Bytes::from(vec![b'a'; 16 * 1024]));

@@ -36,7 +36,8 @@ impl<'a> Parameterized<'a> {
     }
 
     /// Returns the value of the parameter with this name. Upper and lower case are equal. Returns
-    /// `None` if there are several, since it is unknown which of them another parser would use.
+    /// `None` if there is no such parameter, or if there are several: it is unknown which of them
+    /// another parser would use.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         let matches = |(other, _): &&(&[u8], _)| other.eq_ignore_ascii_case(name.as_bytes());
         let mut values = self.parameters.iter().filter(matches).map(|(_, value)| &**value);
@@ -52,14 +53,14 @@ fn split_at_semicolon(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Parses the first parameter. Returns the parameter, if it has a value, and the text after its
-/// semicolon.
+/// Parses the first parameter. Returns the parameter, if it has an equals sign, and the text after
+/// its semicolon, if it has one.
 fn parse_parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
     let is_end = |byte: &u8| matches!(byte, b'=' | b';');
     let name_end = text.iter().position(is_end).unwrap_or(text.len());
     let (name, rest) = (text[..name_end].trim_ascii(), &text[name_end..]);
     let Some(rest) = rest.strip_prefix(b"=") else {
-        return (None, rest.strip_prefix(b";")); // a name without a value is ignored
+        return (None, rest.strip_prefix(b";")); // a name without an equals sign is ignored
     };
     match rest.trim_ascii_start().strip_prefix(b"\"") {
         Some(rest) => {

@@ -19,7 +19,7 @@ pub(in crate::web) struct PictureOptions {
     pub save_mode: SaveMode,
 }
 
-/// The option `errors` in the query of a batch: what happens if one of its pictures fails.
+/// The option `errors` in the query of a batch: what happens if one of the batch's pictures fails.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::web) struct ErrorOption(pub(in crate::web) OnError);
 
@@ -37,7 +37,7 @@ pub(in crate::web) struct BatchQuery {
 /// The values of `errors`.
 #[derive(utoipa::ToSchema)]
 #[schema(rename_all = "snake_case")]
-#[allow(dead_code, reason = "lists the values of `errors` in the OpenAPI document")]
+#[allow(dead_code, reason = "names the value of `errors` in the OpenAPI document")]
 enum Errors {
     Item,
 }
@@ -59,7 +59,7 @@ impl<S: Sync> FromRequestParts<S> for ErrorOption {
     }
 }
 
-/// Describes the query in the OpenAPI document.
+/// Describes [`PictureOptions`] in the OpenAPI document.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Query)]
 #[allow(dead_code, reason = "describes the query; `PictureOptions` reads it")]
@@ -76,7 +76,7 @@ pub(in crate::web) struct PictureQuery {
 /// The backends.
 #[derive(utoipa::ToSchema)]
 #[schema(rename_all = "snake_case")]
-#[allow(dead_code, reason = "lists the values of `backend` in the OpenAPI document")]
+#[allow(dead_code, reason = "names the value of `backend` in the OpenAPI document")]
 enum Backend {
     NvDino,
 }

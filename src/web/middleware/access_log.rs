@@ -31,7 +31,7 @@ const CLIENT_DISCONNECTED: u16 = 499;
 /// The route in the log and the metrics if no route has the request's path.
 const NO_ROUTE: &str = "none";
 
-/// The field of a trace's span with the reason of an error.
+/// The field of a trace's span that contains the reason of an error.
 const ERROR_TYPE: &str = "error.type";
 
 /// Fields that a handler adds to the request's log line. The handler attaches them to its response.
@@ -41,7 +41,7 @@ pub(in crate::web) struct LogFields {
     pub saved_as: Option<String>,
     /// How many pictures a batch has.
     pub pictures: Option<usize>,
-    /// How many of them failed.
+    /// How many pictures of a batch failed.
     pub failed_pictures: Option<usize>,
     /// The size of the picture, or of all pictures of a batch, in bytes.
     pub size_bytes: Option<u64>,
@@ -97,8 +97,9 @@ pub(in crate::web) async fn access_log(
     };
     let span = tracing::info_span!("request", request_id = %entry.id);
 
-    // A call to NVIDIA may outlive its request, and keeps the log's span until it ends. It must not
-    // keep the trace's span, which would then seem to last as long. So the log's span is inside.
+    // A call to NVIDIA may outlive its request, and keeps the innermost span until the call ends. It
+    // must not keep the trace's span, which would then seem to last as long as the call. So the log's
+    // span is inside the trace's span.
     let mut response = next.run(request).instrument(span).instrument(trace_span).await;
 
     let error = response.extensions_mut().remove::<ErrorExtension>();
@@ -137,8 +138,9 @@ fn with_error_body(
     response
 }
 
-/// Creates the span of a request in a trace. It is part of the client's trace if the client sent
-/// one. The path is missing: it may be anything, and the log does not contain it either.
+/// Creates a request's span for the traces, which is part of the client's trace if the client sent
+/// one. Returns a disabled span for a route that is polled. The span does not contain the path: it
+/// may be any text, and the log does not contain it either.
 fn trace_span(method: &str, route: &str, id: &str, trace: Option<&TraceContext>) -> Span {
     if is_polled(route) {
         return Span::none();
@@ -204,7 +206,7 @@ impl Entry {
             mark_failed(&self.trace_span);
         }
         let (trace_id, span_id) = self.trace_ids();
-        macro_rules! line {
+        macro_rules! log_line {
             ($level:ident) => {
                 tracing::$level!(
                     method = self.method,
@@ -228,11 +230,11 @@ impl Entry {
             };
         }
         match status {
-            500 => line!(error),
+            500 => log_line!(error),
             // 501 is not a warning, because it means that the client sent a wrong request.
-            502.. => line!(warn),
-            _ if error.is_none() && is_polled(&self.route) => line!(debug),
-            _ => line!(info),
+            502.. => log_line!(warn),
+            _ if error.is_none() && is_polled(&self.route) => log_line!(debug),
+            _ => log_line!(info),
         }
     }
 }

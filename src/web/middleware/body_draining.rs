@@ -23,7 +23,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-/// The most bytes of a body to drain: about as many as the largest body that a route accepts.
+/// The most bytes of a body to drain: as many as, by default, the largest body that a route accepts.
 const MAX_DRAINED_BYTES: u64 = 32 << 20;
 /// The most time for draining a body.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,6 +50,7 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
         {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        // Dropping the handle does not end the task.
         Some(rest) => drop(tokio::spawn(timeout(DRAIN_TIMEOUT, discard(rest.body)))),
     }
     response

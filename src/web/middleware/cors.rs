@@ -109,6 +109,7 @@ impl Origins {
             (Some("same-origin" | "same-site" | "none"), _) => true,
             (Some("cross-site"), _) => false,
             (_, None) => return Ok(Page::None),
+            // An old browser, which sends only `Origin`.
             (_, Some(_)) => is_same_host(header_text("origin"), header_text("host")),
         };
         if is_own {

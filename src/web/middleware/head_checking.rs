@@ -1,5 +1,6 @@
-//! Refuses requests whose head violates HTTP, before inner layers use the head. A proxy and the
-//! service might understand such a head differently.
+//! Refuses requests whose head violates HTTP, before inner layers use the head: a proxy and the
+//! service might understand such a head differently. Also refuses bodies with a coding that the
+//! service does not decode.
 
 use axum::{extract::Request, middleware::Next, response::Response};
 

@@ -57,7 +57,8 @@ impl TraceContext {
     }
 }
 
-/// Whether the text is lower-case hexadecimal, which the specification requires.
+/// Whether the text consists of `length` hexadecimal digits in lower case, which the specification
+/// requires.
 fn is_hex(text: &str, length: usize) -> bool {
     text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }

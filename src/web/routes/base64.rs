@@ -197,7 +197,7 @@ mod tests {
         let body = format!(r#"{{"filename": null, "image_base64": "{text}" , "more": [1]}}"#);
         match parse(body.into_bytes()) {
             Ok(ParsedBody { body, text, .. }) => {
-                let memory = Shares::new(1, 1, 1).empty_permit(ClientNetwork::UNKNOWN);
+                let memory = Shares::undivided(1, 1).empty_permit(ClientNetwork::UNKNOWN);
                 let pieces = decode_pieces(Arc::new(ChargedBody::new(body, memory)), text);
                 let stream = pieces.try_fold(Vec::new(), |mut all, bytes| async move {
                     all.extend_from_slice(&bytes);

@@ -80,17 +80,17 @@ fn with_absolute_links(page: &[u8]) -> String {
 
 /// Returns one of Swagger UI's files.
 fn file(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
-    let found = utoipa_swagger_ui::serve(path, config)
+    let asset = utoipa_swagger_ui::serve(path, config)
         .map_err(|error| Error::Internal(error.to_string()))?;
-    let found = found.ok_or(Error::NotFound)?;
-    let content_type = HeaderValue::try_from(found.content_type)
+    let asset = asset.ok_or(Error::NotFound)?;
+    let content_type = HeaderValue::try_from(asset.content_type)
         .map_err(|error| Error::Internal(error.to_string()))?;
     let headers = [(header::CONTENT_TYPE, content_type), (CONTENT_SECURITY_POLICY, POLICY)];
     if path == PAGE {
-        return Ok((headers, with_absolute_links(&found.bytes)).into_response());
+        return Ok((headers, with_absolute_links(&asset.bytes)).into_response());
     }
     // Files in the binary are not copied, since the page's script has more than a megabyte.
-    let bytes = match found.bytes {
+    let bytes = match asset.bytes {
         Cow::Borrowed(bytes) => Bytes::from_static(bytes),
         Cow::Owned(bytes) => bytes.into(),
     };

@@ -253,17 +253,17 @@ fn picture_bytes(
     }
 }
 
-/// A picture's place in the request, and the form in which it was sent. The sentence of the picture's
-/// error depends on both.
+/// A picture's place in the request, and how the picture was sent. The sentence of the picture's error
+/// depends on both.
 struct SentItem {
     /// Such as `input[3]`.
     place: String,
-    form: Form,
+    sent_as: SentAs,
 }
 
-/// The form in which a picture was sent.
+/// How a picture was sent.
 #[derive(PartialEq, Eq)]
-enum Form {
+enum SentAs {
     Url,
     DataUrl,
     /// A string without a scheme. It should be Base64, but it may be text.
@@ -272,17 +272,17 @@ enum Form {
 
 impl SentItem {
     fn of(item: &Item) -> Self {
-        let form = match item.source {
-            Ok(Source::Url(_)) => Form::Url,
-            Ok(Source::Base64(_)) => Form::Bare,
-            // If the item is an error, the form is unknown. `explain` then only adds the place.
-            Ok(Source::DataUrl(_)) | Err(_) => Form::DataUrl,
+        let sent_as = match item.source {
+            Ok(Source::Url(_)) => SentAs::Url,
+            Ok(Source::Base64(_)) => SentAs::Bare,
+            // It is unknown how an item with an error was sent. `explain` then only adds the place.
+            Ok(Source::DataUrl(_)) | Err(_) => SentAs::DataUrl,
         };
-        Self { place: item.place.clone(), form }
+        Self { place: item.place.clone(), sent_as }
     }
 
-    /// Adds the place to an error. Replaces an error whose sentence would mislead a client that has sent
-    /// this form.
+    /// Adds the place to an error. Replaces an error whose sentence would mislead a client that sent
+    /// its picture like this.
     fn explain(&self, error: Error) -> Error {
         let is_not_a_picture = matches!(
             error,
@@ -291,10 +291,10 @@ impl SentItem {
                     image::Error::Empty | image::Error::Unsupported(Unsupported::Unknown),
                 ))
         );
-        let error = match self.form {
-            Form::Url => explain_web_page(error),
-            Form::Bare if is_not_a_picture => input::text_instead_of_picture(&self.place),
-            Form::Bare | Form::DataUrl => error,
+        let error = match self.sent_as {
+            SentAs::Url => explain_web_page(error),
+            SentAs::Bare if is_not_a_picture => input::text_instead_of_picture(&self.place),
+            SentAs::Bare | SentAs::DataUrl => error,
         };
         Error::BatchItem { param: self.place.clone(), error: Box::new(error) }
     }

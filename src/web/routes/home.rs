@@ -1,7 +1,7 @@
 //! `/` is a page on which people can send pictures, and see that similar pictures have similar vectors.
 //!
-//! The page is one file without links to others. Its style and its script are files of their own in
-//! the sources, so that each stays short.
+//! The page is one file, and needs no others. Its style and its script are files of their own in the
+//! sources, so that each stays short.
 
 use std::sync::{Arc, LazyLock};
 

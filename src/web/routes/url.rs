@@ -127,7 +127,8 @@ pub(super) async fn vectorize_image(
     Ok(Answer::new(vectorized, app.model).with_source_url(url))
 }
 
-/// Fetches a picture on behalf of a client. Refuses a picture that is larger than the limit.
+/// Fetches a picture on behalf of a client. Refuses a picture whose declared length exceeds the limit.
+/// The stream fails if the host sends more bytes than the limit.
 pub(super) async fn fetch(
     app: &AppState,
     url: &str,

@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn only_descriptions_change_also_those_in_lists_and_under_a_field_of_this_name() {
+    fn only_descriptions_change_even_in_lists_and_inside_a_field_named_description() {
         let mut document = json!({
             "title": "a\nb",
             "list": [{ "description": "a\nb" }],

@@ -105,7 +105,7 @@ fn normalize(vector: &Vector) -> Result<Vec<f64>, Error> {
     for number in vector.numbers() {
         numbers.push(number.parse::<f64>().map_err(not_a_number)?);
     }
-    // The numbers are first divided by the largest number, so that no square is infinite.
+    // The numbers are first divided by the largest absolute value, so that no square is infinite.
     let largest = numbers.iter().fold(0.0, |largest: f64, number| largest.max(number.abs()));
     if largest > 0.0 {
         numbers.iter_mut().for_each(|number| *number /= largest);
@@ -152,8 +152,8 @@ mod tests {
             let bytes = BASE64_STANDARD.decode(text).unwrap();
             for (number, bytes) in numbers.iter().zip(bytes.chunks(4)) {
                 let expected: f32 = number.parse().unwrap();
-                let found = f32::from_le_bytes(bytes.try_into().unwrap());
-                prop_assert_eq!(found.to_bits(), expected.to_bits());
+                let decoded = f32::from_le_bytes(bytes.try_into().unwrap());
+                prop_assert_eq!(decoded.to_bits(), expected.to_bits());
             }
         }
 
@@ -169,7 +169,7 @@ mod tests {
             let length = scaled.iter().map(|number| number * number).sum::<f64>().sqrt();
             prop_assert!((length - 1.0).abs() < 1e-12, "{}", length);
             // The cosine of the angle between both vectors must be 1. The original numbers are
-            // divided by the largest, so that no square is infinite.
+            // divided by the largest absolute value, so that no square is infinite.
             let original: Vec<f64> = vector(&texts).numbers().map(|n| n.parse().unwrap()).collect();
             let largest = original.iter().fold(0.0f64, |a, b| a.max(b.abs()));
             let dot: f64 = original.iter().zip(&scaled).map(|(a, b)| a / largest * b).sum();

@@ -189,8 +189,8 @@ fn only_picture<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawVal
     }
 }
 
-/// Whether an item is a token number or a list of token numbers. Some clients convert text to token
-/// numbers before they send it.
+/// Whether an item begins like a number or a list of numbers, which are tokens: some clients convert
+/// text to token numbers before they send it.
 fn is_token(item: &RawValue) -> bool {
     let text = item.get().trim_start_matches(['[', ' ', '\t']);
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())

@@ -105,7 +105,7 @@ pub(super) fn parse(body: Vec<u8>, rules: Rules) -> Result<Batch, Error> {
     }
     check_dimensions(fields.dimensions)?;
     let encoding = Encoding::parse(fields.encoding_format, fields.normalized)?;
-    let found = match (fields.input, fields.messages) {
+    let pictures = match (fields.input, fields.messages) {
         (Some(input), None) => find_in_input(input, rules.max_pictures)?,
         (None, Some(messages)) => vec![("messages".into(), find_in_messages(messages))],
         (Some(_), Some(_)) => {
@@ -118,13 +118,13 @@ pub(super) fn parse(body: Vec<u8>, rules: Rules) -> Result<Batch, Error> {
         }
     };
     let body_address = body.as_ptr().addr();
-    let found = found.into_iter().map(|(place, text)| {
+    let sources = pictures.into_iter().map(|(place, text)| {
         let source = text.and_then(|text| locate(text, body_address, &place));
         (place, source)
     });
     // This ends the borrow of the body, so that the body can change.
-    let found: Vec<_> = found.collect();
-    let items = found.into_iter().map(|(place, source)| {
+    let sources: Vec<_> = sources.collect();
+    let items = sources.into_iter().map(|(place, source)| {
         let source = source.and_then(|source| with_normalized_base64(source, &mut body, &place));
         Item { place, source }
     });

@@ -30,6 +30,7 @@ const project = (list) => {
 };
 // The number of pixels on the map for a distance of 1.
 const mapScale = () => view.zoom * Math.min(...[space.clientWidth, space.clientHeight].map((pixels, axis) => (pixels / 2 - 30) / Math.max(view.halves[axis], 1e-6)));
+// The list begins with the chosen picture and continues with the most similar one.
 const drawMap = (list) => {
   // While vectors arrive, the points are computed at most once a second: each new vector changes all points.
   const isDue = !count("preparing", "ready", "sending", "waiting") || performance.now() - (drawMap.last ?? -Infinity) > 1000;
@@ -42,7 +43,7 @@ const drawMap = (list) => {
   Object.assign(space, { width: width * ratio, height: height * ratio, ariaLabel: `Map of ${list.length} pictures. Arrow keys move it, plus and minus zoom. The wall shows the same as a list.` });
   context.scale(ratio, ratio);
   const scale = mapScale();
-  // The chosen picture is first in the list. It is drawn last, so that it is on top.
+  // The chosen picture is drawn last, so that it is on top.
   for (const item of list.filter((item) => item.point).reverse()) {
     item.place = { x: width / 2 + (item.point[0] + view.x) * scale, y: height / 2 + (item.point[1] + view.y) * scale, side };
     const corner = [item.place.x - side / 2, item.place.y - side / 2, side, side];

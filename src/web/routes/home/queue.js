@@ -2,10 +2,13 @@ const byId = (id) => document.getElementById(id);
 const create = (tag, text = "", properties = {}) => Object.assign(document.createElement(tag), { textContent: text }, properties);
 const fromTemplate = (id) => byId(id).content.firstElementChild.cloneNode(true);
 const address = byId("address"), key = byId("key"), shrink = byId("shrink"), space = byId("space");
-// THUMB_PIXELS: the side of a small picture. MAX_SENT_PIXELS: the longer side of a photograph that is sent smaller.
+// THUMB_PIXELS: the side of a tile's picture. MAX_SENT_PIXELS: the longer side of a photograph that is sent smaller.
+// MAX_PAUSE_MS: after a longer Retry-After, the picture fails. TIMEOUT_MS: the longest time for one request.
 const STORED_KEY = "imagesvc-key", MAX_PICTURES = 300, MAX_REQUESTS = 3, THUMB_PIXELS = 160, MAX_SENT_PIXELS = 1024;
 const MAX_TRIES = 50, MAX_PAUSE_MS = 10 * 60_000, TIMEOUT_MS = 10 * 60_000;
-const sample = document.documentElement.dataset.sample;
+const sample = document.documentElement.dataset.sample; // the URL of the sandbox's sample, or empty
+// Fields of an item: shown is the file to display, sent a smaller copy to send, unit the vector with length 1, point the
+// picture's position in the two directions of the map, and place its position on the map's canvas.
 const items = []; // every picture on the page, in the order of addition
 let chosen = null, partner = null; // the chosen picture, and the one that the visitor compares it with
 let isPicked = false; // whether the visitor chose `chosen` or `partner`, and not the page
@@ -100,6 +103,7 @@ const decode = async (item) => {
 
 // --- Sending
 const WORDS = { preparing: "Getting ready", ready: "In the queue", sending: "Sending", waiting: sample ? "Waiting for the vector" : "Waiting for NVIDIA", failed: "" };
+// Sets an item's state, and shows it in the item's row.
 const update = (item, state, text = WORDS[state], more = "") => {
   item.state = state;
   const [progress, words, details] = ["progress", ".state", ".more"].map((selector) => item.row.querySelector(selector));
@@ -129,6 +133,7 @@ const pump = () => {
     batch = 0;
   }
 };
+// Sends an item, and returns the XMLHttpRequest when it has the response.
 const exchange = (item) => new Promise((resolve, reject) => {
   const request = item.request = new XMLHttpRequest(); // fetch reports no progress of an upload
   request.open("POST", item.url ? "vectorize-image" : "vectorize-image-upload");
@@ -143,7 +148,7 @@ const exchange = (item) => new Promise((resolve, reject) => {
   else request.setRequestHeader("Content-Type", "application/json");
   request.send(item.file ? body : JSON.stringify({ image_url: item.url }));
 });
-// The milliseconds in Retry-After, which is a number of seconds or, from a proxy, a date.
+// The wait by Retry-After in milliseconds. The header contains a number of seconds or, from a proxy, a date.
 const pauseOf = (text) => text && (/^\d+$/.test(text) ? text * 1000 : Math.max(1000, Date.parse(text) - Date.now()));
 const send = async (item) => {
   update(item, "sending");

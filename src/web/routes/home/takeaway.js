@@ -1,6 +1,7 @@
 // --- Taking vectors and commands away
 // The complete URL of a path of this service.
 const here = (path) => new URL(path || ".", location.href.split(/[?#]/)[0]).href.replace(path ? "" : /\/$/, "");
+// The text as one argument for a shell.
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const curlOf = ({ file, url, name }) => {
   const keyHeader = key.value ? ' -H "Authorization: Bearer YOUR_API_KEY"' : "";

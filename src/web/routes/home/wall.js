@@ -71,6 +71,7 @@ const paint = (canvas, numbers, largest, label) => {
   context.putImageData(image, 0, 0);
   canvas.ariaLabel = `${label}: ${numbers.length} numbers, from ${Math.min(...numbers).toFixed(4)} to ${Math.max(...numbers).toFixed(4)}`;
 };
+// Shows an item's picture, or hides the figure if there is no item.
 const fill = (figure, item) => {
   const [image, blank, caption] = figure.children;
   figure.hidden = !item;
@@ -81,6 +82,7 @@ const fill = (figure, item) => {
   [image.hidden, blank.hidden] = [!item?.shown, Boolean(item?.shown)];
   image.alt = blank.textContent = caption.textContent = item?.name ?? "";
 };
+// Draws the chosen picture, the first of the list, beside the partner or else the most similar picture.
 const drawPair = (list) => {
   const other = partner ?? list[1], isNew = byId("left").item !== chosen;
   if (!isNew && byId("right").item === other) return;
