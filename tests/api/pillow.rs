@@ -158,6 +158,7 @@ fn expected_word(table: &[(&str, &'static str)], name: &str) -> Option<&'static 
 }
 
 impl TestPicture {
+    /// Whether Pillow decodes the picture, and would not turn it.
     fn is_upright(&self) -> bool {
         self.reference.as_ref().is_some_and(|reference| reference.orientation == 1)
     }

@@ -95,8 +95,8 @@ impl Builder {
         self
     }
 
-    /// Resolves the settings. Shortens the waits before calls to NVIDIA are retried and before
-    /// results are polled, so that tests are fast.
+    /// Resolves the settings, without the changes of [`Self::configure`]. Shortens the waits before
+    /// calls to NVIDIA are retried and before results are polled, so that tests are fast.
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -108,6 +108,7 @@ impl Builder {
         config.nvidia.retry.base = Duration::from_nanos(1);
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
         config.nvidia.poll_interval = Duration::from_millis(1);
+        // The default is the program of this process, which is the test binary.
         config.decoder.program = decoder_settings().program;
         config
     }

@@ -214,13 +214,14 @@ impl FakeServer {
         *self.count.borrow()
     }
 
-    /// Waits until this many requests have arrived. The service makes some calls only after it has
-    /// answered the client.
+    /// Waits until at least this many requests have arrived, and returns all requests. Tests need
+    /// this because the service makes some calls only after it has answered the client.
     pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
         let mut count = self.count.clone();
-        let wait = timeout(Duration::from_secs(10), count.wait_for(|count| *count >= requests));
+        let arrival = count.wait_for(|count| *count >= requests);
+        let arrived = timeout(Duration::from_secs(10), arrival).await.is_ok();
         let lines = self.lines();
-        assert!(wait.await.is_ok(), "{requests} requests should arrive within 10 s: {lines:?}");
+        assert!(arrived, "{requests} requests should arrive within 10 s: {lines:?}");
         self.received()
     }
 }
