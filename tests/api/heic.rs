@@ -13,7 +13,7 @@ use crate::support::{
 /// parts, as libheif decodes them.
 const EXPECTED: &str = include_str!("../fixtures/heic/expected.txt");
 
-/// A fixture.
+/// The bytes of a fixture.
 fn file(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heic");
     fs::read(folder.join(name)).unwrap()

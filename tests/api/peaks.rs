@@ -227,8 +227,8 @@ fn named(pictures: &[Kind], name: &str) -> Vec<u8> {
     pictures.iter().find(|(known, _)| known == name).unwrap().1.clone()
 }
 
-/// Some of the pictures, with EXIF data after the header that turns them. Turning must not need
-/// another copy of the pixels.
+/// Some of the pictures, turned by EXIF data after their header. Turning must not need another copy
+/// of the pixels.
 fn turned(pictures: &[Kind]) -> Vec<Kind> {
     // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";

@@ -104,7 +104,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     let mut answer = Vec::new();
     let read = async {
         // The connection may be reset after the response.
-        while reader.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {
+        while reader.read_buf(&mut answer).await.is_ok_and(|len| len > 0) {
             if is_whole(&answer) {
                 break;
             }

@@ -44,7 +44,8 @@ async fn send_random(
 ) -> String {
     let random = fastrand::usize(..);
     let upload = |picture: Vec<u8>| service.upload_request(client, &picture);
-    // It is in the middle of these requests, so that a run of half a minute also contains one.
+    // An endless picture is in the middle of these requests, and not at their end, so that even a
+    // run of half a minute contains one.
     let is_endless = n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2;
     let request = match random % 16 {
         _ if is_endless => upload(variant(&bombs::shared_lzw(), n)),
@@ -157,7 +158,7 @@ async fn soak(environment: &[(&str, &str)]) {
         .unwrap();
     let counter = AtomicUsize::new(0);
     let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());
-    let send_requests = |length: Duration| {
+    let send_requests = |duration: Duration| {
         let (client, service, picture_server, counter, outcomes) =
             (&client, &service, &picture_server, &counter, &outcomes);
         let hostile = &hostile;
@@ -166,7 +167,7 @@ async fn soak(environment: &[(&str, &str)]) {
             let ticks = stream::unfold(0, |n: u32| async move {
                 let next = started + Duration::from_secs(1) / REQUESTS_PER_SECOND * n;
                 tokio::time::sleep_until(next.into()).await;
-                (next.duration_since(started) < length).then_some(((), n + 1))
+                (next.duration_since(started) < duration).then_some(((), n + 1))
             });
             let requests = ticks.map(|()| async move {
                 let n = counter.fetch_add(1, Ordering::Relaxed);

@@ -307,9 +307,9 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
 /// component: the horizontal sampling factor in the upper four bits, and the vertical one in the
 /// lower four.
 ///
-/// The code of a DC difference is the number of its bits, as a number of four bits. There are three
-/// AC codes: `00` is the end of a block, `01` is a coefficient of one bit, and `10` is a coefficient
-/// of two bits.
+/// The code of a DC difference is the number of its bits, written in four bits. There are three AC
+/// codes: `00` is the end of a block, `01` is a coefficient of one bit, and `10` is a coefficient of
+/// two bits.
 pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec<u8> {
     let mut jpeg = b"\xff\xd8".to_vec();
     jpeg.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));

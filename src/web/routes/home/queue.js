@@ -5,7 +5,7 @@ const address = byId("address"), key = byId("key"), shrink = byId("shrink"), spa
 // THUMB_PIXELS: the side of a small picture. MAX_SENT_PIXELS: the longer side of a photograph that is sent smaller.
 const STORED_KEY = "imagesvc-key", MAX_PICTURES = 300, MAX_REQUESTS = 3, THUMB_PIXELS = 160, MAX_SENT_PIXELS = 1024;
 const MAX_TRIES = 50, MAX_PAUSE_MS = 10 * 60_000, TIMEOUT_MS = 10 * 60_000;
-const sample = document.documentElement.dataset.sample;
+const sample = document.documentElement.dataset.sample; // the URL of the sandbox's sample; empty without the sandbox
 const items = []; // every picture on the page, in the order of addition
 let chosen = null, partner = null; // the chosen picture, and the one that the visitor compares it with
 let isPicked = false; // whether the visitor chose `chosen` or `partner`, and not the page
@@ -85,7 +85,7 @@ const decode = async (item) => {
   if (!file || item.state === "removed") return;
   const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }); // fails if the browser does not know the format
   drawScaled(bitmap, item.thumb, THUMB_PIXELS / Math.min(bitmap.width, bitmap.height));
-  item.shown = file;
+  item.shown = file; // the picture, if the browser can show it
   const scale = MAX_SENT_PIXELS / Math.max(bitmap.width, bitmap.height);
   if (item.file && shrink.checked && scale < 1) {
     const canvas = create("canvas", "", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
