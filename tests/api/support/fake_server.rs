@@ -143,7 +143,8 @@ impl FakeServer {
         Self::listen(None, script).await
     }
 
-    /// Like [`Self::start`], but over TLS. The certificate must be for `localhost`.
+    /// Like [`Self::start`], but over TLS. Clients connect to `localhost`, so a valid certificate is
+    /// for this name.
     pub async fn start_tls(
         config: ServerConfig,
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,

@@ -8,16 +8,16 @@ const ordered = () => {
   return [chosen, ...others.sort((a, b) => b.cosine - a.cosine)];
 };
 const select = (item) => {
-  [chosen, partner, isGliding, isPicked] = [item, null, !isCalm.matches, true];
+  [chosen, partner, isGliding, isPicked] = [item, null, !reducedMotion.matches, true];
   const [, nearest] = ordered();
   say(nearest ? `Ordered by similarity to ${item.name}. Most similar: ${nearest.name}, ${nearest.cosine.toFixed(2)}.` : "");
   render();
   if (!isMap) showPair();
 };
-const isCalm = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 const showPair = () => requestAnimationFrame(() => {
   const { top } = byId("results").getBoundingClientRect();
-  if (top < 0 || top > innerHeight / 2) byId("results").scrollIntoView({ behavior: isCalm.matches ? "instant" : "smooth" });
+  if (top < 0 || top > innerHeight / 2) byId("results").scrollIntoView({ behavior: reducedMotion.matches ? "instant" : "smooth" });
 });
 // Draws the page at the next frame, once even after several calls.
 const render = () => { render.due ??= requestAnimationFrame(() => { render.due = null; draw(); }); };
