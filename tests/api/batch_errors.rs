@@ -331,7 +331,7 @@ async fn errors_have_the_openai_shape_on_the_openai_paths_only() {
 
 #[tokio::test]
 async fn x_should_retry_is_false_for_errors_that_only_the_operator_can_resolve() {
-    // If a retry may help, there is no such header.
+    // If a retry may help, the header is absent, which is an empty text here.
     for (status, code, expected_header) in [
         (402, "embedding_exhausted", "false"),
         (401, "embedding_unauthorized", "false"),

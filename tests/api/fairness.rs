@@ -157,8 +157,8 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
     stream.write_all(&body[100_000..200_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // An inline call takes eight steps, which is the most memory that it may need. It counts until
-    // the call has ended, even if the client disconnects.
+    // An inline call takes eight steps, which is the most memory that it may need. This memory
+    // counts until the call has ended, even if the client disconnects.
     stream.write_all(&body[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;

@@ -110,7 +110,7 @@ fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
             let (group, _) = group.split_once("\n\nSettings ").unwrap_or((group, ""));
             let group = group.split_whitespace().collect::<Vec<_>>().join(" ");
             for name in &names {
-                // A key has no flag. It is explained at the end.
+                // A key has no flag. The end of the help lists it.
                 let is_listed = match KEYS.contains(&name.as_str()) {
                     true => help.contains(&format!("\n  {name} ")),
                     false => group.contains(&format!("[env: {name}]")),

@@ -53,8 +53,8 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
         // One client gets at most three quarters of this limit. That must be enough for 200
         // pictures.
         .setting("IMAGESVC_MAX_IN_FLIGHT", "400")
-        // The same holds for memory. Each small picture counts as 512 KiB, so 200 of them exceed
-        // three quarters of the default of 128 MiB.
+        // One client also gets at most three quarters of the memory. Each small picture counts as
+        // 512 KiB, so 200 of them exceed three quarters of the default of 128 MiB.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "256MiB")
         .start()
         .await;

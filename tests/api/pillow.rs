@@ -27,7 +27,8 @@ const UNSUPPORTED: [(&str, &str); 3] = [
     ("tiff-uncompressed-ycbcr", "YCbCr"),
 ];
 
-/// The same for JPEGs that the service can send unchanged, but cannot decode.
+/// The beginnings of the names of JPEGs that the service can send unchanged, but cannot decode, each
+/// with a word of the error's detail.
 const UNDECODABLE: [(&str, &str); 5] = [
     // Names with 42 continue with 0 or 2.
     ("jpeg-scan-per-component-42", "scan"),
@@ -54,7 +55,7 @@ const WITHOUT_REFERENCE: [&str; 4] =
 /// The largest allowed difference after encoding as JPEG with quality 95, in levels from 0 to 255.
 /// Pictures with noise differ most.
 const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst_square: 4.0 };
-/// The same after encoding as JPEG with quality 90.
+/// The largest allowed difference after encoding as JPEG with quality 90, in levels from 0 to 255.
 const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_square: 6.0 };
 
 /// An inline limit, in characters, that most pictures of these tests exceed.

@@ -44,8 +44,8 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
 }
 
 /// Scanlines without a filter. Each pass of an interlaced picture is generated like a small picture
-/// of its own. So an interlaced picture does not show the same as one that is not interlaced. No
-/// test needs them to be equal.
+/// of its own, so interlacing changes what a picture shows. No test compares an interlaced picture
+/// with one that is not.
 fn pixels((width, height): (u32, u32), channels: u32, depth: u32, interlace: Interlace) -> Vec<u8> {
     let lines = |size| {
         let rows = packed(size, channels, depth);
