@@ -151,8 +151,8 @@ fn scenario(code: Code) -> Scenario {
             embedding(),
             Stimulus::Concurrent(2),
         ),
-        // NVIDIA never replies, so one request keeps the only permit. The other one waits for half of
-        // the request timeout, and is then refused.
+        // NVIDIA never replies, so one request keeps the only permit. The other request waits for
+        // half of the request timeout, and is then refused.
         Code::Overloaded => Scenario {
             settings: vec![("IMAGESVC_MAX_IN_FLIGHT", "1"), ("IMAGESVC_REQUEST_TIMEOUT", "1s")],
             ..replying(Reply::Hang, Stimulus::Concurrent(2))

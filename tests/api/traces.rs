@@ -255,6 +255,7 @@ async fn the_span_of_a_request_ends_before_a_call_that_outlives_it() {
     let collector = collector().await;
     let folder = tempfile::tempdir().unwrap();
     let endpoint = collector.url("");
+    // Spans are exported every 10 ms.
     let settings =
         [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "10")];
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
@@ -292,6 +293,7 @@ async fn a_collector_that_refuses_or_never_answers_delays_no_request_and_is_logg
     let refusing_url = refusing.url("");
     for (endpoint, warnings) in [(silent_url, 0), (refusing_url, 1)] {
         let folder = tempfile::tempdir().unwrap();
+        // Spans are exported every 10 ms.
         let settings =
             [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "10")];
         let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);

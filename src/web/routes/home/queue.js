@@ -5,7 +5,7 @@ const address = byId("address"), key = byId("key"), shrink = byId("shrink"), spa
 // THUMB_PIXELS: the side of a small picture. MAX_SENT_PIXELS: the longer side of a photograph that is sent smaller.
 const STORED_KEY = "imagesvc-key", MAX_PICTURES = 300, MAX_REQUESTS = 3, THUMB_PIXELS = 160, MAX_SENT_PIXELS = 1024;
 const MAX_TRIES = 50, MAX_PAUSE_MS = 10 * 60_000, TIMEOUT_MS = 10 * 60_000;
-const sample = document.documentElement.dataset.sample; // the URL of the sandbox's sample; empty without the sandbox
+const sample = document.documentElement.dataset.sample;
 const items = []; // every picture on the page, in the order of addition
 let chosen = null, partner = null; // the chosen picture, and the one that the visitor compares it with
 let isPicked = false; // whether the visitor chose `chosen` or `partner`, and not the page
@@ -22,7 +22,7 @@ address.value = sample;
 
 const say = (text) => { byId("status").textContent = text; };
 const showProblem = (text) => byId("problem").replaceChildren(...(text ? [create("p", text, { className: "problem" })] : []));
-const done = () => items.filter((item) => item.vector);
+const embedded = () => items.filter((item) => item.vector);
 const percent = (cosine) => `${Math.max(0, Math.min(1, cosine)) * 100}%`;
 
 // --- Adding pictures
@@ -42,8 +42,8 @@ const add = (fileOrUrl) => {
   prepare(item);
 };
 const addAll = (filesOrUrls) => {
-  const left = MAX_PICTURES - items.length, added = [...filesOrUrls].slice(0, left);
-  showProblem(filesOrUrls.length > left ? `This page holds ${MAX_PICTURES} pictures, so ${filesOrUrls.length - added.length} were left out. For more, use the command imagesvc embed.` : "");
+  const roomLeft = MAX_PICTURES - items.length, added = [...filesOrUrls].slice(0, roomLeft);
+  showProblem(filesOrUrls.length > roomLeft ? `This page holds ${MAX_PICTURES} pictures, so ${filesOrUrls.length - added.length} were left out. For more, use the command imagesvc embed.` : "");
   added.forEach(add);
   batch += added.length;
   if (added.length) say(added.length === 1 ? `Added: ${items.at(-1).name}` : `${added.length} pictures added.`);
@@ -58,14 +58,14 @@ const remove = (item) => {
   item.request?.abort();
   item.state = "removed";
   items.splice(items.indexOf(item), 1);
-  const row = item.row.nextElementSibling ?? item.row.previousElementSibling;
+  const neighbour = item.row.nextElementSibling ?? item.row.previousElementSibling;
   item.row.remove();
-  if (chosen === item) [chosen, partner] = [done()[0] ?? null, null];
+  if (chosen === item) [chosen, partner] = [embedded()[0] ?? null, null];
   if (partner === item) partner = null;
   say(`Removed: ${item.name}`);
   if (!count("failed")) showProblem("");
   // Moves the focus to another button, since it would be lost with the removed button.
-  const next = row?.querySelector("button:last-child") ?? (isMap ? space : chosen?.tile.querySelector("button")) ?? document.querySelector("[name=file]");
+  const next = neighbour?.querySelector("button:last-child") ?? (isMap ? space : chosen?.tile.querySelector("button")) ?? document.querySelector("[name=file]");
   next.focus({ preventScroll: true });
   pump();
   render();
@@ -85,7 +85,7 @@ const decode = async (item) => {
   if (!file || item.state === "removed") return;
   const bitmap = await createImageBitmap(file, { imageOrientation: "from-image" }); // fails if the browser does not know the format
   drawScaled(bitmap, item.thumb, THUMB_PIXELS / Math.min(bitmap.width, bitmap.height));
-  item.shown = file; // the picture, if the browser can show it
+  item.shown = file;
   const scale = MAX_SENT_PIXELS / Math.max(bitmap.width, bitmap.height);
   if (item.file && shrink.checked && scale < 1) {
     const canvas = create("canvas", "", { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) });
@@ -125,7 +125,7 @@ const pump = () => {
   if (batch && !count("preparing", "ready", "sending", "waiting")) {
     const failed = count("failed");
     showProblem(failed ? `${failed} of the pictures failed. The list says why.` : "");
-    say(failed ? "" : `Done: ${done().length === 1 ? "the vector is here." : `all ${done().length} vectors are here.`}`);
+    say(failed ? "" : `Done: ${embedded().length === 1 ? "the vector is here." : `all ${embedded().length} vectors are here.`}`);
     batch = 0;
   }
 };
@@ -193,6 +193,6 @@ const finish = (item, { vector, ...answer }, facts) => {
   choose.addEventListener("click", () => select(item));
   compare.addEventListener("click", () => { [partner, isPicked] = [item, true]; render(); showPair(); say(`Compared with ${item.name}: ${cosine(chosen, item).toFixed(2)}`); });
   item.row.remove();
-  if (!isPicked) chosen = done()[0];
+  if (!isPicked) chosen = embedded()[0];
   render();
 };

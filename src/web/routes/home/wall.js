@@ -2,7 +2,7 @@
 const cosine = (a, b) => { let sum = 0; for (let index = 0; index < a.unit.length; index++) sum += a.unit[index] * b.unit[index]; return sum; };
 // All pictures with vectors: the chosen one, and then the others from the most to the least similar.
 const ordered = () => {
-  const others = done().filter((item) => item !== chosen);
+  const others = embedded().filter((item) => item !== chosen);
   if (!chosen) return others;
   for (const item of others) item.cosine = cosine(chosen, item);
   return [chosen, ...others.sort((a, b) => b.cosine - a.cosine)];
