@@ -226,9 +226,9 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
             name: "exchanged files",
             is_repaired: true,
             damage: |files| {
-                let first = fs::read(&files[0]).unwrap();
+                let first_bytes = fs::read(&files[0]).unwrap();
                 fs::copy(&files[1], &files[0]).unwrap();
-                fs::write(&files[1], first).unwrap();
+                fs::write(&files[1], first_bytes).unwrap();
             },
         },
         Damage {

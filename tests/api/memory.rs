@@ -85,8 +85,8 @@ async fn send_concurrently(
     LoadResult { statuses, growth, decoder_memory }
 }
 
-/// The same body `count` times. It is in memory only once.
-fn same(body: Vec<u8>, count: usize) -> Vec<Bytes> {
+/// This body `count` times. Its bytes are in memory only once.
+fn copies_of(body: Vec<u8>, count: usize) -> Vec<Bytes> {
     vec![body.into(); count]
 }
 
@@ -111,7 +111,8 @@ async fn concurrent_large_uploads_are_not_buffered_in_memory() {
     let body = form(&jpeg_of_maximum_length());
     // All 64 bodies together have 1280 MiB.
     let LoadResult { statuses, growth, .. } =
-        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, same(body, 64)).await;
+        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, copies_of(body, 64))
+            .await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert_growth_below(UNCOUNTED_BYTES, growth);
 }
@@ -122,7 +123,7 @@ async fn large_uploads_are_streamed_to_the_bucket() {
     let settings = bucket.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let body = form(&jpeg_of_maximum_length());
-    let (route, bodies) = ("/vectorize-image-upload", same(body, 64));
+    let (route, bodies) = ("/vectorize-image-upload", copies_of(body, 64));
     let LoadResult { statuses, growth, .. } =
         send_concurrently(&settings, route, FORM_CONTENT_TYPE, bodies).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
@@ -135,7 +136,7 @@ async fn large_base64_bodies_stay_within_their_memory_limit() {
     let body = base64_body(&jpeg_of_maximum_length());
     let route = "/vectorize-image-base64";
     let LoadResult { statuses, growth, .. } =
-        send_concurrently(&[], route, "application/json", same(body.into(), 64)).await;
+        send_concurrently(&[], route, "application/json", copies_of(body.into(), 64)).await;
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.contains(&200), "at least one picture should be embedded: {statuses:?}");
     // the default of `IMAGESVC_MAX_BUFFERED_BYTES`
@@ -182,7 +183,7 @@ async fn a_header_that_claims_an_enormous_picture_takes_hardly_any_memory() {
     for settings in [&high_pixel_limit[..], &[]] {
         let route = "/vectorize-image-upload";
         let LoadResult { growth, .. } =
-            send_concurrently(settings, route, FORM_CONTENT_TYPE, same(form(&png), 32)).await;
+            send_concurrently(settings, route, FORM_CONTENT_TYPE, copies_of(form(&png), 32)).await;
         // The pixels of a single picture would need some 10 GiB.
         assert_growth_below(16 * MIB, growth);
     }

@@ -201,16 +201,16 @@ fn full_pipe() -> io::Result<(io::PipeReader, io::PipeWriter, usize)> {
 /// the child has exited, or it sleeps because it cannot write its result. It does not sleep
 /// earlier, because it reads a file and has only one thread.
 fn status_after_rendering(id: u32) -> String {
-    let mut before = String::new();
+    let mut last_status = String::new();
     loop {
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         // `S` is a process that sleeps, and `Z` is one that has exited. The status contains the
         // number of context switches, so an equal status means that the child has not run in
         // between.
-        if status.contains("State:\tS") && status == before || status.contains("State:\tZ") {
+        if status.contains("State:\tS") && status == last_status || status.contains("State:\tZ") {
             return status;
         }
-        before = status;
+        last_status = status;
         thread::sleep(Duration::from_millis(2));
     }
 }

@@ -179,11 +179,11 @@ impl TestPicture {
             self.expected.iter().find_map(|expected| Difference::between(expected, received));
         match difference {
             None => Some(format!("no expected size is {:?}", received.dimensions())),
-            Some(found)
-                if found.mean > max_difference.mean
-                    || found.worst_square > max_difference.worst_square =>
+            Some(difference)
+                if difference.mean > max_difference.mean
+                    || difference.worst_square > max_difference.worst_square =>
             {
-                Some(format!("the pixels differ by {found}"))
+                Some(format!("the pixels differ by {difference}"))
             }
             Some(_) => None,
         }
@@ -279,10 +279,10 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
         }
         let Some(Reference { width, height, .. }) = picture.reference else { continue };
         let body = answer.json();
-        let found = (&body["width"], &body["height"], &body["prepared"]);
+        let reported = (&body["width"], &body["height"], &body["prepared"]);
         let prepared = if is_sent_unchanged { "original" } else { "jpeg" };
-        if found != (&width.into(), &height.into(), &prepared.into()) {
-            failures.add(picture, Some(format!("the answer contains {found:?}")));
+        if reported != (&width.into(), &height.into(), &prepared.into()) {
+            failures.add(picture, Some(format!("the answer contains {reported:?}")));
         }
         let failure = if is_sent_unchanged {
             (nvidia.last_bytes() != picture.bytes).then(|| "the picture was changed".to_owned())

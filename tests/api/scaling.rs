@@ -124,9 +124,9 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     let settings = moto.settings_through(proxy.address);
     let replica = Replica::start(&nvidia, &settings).await;
     // The first look-up of a vector that exists is by another replica.
-    let other = Replica::start(&nvidia, &settings).await;
+    let other_replica = Replica::start(&nvidia, &settings).await;
     let assert_costs = async |replica: &Replica, picture: &[u8], is_saved, expected: [usize; 2]| {
-        let before = proxy.count();
+        let count_before = proxy.count();
         let answer = match is_saved {
             true => replica.upload(picture).await,
             false => replica.upload_unsaved(picture).await,
@@ -135,7 +135,7 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
         let count = || {
             let lines = proxy.lines();
             ["GET", "PUT"].map(|method| {
-                lines[before..].iter().filter(|line| line.starts_with(method)).count()
+                lines[count_before..].iter().filter(|line| line.starts_with(method)).count()
             })
         };
         // The vector may be written after the answer.
@@ -147,6 +147,6 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     };
     assert_costs(&replica, ROCKET, true, new).await;
     assert_costs(&replica, &tiny(1), false, unsaved).await;
-    assert_costs(&other, ROCKET, true, in_bucket).await;
-    assert_costs(&other, ROCKET, true, in_local_cache).await;
+    assert_costs(&other_replica, ROCKET, true, in_bucket).await;
+    assert_costs(&other_replica, ROCKET, true, in_local_cache).await;
 }

@@ -100,8 +100,8 @@ impl Builder {
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let all = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
-        let mut config = Config::resolve(&RawSettings::from_pairs(all))
+        let all_settings = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
+        let mut config = Config::resolve(&RawSettings::from_pairs(all_settings))
             .unwrap_or_else(|errors| panic!("{errors}"));
         // The defaults are checked here, because no test can see them after this.
         assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));

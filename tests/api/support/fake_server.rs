@@ -264,8 +264,8 @@ impl Connection {
                 Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
                 Reply::CloseAfter(bytes) => return stream.write_all(&bytes).await,
                 Reply::After(wait, bytes) => {
-                    let now = self.delayed.now.fetch_add(1, Ordering::SeqCst) + 1;
-                    self.delayed.most.fetch_max(now, Ordering::SeqCst);
+                    let waiting = self.delayed.now.fetch_add(1, Ordering::SeqCst) + 1;
+                    self.delayed.most.fetch_max(waiting, Ordering::SeqCst);
                     tokio::time::sleep(wait).await;
                     self.delayed.now.fetch_sub(1, Ordering::SeqCst);
                     stream.write_all(&bytes).await?;
