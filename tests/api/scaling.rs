@@ -125,23 +125,24 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     let replica = Replica::start(&nvidia, &settings).await;
     // The first look-up of a vector that exists is by another replica.
     let other_replica = Replica::start(&nvidia, &settings).await;
-    let assert_costs = async |replica: &Replica, picture: &[u8], is_saved, expected: [usize; 2]| {
-        let count_before = proxy.count();
-        let answer = match is_saved {
-            true => replica.upload(picture).await,
-            false => replica.upload_unsaved(picture).await,
+    let assert_costs =
+        async |replica: &Replica, picture: &[u8], is_saved: bool, expected: [usize; 2]| {
+            let count_before = proxy.count();
+            let answer = match is_saved {
+                true => replica.upload(picture).await,
+                false => replica.upload_unsaved(picture).await,
+            };
+            answer.vector();
+            let count = || {
+                let lines = proxy.lines();
+                ["GET", "PUT"].map(|method| {
+                    lines[count_before..].iter().filter(|line| line.starts_with(method)).count()
+                })
+            };
+            // The vector may be written after the answer.
+            let condition = async || count() == expected;
+            wait_for("the number of requests", std::time::Duration::from_secs(10), condition).await;
         };
-        answer.vector();
-        let count = || {
-            let lines = proxy.lines();
-            ["GET", "PUT"].map(|method| {
-                lines[count_before..].iter().filter(|line| line.starts_with(method)).count()
-            })
-        };
-        // The vector may be written after the answer.
-        let condition = async || count() == expected;
-        wait_for("the number of requests", std::time::Duration::from_secs(10), condition).await;
-    };
     let [new, unsaved, in_bucket, in_local_cache] = costs_on_the_page()[..] else {
         panic!("the table should have four rows")
     };
