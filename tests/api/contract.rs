@@ -103,7 +103,8 @@ enum Stimulus {
     FolderGone,
     /// A picture, sent after the bucket has begun to fail.
     BucketFails,
-    /// This URL, for the URL route. `{hanging}` stands for the URL of a host that never replies.
+    /// This URL, for the routes that take URLs. `{hanging}` stands for the URL of a host that never
+    /// replies.
     Url(&'static str),
     /// A text that is not Base64, for the routes that take Base64.
     InvalidBase64,

@@ -1,5 +1,5 @@
-//! Overload: the service answers every request that it accepts in time, and refuses the others at
-//! once.
+//! Overload: the service accepts only requests that it can answer in time, and refuses the others
+//! at once.
 
 use std::{
     sync::{Arc, Mutex},

@@ -49,7 +49,7 @@ class LikeAmazon:
 
     def hide_missing_objects(self, environ, start_response):
         """To a client that may not list the bucket, a missing object looks like a forbidden one."""
-        # moto may change `environ`, so these are read before it runs.
+        # moto may change `environ`, so the names in it are read before moto runs.
         access_key_id = credential_of(environ)[0]
         bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
         status_and_headers = []
@@ -72,7 +72,7 @@ def credential_of(environ):
 
 
 def may_list(access_key_id, bucket, environ):
-    """Whether the policies of the access key's user or role allow to list the bucket."""
+    """Whether the policies of the access key's user or role allow listing the bucket."""
     headers = {}
     if "HTTP_X_AMZ_SECURITY_TOKEN" in environ:
         headers["X-Amz-Security-Token"] = environ["HTTP_X_AMZ_SECURITY_TOKEN"]
