@@ -185,7 +185,7 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
             assert!(detail.contains("with a Content-Length"), "{detail}");
         }
     }
-    // `chunked` alone is accepted, in upper and lower case.
+    // `chunked` alone is accepted, in upper or lower case.
     let upload_body = form(ROCKET);
     let headers = format!(
         "content-type: {FORM_CONTENT_TYPE}\r\ntransfer-encoding: Chunked\r\nconnection: close\r\n"

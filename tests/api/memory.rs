@@ -150,7 +150,7 @@ async fn the_decoders_of_concurrent_pictures_stay_within_their_memory_limit() {
         RgbImage::from_fn(4000, 3000, |x, y| Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8]));
     let mut webp = Cursor::new(Vec::new());
     gradient.write_to(&mut webp, ImageFormat::WebP).unwrap();
-    // The same picture would be decoded only once.
+    // Equal pictures would be decoded only once.
     let bodies = (0..8).map(|n| form(&variant(webp.get_ref(), n)).into()).collect();
     // The memory estimate for one picture is some 140 MiB, so only one picture may be decoded at
     // once.

@@ -1,5 +1,5 @@
-//! For every format and kind of picture, NVIDIA receives the pixels that Pillow decodes, upright
-//! and with transparency on white.
+//! For every supported format and kind of picture, NVIDIA receives the pixels that Pillow decodes,
+//! upright and with transparency on white.
 //!
 //! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that
 //! `tests/pillow/reference.py` makes, the pictures of [`kinds`], and the files of

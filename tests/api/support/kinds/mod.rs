@@ -1,4 +1,4 @@
-//! Generates ordinary pictures of every kind. Like photographs, they have gradients and some noise.
+//! Generates ordinary pictures of many kinds. Like photographs, they have gradients and some noise.
 //!
 //! Some kinds are missing. Lossy WebP is always grey, because an encoder for colours would be long.
 //! There is no JPEG with arithmetic coding, with 12 bits or without loss. Two kinds that the
