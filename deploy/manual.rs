@@ -1,5 +1,5 @@
-//! Writes the man pages, and the completions for bash and zsh, into a folder. They are made from the same
-//! table of settings and the same parser as `--help`. `deploy/build-rpm` packages them:
+//! Writes the man pages, and the completions for bash and zsh, into a folder. They are made from
+//! the same table of settings and the same parser as `--help`. `deploy/build-rpm` packages them:
 //!
 //! ```text
 //! cargo run --example manual -- target/manual
@@ -27,8 +27,8 @@ pub fn write(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     generate_to(Bash, &mut documented_command_line(), "imagesvc", folder)?;
     generate_to(Zsh, &mut documented_command_line(), "imagesvc", folder)?;
-    // `build` gives each command the name of its man page, the names of its arguments' values, and the
-    // flags of the settings, which all commands share.
+    // `build` gives each command the name of its man page, the names of its arguments' values, and
+    // the flags of the settings, which all commands share.
     let mut imagesvc = documented_command_line().disable_help_subcommand(true);
     imagesvc.build();
     let settings: BTreeSet<_> = imagesvc
@@ -80,7 +80,7 @@ fn see_imagesvc() -> Roff {
     section
 }
 
-/// Lists the environment variables of the settings.
+/// Explains the environment variables of the settings, and lists the settings that have no flag.
 fn environment() -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["ENVIRONMENT"]);

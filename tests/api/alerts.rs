@@ -84,8 +84,8 @@ fn assert_alerts(cases: &[Value]) {
     }
 }
 
-/// Makes series from two scrapes. They have the values of the first scrape for five minutes, then
-/// those of the second for an hour.
+/// Makes series from two scrapes. The series have the values of the first scrape for five minutes,
+/// then those of the second for an hour.
 fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String> {
     let values_before = samples(before);
     let series = samples(after).into_iter().map(|(name, value_after)| {
@@ -97,8 +97,8 @@ fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String>
     series.collect()
 }
 
-/// Makes series from two scrapes. They start with the values of the first scrape. Every minute, for
-/// 40 minutes, they grow by the difference between the two scrapes.
+/// Makes series from two scrapes. The series start with the values of the first scrape. Every
+/// minute, for 40 minutes, they grow by the difference between the two scrapes.
 fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
     let values_before = samples(before);
     let series = samples(after).into_iter().map(|(name, value_after)| {

@@ -16,8 +16,8 @@ use crate::{
 
 const HTML: &[u8] = b"<!doctype html><title>A page</title>";
 
-/// An option of LangChain. Without it, LangChain sends tokens, which are numbers. The error for
-/// tokens names the option.
+/// A part of the error for tokens, which are numbers: the option with which LangChain sends strings
+/// instead.
 const TOKENS_REFUSED: &str = "check_embedding_ctx_length=False";
 
 /// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the
@@ -301,7 +301,7 @@ async fn if_the_query_is_errors_item_each_item_has_its_own_outcome() {
     // the file's name.
     let saved_as = outcomes[2]["saved_as"].as_str().unwrap();
     assert_eq!(app.saved_bytes(saved_as), tiny(2));
-    assert_eq!(app.saved().len(), 3);
+    assert_eq!(app.saved().len(), 3, "pictures 1, 2 and 4 should be saved");
 
     let no_pictures = json!({ "input": ["text", "more text"] });
     let request = app.json_request("/v1/embeddings?errors=item", &no_pictures);
@@ -331,7 +331,7 @@ async fn errors_have_the_openai_shape_on_the_openai_paths_only() {
 
 #[tokio::test]
 async fn x_should_retry_is_false_for_errors_that_only_the_operator_can_resolve() {
-    // If a retry may help, there is no such header.
+    // If a retry may help, the header is absent, which is an empty text here.
     for (status, code, expected_header) in [
         (402, "embedding_exhausted", "false"),
         (401, "embedding_unauthorized", "false"),

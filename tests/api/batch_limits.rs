@@ -129,7 +129,7 @@ async fn batches_that_compete_for_permits_do_not_deadlock() {
         .start()
         .await;
     // Each batch needs six permits, the most that one client can get: three quarters of eight.
-    let bodies: Vec<_> = (0..12).map(|n| batch_of(n * 8..n * 8 + 6)).collect();
+    let bodies: Vec<_> = (0..12).map(|n| batch_of(n * 6..(n + 1) * 6)).collect();
     let answers = join_all(bodies.iter().map(|body| app.batch(body))).await;
     let successes = answers.iter().filter(|answer| answer.status == 200).count();
     assert!(successes >= 1, "at least one batch should succeed");
@@ -254,8 +254,9 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_each_time_the_cl
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
         .start()
         .await;
-    // One call at a time, the batch takes 1.6 s, longer than the deadline of 1 s. With these other
-    // pictures, the service measures how long a call takes. Even so, it must try the batch.
+    // One call at a time, the batch takes 1.6 s, longer than the deadline of 1 s. From these other
+    // pictures, the service learns how long a call takes, and thus that the batch will be late. It
+    // must try the batch nevertheless.
     for number in 100..100 + OTHER_PICTURES {
         app.upload(&tiny(number), "a.png").await.vector();
     }
@@ -351,7 +352,7 @@ async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_receive
     let equal_pictures = vec![data_url(&noise_png(900, 900)); 4];
     let body = json!({ "input": equal_pictures });
     let body_bytes = body.to_string().len() as f64;
-    assert!(body_bytes > 10e6);
+    assert!(body_bytes > 10e6, "the body must need far more memory than a call");
     let check_memory = async {
         nvidia.wait_for(1).await;
         let text = app.get("/metrics").await.text();

@@ -31,7 +31,7 @@ const MAX_GROWTH: u64 = 60 * MIB;
 /// Every upload must be answered within this time. A decoder may use 20 s of processor time, and
 /// the machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// The service itself has the same deadline.
+/// The service's own timeout for a request, as long as [`DEADLINE`].
 const LONG_TIMEOUT: (&str, &str) = ("IMAGESVC_REQUEST_TIMEOUT", "120s");
 
 /// With these settings, a JPEG or PNG over the inline limit is decoded and shrunk.

@@ -20,6 +20,7 @@ fn incoming_count(app: &TestApp) -> usize {
     std::fs::read_dir(app.folder().join(".incoming")).unwrap().count()
 }
 
+/// Waits until the bucket contains at least this many vectors.
 async fn wait_for_vectors(bucket: &FakeBucket, count: usize) {
     let wait = async {
         while bucket.objects_in("vectors").len() < count {
@@ -167,16 +168,16 @@ async fn a_batch_that_fails_leaves_no_picture_in_the_bucket() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
     let pictures: Vec<_> = (0..3).map(|n| data_url(&variant(ROCKET, n))).collect();
-    let whole = app.batch(&json!({ "input": pictures })).await;
-    assert_eq!(whole.status, 200, "{}", whole.text());
+    let saved_batch = app.batch(&json!({ "input": pictures })).await;
+    assert_eq!(saved_batch.status, 200, "{}", saved_batch.text());
     assert_eq!(bucket.objects_in("downloads").len(), 3);
-    // The last picture's write is refused.
+    // The bucket refuses the last picture of the next batch, which is the only PNG.
     bucket.fail(|request| {
         let is_png = request.header("content-type") == Some("image/png");
         is_png.then(|| FakeBucket::refusal(403, "AccessDenied"))
     });
     let last = data_url(&tiny(0));
-    let batch = app.batch(&json!({ "input": [pictures[0], pictures[1], last] })).await;
-    assert_problem(&batch, 503, "storage_unavailable");
+    let failed_batch = app.batch(&json!({ "input": [pictures[0], pictures[1], last] })).await;
+    assert_problem(&failed_batch, 503, "storage_unavailable");
     app.wait_for(|_| bucket.objects_in("downloads").len() == 3).await;
 }

@@ -10,7 +10,7 @@ use crate::support::{
     metric, picture_number, tiny, variant,
 };
 
-/// NVIDIA's reply with an embedding of 1536 equal values: `number` and a half, in thousandths.
+/// NVIDIA's reply with an embedding of 1536 equal values, such as `3.5e-3` for the number 3.
 pub fn embedding_filled_with(number: usize) -> Reply {
     embedding_of(&format!("[{}]", vec![format!("{number}.5e-3"); 1536].join(",")))
 }
@@ -182,8 +182,9 @@ async fn without_a_cache_every_picture_is_sent_to_nvidia() {
 /// A way in which the cache is damaged while no service runs.
 struct Damage {
     name: &'static str,
-    /// Whether the service replaces what is damaged. It does not replace a folder, or a file in place of
-    /// its folder. Until somebody removes these, it caches such vectors only in memory.
+    /// Whether the service replaces what is damaged. It does not replace a folder in place of a
+    /// cache file, or a file in place of the cache's folder. Until somebody removes it, the vectors
+    /// that belong there are cached only in memory.
     is_repaired: bool,
     /// Damages these files of the cache, or the folder that contains them.
     damage: fn(&[PathBuf]),
@@ -225,9 +226,9 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
             name: "exchanged files",
             is_repaired: true,
             damage: |files| {
-                let first = fs::read(&files[0]).unwrap();
+                let first_bytes = fs::read(&files[0]).unwrap();
                 fs::copy(&files[1], &files[0]).unwrap();
-                fs::write(&files[1], first).unwrap();
+                fs::write(&files[1], first_bytes).unwrap();
             },
         },
         Damage {
@@ -295,7 +296,7 @@ async fn the_disk_cache_stays_within_its_limit_and_deletes_the_oldest_vectors_fi
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     // Each vector takes more than 10 KiB, so most of the 40 vectors below do not fit. Without the
-    // cache in memory, all hits come from the disk.
+    // cache in memory, a vector can be a hit only on disk, or while it is written there.
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_DISK", "128KiB")
         .setting("IMAGESVC_CACHE_MEMORY", "0")

@@ -23,13 +23,14 @@ fn run<V: AsRef<OsStr>>(
     command.current_dir(folder).args(arguments).output().unwrap()
 }
 
-/// The results that the program printed, each in one line. Checks that every printed line fits a terminal
-/// of 80 columns, except a line with a single long word.
+/// The results that the program printed, each in one line. Checks that every printed line fits a
+/// terminal of 80 columns, except a line with a single long word.
 fn results(output: &Output) -> String {
     let text = String::from_utf8(output.stdout.clone()).unwrap();
     for line in text.lines() {
         assert!(line.len() <= 80 || line.split_whitespace().count() == 1, "{line}");
     }
+    // The lines of a result after its first are indented.
     text.replace("\n                ", " ")
 }
 
@@ -41,10 +42,9 @@ fn if_nothing_is_wrong_all_results_are_ok_or_notes_and_the_exit_code_is_0() {
     let output = run(folder.path(), &["check", "--sandbox"], NO_SETTINGS);
     let text = results(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    let results: Vec<_> =
-        text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    let levels: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert!(
-        results.len() >= 4 && results.iter().all(|result| ["ok", "note"].contains(result)),
+        levels.len() >= 4 && levels.iter().all(|level| ["ok", "note"].contains(level)),
         "there should be at least 4 results, each ok or a note: {text}"
     );
     assert!(text.contains(":0 can be listened on"), "{text}");

@@ -137,7 +137,7 @@ fn ci_runs_the_programs_on_docs_databases_md() {
     let blocks = Document::read(RECIPES).blocks();
     let programs: Vec<_> = blocks.iter().filter(|block| block.language == "python").collect();
     let run = programs.iter().filter(|program| program.not_run.is_none()).count();
-    // The runner fails unless it has run, and has not run, as many programs as this line says.
+    // The runner fails unless these are the numbers of programs that it has run and has skipped.
     let counts = format!("{{\"run\": {run}, \"not run\": {}}}", programs.len() - run);
     assert!(runner.contains(&counts), "tests/vectors/recipes.py should expect {counts}");
 }

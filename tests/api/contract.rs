@@ -103,7 +103,8 @@ enum Stimulus {
     FolderGone,
     /// A picture, sent after the bucket has begun to fail.
     BucketFails,
-    /// This URL, for the URL route. `{hanging}` stands for the URL of a host that never replies.
+    /// This URL, for the routes that take URLs. `{hanging}` stands for the URL of a host that never
+    /// replies.
     Url(&'static str),
     /// A text that is not Base64, for the routes that take Base64.
     InvalidBase64,
@@ -151,8 +152,8 @@ fn scenario(code: Code) -> Scenario {
             embedding(),
             Stimulus::Concurrent(2),
         ),
-        // NVIDIA never replies, so one request keeps the only permit. The other one waits for half of
-        // the request timeout, and is then refused.
+        // NVIDIA never replies, so one request keeps the only permit. The other request waits for
+        // half of the request timeout, and is then refused.
         Code::Overloaded => Scenario {
             settings: vec![("IMAGESVC_MAX_IN_FLIGHT", "1"), ("IMAGESVC_REQUEST_TIMEOUT", "1s")],
             ..replying(Reply::Hang, Stimulus::Concurrent(2))
@@ -186,8 +187,8 @@ fn scenario(code: Code) -> Scenario {
     }
 }
 
-/// A request that sends a picture to a route. For the URL route, the service fetches the picture
-/// from `picture_server`.
+/// A request that sends a picture to a route. The URL route gets the URL of `picture_server`, which
+/// must serve the same picture.
 fn request(
     app: &TestApp,
     route: Route,
@@ -235,7 +236,8 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         Stimulus::Concurrent(count) => {
             let mut answers: futures_util::stream::FuturesUnordered<_> =
                 (0..count).map(|_| app.send(picture_request())).collect();
-            // The first error is enough. Other requests may wait for NVIDIA for ever.
+            // The first error is enough. Other requests may wait for NVIDIA for ever. If all
+            // requests succeed, `?` returns `None`.
             loop {
                 let answer = futures_util::StreamExt::next(&mut answers).await?;
                 if answer.status != 200 {
@@ -256,10 +258,10 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             return Some((status, problem["code"].as_str().unwrap().to_owned()));
         }
         Stimulus::ThenStop => {
-            let exchange = tokio::spawn(picture_request().send());
+            let running_request = tokio::spawn(picture_request().send());
             nvidia.wait_for(1).await;
             app.stop().await;
-            let response = exchange.await.unwrap().unwrap();
+            let response = running_request.await.unwrap().unwrap();
             let status = response.status().as_u16();
             let problem: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
             return Some((status, problem["code"].as_str().unwrap().to_owned()));
@@ -293,11 +295,11 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
     if answer.status == 200 {
         return None;
     }
-    let code = answer.json()["code"].as_str().unwrap().to_owned();
-    let problem = assert_problem(&answer, answer.status, &code);
-    let openai_code = (route == Route::Batch).then_some(code.as_str());
+    let provoked_code = answer.json()["code"].as_str().unwrap().to_owned();
+    let problem = assert_problem(&answer, answer.status, &provoked_code);
+    let openai_code = (route == Route::Batch).then_some(provoked_code.as_str());
     assert_eq!(problem["error"]["code"].as_str(), openai_code, "{problem}");
-    Some((answer.status, code))
+    Some((answer.status, provoked_code))
 }
 
 #[tokio::test]

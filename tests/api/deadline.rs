@@ -165,8 +165,8 @@ async fn a_picture_is_sent_inline_in_time_after_a_call_for_its_asset_hangs() {
 
 #[tokio::test]
 async fn pictures_are_sent_inline_without_another_asset_call_after_the_asset_api_failed() {
-    // An outage may be short, so the first picture tries three times to create an asset. A redirect is
-    // an answer that another attempt would not change.
+    // An outage may be short, so the first picture tries three times to create an asset. After a
+    // redirect, another attempt would not help.
     for (failure, attempts) in
         [(Reply::status(503), 3), (Reply::CloseAfter(Vec::new()), 3), (Reply::status(301), 1)]
     {

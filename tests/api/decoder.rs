@@ -130,7 +130,7 @@ async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
 #[tokio::test]
 async fn a_decoder_that_hangs_is_killed_at_the_deadline() {
     for script in [
-        // It hangs before its result, in the middle of its result, and after its result.
+        // These decoders hang before, in the middle of, and after their result.
         "exec sleep 600".to_owned(),
         format!("{}exec sleep 600", header('d', 9)),
         format!("{}printf abcdefghi; exec >&-; exec sleep 600", header('d', 9)),

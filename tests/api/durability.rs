@@ -119,14 +119,14 @@ async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_fol
         let trace = read_trace(&trace_path);
         let calls = parse_trace(&trace);
         let only_call = |names: &[&str], part: &str| {
-            let found: Vec<_> = calls.iter().filter(|call| call.matches(names, part)).collect();
+            let matching: Vec<_> = calls.iter().filter(|call| call.matches(names, part)).collect();
             assert_eq!(
-                found.len(),
+                matching.len(),
                 1,
                 "exactly one call of {names:?} should contain {part}: {trace}"
             );
-            assert!(!found[0].text.contains(" = -1 "), "the call should succeed: {found:?}");
-            found[0]
+            assert!(!matching[0].text.contains(" = -1 "), "the call should succeed: {matching:?}");
+            matching[0]
         };
 
         let path = answer["path"].as_str().unwrap();

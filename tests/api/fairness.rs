@@ -76,6 +76,7 @@ async fn requests_that_send_only_a_head_block_no_other_client() {
         let in_flight = open_connections.len() as f64 + 1.0;
         app.wait_for(|value| value("imagesvc_requests_in_flight") >= in_flight).await;
         assert_eq!(metric(&app.get("/metrics").await.text(), "imagesvc_buffered_bytes"), 0.0);
+        // The second address also sends heads.
         for source in [OTHER, [127, 0, 0, 1]] {
             assert_served_promptly(&app, &picture_server, source, ROCKET).await;
         }
@@ -149,16 +150,16 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     }
     // The form takes one step. The first bytes of the picture are in memory, and take two steps.
     // Later they move to a file; then the buffer for writing takes one step.
-    let form = form(HUBBLE);
+    let body = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
-    stream.write_all(&post_head("/vectorize-image-upload", form.len(), "")).await.unwrap();
-    stream.write_all(&form[..100_000]).await.unwrap();
+    stream.write_all(&post_head("/vectorize-image-upload", body.len(), "")).await.unwrap();
+    stream.write_all(&body[..100_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
-    stream.write_all(&form[100_000..200_000]).await.unwrap();
+    stream.write_all(&body[100_000..200_000]).await.unwrap();
     app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // An inline call takes eight steps, which is the most memory that it may need. It counts until
-    // the call has ended, even if the client disconnects.
-    stream.write_all(&form[200_000..]).await.unwrap();
+    // An inline call takes eight steps, which is the most memory that it may need. This memory
+    // counts until the call has ended, even if the client disconnects.
+    stream.write_all(&body[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
     app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
     drop(stream);
@@ -291,6 +292,7 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
         pictures.iter().map(|picture| app.send_by(&flood, app.upload_request(picture, "a.bmp")));
     let read_widths = || std::fs::read_to_string(&log).unwrap_or_default();
     let other_upload = async {
+        // Waits until all 30 pictures of the flood have arrived.
         let (at_work, saved) = ("imagesvc_pictures_at_work", "imagesvc_pictures_saved_total");
         app.wait_for(|value| value(at_work) + value(saved) >= 30.0).await;
         let decodes_before = read_widths().lines().count();

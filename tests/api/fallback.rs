@@ -57,8 +57,8 @@ async fn assert_falls_back(call: &'static str, reply: Reply) {
     assert!(picture.width() <= 1024 && picture.height() <= 1024);
     let calls_before = calls().count();
 
-    let next = app.upload(&variant(HUBBLE, 1), "hubble.jpg").await;
-    assert_eq!(next.prepared(), "shrunk");
+    let next_answer = app.upload(&variant(HUBBLE, 1), "hubble.jpg").await;
+    assert_eq!(next_answer.prepared(), "shrunk");
     assert_eq!(calls().count(), calls_before + 1, "{:?}", nvidia.lines());
 }
 

@@ -40,11 +40,11 @@ async fn a_request_that_is_refused_for_its_head_is_logged_and_counted() {
         ("gzip", 415, "unsupported_content_encoding"),
         ("chunks", 501, "unsupported_transfer_encoding"),
     ] {
-        let found: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
-        assert_eq!(found.len(), 1, "{id} should be logged exactly once");
-        assert_eq!((&found[0]["status"], &found[0]["code"]), (&status.into(), &code.into()));
+        let logged: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
+        assert_eq!(logged.len(), 1, "{id} should be logged exactly once");
+        assert_eq!((&logged[0]["status"], &logged[0]["code"]), (&status.into(), &code.into()));
         assert_eq!(
-            found[0]["level"], "INFO",
+            logged[0]["level"], "INFO",
             "a client's mistake should not be logged as a warning"
         );
     }
@@ -185,6 +185,7 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
             assert!(detail.contains("with a Content-Length"), "{detail}");
         }
     }
+    // `chunked` alone is accepted, in upper or lower case.
     let upload_body = form(ROCKET);
     let headers = format!(
         "content-type: {FORM_CONTENT_TYPE}\r\ntransfer-encoding: Chunked\r\nconnection: close\r\n"

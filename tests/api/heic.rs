@@ -13,7 +13,7 @@ use crate::support::{
 /// parts, as libheif decodes them.
 const EXPECTED: &str = include_str!("../fixtures/heic/expected.txt");
 
-/// A fixture.
+/// The bytes of a fixture.
 fn file(name: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/heic");
     fs::read(folder.join(name)).unwrap()
@@ -240,9 +240,9 @@ async fn files_with_changed_bytes_are_never_answered_with_a_server_error() {
         let name = line.split(' ').next().unwrap();
         let mut picture = file(&format!("{name}.heic"));
         // Half of the files are changed only in their first 600 bytes, where the header is.
-        let end = if n % 2 == 0 { picture.len().min(600) } else { picture.len() };
+        let max_at = if n % 2 == 0 { picture.len().min(600) } else { picture.len() };
         for _ in 0..random.usize(1..6) {
-            let at = random.usize(..end);
+            let at = random.usize(..max_at);
             picture[at] = random.u8(..);
         }
         let answer = app.upload(&picture, "IMG_0042.HEIC").await;

@@ -24,7 +24,7 @@ fn run(arguments: &[&str]) -> Output {
     command.env_clear().args(arguments).output().unwrap()
 }
 
-fn help(arguments: &[&str]) -> String {
+fn help_text(arguments: &[&str]) -> String {
     let output = run(arguments);
     assert_eq!(output.status.code(), Some(0), "{arguments:?}");
     String::from_utf8(output.stdout).unwrap()
@@ -37,13 +37,14 @@ fn commands() -> Vec<String> {
     names.collect()
 }
 
-/// The names of all settings, from `.env.example`, by their headings.
+/// The headings of `.env.example`, each with the names of the settings below it.
 fn settings() -> Vec<(String, Vec<String>)> {
     let text = fs::read_to_string(root().join(".env.example")).unwrap();
     let groups = text.split("\n# --- ").skip(1).map(|group| {
         let (heading, lines) = group.split_once(" ---\n").unwrap();
         let names = lines.lines().filter_map(|line| line.strip_prefix('#')?.split_once('='));
         let names = names.map(|(name, _)| name.to_owned());
+        // A line that begins with `# ` describes a setting.
         (heading.to_owned(), names.filter(|name| !name.starts_with(' ')).collect())
     });
     groups.collect()
@@ -57,7 +58,7 @@ fn write_manual() -> tempfile::TempDir {
 }
 
 /// The text of a man page, without the escapes of roff.
-fn page(folder: &Path, name: &str) -> String {
+fn page_text(folder: &Path, name: &str) -> String {
     let text = fs::read_to_string(folder.join("new").join(name)).unwrap();
     text.replace("\\fB", "").replace("\\fI", "").replace("\\fR", "").replace("\\-", "-")
 }
@@ -69,7 +70,7 @@ fn the_help_of_every_command_fits_80_columns_also_if_it_is_not_written_to_a_term
     for command in commands.iter().map(|name| Some(name.as_str())).chain([None]) {
         for flag in ["-h", "--help"] {
             let arguments: Vec<_> = command.into_iter().chain([flag]).collect();
-            let help = help(&arguments);
+            let help = help_text(&arguments);
             assert!(help.contains("\nUsage: imagesvc"), "{arguments:?}: {help}");
             for line in help.lines() {
                 assert!(line.chars().count() <= 80, "{arguments:?}: {line}");
@@ -80,7 +81,7 @@ fn the_help_of_every_command_fits_80_columns_also_if_it_is_not_written_to_a_term
 
 #[test]
 fn the_short_help_lists_the_commands_and_only_the_five_settings_that_come_first() {
-    let help = help(&["-h"]);
+    let help = help_text(&["-h"]);
     for line in ["\n  check ", "\n  embed ", "\n  nearest ", "  -h, --help ", "  -V, --version "] {
         assert!(help.contains(line), "{line}: {help}");
     }
@@ -100,7 +101,7 @@ fn the_short_help_lists_the_commands_and_only_the_five_settings_that_come_first(
 fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
     for command in [None, Some("check"), Some("embed"), Some("nearest")] {
         let arguments: Vec<_> = command.into_iter().chain(["--help"]).collect();
-        let help = help(&arguments);
+        let help = help_text(&arguments);
         let mut rest = help.as_str();
         for (heading, names) in settings() {
             let (_, group) = rest.split_once(&format!("\n{heading}:\n")).unwrap_or_else(|| {
@@ -109,7 +110,7 @@ fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
             let (group, _) = group.split_once("\n\nSettings ").unwrap_or((group, ""));
             let group = group.split_whitespace().collect::<Vec<_>>().join(" ");
             for name in &names {
-                // A key has no flag. It is explained at the end.
+                // A key has no flag. The end of the help lists it.
                 let is_listed = match KEYS.contains(&name.as_str()) {
                     true => help.contains(&format!("\n  {name} ")),
                     false => group.contains(&format!("[env: {name}]")),
@@ -124,7 +125,7 @@ fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
 #[test]
 fn the_man_pages_list_every_command_every_argument_and_every_setting() {
     let folder = write_manual();
-    let main_page = page(folder.path(), "imagesvc.1");
+    let main_page = page_text(folder.path(), "imagesvc.1");
     let mut count = 0;
     for (heading, names) in settings() {
         assert!(main_page.contains(&format!(".SH \"{}\"\n", heading.to_uppercase())), "{heading}");
@@ -144,7 +145,7 @@ fn the_man_pages_list_every_command_every_argument_and_every_setting() {
             assert!(!folder.path().join("new").join(file).exists(), "{name} is hidden");
             continue;
         }
-        let page = page(folder.path(), &file);
+        let page = page_text(folder.path(), &file);
         for argument in command.get_arguments() {
             let shown = match argument.get_long() {
                 Some(flag) => format!("\n--{flag}"),
@@ -166,7 +167,7 @@ fn man_shows_the_pages_without_a_warning() {
     let files = fs::read_dir(folder.path().join("new")).unwrap().map(|entry| entry.unwrap().path());
     let pages: Vec<_> =
         files.filter(|path| path.extension().is_some_and(|end| end == "1")).collect();
-    assert_eq!(pages.len(), 4);
+    assert_eq!(pages.len(), 4, "there should be a main page, and a page for each of 3 commands");
     for page in pages {
         let mut groff = Command::new("groff");
         let output = groff.args(["-ww", "-man", "-Tascii"]).arg(&page).output().unwrap();
@@ -233,7 +234,7 @@ fn the_rpm_contains_every_man_page_and_completion() {
     let build_script = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();
     let files = fs::read_dir(folder.path().join("new")).unwrap().map(|entry| entry.unwrap());
     let names: Vec<_> = files.map(|file| file.file_name().into_string().unwrap()).collect();
-    assert_eq!(names.len(), 6, "{names:?}");
+    assert_eq!(names.len(), 6, "there should be 4 pages and 2 completions: {names:?}");
     for name in names {
         let installed = match name.as_str() {
             "imagesvc.bash" => "/usr/share/bash-completion/completions/imagesvc".into(),

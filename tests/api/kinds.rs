@@ -1,4 +1,4 @@
-//! Uploads ordinary pictures of every format, kind and depth.
+//! Uploads the ordinary pictures that [`kinds`] generates.
 
 use crate::support::{FakeNvidia, TestApp, kinds};
 

@@ -147,7 +147,7 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
 async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_trace_level() {
     let Some(moto) = MotoServer::start().await else { return };
     let role = moto.assume_role().await;
-    // Short-lived credentials are fetched again for each request.
+    // Credentials with such a short lifetime are fetched again for each request.
     let metadata = FakeMetadata::start(role.clone(), Duration::from_secs(200)).await;
     let mut proxy = FaultProxy::start(moto.address).await;
     let from_environment = moto.settings_through(proxy.address);

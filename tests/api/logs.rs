@@ -43,12 +43,13 @@ async fn each_request_is_logged_as_one_json_line() {
         assert!(event["message"].is_string(), "{event}");
     }
     let event_of = |id: &str| {
-        let found: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
-        assert_eq!(found.len(), 1, "{id} should be logged exactly once");
-        assert_eq!(found[0]["message"], "request");
-        assert!(found[0]["duration_ms"].as_f64().unwrap() >= 0.0);
-        assert_eq!(found[0]["client"], "127.0.0.1");
-        found[0]
+        let matching: Vec<_> = events.iter().filter(|event| event["request_id"] == id).collect();
+        assert_eq!(matching.len(), 1, "{id} should be logged exactly once");
+        let event = matching[0];
+        assert_eq!(event["message"], "request");
+        assert!(event["duration_ms"].as_f64().unwrap() >= 0.0);
+        assert_eq!(event["client"], "127.0.0.1");
+        event
     };
 
     let first = event_of("first");
@@ -174,8 +175,9 @@ impl Metrics {
 
     /// The sum of the samples that have this name, and this value of this label.
     fn total(&self, name: &str, label: &str, value: &str) -> f64 {
-        let has_label =
-            |sample: &&Sample| sample.labels.get(label).is_some_and(|found| found == value);
+        let has_label = |sample: &&Sample| {
+            sample.labels.get(label).is_some_and(|label_value| label_value == value)
+        };
         let samples = self.samples.iter().filter(|sample| sample.name == name).filter(has_label);
         samples.map(|sample| sample.value).sum()
     }
@@ -196,8 +198,8 @@ impl Sample {
 
 #[tokio::test]
 async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
-    /// The number of requests of each kind: with an unknown path, with a path below `/docs`, and with an
-    /// unknown method.
+    /// The number of requests of each kind: with an unknown path, with a path below `/docs`, and
+    /// with an unknown method.
     const REQUESTS_PER_KIND: u32 = 50;
     // The first call fails, so that the metrics of failed calls have a sample.
     let nvidia =
@@ -265,8 +267,8 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     let page = Document::read("docs/operating.md").text;
     let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));
     let names = names.filter(|name| name.starts_with("imagesvc_"));
-    // The page has the names of the samples. The names in the `# TYPE` lines lack the
-    // suffixes `_total` and `_info`.
+    // The page has the names of the samples. The names in the `# TYPE` lines lack the suffixes
+    // `_total` and `_info`.
     let without_suffix =
         |name: &str| name.trim_end_matches("_total").trim_end_matches("_info").to_owned();
     let documented: BTreeSet<_> = names.map(without_suffix).collect();

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::support::{FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, variant};
 
-/// The number of host names that are never looked up successfully. The service makes at most 128
-/// look-ups at once for all clients together, which is less.
+/// The number of host names whose look-up gets no answer. It is more than the 128 look-ups that the
+/// service makes at once for all clients together.
 const UNANSWERED_NAMES: usize = 130;
 
 /// The number of look-ups that the service makes at once for one client.

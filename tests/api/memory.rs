@@ -32,12 +32,12 @@ struct LoadResult {
     /// How much the peak of the service's resident memory grew, in bytes.
     growth: u64,
     /// The highest resident memory of all decoder processes together, in bytes.
-    decoders: u64,
+    decoder_memory: u64,
 }
 
-/// Measures the decoder processes of a service until `is_over`. Returns the highest memory of all of them
-/// together. Each counts with its own highest memory so far, so that a short peak between two samples is
-/// not missed.
+/// Measures the decoder processes of a service until `is_over`. Returns the highest memory of all of
+/// them together. Each counts with its own highest memory so far, so that a short peak between two
+/// samples is not missed.
 fn measure_decoders(service_id: u32, is_over: &AtomicBool) -> u64 {
     let mut highest = 0;
     while !is_over.load(Ordering::Relaxed) {
@@ -66,7 +66,7 @@ async fn send_concurrently(
     let idle_memory = child.peak_memory();
     let is_over = Arc::new(AtomicBool::new(false));
     let (service_id, measuring_ends) = (child.id(), Arc::clone(&is_over));
-    let decoders = thread::spawn(move || measure_decoders(service_id, &measuring_ends));
+    let measuring = thread::spawn(move || measure_decoders(service_id, &measuring_ends));
     let mut requests = JoinSet::new();
     for body in bodies {
         let request = client.post(child.url(route)).header("content-type", content_type).body(body);
@@ -75,18 +75,18 @@ async fn send_concurrently(
     let mut statuses = requests.join_all().await;
     statuses.sort_unstable();
     is_over.store(true, Ordering::Relaxed);
-    let decoders = decoders.join().unwrap();
+    let decoder_memory = measuring.join().unwrap();
     let growth = child.peak_memory() - idle_memory;
     println!(
         "{route}: {} MiB more than when idle, decoders {} MiB, statuses {statuses:?}",
         growth / MIB,
-        decoders / MIB
+        decoder_memory / MIB
     );
-    LoadResult { statuses, growth, decoders }
+    LoadResult { statuses, growth, decoder_memory }
 }
 
-/// The same body `count` times. It is in memory only once.
-fn same(body: Vec<u8>, count: usize) -> Vec<Bytes> {
+/// This body `count` times. Its bytes are in memory only once.
+fn copies_of(body: Vec<u8>, count: usize) -> Vec<Bytes> {
     vec![body.into(); count]
 }
 
@@ -98,8 +98,8 @@ fn assert_growth_below(max_bytes: u64, growth: u64) {
     );
 }
 
-/// A JPEG of exactly 20 MiB, the default limit on a picture's length. Most of it is padding after the
-/// picture's end.
+/// A JPEG of exactly 20 MiB, the default limit on a picture's length. Most of it is padding after
+/// the picture's end.
 fn jpeg_of_maximum_length() -> Vec<u8> {
     let mut picture = ROCKET.to_vec();
     picture.resize(20 * MIB as usize, 0);
@@ -111,7 +111,8 @@ async fn concurrent_large_uploads_are_not_buffered_in_memory() {
     let body = form(&jpeg_of_maximum_length());
     // All 64 bodies together have 1280 MiB.
     let LoadResult { statuses, growth, .. } =
-        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, same(body, 64)).await;
+        send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, copies_of(body, 64))
+            .await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert_growth_below(UNCOUNTED_BYTES, growth);
 }
@@ -122,12 +123,12 @@ async fn large_uploads_are_streamed_to_the_bucket() {
     let settings = bucket.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let body = form(&jpeg_of_maximum_length());
-    let (route, bodies) = ("/vectorize-image-upload", same(body, 64));
+    let (route, bodies) = ("/vectorize-image-upload", copies_of(body, 64));
     let LoadResult { statuses, growth, .. } =
         send_concurrently(&settings, route, FORM_CONTENT_TYPE, bodies).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert_eq!(bucket.discarded(), 64, "every picture should arrive whole");
-    assert_growth_below(32 * MIB, growth);
+    assert_growth_below(32 * MIB, growth); // all 64 pictures together have 1280 MiB
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,7 +136,7 @@ async fn large_base64_bodies_stay_within_their_memory_limit() {
     let body = base64_body(&jpeg_of_maximum_length());
     let route = "/vectorize-image-base64";
     let LoadResult { statuses, growth, .. } =
-        send_concurrently(&[], route, "application/json", same(body.into(), 64)).await;
+        send_concurrently(&[], route, "application/json", copies_of(body.into(), 64)).await;
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.contains(&200), "at least one picture should be embedded: {statuses:?}");
     // the default of `IMAGESVC_MAX_BUFFERED_BYTES`
@@ -149,19 +150,21 @@ async fn the_decoders_of_concurrent_pictures_stay_within_their_memory_limit() {
         RgbImage::from_fn(4000, 3000, |x, y| Rgb([(x / 16) as u8, (y / 12) as u8, (x ^ y) as u8]));
     let mut webp = Cursor::new(Vec::new());
     gradient.write_to(&mut webp, ImageFormat::WebP).unwrap();
-    // The same picture would be decoded only once.
+    // Equal pictures would be decoded only once.
     let bodies = (0..8).map(|n| form(&variant(webp.get_ref(), n)).into()).collect();
-    // The memory estimate for one picture is some 140 MiB, so only one picture may be decoded at once.
+    // The memory estimate for one picture is some 140 MiB, so only one picture may be decoded at
+    // once.
     let max_decode = 160 * MIB;
     let settings = [("IMAGESVC_MAX_DECODE_BYTES", "160MiB")];
-    let LoadResult { statuses, growth, decoders } =
+    let LoadResult { statuses, growth, decoder_memory } =
         send_concurrently(&settings, "/vectorize-image-upload", FORM_CONTENT_TYPE, bodies).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    assert_growth_below(max_decode, decoders);
+    assert_growth_below(max_decode, decoder_memory);
     assert!(
-        decoders > max_decode / 2,
-        "one decoder should need more than half of the limit, so that this test would notice two: {} MiB",
-        decoders / MIB
+        decoder_memory > max_decode / 2,
+        "one decoder should need more than half of the limit, so that this test would notice two: \
+         {} MiB",
+        decoder_memory / MIB
     );
     assert_growth_below(UNCOUNTED_BYTES, growth);
 }
@@ -180,7 +183,8 @@ async fn a_header_that_claims_an_enormous_picture_takes_hardly_any_memory() {
     for settings in [&high_pixel_limit[..], &[]] {
         let route = "/vectorize-image-upload";
         let LoadResult { growth, .. } =
-            send_concurrently(settings, route, FORM_CONTENT_TYPE, same(form(&png), 32)).await;
+            send_concurrently(settings, route, FORM_CONTENT_TYPE, copies_of(form(&png), 32)).await;
+        // The pixels of a single picture would need some 10 GiB.
         assert_growth_below(16 * MIB, growth);
     }
 }

@@ -32,7 +32,7 @@ use crate::support::{
 
 /// The longest fixture to damage, in bytes. Longer fixtures are slower to decode, and most of the
 /// damage would be in their pixels.
-const MAX_LEN: u64 = 30_000;
+const MAX_FIXTURE_LEN: u64 = 30_000;
 /// The width and height of the generated pictures.
 const SIZE: (u32, u32) = (45, 31);
 
@@ -57,7 +57,7 @@ fn load_corpora() -> Vec<Corpus> {
     for (name, picture) in kinds::all(SIZE.0, SIZE.1) {
         add(name.split('-').next().unwrap(), picture);
     }
-    for (format, encoded) in [
+    for (format, image_format) in [
         ("jpeg", ImageFormat::Jpeg),
         ("webp", ImageFormat::WebP),
         ("gif", ImageFormat::Gif),
@@ -67,7 +67,7 @@ fn load_corpora() -> Vec<Corpus> {
         let photograph = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(60, 40);
         let mut png = std::io::Cursor::new(Vec::new());
         photograph.write_to(&mut png, ImageFormat::Png).unwrap();
-        let picture = converted(png.get_ref(), encoded);
+        let picture = converted(png.get_ref(), image_format);
         add(format, turned(format, &picture, photograph.width(), photograph.height()));
         add(format, picture);
     }
@@ -80,7 +80,7 @@ fn load_corpora() -> Vec<Corpus> {
                 Some("heic") if cfg!(feature = "heic") => "heic",
                 _ => continue,
             };
-            if path.metadata().unwrap().len() <= MAX_LEN {
+            if path.metadata().unwrap().len() <= MAX_FIXTURE_LEN {
                 add(format, std::fs::read(&path).unwrap());
             }
         }

@@ -247,8 +247,8 @@ async fn a_retry_after_on_one_call_applies_to_all_calls() {
     let app = TestApp::start(&nvidia).await;
     let identical = join_all((0..25).map(|_| app.upload(ROCKET, "rocket.jpg"))).await;
     let other_pictures: Vec<_> = (0..5).map(tiny).collect();
-    let others = other_pictures.iter().map(|picture| app.upload(picture, "tiny.png"));
-    let others = join_all(others).await;
+    let other_uploads = other_pictures.iter().map(|picture| app.upload(picture, "tiny.png"));
+    let others = join_all(other_uploads).await;
     // This picture is too large for an inline call, so the service would first create an asset.
     let large = app.upload(HUBBLE, "hubble.jpg").await;
     for answer in identical.iter().chain(&others).chain([&large]) {
@@ -265,7 +265,7 @@ async fn a_picture_that_arrives_while_nvidia_asks_to_wait_is_sent_after_the_wait
     let reply = Reply::new(429, &[("retry-after", "1")], "");
     let nvidia = FakeNvidia::replying(vec![reply, embedding()]).await;
     let app = TestApp::start(&nvidia).await;
-    let second = async {
+    let second_upload = async {
         nvidia.wait_for(1).await;
         app.wait_for(|value| {
             value("imagesvc_upstream_calls_total{operation=\"infer\",outcome=\"429\"}") == 1.0
@@ -280,7 +280,7 @@ async fn a_picture_that_arrives_while_nvidia_asks_to_wait_is_sent_after_the_wait
             "the picture should wait for nearly a second, not for {elapsed:?}"
         );
     };
-    let (first, ()) = tokio::join!(app.upload(ROCKET, "rocket.jpg"), second);
+    let (first, ()) = tokio::join!(app.upload(ROCKET, "rocket.jpg"), second_upload);
     first.vector();
     assert_eq!(nvidia.count(), 3, "one call should be made for each picture, and one retry");
 }

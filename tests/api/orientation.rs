@@ -44,7 +44,7 @@ fn corner_indices(picture: &RgbImage) -> [usize; 4] {
 
 /// The expected [`corner_indices`] of a picture that was stored as [`corners`] and was turned
 /// upright (CIPA DC-008, Orientation).
-fn upright(orientation: u8) -> [usize; 4] {
+fn expected_corner_indices(orientation: u8) -> [usize; 4] {
     match orientation {
         1 => [0, 1, 2, 3],
         2 => [1, 0, 3, 2],
@@ -144,7 +144,11 @@ async fn every_picture_is_sent_upright_and_saved_unchanged() {
             // The orientations from 5 on swap the width and the height.
             let size = if orientation < 5 { (48, 32) } else { (32, 48) };
             assert_eq!(pixels.dimensions(), size, "{format} {orientation}");
-            assert_eq!(corner_indices(&pixels), upright(orientation), "{format} {orientation}");
+            assert_eq!(
+                corner_indices(&pixels),
+                expected_corner_indices(orientation),
+                "{format} {orientation}"
+            );
         }
     }
 }
@@ -163,7 +167,7 @@ async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or
         let answer = app.upload(&bytes, "picture.jpg").await;
         assert_eq!(answer.prepared(), "jpeg", "the picture must be turned, but not shrunk");
         let sent = nvidia.last_inline().pixels();
-        assert_eq!(corner_indices(&sent), upright(orientation), "{orientation}");
+        assert_eq!(corner_indices(&sent), expected_corner_indices(orientation), "{orientation}");
     }
     // With noise, the JPEG of the turned picture is too long as well.
     let noisy = RgbImage::from_fn(1600, 800, |x, y| {
@@ -174,7 +178,7 @@ async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or
         let answer = app.upload(&jpeg_with_orientation(&noisy, orientation), "picture.jpg").await;
         assert_eq!(answer.prepared(), "shrunk");
         let sent = nvidia.last_inline().pixels();
-        assert_eq!(corner_indices(&sent), upright(orientation), "{orientation}");
+        assert_eq!(corner_indices(&sent), expected_corner_indices(orientation), "{orientation}");
         let is_portrait = sent.width() < sent.height();
         assert_eq!(is_portrait, orientation >= 5, "{orientation}");
     }
@@ -204,6 +208,7 @@ async fn a_picture_with_an_orientation_has_nearly_the_vector_of_the_upright_pict
         .unwrap();
     let upright_vector = app.upload(&upright.into_inner(), "upright.png").await.vector();
     let turned_vector = app.upload(EXIF6, "turned.jpg").await.vector();
+    // The sandbox's vectors have length 1, so the sum of the products is the cosine.
     let cosine: f64 = upright_vector.iter().zip(&turned_vector).map(|(a, b)| a * b).sum();
     assert!(cosine > 0.99, "{cosine} should be more than 0.99");
 }
@@ -221,8 +226,8 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
             // A PNG that is not turned would be sent unchanged.
             add_orientation_to_png(&mut bytes, 6);
         }
-        // The first limit is large enough for the JPEG at the usual quality. The second limit is 60
-        // % of that JPEG's length.
+        // The first limit is large enough for the JPEG at the usual quality. The second limit is
+        // 60 % of that JPEG's length.
         let (mut limit, mut lengths) = (1 << 20, Vec::new());
         for _ in 0..2 {
             let nvidia = FakeNvidia::healthy().await;
@@ -252,7 +257,7 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
 
 #[tokio::test]
 async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
-    // A JPEG has at most 65,535 pixels in a line.
+    // A JPEG has at most 65,535 pixels on each side.
     let wide =
         RgbImage::from_fn(
             70_000,
@@ -306,6 +311,7 @@ async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
         assert_eq!(nvidia.last_inline().bytes, bytes, "{name}");
         // The sandbox decodes the picture to compute its vector.
         let vector = sandbox.upload(bytes, "picture.jpg").await.vector();
+        // These vectors have length 1, so the sum of the products is the cosine.
         let cosine: f64 = plain_vector.iter().zip(&vector).map(|(a, b)| a * b).sum();
         assert!(cosine > 0.99, "{name}: {cosine} should be more than 0.99");
     }

@@ -1,5 +1,5 @@
-//! Overload: the service answers every request that it accepts in time, and refuses the others at
-//! once.
+//! Overload: the service accepts only requests that it can answer in time, and refuses the others
+//! at once.
 
 use std::{
     sync::{Arc, Mutex},
@@ -53,8 +53,8 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
         // One client gets at most three quarters of this limit. That must be enough for 200
         // pictures.
         .setting("IMAGESVC_MAX_IN_FLIGHT", "400")
-        // The same holds for memory. Each small picture counts as 512 KiB, so 200 of them exceed
-        // three quarters of the default of 128 MiB.
+        // One client also gets at most three quarters of the memory. Each small picture counts as
+        // 512 KiB, so 200 of them exceed three quarters of the default of 128 MiB.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "256MiB")
         .start()
         .await;
@@ -88,9 +88,9 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
     );
     // Pictures in the cache are still served.
     let uploads = stream::iter(&pictures).map(async |picture| app.upload(picture, "a.png").await);
-    let hits =
+    let successes =
         uploads.buffer_unordered(8).filter(|answer| std::future::ready(answer.status == 200));
-    assert!(hits.count().await >= CALLS_AT_ONCE, "the served pictures should be in the cache");
+    assert!(successes.count().await >= CALLS_AT_ONCE, "the served pictures should be cached");
 }
 
 #[tokio::test(flavor = "multi_thread")]

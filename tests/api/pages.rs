@@ -239,6 +239,7 @@ fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
     let messages = rows(section.split("\n## ").next().unwrap());
     assert_eq!(messages.len(), outputs.len(), "each row of the page should have an output above");
     for row in messages {
+        // The second cell is the message.
         let quoted = row[1].trim_matches('`');
         assert!(printed.contains(quoted), "the program should print {quoted}\n{printed}");
     }

@@ -75,7 +75,7 @@ fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_me
             jobs.push((picture, SQUARE_TARGET));
         }
     }
-    let pixel = measure(PIXEL, CONVERTED_TARGET).unwrap();
+    let pixel_peak = measure(PIXEL, CONVERTED_TARGET).unwrap();
     let (next_job, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         let run = || {
@@ -91,16 +91,17 @@ fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_me
         scope.spawn(run);
     });
     let mut results = results.into_inner().unwrap();
-    results.sort_by_key(|(_, _, peak)| peak.as_ref().map_or(0, |peak| peak.percent(&pixel)));
+    results.sort_by_key(|(_, _, peak)| peak.as_ref().map_or(0, |peak| peak.percent(&pixel_peak)));
     let mut failures = Vec::new();
     for (name, target, peak) in results {
         let line = match &peak {
-            Ok(peak) => format!("{:3} % {name} {target:?}: {peak:?}", peak.percent(&pixel)),
+            Ok(peak) => format!("{:3} % {name} {target:?}: {peak:?}", peak.percent(&pixel_peak)),
             Err(error) => format!("{name} {target:?} is not rendered: {error}"),
         };
         println!("{line}");
         let is_estimate_good = peak.is_ok_and(|peak| {
-            let (growth, estimate) = (peak.growth(&pixel), peak.estimate - pixel.estimate);
+            let (growth, estimate) =
+                (peak.growth(&pixel_peak), peak.estimate - pixel_peak.estimate);
             growth <= estimate + TOLERANCE && estimate <= growth * MAX_OVERESTIMATE
         });
         if !is_estimate_good {
@@ -109,7 +110,7 @@ fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_me
     }
     assert!(
         failures.is_empty(),
-        "these peaks do not match their estimates (one pixel: {pixel:?}): {failures:#?}"
+        "these peaks do not match their estimates (one pixel: {pixel_peak:?}): {failures:#?}"
     );
 }
 
@@ -125,14 +126,14 @@ impl Peak {
     /// Returns by how many bytes the peak exceeds the peak for a picture of one pixel. This is the
     /// growth of the resident memory or of the address space, whichever is larger. The child's
     /// limit is on its address space, but the machine is limited by resident memory.
-    fn growth(&self, pixel: &Self) -> u64 {
-        let resident = self.resident.saturating_sub(pixel.resident);
-        resident.max(self.address_space.saturating_sub(pixel.address_space))
+    fn growth(&self, pixel_peak: &Self) -> u64 {
+        let resident = self.resident.saturating_sub(pixel_peak.resident);
+        resident.max(self.address_space.saturating_sub(pixel_peak.address_space))
     }
 
     /// Returns the growth as a percentage of the estimate, without the constant part.
-    fn percent(&self, pixel: &Self) -> u64 {
-        self.growth(pixel) * 100 / (self.estimate - pixel.estimate).max(1)
+    fn percent(&self, pixel_peak: &Self) -> u64 {
+        self.growth(pixel_peak) * 100 / (self.estimate - pixel_peak.estimate).max(1)
     }
 }
 
@@ -201,16 +202,16 @@ fn full_pipe() -> io::Result<(io::PipeReader, io::PipeWriter, usize)> {
 /// the child has exited, or it sleeps because it cannot write its result. It does not sleep
 /// earlier, because it reads a file and has only one thread.
 fn status_after_rendering(id: u32) -> String {
-    let mut before = String::new();
+    let mut last_status = String::new();
     loop {
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         // `S` is a process that sleeps, and `Z` is one that has exited. The status contains the
         // number of context switches, so an equal status means that the child has not run in
         // between.
-        if status.contains("State:\tS") && status == before || status.contains("State:\tZ") {
+        if status.contains("State:\tS") && status == last_status || status.contains("State:\tZ") {
             return status;
         }
-        before = status;
+        last_status = status;
         thread::sleep(Duration::from_millis(2));
     }
 }
@@ -227,8 +228,8 @@ fn named(pictures: &[Kind], name: &str) -> Vec<u8> {
     pictures.iter().find(|(known, _)| known == name).unwrap().1.clone()
 }
 
-/// Some of the pictures, with EXIF data after the header that turns them. Turning must not need
-/// another copy of the pixels.
+/// Some of the pictures, turned by EXIF data after their header. Turning must not need another copy
+/// of the pixels.
 fn turned(pictures: &[Kind]) -> Vec<Kind> {
     // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";

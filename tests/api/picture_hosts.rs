@@ -78,14 +78,16 @@ async fn gzip_without_any_output_is_read_only_up_to_the_size_limit() {
 #[tokio::test]
 async fn damaged_or_truncated_gzip_is_a_failed_download() {
     assert!(download_error(encoded("gzip", ROCKET)).await.contains("damaged"));
-    let whole = gzip(ROCKET);
+    let packed = gzip(ROCKET);
     assert!(
-        download_error(encoded("gzip", &whole[..whole.len() / 2])).await.contains("in the middle")
+        download_error(encoded("gzip", &packed[..packed.len() / 2]))
+            .await
+            .contains("in the middle")
     );
-    let mut wrong_block = whole.clone();
+    let mut wrong_block = packed.clone();
     wrong_block[10] = 0xff; // the first byte after the header
     assert!(download_error(encoded("gzip", wrong_block)).await.contains("damaged"));
-    let mut wrong_checksum = whole;
+    let mut wrong_checksum = packed;
     let checksum_start = wrong_checksum.len() - 8;
     wrong_checksum[checksum_start] ^= 1;
     assert!(download_error(encoded("gzip", wrong_checksum)).await.contains("damaged"));

@@ -1,5 +1,5 @@
-//! For every format and kind of picture, NVIDIA receives the pixels that Pillow decodes, upright
-//! and with transparency on white.
+//! For every supported format and kind of picture, NVIDIA receives the pixels that Pillow decodes,
+//! upright and with transparency on white.
 //!
 //! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that
 //! `tests/pillow/reference.py` makes, the pictures of [`kinds`], and the files of
@@ -27,7 +27,8 @@ const UNSUPPORTED: [(&str, &str); 3] = [
     ("tiff-uncompressed-ycbcr", "YCbCr"),
 ];
 
-/// The same for JPEGs that the service can send unchanged, but cannot decode.
+/// The beginnings of the names of JPEGs that the service can send unchanged, but cannot decode, each
+/// with a word of the error's detail.
 const UNDECODABLE: [(&str, &str); 5] = [
     // Names with 42 continue with 0 or 2.
     ("jpeg-scan-per-component-42", "scan"),
@@ -54,7 +55,7 @@ const WITHOUT_REFERENCE: [&str; 4] =
 /// The largest allowed difference after encoding as JPEG with quality 95, in levels from 0 to 255.
 /// Pictures with noise differ most.
 const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst_square: 4.0 };
-/// The same after encoding as JPEG with quality 90.
+/// The largest allowed difference after encoding as JPEG with quality 90, in levels from 0 to 255.
 const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_square: 6.0 };
 
 /// An inline limit, in characters, that most pictures of these tests exceed.
@@ -158,6 +159,7 @@ fn expected_word(table: &[(&str, &'static str)], name: &str) -> Option<&'static 
 }
 
 impl TestPicture {
+    /// Whether Pillow decodes the picture, and would not turn it.
     fn is_upright(&self) -> bool {
         self.reference.as_ref().is_some_and(|reference| reference.orientation == 1)
     }
@@ -177,11 +179,11 @@ impl TestPicture {
             self.expected.iter().find_map(|expected| Difference::between(expected, received));
         match difference {
             None => Some(format!("no expected size is {:?}", received.dimensions())),
-            Some(found)
-                if found.mean > max_difference.mean
-                    || found.worst_square > max_difference.worst_square =>
+            Some(difference)
+                if difference.mean > max_difference.mean
+                    || difference.worst_square > max_difference.worst_square =>
             {
-                Some(format!("the pixels differ by {found}"))
+                Some(format!("the pixels differ by {difference}"))
             }
             Some(_) => None,
         }
@@ -277,10 +279,10 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
         }
         let Some(Reference { width, height, .. }) = picture.reference else { continue };
         let body = answer.json();
-        let found = (&body["width"], &body["height"], &body["prepared"]);
+        let reported = (&body["width"], &body["height"], &body["prepared"]);
         let prepared = if is_sent_unchanged { "original" } else { "jpeg" };
-        if found != (&width.into(), &height.into(), &prepared.into()) {
-            failures.add(picture, Some(format!("the answer contains {found:?}")));
+        if reported != (&width.into(), &height.into(), &prepared.into()) {
+            failures.add(picture, Some(format!("the answer contains {reported:?}")));
         }
         let failure = if is_sent_unchanged {
             (nvidia.last_bytes() != picture.bytes).then(|| "the picture was changed".to_owned())

@@ -127,9 +127,9 @@ fn the_program_logs_its_address_and_its_model_and_locks_its_folder_and_stops_on_
     assert!(!text.contains("nvapi-planted"), "the log must not contain the key: {text}");
 
     // A second process in the same folder does not start.
-    let second = program(folder.path()).args(["--sandbox", "--port", "0"]).output().unwrap();
-    assert_eq!(second.status.code(), Some(1));
-    assert!(String::from_utf8(second.stderr).unwrap().contains("in use by another imagesvc"));
+    let output = program(folder.path()).args(["--sandbox", "--port", "0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("in use by another imagesvc"));
 
     let kill = Command::new("sh").args(["-c", &format!("kill {}", process.id())]).status().unwrap();
     assert!(kill.success());

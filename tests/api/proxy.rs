@@ -83,8 +83,8 @@ impl Drop for Caddy {
 /// Whether the bytes contain a whole response, with or without a `100 Continue` before it.
 fn is_whole(answer: &[u8]) -> bool {
     let answer = String::from_utf8_lossy(answer);
-    let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
-    let Some((head, body)) = last.split_once("\r\n\r\n") else { return false };
+    let last_response = answer.rsplit("HTTP/1.1 ").next().unwrap();
+    let Some((head, body)) = last_response.split_once("\r\n\r\n") else { return false };
     let head = head.to_ascii_lowercase();
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
     length.is_some_and(|length| body.len() >= length.parse().unwrap())
@@ -104,7 +104,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     let mut answer = Vec::new();
     let read = async {
         // The connection may be reset after the response.
-        while reader.read_buf(&mut answer).await.is_ok_and(|read| read > 0) {
+        while reader.read_buf(&mut answer).await.is_ok_and(|len| len > 0) {
             if is_whole(&answer) {
                 break;
             }
@@ -158,11 +158,11 @@ async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_t
                 for answer in join_all((0..30).map(|_| exchange(caddy.address, &head, body))).await
                 {
                     // A `100 Continue` may precede the response.
-                    let last = answer.rsplit("HTTP/1.1 ").next().unwrap();
+                    let response = answer.rsplit("HTTP/1.1 ").next().unwrap();
                     let case = format!("{route} {expect:?}: {answer}");
-                    assert!(last.starts_with(&format!("{status} ")), "{case}");
-                    assert!(last.contains("application/problem+json"), "{case}");
-                    assert!(last.contains(&format!("\"code\":\"{code}\"")), "{case}");
+                    assert!(response.starts_with(&format!("{status} ")), "{case}");
+                    assert!(response.contains("application/problem+json"), "{case}");
+                    assert!(response.contains(&format!("\"code\":\"{code}\"")), "{case}");
                 }
             }
         }

@@ -111,6 +111,7 @@ async fn an_unsupported_file_is_not_saved_whether_save_is_true_or_false() {
     // A GIF whose header is valid, but whose pixels are not.
     let mut damaged = converted(CHELSEA, ImageFormat::Gif);
     damaged.truncate(damaged.len() / 3);
+    // Only the headers and the palette, about 800 bytes, stay valid.
     damaged[800..].fill(0xff);
     for picture in [avif(), damaged] {
         for query in ["save=false", "save=true"] {

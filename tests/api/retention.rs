@@ -33,8 +33,8 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
         fs::write(app.folder().join(name), vec![0; 10_000]).unwrap();
     }
     let first_picture = tiny(0);
-    let first = app.upload(&first_picture, "first.png");
-    let others = async {
+    let first_upload = app.upload(&first_picture, "first.png");
+    let other_uploads = async {
         nvidia.wait_for(1).await; // the call for picture 0
         let uploads = stream::iter(1..200).map(async |n| {
             app.upload(&tiny(n), "a.png").await.vector();
@@ -51,9 +51,9 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
         );
         release.send(true).unwrap();
     };
-    let (first, ()) = tokio::join!(first, others);
-    first.vector();
-    let first_name = first.saved_as();
+    let (first_answer, ()) = tokio::join!(first_upload, other_uploads);
+    first_answer.vector();
+    let first_name = first_answer.saved_as();
     assert_eq!(app.saved_bytes(&first_name), first_picture, "a picture in use must not be removed");
     for name in other_files {
         assert!(

@@ -152,8 +152,8 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
         };
         let role = get(format!("{endpoint}/{path}/")).await;
         let json = get(format!("{endpoint}/{path}/{role}")).await;
-        let found: Value = serde_json::from_str(&json).unwrap();
-        let field = |name: &str| found[name].as_str().unwrap().to_owned();
+        let answer: Value = serde_json::from_str(&json).unwrap();
+        let field = |name: &str| answer[name].as_str().unwrap().to_owned();
         Credentials {
             key_id: field("AccessKeyId"),
             secret: field("SecretAccessKey"),

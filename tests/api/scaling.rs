@@ -13,8 +13,9 @@ use crate::support::{
 fn json_block(moto: &MotoServer, part: &str) -> Value {
     let page = Document::read("docs/scaling.md");
     let blocks = page.blocks().into_iter();
-    let found: Vec<_> = blocks.filter(|b| b.language == "json" && b.text.contains(part)).collect();
-    let [block] = &found[..] else { panic!("{} blocks contain {part}", found.len()) };
+    let matching: Vec<_> =
+        blocks.filter(|block| block.language == "json" && block.text.contains(part)).collect();
+    let [block] = &matching[..] else { panic!("{} blocks contain {part}", matching.len()) };
     assert!(block.text.contains("imagesvc/"), "{}", block.place);
     assert_eq!(moto.prefix, "imagesvc");
     let text = block.text.replace("example-pictures", &moto.bucket);
@@ -43,6 +44,7 @@ async fn results(moto: &MotoServer) -> Vec<(&'static str, String)> {
     results
 }
 
+/// The expected [`results`] of a policy that does not allow the operations `denied`.
 fn expected(denied: &[&str]) -> Vec<(&'static str, String)> {
     let results = [
         ("put", "ok"),
@@ -98,7 +100,8 @@ async fn a_bucket_accepts_the_lifecycle_rules_of_docs_scaling_md() {
     assert_eq!(prefixes, expected);
 }
 
-/// The numbers at the beginning of the cells of the table of costs, row by row.
+/// The numbers of GET and PUT requests in the table of costs, row by row. A cell may contain words
+/// after its number.
 fn costs_on_the_page() -> Vec<[usize; 2]> {
     let page = Document::read("docs/scaling.md").text;
     let (_, table) = page.split_once("| Picture | GET | PUT |").unwrap();
@@ -121,29 +124,30 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     let settings = moto.settings_through(proxy.address);
     let replica = Replica::start(&nvidia, &settings).await;
     // The first look-up of a vector that exists is by another replica.
-    let other = Replica::start(&nvidia, &settings).await;
-    let costs = async |replica: &Replica, picture: &[u8], is_saved: bool, expected: [usize; 2]| {
-        let before = proxy.count();
-        let answer = match is_saved {
-            true => replica.upload(picture).await,
-            false => replica.upload_unsaved(picture).await,
+    let other_replica = Replica::start(&nvidia, &settings).await;
+    let assert_costs =
+        async |replica: &Replica, picture: &[u8], is_saved: bool, expected: [usize; 2]| {
+            let count_before = proxy.count();
+            let answer = match is_saved {
+                true => replica.upload(picture).await,
+                false => replica.upload_unsaved(picture).await,
+            };
+            answer.vector();
+            let count = || {
+                let lines = proxy.lines();
+                ["GET", "PUT"].map(|method| {
+                    lines[count_before..].iter().filter(|line| line.starts_with(method)).count()
+                })
+            };
+            // The vector may be written after the answer.
+            let condition = async || count() == expected;
+            wait_for("the number of requests", std::time::Duration::from_secs(10), condition).await;
         };
-        answer.vector();
-        let count = || {
-            let lines = proxy.lines();
-            ["GET", "PUT"].map(|method| {
-                lines[before..].iter().filter(|line| line.starts_with(method)).count()
-            })
-        };
-        // The vector may be written after the answer.
-        let condition = async || count() == expected;
-        wait_for("the number of requests", std::time::Duration::from_secs(10), condition).await;
-    };
     let [new, unsaved, in_bucket, in_local_cache] = costs_on_the_page()[..] else {
         panic!("the table should have four rows")
     };
-    costs(&replica, ROCKET, true, new).await;
-    costs(&replica, &tiny(1), false, unsaved).await;
-    costs(&other, ROCKET, true, in_bucket).await;
-    costs(&other, ROCKET, true, in_local_cache).await;
+    assert_costs(&replica, ROCKET, true, new).await;
+    assert_costs(&replica, &tiny(1), false, unsaved).await;
+    assert_costs(&other_replica, ROCKET, true, in_bucket).await;
+    assert_costs(&other_replica, ROCKET, true, in_local_cache).await;
 }

@@ -48,13 +48,13 @@ async fn a_call_serves_later_clients_after_the_client_that_started_it_disconnect
         _ = app.upload(ROCKET, "leader.jpg") => panic!("no answer may precede NVIDIA's reply"),
         _ = nvidia.wait_for(1) => {} // drops the upload, which disconnects its client
     }
-    let others = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
+    let other_uploads = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
         // The picture of the disconnected client counts until its call ends: one and ten.
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 11.0).await;
         release.send(true).unwrap();
     };
-    for answer in tokio::join!(others, release_reply).0 {
+    for answer in tokio::join!(other_uploads, release_reply).0 {
         answer.vector();
         assert_eq!(answer.header("x-cache"), "hit");
     }
@@ -186,14 +186,14 @@ async fn a_no_cache_request_makes_a_new_call_and_joins_no_other_call() {
     let app = TestApp::start(&nvidia).await;
     let upload_with_no_cache =
         || app.send(app.upload_request(ROCKET, "a.jpg").header("cache-control", "no-cache"));
-    let first = app.upload(ROCKET, "a.jpg");
-    let second = async {
+    let first_upload = app.upload(ROCKET, "a.jpg");
+    let second_upload = async {
         nvidia.wait_for(1).await;
-        let second = upload_with_no_cache().await;
+        let answer = upload_with_no_cache().await;
         release.send(true).unwrap();
-        second
+        answer
     };
-    let (first, second) = tokio::join!(first, second);
+    let (first, second) = tokio::join!(first_upload, second_upload);
     assert!(is_filled_with(&first, 1) && is_filled_with(&second, 2));
     assert_eq!(second.header("x-cache"), "miss");
     // The picture is cached now.

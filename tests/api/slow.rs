@@ -23,8 +23,8 @@ const OPENINGS: [&[u8]; 6] = [
       transfer-encoding: chunked\r\n\r\n5\r\n--x\r\n\r\n",
 ];
 
-/// Whether the service closes or resets the connection within 6 s. This is longer than any timeout that
-/// these tests set, and shorter than the 10 s after which the service closes it by default.
+/// Whether the service closes or resets the connection within 6 s. This is longer than any timeout
+/// that these tests set, and shorter than the service's default timeouts, which are 10 s or more.
 async fn closes_in_time(stream: &mut TcpStream) -> bool {
     let mut rest = Vec::new();
     timeout(Duration::from_secs(6), stream.read_to_end(&mut rest)).await.is_ok()

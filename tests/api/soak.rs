@@ -44,7 +44,8 @@ async fn send_random(
 ) -> String {
     let random = fastrand::usize(..);
     let upload = |picture: Vec<u8>| service.upload_request(client, &picture);
-    // It is in the middle of these requests, so that a run of half a minute also contains one.
+    // An endless picture is in the middle of these requests, and not at their end, so that even a
+    // run of half a minute contains one.
     let is_endless = n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2;
     let request = match random % 16 {
         _ if is_endless => upload(variant(&bombs::shared_lzw(), n)),
@@ -105,10 +106,10 @@ async fn after_a_long_run_with_the_default_allocator_setting_nothing_has_leaked(
 
 async fn soak(environment: &[(&str, &str)]) {
     let seconds: u64 = std::env::var("SOAK_SECONDS").map_or(1800, |text| text.parse().unwrap());
-    let length = Duration::from_secs(seconds);
+    let run_time = Duration::from_secs(seconds);
     // The client closes its idle connections after 5 s, so each pause is longer. In a long run, a
     // pause is also longer than the 10 s after which the service closes them.
-    let pause = Duration::from_secs(if length < LONG_RUN { 6 } else { 15 });
+    let pause = Duration::from_secs(if run_time < LONG_RUN { 6 } else { 15 });
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < MAX_HOSTILE_BYTES).collect();
     let fault_count = AtomicUsize::new(0);
@@ -157,7 +158,7 @@ async fn soak(environment: &[(&str, &str)]) {
         .unwrap();
     let counter = AtomicUsize::new(0);
     let outcomes = Mutex::new(std::collections::BTreeMap::<String, usize>::new());
-    let send_requests = |length: Duration| {
+    let send_requests = |duration: Duration| {
         let (client, service, picture_server, counter, outcomes) =
             (&client, &service, &picture_server, &counter, &outcomes);
         let hostile = &hostile;
@@ -166,7 +167,7 @@ async fn soak(environment: &[(&str, &str)]) {
             let ticks = stream::unfold(0, |n: u32| async move {
                 let next = started + Duration::from_secs(1) / REQUESTS_PER_SECOND * n;
                 tokio::time::sleep_until(next.into()).await;
-                (next.duration_since(started) < length).then_some(((), n + 1))
+                (next.duration_since(started) < duration).then_some(((), n + 1))
             });
             let requests = ticks.map(|()| async move {
                 let n = counter.fetch_add(1, Ordering::Relaxed);
@@ -178,15 +179,15 @@ async fn soak(environment: &[(&str, &str)]) {
     };
     // The first three tenths of the run fill the caches and the folder, and let the allocator reach
     // its peak.
-    let part_length = length / 10;
+    let part = run_time / 10;
     for _ in 0..3 {
-        send_requests(part_length).await;
+        send_requests(part).await;
         println!("{} MB under load", service.memory() / 1_000_000);
     }
     let before = ResourceUsage::when_idle(&service, pause).await;
-    println!("after {:?}: {before:?}", 3 * part_length);
+    println!("after {:?}: {before:?}", 3 * part);
     for _ in 0..7 {
-        send_requests(part_length).await;
+        send_requests(part).await;
         println!("{} MB under load", service.memory() / 1_000_000);
     }
     let after = ResourceUsage::when_idle(&service, pause).await;
@@ -206,7 +207,7 @@ async fn soak(environment: &[(&str, &str)]) {
             "more than half of the requests should be served: {outcomes:?}"
         );
     }
-    let allowed_growth = if length < LONG_RUN { before.memory / 2 } else { before.memory / 20 };
+    let allowed_growth = if run_time < LONG_RUN { before.memory / 2 } else { before.memory / 20 };
     after.assert_no_more_than(&before, allowed_growth);
     let (status, _) = service.stop();
     assert_eq!(status.code(), Some(0));

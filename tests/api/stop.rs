@@ -1,4 +1,5 @@
-//! Shutdown: the service answers every accepted request, and stops within a bounded time.
+//! Shutdown: the service answers every accepted request, and stops within a bounded time. A second
+//! signal ends it at once.
 
 use std::time::{Duration, Instant};
 

@@ -17,17 +17,19 @@ use crate::support::{
     FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, converted, embedding, tiny,
 };
 
+/// The id of the client's trace.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+/// The id of the client's span, which is the parent of the service's first span.
 const PARENT: &str = "00f067aa0ba902b7";
 
 /// A span as the collector received it.
 #[derive(Debug)]
-struct Received {
+struct ReceivedSpan {
     span: Span,
     attributes: BTreeMap<String, String>,
 }
 
-impl Received {
+impl ReceivedSpan {
     fn name(&self) -> &str {
         &self.span.name
     }
@@ -57,14 +59,14 @@ async fn collector() -> FakeServer {
 }
 
 /// All spans that a collector received, and the resource of the last batch.
-fn spans(collector: &FakeServer) -> (Vec<Received>, BTreeMap<String, String>) {
+fn spans(collector: &FakeServer) -> (Vec<ReceivedSpan>, BTreeMap<String, String>) {
     let (mut spans, mut resource) = (Vec::new(), BTreeMap::new());
     for request in collector.received() {
         let batch = ExportTraceServiceRequest::decode(&*request.body).unwrap();
         for part in batch.resource_spans {
             resource = texts(&part.resource.unwrap().attributes);
             for span in part.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                spans.push(Received { attributes: texts(&span.attributes), span });
+                spans.push(ReceivedSpan { attributes: texts(&span.attributes), span });
             }
         }
     }
@@ -75,16 +77,17 @@ fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
     let text = |attribute: &KeyValue| match attribute.value.clone().unwrap().value.unwrap() {
         Value::StringValue(text) => text,
         Value::IntValue(number) => number.to_string(),
-        Value::BoolValue(is) => is.to_string(),
+        Value::BoolValue(flag) => flag.to_string(),
         other => panic!("an attribute has an unusual type: {attribute:?} {other:?}"),
     };
     attributes.iter().map(|attribute| (attribute.key.clone(), text(attribute))).collect()
 }
 
-fn only<'a>(spans: &'a [Received], name: &str) -> &'a Received {
-    let found: Vec<_> = spans.iter().filter(|span| span.name() == name).collect();
-    assert_eq!(found.len(), 1, "there should be one span {name}: {spans:#?}");
-    found[0]
+/// Returns the only span with this name.
+fn only<'a>(spans: &'a [ReceivedSpan], name: &str) -> &'a ReceivedSpan {
+    let with_name: Vec<_> = spans.iter().filter(|span| span.name() == name).collect();
+    assert_eq!(with_name.len(), 1, "there should be one span {name}: {spans:#?}");
+    with_name[0]
 }
 
 fn hex(id: &[u8]) -> String {
@@ -142,7 +145,7 @@ async fn each_step_of_a_request_is_a_span_in_the_trace_of_the_client() {
         let (span, parent) = (only(&spans, name), only(&spans, parent));
         assert_eq!(span.span.parent_span_id, parent.span.span_id, "{name}");
         // The task of `embed` writes the vector to the cache after the answer.
-        assert!(span.is_within(parent) || name == "embed", "{name} should end before its parent");
+        assert!(span.is_within(parent) || name == "embed", "{name} should be within its parent");
     }
     let call = only(&spans, "infer");
     assert_eq!(call.span.kind(), SpanKind::Client);
@@ -221,10 +224,11 @@ async fn a_trace_that_the_client_does_not_record_is_not_exported() {
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (n, traceparent) in [
+        // The flags at the end are 00, so the client does not record this trace.
         (1, format!("00-{TRACE}-{PARENT}-00")),
-        // This trace is recorded.
+        // The flags are 01, so the client records this trace.
         (2, format!("00-{TRACE}-{PARENT}-01")),
-        // This header is invalid, so that the service begins a trace.
+        // The version ff is invalid, so the service ignores the header and begins a trace.
         (3, format!("ff-{TRACE}-{PARENT}-01")),
     ] {
         let request = service.upload_request(&client, &tiny(n)).header("x-request-id", n);
@@ -251,29 +255,30 @@ async fn the_span_of_a_request_ends_before_a_call_that_outlives_it() {
     let collector = collector().await;
     let folder = tempfile::tempdir().unwrap();
     let endpoint = collector.url("");
+    // Spans are exported every 10 ms.
     let settings =
         [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "10")];
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = service.upload_request(&client, ROCKET).send();
-    let request = tokio::spawn(request);
+    let upload = tokio::spawn(service.upload_request(&client, ROCKET).send());
     nvidia.wait_for(1).await;
-    request.abort();
+    upload.abort(); // disconnects the client
     // The request's span arrives although the call still runs.
-    let is_request = |span: &Received| span.span.kind() == SpanKind::Server;
+    let is_request = |span: &ReceivedSpan| span.span.kind() == SpanKind::Server;
     let mut batches = 1;
     while !spans(&collector).0.iter().any(is_request) {
         collector.wait_for(batches).await;
         batches += 1;
     }
-    let found = spans(&collector).0;
-    let request = only(&found, "POST /vectorize-image-upload");
+    let first_spans = spans(&collector).0;
+    let request = only(&first_spans, "POST /vectorize-image-upload");
     assert_eq!(request.attribute("error.type"), Some("client_disconnected"));
-    assert!(found.iter().all(|span| span.name() != "infer"));
+    assert!(first_spans.iter().all(|span| span.name() != "infer"));
     release.send_replace(true);
     service.stop();
-    let found = spans(&collector).0;
-    let (request, call) = (only(&found, "POST /vectorize-image-upload"), only(&found, "infer"));
+    let all_spans = spans(&collector).0;
+    let request = only(&all_spans, "POST /vectorize-image-upload");
+    let call = only(&all_spans, "infer");
     assert_eq!(call.span.trace_id, request.span.trace_id);
     assert!(call.span.end_time_unix_nano > request.span.end_time_unix_nano);
 }
@@ -288,6 +293,7 @@ async fn a_collector_that_refuses_or_never_answers_delays_no_request_and_is_logg
     let refusing_url = refusing.url("");
     for (endpoint, warnings) in [(silent_url, 0), (refusing_url, 1)] {
         let folder = tempfile::tempdir().unwrap();
+        // Spans are exported every 10 ms.
         let settings =
             [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()), ("OTEL_BSP_SCHEDULE_DELAY", "10")];
         let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
@@ -296,6 +302,7 @@ async fn a_collector_that_refuses_or_never_answers_delays_no_request_and_is_logg
         for n in 1..=5 {
             let response = service.upload_request(&client, &tiny(n)).send().await.unwrap();
             assert_eq!(response.status(), 200);
+            // This collector refuses several batches, but the log must contain only one warning.
             if warnings > 0 {
                 refusing.wait_for(n).await;
             }
@@ -307,8 +314,8 @@ async fn a_collector_that_refuses_or_never_answers_delays_no_request_and_is_logg
         assert_eq!(status.code(), Some(0));
         assert!(stopped.elapsed() < Duration::from_secs(7), "the stop must not wait for long");
         let log_text = log.join("\n");
-        let found = log.iter().filter(|line| line.contains("does not accept traces")).count();
-        assert_eq!(found, warnings, "{log_text}");
+        let logged = log.iter().filter(|line| line.contains("does not accept traces")).count();
+        assert_eq!(logged, warnings, "{log_text}");
         assert!(!log_text.contains("planted"), "the log must not contain the collector's password");
         assert_eq!(log_text.contains("status 403"), warnings == 1);
     }

@@ -45,8 +45,8 @@ const CASES: [(&str, Expected); 17] = [
     ("bmp-os2v2.bmp", SameAs("plain.png")),
 ];
 
-/// The largest allowed [`Difference::worst_square`] between the JPEG that NVIDIA receives and the expected
-/// picture.
+/// The largest allowed [`Difference::worst_square`] between the JPEG that NVIDIA receives and the
+/// expected picture.
 fn tolerance(name: &str) -> f64 {
     // The palette of this file has few colours. Even the nearest one may differ much from the
     // original.
@@ -140,6 +140,7 @@ async fn the_coloured_variants_of_one_picture_get_similar_vectors() {
             Turned => &turned,
             Grey | Refused(_) => continue,
         };
+        // The sandbox's vectors have length 1, so the sum of the products is the cosine.
         let cosine: f64 = reference.iter().zip(answer.vector()).map(|(a, b)| a * b).sum();
         assert!(cosine > 0.9, "{name}: {cosine} should be more than 0.9");
     }

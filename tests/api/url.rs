@@ -26,8 +26,8 @@ async fn app_allowed_to_fetch_from(nvidia: &FakeNvidia, picture_server: &FakeSer
     TestApp::builder(nvidia).may_fetch_from(picture_server).start().await
 }
 
-/// Fetches a picture from a host that sends this reply. Checks that a failed fetch saves and sends
-/// nothing.
+/// Fetches a picture from a host that sends this reply. If that fails, checks that no picture is
+/// saved or sent to NVIDIA.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;

@@ -33,7 +33,7 @@ await assert.rejects(vectorize(new Blob(["no picture"])), /unsupported_image: /)
 const [uploadSample, nodeSample, ...otherNodeSamples] = await samples("README.md", "js");
 const [pythonSample, ...otherPythonSamples] = await samples("README.md", "python");
 assert.equal(otherNodeSamples.length + otherPythonSamples.length, 0, "this test must run all samples");
-// This sample uses a variable `photo`, and prints the length of the vector.
+// `uploadSample` uses a variable `photo`, and prints the length of the vector.
 const { printedBySample } = await load(`export async function printedBySample(photo) {
   const printed = [];
   const console = { log: (length) => printed.push(length) };

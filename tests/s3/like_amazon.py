@@ -16,10 +16,11 @@ REGION = "eu-central-1"
 
 
 class LikeAmazon:
-    """Adds to moto what it lacks: checks of the region and of the body, and signatures in URLs.
+    """Adds to moto what it lacks: checks of the region and of the body, signatures in URLs, and 403
+    in place of 404 for clients that may not list the bucket.
 
-    moto answers a URL with a signature in its query with 500. The signature is checked here, and the
-    request is then signed in its headers, so that moto checks the policies.
+    If the query of a URL contains a signature, moto answers 500. So the signature is checked here, and
+    the request is then signed in its headers, so that moto checks the policies.
     """
 
     def __init__(self, app):
@@ -27,53 +28,55 @@ class LikeAmazon:
 
     def __call__(self, environ, start_response):
         query = dict(parse_qsl(environ["QUERY_STRING"], keep_blank_values=True))
-        scope = scope_of(environ)
-        if len(scope) == 5 and scope[3] == "s3" and scope[2] != REGION:
-            message = f"the region '{scope[2]}' is wrong; expecting '{REGION}'"
+        credential = credential_of(environ)
+        if len(credential) == 5 and credential[3] == "s3" and credential[2] != REGION:
+            message = f"the region '{credential[2]}' is wrong; expecting '{REGION}'"
             return refuse(environ, start_response, "400 Bad Request", "AuthorizationHeaderMalformed", message)
         if environ["REQUEST_METHOD"] == "PUT":
-            environ["wsgi.input"], found = receive(environ)
+            environ["wsgi.input"], digest = receive(environ)
             signed = environ.get("HTTP_X_AMZ_CONTENT_SHA256", "")
-            if len(signed) == len(found) and signed != found:
+            # In place of a hash, the header may contain a word such as UNSIGNED-PAYLOAD.
+            if len(signed) == len(digest) and signed != digest:
                 message = "The body does not match x-amz-content-sha256."
                 return refuse(
                     environ, start_response, "400 Bad Request", "XAmzContentSHA256Mismatch", message
                 )
         if "X-Amz-Signature" in query and "HTTP_AUTHORIZATION" not in environ:
-            if not sign_again(environ, query, scope[0]):
+            if not sign_again(environ, query, credential[0]):
                 message = "The signature in the URL is wrong."
                 return refuse(environ, start_response, "403 Forbidden", "SignatureDoesNotMatch", message)
-        return self.hide_missing_keys(environ, start_response)
+        return self.hide_missing_objects(environ, start_response)
 
-    def hide_missing_keys(self, environ, start_response):
-        """To a client that may not list the bucket, a missing key looks like a forbidden one."""
-        # moto may change `environ`, so these are read before it runs.
-        key_id = scope_of(environ)[0]
+    def hide_missing_objects(self, environ, start_response):
+        """To a client that may not list the bucket, a missing object looks like a forbidden one."""
+        # moto may change `environ`, so the names in it are read before moto runs.
+        access_key_id = credential_of(environ)[0]
         bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
-        found = []
-        body = self.app(environ, lambda *response: found.extend(response))
-        if found[0].startswith("404") and environ["REQUEST_METHOD"] in ("GET", "HEAD") and key:
+        status_and_headers = []
+        body = self.app(environ, lambda *response: status_and_headers.extend(response))
+        is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        if status_and_headers[0].startswith("404") and is_read and key:
             body = [b"".join(body)]
-            is_missing_key = b"NoSuchKey" in body[0] or environ["REQUEST_METHOD"] == "HEAD"
-            if is_missing_key and key_id and not may_list(key_id, bucket, environ):
+            is_missing_object = b"NoSuchKey" in body[0] or environ["REQUEST_METHOD"] == "HEAD"
+            if is_missing_object and access_key_id and not may_list(access_key_id, bucket, environ):
                 return refuse(environ, start_response, "403 Forbidden", "AccessDenied", "Access Denied")
-        start_response(*found)
+        start_response(*status_and_headers)
         return body
 
 
-def scope_of(environ):
-    """The key's id, the date, the region and the service of a signature."""
+def credential_of(environ):
+    """The access key's id, the date, the region, the service and `aws4_request` of a signature."""
     in_url = dict(parse_qsl(environ["QUERY_STRING"])).get("X-Amz-Credential")
     in_header = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0]
     return (in_url or in_header).split("/")
 
 
-def may_list(key_id, bucket, environ):
-    """Whether the policies of the key's user or role allow to list the bucket."""
+def may_list(access_key_id, bucket, environ):
+    """Whether the policies of the access key's user or role allow listing the bucket."""
     headers = {}
     if "HTTP_X_AMZ_SECURITY_TOKEN" in environ:
         headers["X-Amz-Security-Token"] = environ["HTTP_X_AMZ_SECURITY_TOKEN"]
-    policies = create_access_key(DEFAULT_ACCOUNT_ID, "aws", key_id, headers).collect_policies()
+    policies = create_access_key(DEFAULT_ACCOUNT_ID, "aws", access_key_id, headers).collect_policies()
     arn = f"arn:aws:s3:::{bucket}"
     results = [IAMPolicy(policy).is_action_permitted("s3:ListBucket", arn) for policy in policies]
     return PermissionResult.PERMITTED in results and PermissionResult.DENIED not in results
@@ -102,15 +105,15 @@ def refuse(environ, start_response, status, code, message):
     return [body]
 
 
-def sign_again(environ, query, key_id):
+def sign_again(environ, query, access_key_id):
     """Returns whether the signature in the query is valid. If so, signs the request in its headers."""
-    credentials = find_credentials(key_id)
+    credentials = find_credentials(access_key_id)
     if credentials is None or query.get("X-Amz-Security-Token") != credentials.token:
         return False
     path = environ.get("RAW_URI", environ["PATH_INFO"]).partition("?")[0]
     url = f"http://{environ['HTTP_HOST']}{path}"
-    signed = query["X-Amz-SignedHeaders"].split(";")
-    headers = {name: environ.get(header_key(name), "") for name in signed}
+    signed_names = query["X-Amz-SignedHeaders"].split(";")
+    headers = {name: environ.get(environ_key(name), "") for name in signed_names}
     pairs = [pair for pair in environ["QUERY_STRING"].split("&") if not pair.startswith("X-Amz-Signature=")]
     request = AWSRequest(environ["REQUEST_METHOD"], f"{url}?{'&'.join(pairs)}", headers=headers)
     request.context["timestamp"] = query["X-Amz-Date"]
@@ -119,29 +122,30 @@ def sign_again(environ, query, key_id):
     if expected != query["X-Amz-Signature"]:
         return False
     rest = "&".join(pair for pair in pairs if not pair.startswith("X-Amz-"))
-    again = AWSRequest(environ["REQUEST_METHOD"], f"{url}?{rest}" if rest else url)
-    S3SigV4Auth(credentials, "s3", REGION).add_auth(again)
+    signed_again = AWSRequest(environ["REQUEST_METHOD"], f"{url}?{rest}" if rest else url)
+    S3SigV4Auth(credentials, "s3", REGION).add_auth(signed_again)
     environ["QUERY_STRING"] = rest
     for name in ("RAW_URI", "REQUEST_URI"):
         environ[name] = f"{path}?{rest}" if rest else path
-    for name, value in again.headers.items():
-        environ[header_key(name)] = value
+    for name, value in signed_again.headers.items():
+        environ[environ_key(name)] = value
     return True
 
 
-def header_key(name):
+def environ_key(name):
+    """The key of a request header in `environ`."""
     key = name.upper().replace("-", "_")
     return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
 
 
-def find_credentials(key_id):
+def find_credentials(access_key_id):
     for user in iam_backends[DEFAULT_ACCOUNT_ID]["aws"].list_users("/", None, None):
-        for key in user.access_keys:
-            if key.access_key_id == key_id:
-                return Credentials(key_id, key.secret_access_key)
+        for access_key in user.access_keys:
+            if access_key.access_key_id == access_key_id:
+                return Credentials(access_key_id, access_key.secret_access_key)
     for role in assumed_roles():
-        if role.access_key_id == key_id:
-            return Credentials(key_id, role.secret_access_key, role.session_token)
+        if role.access_key_id == access_key_id:
+            return Credentials(access_key_id, role.secret_access_key, role.session_token)
     return None
 
 

@@ -38,7 +38,7 @@ SERVICE_POLICY = [
         "Action": ["s3:PutObject", "s3:GetObject", "s3:DeleteObject"],
         "Resource": f"arn:aws:s3:::{BUCKET}/{PREFIX}/*",
     },
-    # Without this, S3 answers with 403 instead of 404 if there is no object of a key.
+    # Without this, S3 answers with 403 instead of 404 if there is no object with the key.
     {"Effect": "Allow", "Action": "s3:ListBucket", "Resource": f"arn:aws:s3:::{BUCKET}"},
 ]
 
@@ -52,14 +52,15 @@ class Admin:
 
     def __init__(self, endpoint):
         self.endpoint = endpoint
+        # Until the users and the role exist, no request needs a signature or a permission.
         settings.INITIAL_NO_AUTH_ACTION_COUNT = float("inf")
         iam = self.client("iam", "any", "any")
-        keys = {}
+        access_keys = {}
         for name, policy in (("admin", ADMIN_POLICY), (USER, SERVICE_POLICY)):
             iam.create_user(UserName=name)
             iam.put_user_policy(UserName=name, PolicyName="main", PolicyDocument=document(policy))
-            key = iam.create_access_key(UserName=name)["AccessKey"]
-            keys[name] = (key["AccessKeyId"], key["SecretAccessKey"])
+            access_key = iam.create_access_key(UserName=name)["AccessKey"]
+            access_keys[name] = (access_key["AccessKeyId"], access_key["SecretAccessKey"])
         iam.create_role(
             RoleName=ROLE,
             AssumeRolePolicyDocument=document(
@@ -67,14 +68,15 @@ class Admin:
             ),
         )
         iam.put_role_policy(RoleName=ROLE, PolicyName="main", PolicyDocument=document(SERVICE_POLICY))
-        self.iam, self.sts, self.s3 = (self.client(name, *keys["admin"]) for name in ("iam", "sts", "s3"))
-        self.user = keys[USER]
+        services = ("iam", "sts", "s3")
+        self.iam, self.sts, self.s3 = (self.client(name, *access_keys["admin"]) for name in services)
+        self.user = access_keys[USER]
         self.create_bucket()
-        # moto's instance metadata has constant credentials. Let them be those of a role.
+        # moto's instance metadata has these constant credentials. Let them be those of a role.
         self.assume_role()
-        of_metadata = assumed_roles()[-1]
-        of_metadata.access_key_id, of_metadata.secret_access_key = "test-key", "test-secret-key"
-        of_metadata.session_token = "test-session-token"
+        metadata_role = assumed_roles()[-1]
+        metadata_role.access_key_id, metadata_role.secret_access_key = "test-key", "test-secret-key"
+        metadata_role.session_token = "test-session-token"
         # From now on, every request needs a signature and a permission.
         settings.INITIAL_NO_AUTH_ACTION_COUNT = 0
 
@@ -122,7 +124,7 @@ class Admin:
         self.iam.put_role_policy(RoleName=ROLE, PolicyName="main", PolicyDocument=json.dumps(policy))
 
     def deny(self, actions):
-        """Denies these actions to the user and the role. With no actions, nothing is denied."""
+        """Denies these actions to the user and the role. They replace those of an earlier call."""
         statements = list(SERVICE_POLICY)
         if actions:
             statements.append({"Effect": "Deny", "Action": actions, "Resource": "*"})
@@ -156,13 +158,13 @@ class Admin:
 
     def assume_role(self):
         """Returns new temporary credentials of the role."""
-        found = self.sts.assume_role(
+        credentials = self.sts.assume_role(
             RoleArn=f"arn:aws:iam::{DEFAULT_ACCOUNT_ID}:role/{ROLE}", RoleSessionName="test"
         )["Credentials"]
         return {
-            "key_id": found["AccessKeyId"],
-            "secret": found["SecretAccessKey"],
-            "token": found["SessionToken"],
+            "key_id": credentials["AccessKeyId"],
+            "secret": credentials["SecretAccessKey"],
+            "token": credentials["SessionToken"],
         }
 
     def revoke(self, key_id):

@@ -41,7 +41,7 @@ impl Answer {
 
     /// Asserts that the answer is a success, and returns how the picture was prepared for NVIDIA.
     pub fn prepared(&self) -> String {
-        self.vector();
+        self.vector(); // asserts the success
         self.json()["prepared"].as_str().unwrap().to_owned()
     }
 

@@ -95,19 +95,20 @@ impl Builder {
         self
     }
 
-    /// Resolves the settings. Shortens the waits before calls to NVIDIA are retried and before
-    /// results are polled, so that tests are fast.
+    /// Resolves the settings, without the changes of [`Self::configure`]. Shortens the waits before
+    /// calls to NVIDIA are retried and before results are polled, so that tests are fast.
     pub fn config(&self) -> Config {
         let downloads = self.folder.path().to_str().unwrap();
         let settings = self.settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        let all = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
-        let mut config = Config::resolve(&RawSettings::from_pairs(all))
+        let all_settings = [("IMAGESVC_DOWNLOADS_DIR", downloads)].into_iter().chain(settings);
+        let mut config = Config::resolve(&RawSettings::from_pairs(all_settings))
             .unwrap_or_else(|errors| panic!("{errors}"));
         // The defaults are checked here, because no test can see them after this.
         assert_eq!(config.nvidia.retry.base, Duration::from_millis(250));
         config.nvidia.retry.base = Duration::from_nanos(1);
         assert_eq!(config.nvidia.poll_interval, Duration::from_secs(1));
         config.nvidia.poll_interval = Duration::from_millis(1);
+        // The default is the program of this process, which is the test binary.
         config.decoder.program = decoder_settings().program;
         config
     }

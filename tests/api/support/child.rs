@@ -113,10 +113,10 @@ impl ServiceProcess {
     /// Starts the program with the settings to call a fake NVIDIA, and waits until it listens.
     pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let nvidia_settings = nvidia.settings();
-        let mut all: Vec<_> =
+        let mut all_settings: Vec<_> =
             nvidia_settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        all.extend(settings);
-        Self::start(folder, &all)
+        all_settings.extend(settings);
+        Self::start(folder, &all_settings)
     }
 
     pub fn url(&self, path: &str) -> String {

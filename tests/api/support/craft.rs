@@ -22,7 +22,7 @@ impl LowBits {
         }
     }
 
-    /// Fills the last byte with zeros.
+    /// Fills the last byte with zeros. If no bits are pending, seven bits do not make a byte.
     pub fn finish(mut self) -> Vec<u8> {
         self.put(0, 7);
         self.bytes
@@ -50,7 +50,8 @@ impl HighBits {
         }
     }
 
-    /// Fills the last byte with ones. JPEG requires this, and the other formats allow it.
+    /// Fills the last byte with ones, as JPEG requires and the other formats allow. If no bits are
+    /// pending, seven bits do not make a byte.
     pub fn finish(mut self) -> Vec<u8> {
         self.put(0x7f, 7);
         self.bytes
@@ -91,20 +92,20 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
         bits.put(length, 3);
     }
     // The lengths of the codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes) and
-    // for the distance 1, and zero for all symbols in between.
-    let (one, two, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
-    for (code, run) in [
-        (two, None),
+    // for the distance 1. The symbols in between have no code, which is the length zero.
+    let (length_1, length_2, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
+    for ((code, code_bits), run) in [
+        (length_2, None),
         (zeros, Some(138)),
         (zeros, Some(117)),
-        (two, None),
+        (length_2, None),
         (zeros, Some(28)),
-        (one, None),
-        (one, None),
+        (length_1, None),
+        (length_1, None),
     ] {
-        bits.put(code.0, code.1);
+        bits.put(code, code_bits);
         if let Some(run) = run {
-            bits.put(run - 11, 7);
+            bits.put(run - 11, 7); // the shortest run of zeros has the length 11
         }
     }
     bits.put(0b01, 2); // the symbol 0: a zero byte
@@ -306,8 +307,9 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
 /// component: the horizontal sampling factor in the upper four bits, and the vertical one in the
 /// lower four.
 ///
-/// The code of a DC difference is its length, in four bits. There are three AC codes: `00` is the
-/// end of a block, `01` is a coefficient of one bit, and `10` is a coefficient of two bits.
+/// The code of a DC difference is the number of its bits, written in four bits. There are three AC
+/// codes: `00` is the end of a block, `01` is a coefficient of one bit, and `10` is a coefficient of
+/// two bits.
 pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec<u8> {
     let mut jpeg = b"\xff\xd8".to_vec();
     jpeg.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// In the opening fence of a block, this mark says that no test runs the block. The reason follows
-/// it.
+/// the mark.
 const NOT_RUN: &str = "not run here: ";
 
 /// The repository's root.

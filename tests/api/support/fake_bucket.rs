@@ -175,9 +175,9 @@ fn checked_name(request: &Received) -> String {
     let url = Url::parse("http://bucket").unwrap().join(&request.target).unwrap();
     let query: BTreeMap<_, _> = url.query_pairs().into_owned().collect();
     assert_eq!(query["X-Amz-Algorithm"], "AWS4-HMAC-SHA256");
-    let scope = format!("{}/", FakeBucket::ACCESS_KEY);
+    let access_key = format!("{}/", FakeBucket::ACCESS_KEY);
     let credential = &query["X-Amz-Credential"];
-    assert!(credential.starts_with(&scope), "{credential}");
+    assert!(credential.starts_with(&access_key), "{credential}");
     assert!(credential.ends_with("/eu-central-1/s3/aws4_request"), "{credential}");
     assert_eq!(query["X-Amz-Signature"].len(), 64);
     assert_eq!(request.header("authorization"), None, "the URL alone must authorize the request");

@@ -143,7 +143,8 @@ impl FakeServer {
         Self::listen(None, script).await
     }
 
-    /// Like [`Self::start`], but over TLS. The certificate must be for `localhost`.
+    /// Like [`Self::start`], but over TLS. Clients connect to `localhost`, so a valid certificate is
+    /// for this name.
     pub async fn start_tls(
         config: ServerConfig,
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -214,13 +215,14 @@ impl FakeServer {
         *self.count.borrow()
     }
 
-    /// Waits until this many requests have arrived. The service makes some calls only after it has
-    /// answered the client.
+    /// Waits until at least this many requests have arrived, and returns all requests. Tests need
+    /// this because the service makes some calls only after it has answered the client.
     pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
         let mut count = self.count.clone();
-        let wait = timeout(Duration::from_secs(10), count.wait_for(|count| *count >= requests));
+        let arrival = count.wait_for(|count| *count >= requests);
+        let arrived = timeout(Duration::from_secs(10), arrival).await.is_ok();
         let lines = self.lines();
-        assert!(wait.await.is_ok(), "{requests} requests should arrive within 10 s: {lines:?}");
+        assert!(arrived, "{requests} requests should arrive within 10 s: {lines:?}");
         self.received()
     }
 }
@@ -262,8 +264,8 @@ impl Connection {
                 Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
                 Reply::CloseAfter(bytes) => return stream.write_all(&bytes).await,
                 Reply::After(wait, bytes) => {
-                    let now = self.delayed.now.fetch_add(1, Ordering::SeqCst) + 1;
-                    self.delayed.most.fetch_max(now, Ordering::SeqCst);
+                    let waiting = self.delayed.now.fetch_add(1, Ordering::SeqCst) + 1;
+                    self.delayed.most.fetch_max(waiting, Ordering::SeqCst);
                     tokio::time::sleep(wait).await;
                     self.delayed.now.fetch_sub(1, Ordering::SeqCst);
                     stream.write_all(&bytes).await?;

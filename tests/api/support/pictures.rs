@@ -15,7 +15,7 @@ pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg")
 /// and stored on its side.
 pub const PHONE: &[u8] = include_bytes!("../../fixtures/heic/iphone-grid.heic");
 
-/// Converts a picture to another format.
+/// Converts a picture to another format, as RGB with 8 bits per sample.
 pub fn converted(picture: &[u8], format: ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
     let picture: DynamicImage = image_rs::load_from_memory(picture).unwrap().into_rgb8().into();

@@ -21,25 +21,25 @@ impl Difference {
         if a.dimensions() != b.dimensions() {
             return None;
         }
-        let (across, down) = (a.width().div_ceil(SIDE), a.height().div_ceil(SIDE));
+        let (columns, rows) = (a.width().div_ceil(SIDE), a.height().div_ceil(SIDE));
         // For each square and channel: the sum of the differences, the number of pixels, and the
         // sum of the absolute differences.
-        let mut squares = vec![[(0.0, 0.0, 0.0); 3]; (across * down) as usize];
+        let mut squares = vec![[(0.0, 0.0, 0.0); 3]; (columns * rows) as usize];
         for ((x, y, pixel_of_a), pixel_of_b) in a.enumerate_pixels().zip(b.pixels()) {
-            let square = &mut squares[(y / SIDE * across + x / SIDE) as usize];
+            let square = &mut squares[(y / SIDE * columns + x / SIDE) as usize];
             let samples = pixel_of_a.0.into_iter().zip(pixel_of_b.0);
-            for ((sum, pixels, absolute), (sample_of_a, sample_of_b)) in
+            for ((sum, pixel_count, absolute), (sample_of_a, sample_of_b)) in
                 square.iter_mut().zip(samples)
             {
                 *sum += f64::from(sample_of_a) - f64::from(sample_of_b);
                 *absolute += f64::from(sample_of_a.abs_diff(sample_of_b));
-                *pixels += 1.0;
+                *pixel_count += 1.0;
             }
         }
         let channels = || squares.iter().flatten();
         let total: f64 = channels().map(|(_, _, absolute)| absolute).sum();
         let mean = total / (f64::from(a.width() * a.height()) * 3.0);
-        let averages = channels().map(|(sum, pixels, _)| (sum / pixels).abs());
+        let averages = channels().map(|(sum, pixel_count, _)| (sum / pixel_count).abs());
         Some(Self { mean, worst_square: averages.fold(0.0, f64::max) })
     }
 }

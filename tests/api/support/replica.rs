@@ -69,8 +69,8 @@ impl Replica {
         send(self.client.get(self.process.url(path))).await.unwrap()
     }
 
-    /// Waits until the replica reports that its bucket can be written to and read, or that it can be
-    /// neither. Returns how long that took.
+    /// If `works`, waits until the replica reports that its bucket can be written to and read;
+    /// otherwise, until it reports that neither is possible. Returns how long that took.
     pub async fn wait_for_bucket(&self, works: bool, patience: Duration) -> Duration {
         let started = Instant::now();
         let expected = serde_json::json!({ "writable": works, "readable": works });

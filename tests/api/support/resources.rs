@@ -36,8 +36,9 @@ impl ResourceUsage {
         panic!("the service should become idle, but still had {last:?} files and tasks");
     }
 
-    /// Asserts that nothing has grown since `before`, except for `max_growth` bytes of memory. Two
-    /// more files and tasks are allowed, because idle connections may open and close at any time.
+    /// Asserts that the memory has grown by at most `max_growth` bytes since `before`, and nothing
+    /// else has grown. Two more files and two more tasks are allowed, because idle connections may
+    /// open and close at any time.
     pub fn assert_no_more_than(&self, before: &Self, max_growth: u64) {
         assert!(self.files <= before.files + 2, "{before:?} {self:?}");
         assert!(self.tasks <= before.tasks + 2.0, "{before:?} {self:?}");

@@ -25,7 +25,7 @@ address.value = sample;
 
 const say = (text) => { byId("status").textContent = text; };
 const showProblem = (text) => byId("problem").replaceChildren(...(text ? [create("p", text, { className: "problem" })] : []));
-const done = () => items.filter((item) => item.vector);
+const embedded = () => items.filter((item) => item.vector);
 const percent = (cosine) => `${Math.max(0, Math.min(1, cosine)) * 100}%`;
 
 // --- Adding pictures
@@ -45,8 +45,8 @@ const add = (fileOrUrl) => {
   prepare(item);
 };
 const addAll = (filesOrUrls) => {
-  const left = MAX_PICTURES - items.length, added = [...filesOrUrls].slice(0, left);
-  showProblem(filesOrUrls.length > left ? `This page holds ${MAX_PICTURES} pictures, so ${filesOrUrls.length - added.length} were left out. For more, use the command imagesvc embed.` : "");
+  const roomLeft = MAX_PICTURES - items.length, added = [...filesOrUrls].slice(0, roomLeft);
+  showProblem(filesOrUrls.length > roomLeft ? `This page holds ${MAX_PICTURES} pictures, so ${filesOrUrls.length - added.length} were left out. For more, use the command imagesvc embed.` : "");
   added.forEach(add);
   batch += added.length;
   if (added.length) say(added.length === 1 ? `Added: ${items.at(-1).name}` : `${added.length} pictures added.`);
@@ -61,14 +61,14 @@ const remove = (item) => {
   item.request?.abort();
   item.state = "removed";
   items.splice(items.indexOf(item), 1);
-  const row = item.row.nextElementSibling ?? item.row.previousElementSibling;
+  const neighbour = item.row.nextElementSibling ?? item.row.previousElementSibling;
   item.row.remove();
-  if (chosen === item) [chosen, partner] = [done()[0] ?? null, null];
+  if (chosen === item) [chosen, partner] = [embedded()[0] ?? null, null];
   if (partner === item) partner = null;
   say(`Removed: ${item.name}`);
   if (!count("failed")) showProblem("");
   // Moves the focus to another button, since it would be lost with the removed button.
-  const next = row?.querySelector("button:last-child") ?? (isMap ? space : chosen?.tile.querySelector("button")) ?? document.querySelector("[name=file]");
+  const next = neighbour?.querySelector("button:last-child") ?? (isMap ? space : chosen?.tile.querySelector("button")) ?? document.querySelector("[name=file]");
   next.focus({ preventScroll: true });
   pump();
   render();
@@ -129,7 +129,7 @@ const pump = () => {
   if (batch && !count("preparing", "ready", "sending", "waiting")) {
     const failed = count("failed");
     showProblem(failed ? `${failed} of the pictures failed. The list says why.` : "");
-    say(failed ? "" : `Done: ${done().length === 1 ? "the vector is here." : `all ${done().length} vectors are here.`}`);
+    say(failed ? "" : `Done: ${embedded().length === 1 ? "the vector is here." : `all ${embedded().length} vectors are here.`}`);
     batch = 0;
   }
 };
@@ -198,6 +198,6 @@ const finish = (item, { vector, ...answer }, facts) => {
   choose.addEventListener("click", () => select(item));
   compare.addEventListener("click", () => { [partner, isPicked] = [item, true]; render(); showPair(); say(`Compared with ${item.name}: ${cosine(chosen, item).toFixed(2)}`); });
   item.row.remove();
-  if (!isPicked) chosen = done()[0];
+  if (!isPicked) chosen = embedded()[0];
   render();
 };

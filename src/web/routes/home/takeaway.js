@@ -28,14 +28,14 @@ const download = (name, parts, type) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 };
 const FIELDS = ["saved_as", "sha256", "model", "prepared", "content_type", "width", "height"];
-byId("jsonl").addEventListener("click", () => download("vectors.jsonl", done().map(({ file, name, answer, vector }) =>
+byId("jsonl").addEventListener("click", () => download("vectors.jsonl", embedded().map(({ file, name, answer, vector }) =>
   `${JSON.stringify({ [file ? "path" : "url"]: name, ...Object.fromEntries(FIELDS.map((field) => [field, answer[field]])), vector })}\n`), "application/jsonl"));
 byId("csv").addEventListener("click", () => {
   const line = (cells) => `${cells.map((cell) => /[",\r\n]/.test(cell) ? `"${String(cell).replaceAll('"', '""')}"` : cell).join()}\r\n`;
-  const rows = done().map(({ name, answer, vector }) => line([name, ...FIELDS.map((field) => answer[field] ?? ""), ...vector]));
+  const rows = embedded().map(({ name, answer, vector }) => line([name, ...FIELDS.map((field) => answer[field] ?? ""), ...vector]));
   download("vectors.csv", [line(["picture", ...FIELDS, ...chosen.vector.map((_, index) => `v${index}`)]), ...rows], "text/csv");
 });
 byId("copy").addEventListener("click", () => copy(JSON.stringify(chosen.vector), `the vector of ${chosen.name}`));
 byId("copy-curl").addEventListener("click", () => copy(curlOf(chosen), "the command"));
 byId("remove").addEventListener("click", () => remove(chosen));
-addEventListener("beforeunload", (event) => { if (done().length || count("preparing", "ready", "sending", "waiting")) event.preventDefault(); });
+addEventListener("beforeunload", (event) => { if (embedded().length || count("preparing", "ready", "sending", "waiting")) event.preventDefault(); });

@@ -2,22 +2,22 @@
 const cosine = (a, b) => { let sum = 0; for (let index = 0; index < a.unit.length; index++) sum += a.unit[index] * b.unit[index]; return sum; };
 // All pictures with vectors: the chosen one, and then the others from the most to the least similar.
 const ordered = () => {
-  const others = done().filter((item) => item !== chosen);
+  const others = embedded().filter((item) => item !== chosen);
   if (!chosen) return others;
   for (const item of others) item.cosine = cosine(chosen, item);
   return [chosen, ...others.sort((a, b) => b.cosine - a.cosine)];
 };
 const select = (item) => {
-  [chosen, partner, isGliding, isPicked] = [item, null, !isCalm.matches, true];
+  [chosen, partner, isGliding, isPicked] = [item, null, !reducedMotion.matches, true];
   const [, nearest] = ordered();
   say(nearest ? `Ordered by similarity to ${item.name}. Most similar: ${nearest.name}, ${nearest.cosine.toFixed(2)}.` : "");
   render();
   if (!isMap) showPair();
 };
-const isCalm = matchMedia("(prefers-reduced-motion: reduce)");
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 const showPair = () => requestAnimationFrame(() => {
   const { top } = byId("results").getBoundingClientRect();
-  if (top < 0 || top > innerHeight / 2) byId("results").scrollIntoView({ behavior: isCalm.matches ? "instant" : "smooth" });
+  if (top < 0 || top > innerHeight / 2) byId("results").scrollIntoView({ behavior: reducedMotion.matches ? "instant" : "smooth" });
 });
 // Draws the page at the next frame, once even after several calls.
 const render = () => { render.due ??= requestAnimationFrame(() => { render.due = null; draw(); }); };

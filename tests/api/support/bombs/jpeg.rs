@@ -50,7 +50,8 @@ pub(super) fn endless() -> Vec<Bomb> {
     vec![("jpeg-extended-xmp", extended_xmp())]
 }
 
-/// Appends an empty scan of all components, and the end of the picture.
+/// Appends an empty scan of all components, and the end of the picture. In a progressive picture,
+/// only DC coefficients (0) may have a scan of several components.
 fn with_empty_scan(head: Vec<u8>) -> Vec<u8> {
     let components: Vec<u8> = (1..=3).collect();
     let spectrum = if head.windows(2).any(|pair| pair == [0xff, PROGRESSIVE]) { 0 } else { 63 };
@@ -93,9 +94,9 @@ fn frame_grows() -> Vec<u8> {
 /// specification, part 3, 1.1.3.1). Some decoders sort and compare all pieces after each segment.
 fn extended_xmp() -> Vec<u8> {
     let mut piece = b"http://ns.adobe.com/xmp/extension/\0".to_vec();
-    piece.extend([b'0'; 32]);
-    piece.extend(0x7fff_ffff_u32.to_be_bytes());
-    piece.extend([0; 5]);
+    piece.extend([b'0'; 32]); // the digest of the whole XMP
+    piece.extend(0x7fff_ffff_u32.to_be_bytes()); // the length of the whole XMP
+    piece.extend([0; 5]); // the offset of this piece, and its only byte
     let pieces = segment(0xe1, &piece).repeat(15_000);
     with_segments(&[pieces, segment(0xfe, b"").repeat(300_000)].concat())
 }

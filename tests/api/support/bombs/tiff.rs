@@ -267,6 +267,7 @@ fn far_entries(count: usize) -> Vec<u8> {
 /// A BigTIFF whose directory has 2⁶⁴ − 1 entries, according to its count.
 fn endless_directory() -> Vec<u8> {
     let mut file = big_tiff(&[], &base_entries(NONE, (16, 16), 3, 8));
+    // The directory begins at byte 16, because there is no data before it.
     file[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
     file.resize(1 << 20, 0);
     file
@@ -275,7 +276,7 @@ fn endless_directory() -> Vec<u8> {
 /// A TIFF whose first directory links to itself as the next directory.
 fn directory_of_itself() -> Vec<u8> {
     let mut file = picture(NONE, &[7; 768], (16, 16), 16, (DATA_AT, 768));
-    let directory = usize::from(u16::from_le_bytes([file[4], file[5]]));
+    let directory = directory_offset(&file);
     // The directory has 2 bytes with the number of entries, and 9 entries of 12 bytes.
     let next = directory + 2 + 9 * 12;
     let address = (directory as u32).to_le_bytes();
@@ -283,8 +284,14 @@ fn directory_of_itself() -> Vec<u8> {
     file
 }
 
-/// Separate planes in tiles that extend beyond the picture. Such a TIFF made the crate `tiff` panic
-/// (image-tiff, issue 403).
+/// The offset of a file's directory. It has four bytes, but the upper two are zero in files as
+/// short as these.
+fn directory_offset(file: &[u8]) -> usize {
+    usize::from(u16::from_le_bytes([file[4], file[5]]))
+}
+
+/// Separate planes in tiles that extend beyond the picture: four tiles for each of three planes.
+/// Such a TIFF made the crate `tiff` panic (image-tiff, issue 403).
 fn planar_ragged_tiles() -> Vec<u8> {
     let mut entries = base_entries(NONE, (20, 20), 3, 8);
     entries.extend([
@@ -310,7 +317,7 @@ fn strips_of_nothing() -> Vec<u8> {
 fn entry_with_too_many_values(entry_tag: u16) -> Vec<u8> {
     let compression = if entry_tag == tag::JPEG_TABLES { JPEG } else { NONE };
     let mut file = picture(compression, &[7; 768], (16, 16), 16, (DATA_AT, 768));
-    let directory = usize::from(u16::from_le_bytes([file[4], file[5]]));
+    let directory = directory_offset(&file);
     let entry_count = usize::from(file[directory]);
     // Entries are sorted by their tags.
     let at = (0..entry_count)

@@ -55,9 +55,12 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
         bits.put(1, 4); // one symbol, zero
     }
     for _ in 0..groups {
-        // All codes have `length` bits, and there is a symbol for each code.
+        // All codes have `length` bits, and there is a symbol for each code. Of the 4 + 11 lengths
+        // of codes for lengths, only one is not zero. So all symbols have that length, and no bits
+        // follow for them.
         bits.put(11 << 1, 5);
         ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
+        // The number of symbols, minus 2, in 2 + 2 * 5 bits.
         bits.put(1 | 5 << 1, 4);
         bits.put((1 << length) - 2, 12);
         for _ in 0..4 {

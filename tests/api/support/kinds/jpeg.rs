@@ -97,8 +97,8 @@ impl Blocks {
 /// A JPEG of random blocks. `frame` and `sampling` are as in [`jpeg_head`].
 fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
     let max_factors = sampling[0]; // the first component has the largest factors
-    let (across, down) = (u32::from(max_factors >> 4), u32::from(max_factors & 15));
-    let mcus = size.0.div_ceil(8 * across) * size.1.div_ceil(8 * down);
+    let (max_horizontal, max_vertical) = (u32::from(max_factors >> 4), u32::from(max_factors & 15));
+    let mcus = size.0.div_ceil(8 * max_horizontal) * size.1.div_ceil(8 * max_vertical);
     let scan = |head: Vec<u8>, block_count: u32, write_block: fn(&mut Blocks)| {
         let mut blocks = Blocks { bits: HighBits::default(), seed: 1 };
         (0..block_count).for_each(|_| write_block(&mut blocks));
@@ -110,8 +110,8 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
     // In a scan of several components, blocks fill up the last MCU (minimum coded unit) of a row
     // and of a column. A scan of one component contains only the blocks that are needed (A.2.2).
     let blocks_in_own_scan = |factors: u8| {
-        (size.0 * u32::from(factors >> 4)).div_ceil(8 * across)
-            * (size.1 * u32::from(factors & 15)).div_ceil(8 * down)
+        (size.0 * u32::from(factors >> 4)).div_ceil(8 * max_horizontal)
+            * (size.1 * u32::from(factors & 15)).div_ceil(8 * max_vertical)
     };
     let blocks_in_common_scan =
         if sampling.len() == 1 { blocks_in_own_scan(max_factors) } else { mcus * blocks_per_mcu };

@@ -1,4 +1,4 @@
-//! Generates ordinary pictures of every kind. Like photographs, they have gradients and some noise.
+//! Generates ordinary pictures of many kinds. Like photographs, they have gradients and some noise.
 //!
 //! Some kinds are missing. Lossy WebP is always grey, because an encoder for colours would be long.
 //! There is no JPEG with arithmetic coding, with 12 bits or without loss. Two kinds that the
@@ -32,8 +32,7 @@ pub fn all(width: u32, height: u32) -> Vec<Kind> {
     .concat()
 }
 
-/// If the service cannot decode this kind, how the error describes the kind. `None` if the service can
-/// decode it.
+/// How the error describes this kind, or `None` if the service can decode the kind.
 pub fn unsupported(name: &str) -> Option<&'static str> {
     let several_scans = "a baseline JPEG with its colour components in several scans";
     let floats = "a TIFF of floating-point numbers that are not RGB of 32 bits";

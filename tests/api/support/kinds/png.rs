@@ -44,8 +44,8 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
 }
 
 /// Scanlines without a filter. Each pass of an interlaced picture is generated like a small picture
-/// of its own. So an interlaced picture does not show the same as one that is not interlaced. No
-/// test needs them to be equal.
+/// of its own, so interlacing changes what a picture shows. No test compares an interlaced picture
+/// with one that is not.
 fn pixels((width, height): (u32, u32), channels: u32, depth: u32, interlace: Interlace) -> Vec<u8> {
     let lines = |size| {
         let rows = packed(size, channels, depth);
@@ -54,9 +54,10 @@ fn pixels((width, height): (u32, u32), channels: u32, depth: u32, interlace: Int
     if interlace == Interlace::None {
         return lines((width, height));
     }
-    let passes = PASSES.iter().flat_map(|(column, row, across, down)| {
-        let size = ((*column..width).step_by(*across).len(), (*row..height).step_by(*down).len());
-        if size.0 == 0 { Vec::new() } else { lines((size.0 as u32, size.1 as u32)) }
+    let passes = PASSES.iter().flat_map(|(first_column, first_row, column_step, row_step)| {
+        let columns = (*first_column..width).step_by(*column_step).len();
+        let rows = (*first_row..height).step_by(*row_step).len();
+        if columns == 0 { Vec::new() } else { lines((columns as u32, rows as u32)) }
     });
     passes.collect()
 }

@@ -1,5 +1,5 @@
-//! TIFFs of many colour types and bit depths, with every compression, in strips or tiles, and with
-//! interleaved samples or separate planes.
+//! TIFFs of many colour types, bit depths and compressions, in strips or tiles, and with interleaved
+//! samples or separate planes.
 
 use fax::{Color, VecWriter, encoder::Encoder};
 
