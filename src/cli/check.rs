@@ -30,9 +30,11 @@ use crate::{
 };
 use bucket::check_bucket;
 use finding::{Finding, State};
+use valkey::check_valkey;
 
 mod bucket;
 mod finding;
+mod valkey;
 
 /// How long the look-up of a host name may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,6 +58,9 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
     findings.push(check_decoder(config).await);
     if let Some(settings) = &config.bucket {
         findings.extend(check_bucket(settings, Trust::probe()).await);
+    }
+    if let Some(settings) = &config.valkey {
+        findings.extend(check_valkey(settings).await);
     }
     match &config.upstream {
         Upstream::Sandbox => {

@@ -15,8 +15,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Probe {
     /// The server's time, since the beginning of 1970.
     pub clock: Duration,
-    /// The longest time of a command.
-    pub slowest: Duration,
+    /// How long a command took.
+    pub round_trip: Duration,
     /// Which keys the server removes when its memory is full: its `maxmemory_policy`.
     pub eviction_policy: Option<String>,
 }
@@ -33,12 +33,12 @@ pub async fn probe(settings: &Settings) -> RedisResult<Probe> {
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
     let started = tokio::time::Instant::now();
     let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
-    let slowest = started.elapsed();
+    let round_trip = started.elapsed();
     // Hosted servers forbid CONFIG GET, but not INFO.
     let mut info = Cmd::new();
     info.arg("INFO").arg("memory");
     let info: Result<InfoDict, RedisError> = info.query_async(&mut connection).await;
     let eviction_policy = info.ok().and_then(|info| info.get("maxmemory_policy"));
     let clock = Duration::from_secs(seconds) + Duration::from_micros(micros);
-    Ok(Probe { clock, slowest, eviction_policy })
+    Ok(Probe { clock, round_trip, eviction_policy })
 }

@@ -98,7 +98,10 @@ pub(super) fn router(
         .merge(home::router(Arc::clone(rules)))
         .merge(docs::router(&document, state.sample_url.as_deref()))
         .method_not_allowed_fallback(async || Error::MethodNotAllowed);
-    let limit = settings.rate_limit.map(|limit| Arc::new(RateLimit::per_minute(limit)));
+    let limit = settings.rate_limit.map(|limit| {
+        let valkey = state.pipeline.valkey.clone();
+        Arc::new(RateLimit::per_minute(limit, valkey))
+    });
     let keyed = keyed
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)

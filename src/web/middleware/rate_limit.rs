@@ -1,4 +1,8 @@
 //! Limits how many requests each client may send per minute.
+//!
+//! Requests are counted in this replica, and then in the Valkey if there is one. The replica's own count
+//! follows the shared one, so a client over its limit is usually refused without a command. While the
+//! Valkey cannot be used, the replica's own count decides.
 
 use std::{
     sync::{
@@ -16,9 +20,13 @@ use axum::{
 };
 use quick_cache::sync::Cache;
 
+use sha2::{Digest, Sha256 as Hasher};
+
 use super::auth::KeyDigest;
 use crate::{
+    sha256::Sha256,
     shares::ClientNetwork,
+    valkey::Valkey,
     web::{error::Error, extract::client_network::client_network},
 };
 
@@ -35,6 +43,19 @@ enum Caller {
     Network(ClientNetwork),
 }
 
+impl Caller {
+    /// A hash that identifies the client in the Valkey.
+    fn hash(&self) -> Sha256 {
+        let hasher = match self {
+            Self::Key(KeyDigest(digest)) => Hasher::new_with_prefix("key ").chain_update(digest),
+            Self::Network(ClientNetwork(address)) => {
+                Hasher::new_with_prefix("network ").chain_update(address.to_string())
+            }
+        };
+        Sha256::of(hasher)
+    }
+}
+
 /// Allows each client a burst of one minute's requests, and then one request per interval. Uses the
 /// generic cell rate algorithm (ITU-T I.371), which stores only one number for each client.
 pub(in crate::web) struct RateLimit {
@@ -45,17 +66,20 @@ pub(in crate::web) struct RateLimit {
     /// Each client's theoretical arrival time, in nanoseconds since `started`. This is when the next
     /// request would arrive if the client had sent its requests at even intervals.
     arrivals: Cache<Caller, Arc<AtomicU64>>,
+    /// Counts the requests of all replicas.
+    valkey: Option<Valkey>,
 }
 
 impl RateLimit {
-    /// Allows each client this many requests per minute.
-    pub(in crate::web) fn per_minute(max_requests: u32) -> Self {
+    /// Allows each client this many requests per minute, at all replicas together if there is a Valkey.
+    pub(in crate::web) fn per_minute(max_requests: u32, valkey: Option<Valkey>) -> Self {
         let minute = Duration::from_secs(60);
         Self {
             interval: minute / max_requests.max(1),
             minute,
             started: Instant::now(),
             arrivals: Cache::new(MAX_CLIENTS),
+            valkey,
         }
     }
 
@@ -63,7 +87,29 @@ impl RateLimit {
     ///
     /// # Errors
     /// How long the client must wait, if it would exceed its limit. Then nothing is counted.
-    fn count(&self, caller: Caller, requests: u32, now: Instant) -> Result<(), Duration> {
+    async fn count(&self, caller: Caller, requests: u32) -> Result<(), Duration> {
+        let counted = self.count_here(caller, requests, Instant::now())?;
+        let Some(valkey) = &self.valkey else { return Ok(()) };
+        let delay = self.interval.saturating_mul(requests);
+        let Ok(reply) = valkey.count_requests(caller.hash(), delay, self.minute).await else {
+            return Ok(());
+        };
+        let is_counted = reply.wait.is_zero();
+        if !is_counted {
+            counted.fetch_sub(nanos(delay), Ordering::Relaxed);
+        }
+        let ahead = self.started.elapsed() + reply.ahead;
+        counted.fetch_max(nanos(ahead), Ordering::Relaxed);
+        if is_counted { Ok(()) } else { Err(reply.wait) }
+    }
+
+    /// Counts the requests in this replica. Returns the client's theoretical arrival time.
+    fn count_here(
+        &self,
+        caller: Caller,
+        requests: u32,
+        now: Instant,
+    ) -> Result<Arc<AtomicU64>, Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
         let delay = nanos(self.interval.saturating_mul(requests));
         // A client may be ahead of its even intervals by at most a minute.
@@ -74,7 +120,7 @@ impl RateLimit {
         let wait = |arrival: u64| next(arrival).saturating_sub(latest_arrival);
         let update = |arrival: u64| if wait(arrival) == 0 { Some(next(arrival)) } else { None };
         match arrival.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update) {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(arrival),
             Err(arrival) => Err(Duration::from_nanos(wait(arrival))),
         }
     }
@@ -98,9 +144,9 @@ impl ClientLimit {
     ///
     /// # Errors
     /// [`Error::RateLimited`]
-    pub(in crate::web) fn count_batch(&self, pictures: usize) -> Result<(), Error> {
+    pub(in crate::web) async fn count_batch(&self, pictures: usize) -> Result<(), Error> {
         let more = u32::try_from(pictures.saturating_sub(1)).unwrap_or(u32::MAX);
-        self.limit.count(self.caller, more, Instant::now()).map_err(Error::RateLimited)
+        self.limit.count(self.caller, more).await.map_err(Error::RateLimited)
     }
 }
 
@@ -116,7 +162,7 @@ pub(in crate::web) async fn rate_limit(
             Some(key) => Caller::Key(*key),
             None => Caller::Network(client_network(request.extensions())),
         };
-        limit.count(caller, 1, Instant::now()).map_err(Error::RateLimited)?;
+        limit.count(caller, 1).await.map_err(Error::RateLimited)?;
         request.extensions_mut().insert(ClientLimit { limit, caller });
     }
     Ok(next.run(request).await)
@@ -129,7 +175,13 @@ fn nanos(duration: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::task::TaskTracker;
+
     use super::*;
+    use crate::{
+        telemetry::Metrics,
+        valkey::{self, ValkeyUrl, test_server::RedisServer},
+    };
 
     const FIRST: Caller = Caller::Network(ClientNetwork::UNKNOWN);
     const SECOND: Caller = Caller::Key(KeyDigest([7; 32]));
@@ -137,10 +189,10 @@ mod tests {
     #[test]
     fn a_client_may_send_a_burst_of_one_minute_and_then_one_request_per_interval() {
         // Six requests a minute are one every ten seconds.
-        let limit = RateLimit::per_minute(6);
+        let limit = RateLimit::per_minute(6, None);
         let count = |caller, seconds| {
             let now = limit.started + Duration::from_secs(seconds);
-            limit.count(caller, 1, now).map_err(|wait| wait.as_secs())
+            limit.count_here(caller, 1, now).map(drop).map_err(|wait| wait.as_secs())
         };
         for _ in 0..6 {
             assert_eq!(count(FIRST, 0), Ok(()));
@@ -156,31 +208,77 @@ mod tests {
         assert_eq!(count(FIRST, 1000), Err(10), "a pause must not allow a larger burst");
     }
 
-    #[test]
-    fn a_batch_counts_all_of_its_pictures_or_none() {
-        let limit = Arc::new(RateLimit::per_minute(6));
+    #[tokio::test]
+    async fn a_batch_counts_all_of_its_pictures_or_none() {
+        let limit = Arc::new(RateLimit::per_minute(6, None));
         let client_limit = ClientLimit { limit: Arc::clone(&limit), caller: FIRST };
         assert_eq!(client_limit.largest_batch(), 6);
-        limit.count(FIRST, 1, Instant::now()).unwrap();
+        limit.count(FIRST, 1).await.unwrap();
         // `count_batch` does not count the first picture of a batch again.
-        client_limit.count_batch(4).unwrap();
+        client_limit.count_batch(4).await.unwrap();
         assert!(
-            client_limit.count_batch(4).is_err(),
+            client_limit.count_batch(4).await.is_err(),
             "a batch that needs three more requests must be refused if only two are left"
         );
-        client_limit.count_batch(3).unwrap();
-        assert!(client_limit.count_batch(2).is_err());
+        client_limit.count_batch(3).await.unwrap();
+        assert!(client_limit.count_batch(2).await.is_err());
     }
 
     #[test]
     fn concurrent_requests_do_not_exceed_the_limit() {
-        let limit = RateLimit::per_minute(50);
+        let limit = RateLimit::per_minute(50, None);
         let now = limit.started;
         let admitted: usize = std::thread::scope(|scope| {
-            let send = || (0..50).filter(|_| limit.count(FIRST, 1, now).is_ok()).count();
+            let send = || (0..50).filter(|_| limit.count_here(FIRST, 1, now).is_ok()).count();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(send)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         assert_eq!(admitted, 50);
+    }
+
+    /// A replica that counts up to 60 requests per minute.
+    async fn replica(url: &str) -> RateLimit {
+        let settings = valkey::Settings {
+            url: ValkeyUrl::parse(url).unwrap(),
+            timeout: Duration::from_secs(5),
+            replicas: 1,
+        };
+        let valkey = Valkey::start(&settings, TaskTracker::new(), Metrics::new()).await;
+        RateLimit::per_minute(60, Some(valkey.unwrap()))
+    }
+
+    #[tokio::test]
+    async fn replicas_count_the_requests_of_a_client_together() {
+        let Some(server) = RedisServer::start(&[]) else { return };
+        let replicas = [replica(&server.url()).await, replica(&server.url()).await];
+        let mut counted = 0;
+        for _ in 0..50 {
+            for replica in &replicas {
+                counted += u32::from(replica.count(FIRST, 1).await.is_ok());
+            }
+        }
+        // During the test, the limit allows one more request each second.
+        assert!((60..=66).contains(&counted), "{counted} requests were counted");
+        for replica in &replicas {
+            let wait = replica.count(FIRST, 30).await.unwrap_err();
+            assert!(wait > Duration::from_secs(20), "30 requests take 30 s, not {wait:?}");
+        }
+        assert!(replicas[0].count(SECOND, 60).await.is_ok());
+        assert!(replicas[1].count(SECOND, 2).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_replica_counts_alone_while_the_valkey_cannot_be_used() {
+        let Some(server) = RedisServer::start(&[]) else { return };
+        let replica = replica(&server.url()).await;
+        for _ in 0..20 {
+            replica.count(FIRST, 1).await.unwrap();
+        }
+        drop(server);
+        let mut counted = 20;
+        while counted < 100 && replica.count(FIRST, 1).await.is_ok() {
+            counted += 1;
+        }
+        assert!((60..=66).contains(&counted), "{counted} requests were counted");
     }
 }

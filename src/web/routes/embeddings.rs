@@ -143,7 +143,7 @@ pub(super) async fn embeddings(
     let (batch, memory) = parse_body(body, memory, parse).await?;
     let Batch { body, items, encoding } = batch;
     if let Some(Extension(rate_limit)) = rate_limit {
-        count_pictures(&rate_limit, items.len())?;
+        count_pictures(&rate_limit, items.len()).await?;
     }
     let body = Arc::new(ChargedBody::new(body, memory));
     let sent_items: Vec<_> = items.iter().map(SentItem::of).collect();
@@ -215,7 +215,7 @@ fn too_many_pictures(max: usize, detail: String) -> Error {
 }
 
 /// Counts the pictures of a batch against the client's rate limit.
-fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Error> {
+async fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Error> {
     let max = rate_limit.largest_batch();
     if count > max {
         let detail = format!(
@@ -223,7 +223,7 @@ fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Error> {
         );
         return Err(too_many_pictures(max, detail));
     }
-    rate_limit.count_batch(count)
+    rate_limit.count_batch(count).await
 }
 
 /// Returns the bytes of a picture. The body is dropped when all pictures in it have been read.

@@ -37,6 +37,10 @@ pub(super) struct Readiness {
     /// still ready, since the bucket fails for all instances.
     #[serde(skip_serializing_if = "Option::is_none")]
     bucket: Option<BucketState>,
+    /// Only with a Valkey: whether it can be used, and how many replicas use it. An instance whose Valkey
+    /// fails is still ready, and decides alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    valkey: Option<ValkeyState>,
 }
 
 /// Whether the bucket works, as far as this instance knows.
@@ -44,6 +48,15 @@ pub(super) struct Readiness {
 struct BucketState {
     writable: bool,
     readable: bool,
+}
+
+/// What this instance knows about the Valkey.
+#[derive(Debug, Serialize, ToSchema)]
+struct ValkeyState {
+    usable: bool,
+    /// How many replicas used it when it was last asked.
+    #[schema(example = 3)]
+    replicas: u32,
 }
 
 /// Can this instance serve pictures?
@@ -79,6 +92,11 @@ pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
         writable: bucket.works(Operation::Write),
         readable: bucket.works(Operation::Read),
     });
+    let valkey = app
+        .pipeline
+        .valkey
+        .as_ref()
+        .map(|valkey| ValkeyState { usable: valkey.works(), replicas: valkey.replicas() });
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready: reasons.is_empty(), reasons, nvidia_key, bucket }))
+    (status, Json(Readiness { ready: reasons.is_empty(), reasons, nvidia_key, bucket, valkey }))
 }

@@ -1,0 +1,122 @@
+//! Checks the Valkey: its clock, its speed, and which keys it removes when its memory is full.
+
+use std::time::{Duration, SystemTime};
+
+use super::finding::{Finding, State};
+use crate::{
+    causes::causes,
+    valkey::{Probe, Settings, probe},
+};
+
+/// How far the server's clock may be from this machine's before the check says so. The service itself
+/// uses only the server's clock.
+const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
+
+/// Checks the Valkey.
+pub(super) async fn check_valkey(settings: &Settings) -> Vec<Finding> {
+    match probe(settings).await {
+        Ok(probe) => findings(settings, &probe, SystemTime::now()),
+        Err(error) => {
+            let cause = causes(&error).last().map(|cause| format!(" ({cause})"));
+            let text =
+                format!("{} cannot be used: {error}{}", settings.url, cause.unwrap_or_default());
+            vec![Finding::new("valkey", State::Fault, text)]
+        }
+    }
+}
+
+fn findings(settings: &Settings, probe: &Probe, now: SystemTime) -> Vec<Finding> {
+    let finding = |state, text: String| Finding::new("valkey", state, text);
+    let mut findings = Vec::new();
+    if probe.round_trip > settings.timeout {
+        findings.push(finding(
+            State::Fault,
+            format!(
+                "a command took {} ms, and the service waits at most {} ms: place the Valkey nearer, or \
+                 raise IMAGESVC_VALKEY_TIMEOUT",
+                probe.round_trip.as_millis(),
+                settings.timeout.as_millis()
+            ),
+        ));
+    }
+    match probe.eviction_policy.as_deref() {
+        Some(policy) if policy.starts_with("allkeys") => findings.push(finding(
+            State::Note,
+            format!(
+                "its maxmemory-policy is {policy}: when its memory is full, it forgets the calls to \
+                 NVIDIA, and replicas exceed NVIDIA_REQUESTS_PER_MINUTE; use noeviction or volatile-lru"
+            ),
+        )),
+        Some(_) => {}
+        None => findings.push(finding(
+            State::Note,
+            "it does not tell its maxmemory-policy: use noeviction or volatile-lru".into(),
+        )),
+    }
+    let here = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    if here.abs_diff(probe.clock) > MAX_CLOCK_DIFFERENCE {
+        let seconds = here.abs_diff(probe.clock).as_secs();
+        findings.push(finding(
+            State::Note,
+            format!("its clock and this machine's differ by {seconds} s: check both"),
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(finding(State::Ok, format!("{} tells its clock", settings.url)));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::valkey::{ValkeyUrl, test_server::RedisServer};
+
+    fn settings(url: &str) -> Settings {
+        let url = ValkeyUrl::parse(url).unwrap();
+        Settings { url, timeout: Duration::from_millis(250), replicas: 1 }
+    }
+
+    /// The findings' states and texts for a server that answers like this.
+    fn findings_of(policy: Option<&str>, round_trip_ms: u64, clock: u64) -> Vec<(State, String)> {
+        let probe = Probe {
+            clock: Duration::from_secs(clock),
+            round_trip: Duration::from_millis(round_trip_ms),
+            eviction_policy: policy.map(str::to_owned),
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let findings = findings(&settings("redis://:hunter2@cache.example"), &probe, now);
+        findings.into_iter().map(|finding| (finding.state, finding.text)).collect()
+    }
+
+    #[test]
+    fn a_finding_names_what_is_wrong_with_the_server() {
+        for (policy, round_trip_ms, clock, state, part) in [
+            (Some("noeviction"), 1, 1000, State::Ok, "cache.example:6379"),
+            (Some("volatile-lru"), 1, 1005, State::Ok, "cache.example:6379"),
+            (Some("allkeys-lru"), 1, 1000, State::Note, "allkeys-lru"),
+            (None, 1, 1000, State::Note, "maxmemory-policy"),
+            (Some("noeviction"), 251, 1000, State::Fault, "IMAGESVC_VALKEY_TIMEOUT"),
+            (Some("noeviction"), 1, 994, State::Note, "6 s"),
+        ] {
+            let found = findings_of(policy, round_trip_ms, clock);
+            let [(found_state, text)] = &found[..] else { panic!("{found:?}") };
+            assert_eq!(*found_state, state, "{text}");
+            assert!(text.contains(part) && !text.contains("hunter2"), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_refuses_the_password_or_does_not_listen_is_a_fault() {
+        let Some(server) = RedisServer::start(&["--requirepass", "right"]) else { return };
+        let url = |password| format!("redis://:{password}@127.0.0.1:{}", server.port());
+        let found = check_valkey(&settings(&url("right"))).await;
+        assert_eq!(found[0].state, State::Ok, "{}", found[0]);
+        let found = check_valkey(&settings(&url("wrong"))).await;
+        assert_eq!(found[0].state, State::Fault);
+        assert!(!found[0].text.contains("wrong"), "{}", found[0]);
+        let url = server.url();
+        drop(server);
+        assert_eq!(check_valkey(&settings(&url)).await[0].state, State::Fault);
+    }
+}
