@@ -11,7 +11,7 @@ use reqwest::header::ACCEPT;
 use serde_json::{Value, json};
 
 use crate::support::{
-    CHELSEA, FakeBucket, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, converted,
+    CHELSEA, FakeBucket, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, ValkeyServer, converted,
     documents::Document, embedding, metric, picture_number, tiny,
 };
 
@@ -139,11 +139,12 @@ async fn the_counters_that_alerts_use_start_at_zero() {
         }
     }
     assert!(values["imagesvc_downloads_free_bytes"] > 0.0);
-    // The alert about the bucket must not fire without one.
+    // The alerts about the bucket and the Valkey must not fire without one.
     assert_eq!(values.get("imagesvc_bucket_writable"), None);
+    assert_eq!(values.get("imagesvc_valkey_usable"), None);
     assert_eq!(
         rules().matches("- alert:").count(),
-        4,
+        5,
         "the number of alerts has changed: this test must check the series of each alert"
     );
 }
@@ -224,6 +225,24 @@ async fn a_bucket_that_fails_for_five_minutes_raises_the_bucket_alert() {
     let never_fires = [("9m", false), ("30m", false)];
     let series = series_with_one_change(&before, &before);
     assert_alerts(&[case(&series, "ImagesvcBucketFails", &never_fires)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_that_fails_for_five_minutes_raises_the_valkey_alert() {
+    let Some(mut valkey) = ValkeyServer::start().await else { return };
+    let nvidia = FakeNvidia::healthy().await;
+    let app = TestApp::builder(&nvidia).valkey(&valkey).start().await;
+    let before = app.get("/metrics").await.text();
+    valkey.kill();
+    app.wait_for(|value| value("imagesvc_valkey_usable") == 0.0).await;
+    let after = app.get("/metrics").await.text();
+    // The Valkey fails from minute 5 on.
+    let fires = [("4m", false), ("9m", false), ("11m", true)];
+    let series = series_with_one_change(&before, &after);
+    assert_alerts(&[case(&series, "ImagesvcValkeyFails", &fires)]);
+    let never_fires = [("9m", false), ("30m", false)];
+    let series = series_with_one_change(&before, &before);
+    assert_alerts(&[case(&series, "ImagesvcValkeyFails", &never_fires)]);
 }
 
 #[tokio::test]

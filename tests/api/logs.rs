@@ -277,7 +277,10 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     }
     // A metric without a sample is not in the text of `/metrics`, for example some counters of
     // errors. Therefore the number of documented metrics is compared with the source.
-    let source = include_str!("../../src/telemetry/metrics.rs");
+    let source = concat!(
+        include_str!("../../src/telemetry/metrics.rs"),
+        include_str!("../../src/telemetry/readings.rs")
+    );
     // Without whitespace, because rustfmt may break a call.
     let source: String = source.split_whitespace().collect();
     let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];

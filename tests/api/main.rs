@@ -95,3 +95,6 @@ mod unusual_files;
 mod unusual_headers;
 mod upload;
 mod url;
+mod valkey;
+mod valkey_leases;
+mod valkey_outages;

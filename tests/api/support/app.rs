@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{Answer, FakeBucket, FakeNvidia, FakeServer, decoder_settings, metric};
+use super::{Answer, FakeBucket, FakeNvidia, FakeServer, ValkeyServer, decoder_settings, metric};
 
 /// A running service. The service stops when this value is dropped.
 pub struct TestApp {
@@ -61,6 +61,14 @@ impl Builder {
     /// Adds several settings.
     pub fn settings(self, settings: &[(&str, &str)]) -> Self {
         settings.iter().fold(self, |builder, (name, value)| builder.setting(name, value))
+    }
+
+    /// Shares calls and limits by this Valkey.
+    pub fn valkey(self, valkey: &ValkeyServer) -> Self {
+        valkey
+            .settings()
+            .into_iter()
+            .fold(self, |builder, (name, value)| builder.setting(name, value))
     }
 
     /// Saves pictures and vectors in this bucket.

@@ -27,6 +27,7 @@ mod resources;
 pub mod s3;
 mod terminal;
 mod tiff_tags;
+mod valkey;
 
 pub use addresses::{client_from, connect_from, free_address};
 pub use answer::{Answer, assert_problem, metric};
@@ -50,3 +51,4 @@ pub use replica::{Replica, Setting, bucket_warnings, count_lines, wait_for};
 pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head, wrapped_base64};
 pub use resources::ResourceUsage;
 pub use terminal::Terminal;
+pub use valkey::{Link, ValkeyServer};

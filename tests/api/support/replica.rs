@@ -9,11 +9,11 @@ use reqwest::{Client, RequestBuilder};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
-    task::spawn_blocking,
+    task::{JoinHandle, spawn_blocking},
     time::{sleep, timeout},
 };
 
-use super::{Answer, FakeNvidia, ServiceProcess};
+use super::{Answer, FakeNvidia, ServiceProcess, metric};
 use crate::query::with_query;
 
 /// The longest wait for an answer, and for the start and the end of a process.
@@ -60,6 +60,12 @@ impl Replica {
         send(with_query(request, "save=false")).await.unwrap()
     }
 
+    /// Starts to upload a picture that is not saved. An error means that the connection failed.
+    pub fn start_unsaved_upload(&self, picture: &[u8]) -> JoinHandle<reqwest::Result<Answer>> {
+        let request = self.process.upload_request(&self.client, picture);
+        tokio::spawn(send(with_query(request, "save=false")))
+    }
+
     /// Uploads a picture that is saved. An error means that the connection failed.
     pub async fn try_upload(&self, picture: &[u8]) -> reqwest::Result<Answer> {
         send(self.process.upload_request(&self.client, picture)).await
@@ -81,6 +87,33 @@ impl Replica {
         })
         .await;
         started.elapsed()
+    }
+
+    /// Waits until the replica reports this state of its Valkey. Returns how long that took.
+    pub async fn wait_for_valkey(&self, expected: Value, patience: Duration) -> Duration {
+        let started = Instant::now();
+        wait_for("the Valkey's state", patience, async || {
+            let ready: Value = self.get("/ready").await.json();
+            assert_eq!(ready["ready"], true, "the Valkey must not change the readiness");
+            ready["valkey"] == expected
+        })
+        .await;
+        started.elapsed()
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn wait_for_metric(&self, series: &str, value: f64) {
+        wait_for(series, PATIENCE, async || {
+            metric(&self.get("/metrics").await.text(), series) == value
+        })
+        .await;
+    }
+
+    /// Sends a batch to `/v1/embeddings`.
+    pub async fn embed_batch(&self, batch: &Value) -> Answer {
+        let url = self.process.url("/v1/embeddings");
+        let request = self.client.post(url).header("content-type", "application/json");
+        send(request.body(batch.to_string())).await.unwrap()
     }
 
     /// Tells the replica to stop, and returns its exit status and log.

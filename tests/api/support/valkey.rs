@@ -1,0 +1,154 @@
+//! A real `redis-server` behind a proxy, which tests can tell to fail.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    process::Command,
+    time::Duration,
+};
+
+use redis::FromRedisValue;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+    task::JoinSet,
+    time::sleep,
+};
+
+use super::Setting;
+use test_server::RedisServer;
+
+#[allow(dead_code, reason = "some functions are only for the unit tests")]
+#[path = "../../../src/valkey/test_server.rs"]
+mod test_server;
+
+/// How the proxy forwards bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// At once.
+    Fast,
+    /// From the server to the service this much later.
+    Slow(Duration),
+    /// Not at all, as if the other machine were gone. Connections stay open. A connection that loses
+    /// bytes never forwards any again.
+    Silent,
+}
+
+/// A server with a password. The process is killed when this value is dropped.
+pub struct ValkeyServer {
+    /// `None` after [`Self::kill`].
+    server: Option<RedisServer>,
+    port: u16,
+    proxy: SocketAddr,
+    link: watch::Sender<Link>,
+    _proxy_task: JoinSet<()>,
+}
+
+impl ValkeyServer {
+    /// The server's password, which must not be printed anywhere.
+    pub const PASSWORD: &'static str = "planted-valkey-password";
+
+    const ARGUMENTS: [&'static str; 2] = ["--requirepass", Self::PASSWORD];
+
+    /// Starts a server. Returns `None`, and says so, if `redis-server` is missing.
+    pub async fn start() -> Option<Self> {
+        let server = RedisServer::start(&Self::ARGUMENTS)?;
+        let port = server.port();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let proxy = listener.local_addr().unwrap();
+        let link = watch::Sender::new(Link::Fast);
+        let mut proxy_task = JoinSet::new();
+        proxy_task.spawn(forward_all(listener, port, link.subscribe()));
+        Some(Self { server: Some(server), port, proxy, link, _proxy_task: proxy_task })
+    }
+
+    /// The settings with which the service uses this server.
+    pub fn settings(&self) -> Vec<Setting> {
+        let url = format!("redis://:{}@{}", Self::PASSWORD, self.proxy);
+        vec![("IMAGESVC_VALKEY_URL", url)]
+    }
+
+    /// Runs a command on the server, past the proxy.
+    pub async fn query<T: FromRedisValue>(&self, words: &[&str]) -> T {
+        let url = format!("redis://:{}@127.0.0.1:{}", Self::PASSWORD, self.port);
+        let client = redis::Client::open(url).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut command = redis::Cmd::new();
+        command.arg(words).query_async(&mut connection).await.unwrap()
+    }
+
+    /// The names of all keys that begin like this, after the common prefix.
+    pub async fn keys(&self, beginning: &str) -> Vec<String> {
+        self.query(&["KEYS", &format!("{{imagesvc}}:{beginning}*")]).await
+    }
+
+    /// Changes how the proxy forwards bytes.
+    pub fn set_link(&self, link: Link) {
+        self.link.send_replace(link);
+    }
+
+    /// Suspends the process.
+    pub fn pause(&self) {
+        self.signal("STOP");
+    }
+
+    /// Continues the suspended process.
+    pub fn resume(&self) {
+        self.signal("CONT");
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.server.as_ref().unwrap().pid();
+        let kill = format!("kill -{name} {pid}");
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// Kills the process. Its data is lost.
+    pub fn kill(&mut self) {
+        self.server = None;
+    }
+
+    /// Starts the server again after [`Self::kill`].
+    pub fn start_again(&mut self) {
+        let server = RedisServer::start_on(self.port, &Self::ARGUMENTS);
+        self.server = Some(server.expect("the port should still be free"));
+    }
+}
+
+async fn forward_all(listener: TcpListener, port: u16, link: watch::Receiver<Link>) {
+    let mut connections = JoinSet::new();
+    while let Ok((client, _)) = listener.accept().await {
+        // While the server does not run, the client's connection is closed.
+        let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { continue };
+        let ((from_client, to_client), (from_server, to_server)) =
+            (client.into_split(), server.into_split());
+        connections.spawn(forward(from_client, to_server, link.clone(), false));
+        connections.spawn(forward(from_server, to_client, link.clone(), true));
+        while connections.try_join_next().is_some() {}
+    }
+}
+
+/// Forwards bytes until one side closes the connection.
+async fn forward(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    link: watch::Receiver<Link>,
+    is_from_server: bool,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    let mut has_lost_bytes = false;
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let link = *link.borrow();
+        match link {
+            Link::Slow(delay) if is_from_server => sleep(delay).await,
+            Link::Silent => has_lost_bytes = true,
+            Link::Fast | Link::Slow(_) => {}
+        }
+        if !has_lost_bytes && to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}

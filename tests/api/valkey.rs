@@ -1,0 +1,183 @@
+//! Three replicas as real processes with one bucket and one Valkey: they pay once for a picture that
+//! comes to all of them, and stop without losing anything.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::task::spawn_blocking;
+
+use crate::support::{
+    Answer, Bulk, FakeNvidia, ROCKET, Replica, Setting, ValkeyServer, count_lines, data_url,
+    embedding, nvidia_api::INFER, picture_number, s3::MotoServer, tiny, wait_for,
+};
+
+/// How long a busy machine may take for what needs almost no time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the fake NVIDIA takes for a call. It is long enough for all requests to arrive meanwhile.
+const CALL_TIME: Duration = Duration::from_millis(500);
+
+/// A fake NVIDIA that takes its time.
+async fn slow_nvidia() -> FakeNvidia {
+    FakeNvidia::healthy_except(|request| {
+        (request.line() == INFER).then(|| embedding().after(CALL_TIME))
+    })
+    .await
+}
+
+/// The number of embeddings that NVIDIA was paid for.
+fn paid(nvidia: &FakeNvidia) -> usize {
+    nvidia.lines().iter().filter(|line| *line == INFER).count()
+}
+
+/// Starts three replicas, and waits until each knows all of them.
+async fn three_replicas(nvidia: &FakeNvidia, settings: &[Setting]) -> [Replica; 3] {
+    let replicas = [
+        Replica::start(nvidia, settings).await,
+        Replica::start(nvidia, settings).await,
+        Replica::start(nvidia, settings).await,
+    ];
+    for replica in &replicas {
+        replica.wait_for_valkey(json!({ "usable": true, "replicas": 3 }), PATIENCE).await;
+    }
+    replicas
+}
+
+/// Three replicas, and what they share.
+struct Setup {
+    moto: MotoServer,
+    valkey: ValkeyServer,
+    nvidia: FakeNvidia,
+    replicas: [Replica; 3],
+}
+
+impl Setup {
+    /// Returns `None` if a server is missing.
+    async fn new(more_settings: &[Setting]) -> Option<Self> {
+        let (moto, valkey) = (MotoServer::start().await?, ValkeyServer::start().await?);
+        let nvidia = slow_nvidia().await;
+        let settings = [moto.settings(), valkey.settings(), more_settings.to_vec()].concat();
+        let replicas = three_replicas(&nvidia, &settings).await;
+        Some(Self { moto, valkey, nvidia, replicas })
+    }
+}
+
+fn assert_same_vectors(answers: &[Answer]) {
+    let vectors: Vec<_> = answers.iter().map(Answer::vector).collect();
+    assert!(vectors.iter().all(|vector| *vector == vectors[0]), "all answers should be the same");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_that_come_to_three_replicas_at_once_are_paid_for_once() {
+    let Some(Setup { moto, valkey, nvidia, replicas }) = Setup::new(&[]).await else { return };
+
+    // One picture, ten times to each replica.
+    let uploads = (0..30).map(|n| replicas[n % 3].upload(ROCKET));
+    let answers = join_all(uploads).await;
+    assert_same_vectors(&answers);
+    assert_eq!(paid(&nvidia), 1, "one picture must be paid for once");
+    assert_eq!(moto.keys_in("downloads").await.len(), 30, "each request saves its picture");
+
+    // Fifty pictures to each replica.
+    let uploads = (0..150).map(async |n| replicas[n % 3].upload_unsaved(&tiny(n / 3)).await);
+    let answers = join_all(uploads).await;
+    for same in answers.chunks(3) {
+        assert_same_vectors(same);
+    }
+    assert_eq!(paid(&nvidia), 1 + 50);
+    let mut numbers: Vec<_> = nvidia.received()[1..].iter().map(picture_number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..50).collect::<Vec<_>>());
+
+    // A batch to two replicas.
+    let batch = json!({
+        "model": "nvidia/nv-dinov2",
+        "input": (100..110).map(|n| data_url(&tiny(n))).collect::<Vec<_>>(),
+    });
+    let batches = join_all(replicas[..2].iter().map(|replica| replica.embed_batch(&batch))).await;
+    for answer in &batches {
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json()["data"].as_array().unwrap().len(), 10);
+    }
+    assert_eq!(paid(&nvidia), 1 + 50 + 10);
+
+    // A bulk run through two replicas.
+    let runs = replicas[..2].iter().map(|replica| {
+        let service = replica.process.url("");
+        spawn_blocking(move || {
+            let bulk = Bulk::without_nvidia();
+            for n in 200..210 {
+                bulk.write(&format!("photos/{n}.png"), tiny(n));
+            }
+            bulk.run(&format!("photos --out vectors.jsonl --to {service}")).expect_exit_code(0);
+            assert_eq!(bulk.rows("vectors.jsonl").len(), 10);
+        })
+    });
+    for run in join_all(runs).await {
+        run.unwrap();
+    }
+    assert_eq!(paid(&nvidia), 1 + 50 + 10 + 10);
+
+    let leases = valkey.keys("lease:").await;
+    assert!(!leases.is_empty(), "the calls should have had leases");
+    for lease in leases {
+        let state: String = valkey.query(&["GET", &lease]).await;
+        assert_eq!(state, "done", "the lease of a written vector must be released");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_sigterm_under_load_nothing_is_lost_and_turns_and_leases_are_given_back() {
+    let limit = [("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned())];
+    let Some(setup) = Setup::new(&limit).await else { return };
+    let Setup { valkey, nvidia, replicas, .. } = setup;
+    let [stopping, other, another] = replicas;
+
+    // Eight clients of the stopping replica upload one picture after the other, until they cannot
+    // connect.
+    let (next, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let client = async || {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Ok(answer) = stopping.try_upload(&tiny(n)).await else { return };
+            answer.vector();
+            answered.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let clients = join_all((0..8).map(|_| client()));
+    let terminate = async {
+        let is_enough = async || answered.load(Ordering::Relaxed) >= 16;
+        wait_for("the number of answers", PATIENCE, is_enough).await;
+        stopping.process.terminate();
+    };
+    tokio::join!(clients, terminate);
+    let answered = answered.load(Ordering::Relaxed);
+    let (status, log) = stopping.wait().await;
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(count_lines(&log, "stopped: every request was answered"), 1, "{log:#?}");
+    assert!(!log.iter().any(|line| line.contains(ValkeyServer::PASSWORD)), "{log:#?}");
+
+    let paid_before = paid(&nvidia);
+    let answers = join_all((0..answered).map(async |n| other.upload_unsaved(&tiny(n)).await)).await;
+    for answer in &answers {
+        answer.vector();
+    }
+    assert_eq!(paid(&nvidia), paid_before, "every answered picture must be in the bucket");
+    for lease in valkey.keys("lease:").await {
+        let state: String = valkey.query(&["GET", &lease]).await;
+        assert_eq!(state, "done", "no lease must remain");
+    }
+    let [pace] = &valkey.keys("pace:").await[..] else { panic!("there should be one pace") };
+    let turns: usize = valkey.query(&["ZCARD", pace]).await;
+    assert_eq!(turns, paid_before, "a turn that was not used must be given back");
+    // The others notice at once that this replica has left.
+    for replica in [&other, &another] {
+        replica.wait_for_valkey(json!({ "usable": true, "replicas": 2 }), PATIENCE).await;
+        let metrics = replica.get("/metrics").await.text();
+        assert!(!metrics.contains(ValkeyServer::PASSWORD));
+    }
+}

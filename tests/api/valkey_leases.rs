@@ -1,0 +1,174 @@
+//! What happens to the other replicas if the one that calls NVIDIA is killed or suspended: they are
+//! served soon, and pay at most once more.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use tokio::{
+    join,
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+
+use crate::support::{
+    Answer, FakeNvidia, Replica, ValkeyServer, embedding,
+    nvidia_api::INFER,
+    s3::{Fault, FaultProxy, MotoServer},
+    tiny, try_picture_number, wait_for,
+};
+
+/// The other replicas must be served within this time after the holder of the lease was killed.
+const RECOVERY: Duration = Duration::from_secs(15);
+
+/// How long the holder is suspended. This is longer than a lease.
+const SUSPENSION: Duration = Duration::from_secs(12);
+
+/// How long a busy machine may take for what needs almost no time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The number of the picture that comes to all replicas.
+const PICTURE: usize = 1;
+
+/// The number of a picture whose call never ends, so that it keeps the holder's only permit.
+const BLOCKER: usize = 2;
+
+/// What NVIDIA does with the first call for the picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirstCall {
+    /// Answers it.
+    Answer,
+    /// Answers it only after [`Setup::release`].
+    Hold,
+}
+
+/// Three replicas. The first one is to become the holder of the lease, and has a proxy before the
+/// bucket.
+struct Setup {
+    proxy: FaultProxy,
+    nvidia: FakeNvidia,
+    holder: Replica,
+    others: [Replica; 2],
+    release: watch::Sender<bool>,
+}
+
+impl Setup {
+    async fn new(moto: &MotoServer, valkey: &ValkeyServer, first_call: FirstCall) -> Self {
+        let proxy = FaultProxy::start(moto.address).await;
+        let release = watch::Sender::new(false);
+        let (released, is_first) = (release.clone(), AtomicBool::new(true));
+        let nvidia = FakeNvidia::healthy_except(move |request| {
+            let number = try_picture_number(request).filter(|_| request.line() == INFER)?;
+            let is_held = match number {
+                BLOCKER => true,
+                PICTURE => is_first.swap(false, Ordering::SeqCst) && first_call == FirstCall::Hold,
+                _ => false,
+            };
+            is_held.then(|| embedding().held_until(&released))
+        })
+        .await;
+        let shared = [valkey.settings(), vec![("NVIDIA_MAX_CONCURRENCY", "1".into())]].concat();
+        let of_holder = [&shared[..], &moto.settings_through(proxy.address)].concat();
+        let of_others = [shared, moto.settings()].concat();
+        let holder = Replica::start(&nvidia, &of_holder).await;
+        let others =
+            [Replica::start(&nvidia, &of_others).await, Replica::start(&nvidia, &of_others).await];
+        Self { proxy, nvidia, holder, others, release }
+    }
+
+    /// How often NVIDIA was called for [`PICTURE`].
+    fn paid(&self) -> usize {
+        let received = self.nvidia.received();
+        received.iter().filter(|request| try_picture_number(request) == Some(PICTURE)).count()
+    }
+
+    /// Sends the holder a picture that is not saved, and waits until NVIDIA has been called for it.
+    async fn send_to_holder(&self, picture: usize) -> JoinHandle<reqwest::Result<Answer>> {
+        let upload = self.holder.start_unsaved_upload(&tiny(picture));
+        let is_called = async || {
+            self.nvidia.received().iter().any(|call| try_picture_number(call) == Some(picture))
+        };
+        wait_for("the call", PATIENCE, is_called).await;
+        upload
+    }
+
+    /// Uploads the picture to both other replicas. Asserts that they are served in time. `fault` happens
+    /// as soon as they wait.
+    async fn serve_others(&self, fault: impl Future<Output = ()>) {
+        let serve = async {
+            let started = Instant::now();
+            let uploads =
+                self.others.iter().map(async |other| other.upload_unsaved(&tiny(PICTURE)).await);
+            for answer in join_all(uploads).await {
+                answer.vector();
+            }
+            started.elapsed()
+        };
+        let (elapsed, ()) = join!(serve, fault);
+        assert!(elapsed < RECOVERY, "the others were served after {elapsed:?}");
+    }
+
+    fn kill_holder(&self) {
+        self.holder.process.signal("KILL");
+    }
+}
+
+async fn kill_before_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
+    let setup = Setup::new(moto, valkey, FirstCall::Answer).await;
+    let _blocker = setup.send_to_holder(BLOCKER).await;
+    let _picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
+    // The picture has its lease, and waits for the permit.
+    setup.holder.wait_for_metric("imagesvc_pictures_waiting", 1.0).await;
+    setup.serve_others(async { setup.kill_holder() }).await;
+    assert_eq!(setup.paid(), 1, "nobody paid before the kill");
+}
+
+async fn kill_during_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
+    let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
+    let _picture = setup.send_to_holder(PICTURE).await;
+    setup.serve_others(async { setup.kill_holder() }).await;
+    assert_eq!(setup.paid(), 2, "the others together should pay once");
+}
+
+async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
+    let mut setup = Setup::new(moto, valkey, FirstCall::Answer).await;
+    let is_vector = |line: &str| line.starts_with("PUT") && line.contains("/vectors/");
+    setup.proxy.set_for(Fault::Hold, move |request| is_vector(&request.line())).await;
+    let picture = setup.send_to_holder(PICTURE).await;
+    picture.await.unwrap().unwrap().vector();
+    setup.serve_others(async { setup.kill_holder() }).await;
+    assert_eq!(setup.paid(), 2, "the others together should pay once");
+}
+
+async fn suspend_during_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
+    let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
+    let picture = setup.send_to_holder(PICTURE).await;
+    setup
+        .serve_others(async {
+            setup.holder.process.signal("STOP");
+            sleep(SUSPENSION).await;
+            setup.holder.process.signal("CONT");
+        })
+        .await;
+    setup.release.send_replace(true);
+    picture.await.unwrap().unwrap().vector();
+    assert_eq!(setup.paid(), 2, "the others together should pay once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn if_the_paying_replica_is_killed_or_suspended_the_others_are_served_and_pay_at_most_once() {
+    let (Some(moto), Some(valkey)) = (MotoServer::start().await, ValkeyServer::start().await)
+    else {
+        return;
+    };
+    // These mostly wait for a lease to expire, so they run at the same time.
+    join!(
+        kill_before_the_payment(&moto, &valkey),
+        kill_during_the_payment(&moto, &valkey),
+        kill_before_the_write(&moto, &valkey),
+        suspend_during_the_payment(&moto, &valkey),
+    );
+}

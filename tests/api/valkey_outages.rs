@@ -1,0 +1,176 @@
+//! Outages of the Valkey: no request fails or waits for longer than one timeout, a picture costs at most
+//! one call for each replica, and the replicas soon share their calls again.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use crate::support::{
+    FakeNvidia, Link, Replica, Setting, ValkeyServer, count_lines,
+    nvidia_api::INFER,
+    s3::{DiscardingBucket, MotoServer},
+    tiny,
+};
+
+/// The replicas must share their calls again within this time after the end of the outage.
+const RECOVERY: Duration = Duration::from_secs(6);
+
+/// The setting `IMAGESVC_VALKEY_TIMEOUT` of these tests. It is long enough that a second timeout of the
+/// same request would be noticed on a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a busy machine may take for what needs almost no time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is wrong with the Valkey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outage {
+    /// The process is suspended.
+    Paused,
+    /// The process is killed, and started again later, without its data.
+    Killed,
+    /// The process is killed, and started again at once.
+    Restarted,
+    /// The server forgets all scripts.
+    ScriptsFlushed,
+    /// The server has no memory for writes.
+    OutOfMemory,
+    /// Each reply is late.
+    Slow,
+    /// The server's machine is gone: connections stay open, and carry nothing.
+    Silent,
+}
+
+impl Outage {
+    async fn begin(self, valkey: &mut ValkeyServer) {
+        match self {
+            Self::Paused => valkey.pause(),
+            Self::Killed => valkey.kill(),
+            Self::Restarted => {
+                valkey.kill();
+                valkey.start_again();
+            }
+            Self::ScriptsFlushed => valkey.query(&["SCRIPT", "FLUSH"]).await,
+            Self::OutOfMemory => valkey.query(&["CONFIG", "SET", "maxmemory", "1"]).await,
+            Self::Slow => valkey.set_link(Link::Slow(TIMEOUT * 6 / 5)),
+            Self::Silent => valkey.set_link(Link::Silent),
+        }
+    }
+
+    async fn end(self, valkey: &mut ValkeyServer) {
+        match self {
+            Self::Paused => valkey.resume(),
+            Self::Killed => valkey.start_again(),
+            Self::Restarted | Self::ScriptsFlushed => {}
+            Self::OutOfMemory => valkey.query(&["CONFIG", "SET", "maxmemory", "0"]).await,
+            Self::Slow | Self::Silent => valkey.set_link(Link::Fast),
+        }
+    }
+
+    /// Whether the service notices that the Valkey does not work.
+    fn is_noticed(self) -> bool {
+        self != Self::ScriptsFlushed
+    }
+
+    /// Whether the Valkey does not work until [`Self::end`].
+    fn lasts(self) -> bool {
+        !matches!(self, Self::Restarted | Self::ScriptsFlushed)
+    }
+}
+
+/// The number of embeddings that NVIDIA was paid for.
+fn paid(nvidia: &FakeNvidia) -> usize {
+    nvidia.lines().iter().filter(|line| *line == INFER).count()
+}
+
+/// Sends a picture to all replicas at once. Returns the time of the slowest answer.
+async fn send_to_all(replicas: &[Replica], picture: usize) -> Duration {
+    let started = Instant::now();
+    let uploads = replicas.iter().map(async |replica| replica.upload_unsaved(&tiny(picture)).await);
+    for answer in join_all(uploads).await {
+        answer.vector();
+    }
+    started.elapsed()
+}
+
+/// Lets an outage happen to three replicas with these settings.
+async fn suffer(outage: Outage, bucket: &[Setting]) {
+    let Some(mut valkey) = ValkeyServer::start().await else { return };
+    let nvidia = FakeNvidia::healthy().await;
+    let more = [
+        ("IMAGESVC_VALKEY_TIMEOUT", format!("{}s", TIMEOUT.as_secs())),
+        ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000".to_owned()),
+        ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
+    ];
+    let settings = [bucket, &valkey.settings(), &more].concat();
+    let mut replicas = Vec::new();
+    for _ in 0..3 {
+        replicas.push(Replica::start(&nvidia, &settings).await);
+    }
+    let usable = json!({ "usable": true, "replicas": 3 });
+    for replica in &replicas {
+        replica.wait_for_valkey(usable.clone(), PATIENCE).await;
+    }
+    send_to_all(&replicas, 0).await;
+    assert_eq!(paid(&nvidia), 1, "{outage:?}");
+
+    outage.begin(&mut valkey).await;
+    let slowest = send_to_all(&replicas, 1).await;
+    println!("{outage:?}: the slowest request took {slowest:?}");
+    assert!(slowest < 2 * TIMEOUT, "{outage:?}: a request took {slowest:?}");
+    let calls = paid(&nvidia) - 1;
+    assert!((1..=3).contains(&calls), "{outage:?}: {calls} calls for one picture");
+    if outage.lasts() {
+        for replica in &replicas {
+            let state = json!({ "usable": false, "replicas": 3 });
+            replica.wait_for_valkey(state, PATIENCE).await;
+        }
+        // A request that comes during the outage does not wait for the Valkey at all.
+        let slowest = send_to_all(&replicas, 2).await;
+        assert!(slowest < TIMEOUT, "{outage:?}: a later request took {slowest:?}");
+    }
+
+    outage.end(&mut valkey).await;
+    let ended = Instant::now();
+    for replica in &replicas {
+        replica.wait_for_valkey(usable.clone(), PATIENCE).await;
+    }
+    let recovery = ended.elapsed();
+    println!("{outage:?}: all replicas shared their calls again after {recovery:?}");
+    assert!(recovery < RECOVERY, "{outage:?}: the recovery took {recovery:?}");
+    let before = paid(&nvidia);
+    send_to_all(&replicas, 3).await;
+    assert_eq!(paid(&nvidia) - before, 1, "{outage:?}: a new picture must be paid for once");
+
+    for replica in replicas {
+        let (status, log) = replica.stop().await;
+        assert_eq!(status.code(), Some(0), "{outage:?}");
+        let changes = usize::from(outage.is_noticed());
+        for text in ["Valkey cannot be used", "Valkey works again"] {
+            assert_eq!(count_lines(&log, text), changes, "{outage:?}: {log:#?}");
+        }
+        assert!(!log.iter().any(|line| line.contains(ValkeyServer::PASSWORD)), "{outage:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_outage_of_the_valkey_makes_a_request_fail_and_calls_are_shared_again_soon_after() {
+    let bucket = DiscardingBucket::start().await;
+    let settings = bucket.settings();
+    tokio::join!(
+        suffer(Outage::Paused, &settings),
+        suffer(Outage::Killed, &settings),
+        suffer(Outage::Restarted, &settings),
+        suffer(Outage::ScriptsFlushed, &settings),
+        suffer(Outage::OutOfMemory, &settings),
+        suffer(Outage::Slow, &settings),
+        suffer(Outage::Silent, &settings),
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_valkey_does_not_change_what_is_shared_by_a_bucket_that_checks_signatures() {
+    let Some(moto) = MotoServer::start().await else { return };
+    suffer(Outage::Killed, &moto.settings()).await;
+}
