@@ -1,10 +1,13 @@
-//! The policy and the lifecycle rules of `docs/scaling.md` work on an S3 server as the page says.
+//! The policy and the lifecycle rules of `docs/scaling.md` work on an S3 server as the page says, and the
+//! permissions on the Valkey are those that the service needs.
+
+use std::{collections::BTreeSet, fs};
 
 use serde_json::{Value, json};
 
 use crate::support::{
     FakeNvidia, ROCKET, Replica,
-    documents::Document,
+    documents::{Document, root},
     s3::{FaultProxy, MotoServer},
     tiny, wait_for,
 };
@@ -150,4 +153,29 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     assert_costs(&replica, &tiny(1), false, unsaved).await;
     assert_costs(&other_replica, ROCKET, true, in_bucket).await;
     assert_costs(&other_replica, ROCKET, true, in_local_cache).await;
+}
+
+#[test]
+fn the_permissions_on_the_valkey_are_those_that_the_scripts_need_and_that_ci_tests() {
+    let page = Document::read("docs/scaling.md").text;
+    let (_, permissions) = page.split_once("ACL SETUSER imagesvc on >PASSWORD ").unwrap();
+    let permissions = permissions.lines().next().unwrap();
+    // `.ci/run` runs this script with `--check`, and the service fails there without a permission.
+    let script = fs::read_to_string(root().join("deploy/replicas")).unwrap();
+    let line = format!("\npermissions='{permissions}'\n");
+    assert!(script.contains(&line), "deploy/replicas should contain {line}");
+
+    // The first two are for all scripts, and the last one is for `imagesvc check`.
+    let mut needed = BTreeSet::from(["evalsha", "script|load", "info"].map(str::to_owned));
+    for entry in fs::read_dir(root().join("src/valkey")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "lua") {
+            let text = fs::read_to_string(path).unwrap();
+            let calls = text.split("redis.call('").skip(1);
+            needed.extend(calls.map(|call| call.split('\'').next().unwrap().to_lowercase()));
+        }
+    }
+    let allowed = permissions.split(' ').filter_map(|word| word.strip_prefix('+'));
+    assert_eq!(allowed.map(str::to_owned).collect::<BTreeSet<_>>(), needed);
+    assert!(permissions.starts_with("~{imagesvc}* -@all "), "{permissions}");
 }
