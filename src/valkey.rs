@@ -22,7 +22,7 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::telemetry::Metrics;
 use error::Failure;
@@ -77,16 +77,26 @@ struct Inner {
     /// Identifies this replica. A replica has a new id after each start.
     replica: String,
     /// `None` while the Valkey cannot be used.
-    connection: Mutex<Option<MultiplexedConnection>>,
+    connection: Mutex<Option<Connection>>,
     /// How many replicas there were when the Valkey was last asked.
     replicas: AtomicU32,
     /// Changes when the Valkey works again, or has lost its data.
     generation: watch::Sender<u64>,
     /// Notified when a command has failed.
     failed: Notify,
+    /// The task that maintains the connection.
+    maintenance: Mutex<Option<AbortOnDropHandle<()>>>,
     /// Tracks the tasks that the shutdown waits for.
     background: TaskTracker,
     metrics: Arc<Metrics>,
+}
+
+/// A connection that works, as far as is known.
+#[derive(Clone)]
+struct Connection {
+    /// Differs from the number of every other connection.
+    number: u64,
+    commands: MultiplexedConnection,
 }
 
 impl fmt::Debug for Valkey {
@@ -114,6 +124,7 @@ impl Valkey {
             replicas: AtomicU32::new(settings.replicas.max(1)),
             generation: watch::Sender::new(0),
             failed: Notify::new(),
+            maintenance: Mutex::new(None),
             background,
             metrics,
         }));
@@ -145,25 +156,27 @@ impl Valkey {
         name: &'static str,
         script: &ScriptInvocation<'_>,
     ) -> Result<T, Unavailable> {
-        let mut connection = self.connection().clone().ok_or(Unavailable)?;
+        let Connection { number, mut commands } = self.connection().clone().ok_or(Unavailable)?;
         let started = Instant::now();
         // `redis` sends a script's text only if the server does not know it, so this may take more
         // than one command.
-        let reply = timeout(self.0.timeout, script.invoke_async(&mut connection)).await;
+        let reply = timeout(self.0.timeout, script.invoke_async(&mut commands)).await;
         let reply =
             reply.map_err(|_| Failure::Timeout).and_then(|reply| reply.map_err(Failure::from));
         let outcome = reply.as_ref().err().map_or("ok", Failure::name);
         self.0.metrics.record_valkey_command(name, outcome, started.elapsed());
         reply.map_err(|failure| {
-            self.fail(&failure);
+            self.fail(number, &failure);
             Unavailable
         })
     }
 
-    /// Stops to use the connection.
-    fn fail(&self, failure: &Failure) {
-        // Several commands may fail at once. Only the first one finds a connection.
-        if self.connection().take().is_some() {
+    /// Stops to use a connection.
+    fn fail(&self, number: u64, failure: &Failure) {
+        // Several commands may fail at once. Only the first one finds the connection. Later ones find
+        // none, or a new one.
+        let is_first = self.connection().take_if(|used| used.number == number).is_some();
+        if is_first {
             tracing::warn!(
                 cause = %failure,
                 advice = failure.advice(),
@@ -173,7 +186,7 @@ impl Valkey {
         }
     }
 
-    fn connection(&self) -> MutexGuard<'_, Option<MultiplexedConnection>> {
+    fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
         // The connection is valid even if a thread panicked while it held the lock.
         self.0.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -62,7 +62,7 @@ impl Failure {
         match error.kind() {
             ErrorKind::AuthenticationFailed => Some(CREDENTIALS),
             ErrorKind::Server(ServerErrorKind::NoPerm) => Some(
-                "the server's user needs the permissions +@all ~{imagesvc}*, see docs/scaling.md",
+                "the server's user needs the key pattern ~{imagesvc}* and the commands that docs/scaling.md lists",
             ),
             ErrorKind::Server(
                 ServerErrorKind::Moved | ServerErrorKind::CrossSlot | ServerErrorKind::ClusterDown,

@@ -1,7 +1,7 @@
 //! Maintains the connection: connects again after a failure, and reports this replica every second.
 
 use std::{
-    sync::{Arc, LazyLock, Weak, atomic::Ordering},
+    sync::{Arc, LazyLock, MutexGuard, PoisonError, Weak, atomic::Ordering},
     time::Duration,
 };
 
@@ -11,8 +11,9 @@ use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Inner, PREFIX, StartError, Unavailable, Valkey, error::Failure};
+use super::{Connection, Inner, PREFIX, StartError, Unavailable, Valkey, error::Failure};
 
 /// The time between two reports. A failure that no request notices is noticed after this time.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,8 +42,9 @@ pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
             ),
         }
     }
-    // The task ends when the service does not need the Valkey any more.
-    tokio::spawn(maintain(Arc::downgrade(&valkey.0)));
+    // The task must not keep the Valkey alive.
+    let task = tokio::spawn(maintain(Arc::downgrade(&valkey.0)));
+    *valkey.maintenance() = Some(AbortOnDropHandle::new(task));
     Ok(())
 }
 
@@ -84,12 +86,13 @@ impl Valkey {
         });
         // Connecting takes a few commands, and each may take as long as the timeout.
         let connected = timeout(2 * limit, connect).await.map_err(|_| Failure::Timeout)?;
-        let mut connection: MultiplexedConnection = connected??;
-        let report = self.report_script().invoke_async(&mut connection).await;
+        let mut commands: MultiplexedConnection = connected??;
+        let report = self.report_script().invoke_async(&mut commands).await;
         let (_, replicas): Report = report?;
         self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
-        *self.connection() = Some(connection);
-        self.0.generation.send_modify(|generation| *generation += 1);
+        let number = *self.0.generation.borrow() + 1;
+        *self.connection() = Some(Connection { number, commands });
+        self.0.generation.send_replace(number);
         Ok(())
     }
 
@@ -112,8 +115,15 @@ impl Valkey {
         script
     }
 
-    /// Tells the other replicas that this one stops.
+    fn maintenance(&self) -> MutexGuard<'_, Option<AbortOnDropHandle<()>>> {
+        // The task is valid even if a thread panicked while it held the lock.
+        self.0.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the other replicas that this one stops. From now on, a failure of the Valkey is permanent.
     pub async fn leave(&self) {
+        // The task would report this replica again.
+        drop(self.maintenance().take());
         let mut script = REPORT.key(format!("{PREFIX}:replicas"));
         script.arg(&self.0.replica).arg(0);
         let _: Result<Report, Unavailable> = self.run("report", &script).await;

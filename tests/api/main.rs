@@ -97,4 +97,5 @@ mod upload;
 mod url;
 mod valkey;
 mod valkey_leases;
+mod valkey_limits;
 mod valkey_outages;

@@ -1,0 +1,125 @@
+//! Limits that three replicas keep together: the calls to NVIDIA per minute, and the requests of a
+//! client.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::join;
+
+use crate::support::{
+    FakeNvidia, Replica, Reply, Setting, ValkeyServer, nvidia_api::INFER, picture_number, tiny,
+};
+
+/// How long a busy machine may take for what needs almost no time.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The window of the limit on calls. The service itself adds half a second.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// The limit of these tests on calls per minute.
+const LIMIT: usize = 30;
+
+/// The picture whose call never ends.
+const BLOCKER: usize = 1000;
+
+/// Waits until each replica knows all three.
+async fn wait_for_all(replicas: [&Replica; 3]) {
+    for replica in replicas {
+        replica.wait_for_valkey(json!({ "usable": true, "replicas": 3 }), PATIENCE).await;
+    }
+}
+
+/// Uploads pictures at the same time. Returns how many got a vector.
+async fn upload(replica: &Replica, pictures: impl Iterator<Item = usize>) -> usize {
+    let answers = join_all(pictures.map(async |n| replica.upload_unsaved(&tiny(n)).await)).await;
+    answers.iter().filter(|answer| answer.status == 200).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turns_are_given_back() {
+    let Some(valkey) = ValkeyServer::start().await else { return };
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let recorded = Arc::clone(&times);
+    let nvidia = FakeNvidia::healthy_except(move |request| {
+        assert_eq!(request.line(), INFER);
+        recorded.lock().unwrap().push(Instant::now());
+        (picture_number(request) == BLOCKER).then_some(Reply::Hang)
+    })
+    .await;
+    let limit: Setting = ("NVIDIA_REQUESTS_PER_MINUTE", LIMIT.to_string());
+    let shared = [valkey.settings(), vec![limit]].concat();
+    // The first replica makes one call at a time, and its requests have five seconds.
+    let of_first = [
+        &shared[..],
+        &[
+            ("NVIDIA_MAX_CONCURRENCY", "1".to_owned()),
+            ("IMAGESVC_REQUEST_TIMEOUT", "5s".to_owned()),
+        ],
+    ]
+    .concat();
+    let of_others = [&shared[..], &[("IMAGESVC_REQUEST_TIMEOUT", "2m".to_owned())]].concat();
+    let first = Replica::start(&nvidia, &of_first).await;
+    let second = Replica::start(&nvidia, &of_others).await;
+    let third = Replica::start(&nvidia, &of_others).await;
+    wait_for_all([&first, &second, &third]).await;
+    // For some seconds after its start, a replica makes only its part of the calls.
+    for replica in [&first, &second, &third] {
+        replica.wait_for_metric("imagesvc_call_limit", LIMIT as f64).await;
+    }
+
+    // The first replica takes ten turns. It uses one, and gives nine back after five seconds, because
+    // the call for the blocker keeps the only permit. The other replicas have 28 pictures for the 20
+    // turns that are left, so some pictures wait for the nine turns.
+    let blocker = first.start_unsaved_upload(&tiny(BLOCKER));
+    nvidia.wait_for(1).await;
+    let embedded = join!(upload(&first, 0..9), upload(&second, 100..114), upload(&third, 200..214));
+    assert_eq!(embedded, (0, 14, 14), "the other replicas should use all turns");
+    assert_eq!(blocker.await.unwrap().unwrap().status, 504);
+    let calls = times.lock().unwrap().clone();
+    assert_eq!(calls.len(), 1 + 28);
+    let elapsed = calls[28] - calls[0];
+    assert!(elapsed < MINUTE / 2, "turns were not used before {elapsed:?}");
+
+    // One turn is left in this minute. Two more pictures wait until the first calls are a minute old.
+    assert_eq!(join!(upload(&second, 300..302), upload(&third, 302..303)), (2, 1));
+    let calls = times.lock().unwrap().clone();
+    assert_eq!(calls.len(), LIMIT + 2);
+    for (earlier, later) in calls.iter().zip(&calls[LIMIT..]) {
+        let window = *later - *earlier;
+        assert!(window >= MINUTE, "{} calls in {window:?}", LIMIT + 1);
+        assert!(window < MINUTE + PATIENCE, "a call waited too long: {window:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limit_of_a_client_holds_for_all_replicas_together() {
+    const PER_MINUTE: usize = 60;
+    let Some(valkey) = ValkeyServer::start().await else { return };
+    let nvidia = FakeNvidia::healthy().await;
+    let limit: Setting = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", PER_MINUTE.to_string());
+    let settings = [valkey.settings(), vec![limit]].concat();
+    let replicas = [
+        Replica::start(&nvidia, &settings).await,
+        Replica::start(&nvidia, &settings).await,
+        Replica::start(&nvidia, &settings).await,
+    ];
+    wait_for_all(replicas.each_ref()).await;
+    let started = Instant::now();
+    let answers = join_all((0..150).map(async |n: usize| {
+        let answer = replicas[n % 3].upload_unsaved(&tiny(0)).await;
+        if answer.status != 200 {
+            assert_eq!(answer.status, 429, "{}", answer.text());
+            assert!(answer.header("retry-after").parse::<u64>().unwrap() >= 1);
+        }
+        answer.status == 200
+    }))
+    .await;
+    let admitted = answers.into_iter().filter(|is_admitted| *is_admitted).count();
+    // The limit allows one more request each second.
+    let most = PER_MINUTE + PER_MINUTE / 10 + started.elapsed().as_secs() as usize;
+    assert!((PER_MINUTE..=most).contains(&admitted), "{admitted} requests were admitted");
+}
