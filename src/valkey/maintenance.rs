@@ -88,8 +88,10 @@ impl Valkey {
         let report = self.report_script().invoke_async(&mut connection).await;
         let (_, replicas): Report = report?;
         self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
-        *self.connection() = Some(connection);
+        // Whoever finds the connection must find the new generation as well.
+        let mut current = self.connection();
         self.0.generation.send_modify(|generation| *generation += 1);
+        *current = Some(connection);
         Ok(())
     }
 
