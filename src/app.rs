@@ -139,6 +139,7 @@ impl App {
             Arc::clone(&metrics),
             background.clone(),
             trust,
+            valkey.clone(),
         )?;
         let bucket = match &config.bucket {
             Some(settings) => {

@@ -20,7 +20,8 @@ use std::path::PathBuf;
 
 use tokio::task::spawn_blocking;
 
-use crate::config::{CallLimit, Config, EmbedArguments, ExportFile};
+use crate::config::{Config, EmbedArguments, ExportFile};
+use call_limit::RunLimit;
 use export::Export;
 use failures::Failures;
 use feeder::Feeder;
@@ -33,6 +34,7 @@ use service::Service;
 use writer::{Target, Writer};
 
 mod attempt;
+mod call_limit;
 mod classify;
 mod client;
 mod counter;
@@ -81,7 +83,7 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     source::check(&arguments.sources)?;
     check_output(&arguments)?;
     if arguments.dry_run {
-        return count(arguments, reader, config.call_limit).await;
+        return count(arguments, reader, RunLimit::of(&config)).await;
     }
     let (target, existing, export) =
         open_target(arguments.out.clone(), arguments.export.clone(), reader.clone()).await?;
@@ -121,8 +123,8 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
 /// their calls past their deadlines, and would be refused.
 fn concurrency_in_process(config: &Config) -> usize {
     let twice_the_permits = 2 * config.embed.call.max_concurrency;
-    let calls_in_half_a_minute =
-        config.nvidia.requests_per_minute.map(|calls| (calls as usize / 2).max(1));
+    let limit = RunLimit::of(config);
+    let calls_in_half_a_minute = limit.map(|limit| (limit.calls() as usize / 2).max(1));
     calls_in_half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
@@ -166,7 +168,7 @@ async fn open_target(
 async fn count(
     arguments: EmbedArguments,
     reader: ItemReader,
-    call_limit: Option<CallLimit>,
+    call_limit: Option<RunLimit>,
 ) -> Result<Outcome, BulkError> {
     let work = move || {
         let existing = match arguments.out.as_ref().filter(|path| path.exists()) {

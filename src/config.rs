@@ -43,7 +43,6 @@ mod web;
 pub use command::{ABOUT_VARIABLES, Command, command_line, documented_command_line, keys};
 pub use embed_command::{EmbedArguments, ExportFile, ExportFormat};
 pub use nearest_command::NearestArguments;
-pub use nvidia::CallLimit;
 pub use raw::RawSettings;
 pub use upstream::Upstream;
 
@@ -56,9 +55,6 @@ const NO_CLIENT_KEYS: &str = "no client keys are set";
 pub struct Config {
     /// What computes the embeddings.
     pub upstream: Upstream,
-    /// The limit on the calls of all services that share the NVIDIA key. `nvidia` has this service's
-    /// part. `None` means no limit.
-    pub call_limit: Option<CallLimit>,
     /// How NVIDIA is called.
     pub nvidia: crate::nvidia::Settings,
     /// How pictures are sent, and how vectors are cached.
@@ -159,10 +155,8 @@ impl Config {
         let limits = limits::resolve(&mut reader);
         let replicas = reader.value(&nvidia::REPLICAS);
         let valkey = valkey::resolve(&mut reader, replicas);
-        let call_limit = nvidia::call_limit(&mut reader);
         let config = Self {
-            call_limit,
-            nvidia: nvidia::resolve(&mut reader, call_limit),
+            nvidia: nvidia::resolve(&mut reader, valkey.is_some()),
             embed: embed::resolve(&mut reader, &store, &limits),
             decoder: decoder::resolve(&mut reader),
             fetch: fetch::resolve(&mut reader),

@@ -31,13 +31,15 @@ use crate::{
     http_client::{self, Trust},
     shares::Clients,
     telemetry::Metrics,
+    valkey::{PaceKey, Valkey},
 };
 use classify::{ALERTING_STATUSES, Progress};
-use pace::PaceLimiter;
+use pace::{PaceLimiter, SharedLimit};
 use retry::RetryBudget;
 use retry_after::SharedRetryAfter;
 
 mod assets;
+mod call_limit;
 mod call_span;
 mod classify;
 mod infer;
@@ -51,6 +53,7 @@ mod vector;
 mod wire;
 
 pub use assets::UploadedAsset;
+pub use call_limit::CallLimit;
 pub use classify::{ErrorKind, Operation};
 pub use key::ApiKey;
 pub use pace::WINDOW as PACE_WINDOW;
@@ -92,10 +95,9 @@ pub struct Settings {
     pub proxy: Option<ProxyUrl>,
     /// The timeout of one attempt of one call.
     pub attempt_timeout: Duration,
-    /// The most inference calls in any period of length `pace_window`; `None` means no limit.
-    pub requests_per_minute: Option<u32>,
-    /// The length of the period for `requests_per_minute`: a minute and a small margin. Tests set a
-    /// shorter time.
+    /// The limit on the inference calls in any period of length `pace_window`; `None` means no limit.
+    pub call_limit: Option<CallLimit>,
+    /// The length of the period for `call_limit`: a minute and a small margin. Tests set a shorter time.
     pub pace_window: Duration,
     /// Whether many clients share the inference calls, or one client may make all of them.
     pub clients: Clients,
@@ -153,7 +155,7 @@ struct Inner {
     /// A [`KeyState`] as a number.
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
-    /// Tracks the tasks that delete assets.
+    /// Tracks the tasks that delete assets or give turns back.
     background: TaskTracker,
 }
 
@@ -166,7 +168,8 @@ struct ApiResponse {
 
 impl Client {
     /// Creates a client. The client deletes assets in tasks that `background` tracks, so that
-    /// requests do not wait for the deletion.
+    /// requests do not wait for the deletion. With a Valkey, all replicas share the limit on calls per
+    /// minute, and the client must be created in a runtime.
     ///
     /// # Errors
     /// If TLS cannot be set up.
@@ -176,6 +179,7 @@ impl Client {
         metrics: Arc<Metrics>,
         background: TaskTracker,
         trust: Trust,
+        valkey: Option<Valkey>,
     ) -> Result<Self, reqwest::Error> {
         let builder = trust
             .client_builder()
@@ -191,14 +195,21 @@ impl Client {
                 metrics.initialize_upstream_calls(operation.name(), status);
             }
         }
+        let http = builder.build()?;
+        let pace = settings.call_limit.map(|limit| {
+            let shared = valkey.map(|valkey| {
+                SharedLimit::new(valkey, PaceKey::new(key.hash()), background.clone())
+            });
+            // Without a Valkey, the parts are fixed.
+            let calls = if shared.is_some() { limit.total } else { limit.part() };
+            PaceLimiter::new(calls, settings.pace_window, settings.clients, shared)
+        });
         Ok(Self(Arc::new(Inner {
-            http: builder.build()?,
+            http,
             key,
             retry_budget: RetryBudget::default(),
             shared_retry_after: SharedRetryAfter::default(),
-            pace: settings
-                .requests_per_minute
-                .map(|limit| PaceLimiter::new(limit, settings.pace_window, settings.clients)),
+            pace,
             key_state: AtomicU8::new(KeyState::Unknown as u8),
             metrics,
             background,

@@ -7,12 +7,13 @@ use std::{
 };
 
 use super::{
+    call_limit::RunLimit,
     error::BulkError,
     item::{ItemReader, Picture},
     output::Existing,
     source,
 };
-use crate::config::CallLimit;
+use crate::nvidia::CallLimit;
 
 /// Counts the rows of the sources, up to `limit`, and prints the counts. Blocks the thread.
 pub(super) fn count(
@@ -20,7 +21,7 @@ pub(super) fn count(
     reader: &ItemReader,
     mut existing: Existing,
     limit: Option<u64>,
-    call_limit: Option<CallLimit>,
+    call_limit: Option<RunLimit>,
 ) -> Result<(), BulkError> {
     let limit = limit.unwrap_or(u64::MAX);
     let (mut files, mut urls, mut invalid, mut skipped) = (0_u64, 0_u64, 0_u64, 0_u64);
@@ -49,19 +50,20 @@ pub(super) fn count(
 }
 
 /// A line that says how long this number of calls takes at most.
-fn longest_time(calls: u64, call_limit: CallLimit) -> String {
-    let CallLimit { total, replicas } = call_limit;
-    let part = call_limit.part();
-    // The settings allow no part of 0; `max` only avoids a division by zero.
-    let seconds = calls.saturating_mul(60) / u64::from(part.max(1));
+fn longest_time(calls: u64, limit: RunLimit) -> String {
+    let CallLimit { total, replicas } = limit.limit;
+    let part = limit.calls();
+    let seconds = calls.saturating_mul(60) / u64::from(part);
     let time = humantime::format_duration(Duration::from_secs(seconds));
-    let limit = if replicas > 1 {
-        format!(
+    let limit = match (limit.has_valkey, replicas) {
+        (true, _) => {
+            format!("NVIDIA_REQUESTS_PER_MINUTE={total}, as long as no other replica makes calls")
+        }
+        (false, 1) => format!("NVIDIA_REQUESTS_PER_MINUTE={total}"),
+        (false, _) => format!(
             "this replica's part of NVIDIA_REQUESTS_PER_MINUTE={total}, which is {part} with \
              IMAGESVC_REPLICAS={replicas}"
-        )
-    } else {
-        format!("NVIDIA_REQUESTS_PER_MINUTE={total}")
+        ),
     };
     format!("with {limit}, at most {time}; equal pictures and cached ones take no time\n")
 }

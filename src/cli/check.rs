@@ -238,7 +238,7 @@ async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
     let finding = |state, text: String| Finding::new("nvidia", state, text);
     let mut settings = config.nvidia.clone();
     settings.retry.max_attempts = 1; // a retry could be a second paid call
-    let client = match Client::new(settings, key, Metrics::new(), TaskTracker::new(), trust) {
+    let client = match Client::new(settings, key, Metrics::new(), TaskTracker::new(), trust, None) {
         Ok(client) => client,
         Err(error) => return finding(State::Fault, format!("cannot create the client: {error}")),
     };

@@ -11,7 +11,7 @@ use super::{
     setting::{OptionalSetting, Setting},
 };
 use crate::{
-    nvidia::{PACE_WINDOW, POLL_INTERVAL, ProxyUrl, RetryPolicy, Settings},
+    nvidia::{CallLimit, PACE_WINDOW, POLL_INTERVAL, ProxyUrl, RetryPolicy, Settings},
     shares::Clients,
 };
 
@@ -60,7 +60,7 @@ pub(super) const REPLICAS: Setting<u32> = Setting::new(
     "IMAGESVC_REPLICAS",
     "1",
     |text| parse::number(text, 1..=1000),
-    "How many services use the same NVIDIA key; each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE",
+    "How many services use the same NVIDIA key, as long as no Valkey tells: each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE",
 );
 
 pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
@@ -69,29 +69,13 @@ pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
     "A proxy for the calls to NVIDIA: http://host:port",
 );
 
-/// The limit on the calls per minute of one NVIDIA key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CallLimit {
-    /// The calls of all services together.
-    pub total: u32,
-    /// How many services share them. Never 0.
-    pub replicas: u32,
-}
-
-impl CallLimit {
-    /// This service's part. Rounded down, so that the parts of all services together do not exceed the
-    /// limit.
-    pub fn part(self) -> u32 {
-        self.total / self.replicas
-    }
-}
-
-/// Reads the limit on the calls per minute. Adds an error if a part of it is less than one call.
-pub(super) fn call_limit(reader: &mut Reader<'_>) -> Option<CallLimit> {
+/// Reads the limit on the calls per minute. Without a Valkey, adds an error if a part of it is less than
+/// one call.
+fn call_limit(reader: &mut Reader<'_>, has_valkey: bool) -> Option<CallLimit> {
     let replicas = reader.value(&REPLICAS);
     let total = reader.optional(&REQUESTS_PER_MINUTE)?;
     let limit = CallLimit { total, replicas };
-    if limit.part() == 0 {
+    if limit.part() == 0 && !has_valkey {
         let (name, limit_name) = (REPLICAS.info.name, REQUESTS_PER_MINUTE.info.name);
         reader.errors.push(format!(
             "{name} must be at most {total}, so that each of them may make one of the calls of \
@@ -102,14 +86,14 @@ pub(super) fn call_limit(reader: &mut Reader<'_>) -> Option<CallLimit> {
 }
 
 /// Reads the settings for the calls to NVIDIA.
-pub(super) fn resolve(reader: &mut Reader<'_>, call_limit: Option<CallLimit>) -> Settings {
+pub(super) fn resolve(reader: &mut Reader<'_>, has_valkey: bool) -> Settings {
     Settings {
         infer_url: reader.value(&INFER_URL),
         status_url: reader.value(&STATUS_URL),
         assets_url: reader.value(&ASSETS_URL),
         proxy: reader.optional(&PROXY),
         attempt_timeout: reader.value(&TIMEOUT),
-        requests_per_minute: call_limit.map(CallLimit::part),
+        call_limit: call_limit(reader, has_valkey),
         pace_window: PACE_WINDOW,
         clients: Clients::Many,
         retry: RetryPolicy { max_attempts: reader.value(&MAX_ATTEMPTS), ..RetryPolicy::default() },

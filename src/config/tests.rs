@@ -1,6 +1,7 @@
 //! Tests that settings resolve to a `Config`, or to all of their errors.
 
 use super::*;
+use crate::nvidia::CallLimit;
 
 /// Resolves settings with these names and values.
 fn resolve(pairs: &[(&str, &str)]) -> Result<Config, SettingErrors> {
@@ -172,7 +173,7 @@ fn each_replica_gets_an_equal_part_of_the_calls_per_minute() {
             ("NVIDIA_REQUESTS_PER_MINUTE", limit),
             ("IMAGESVC_REPLICAS", replicas),
         ];
-        resolve(&values).map(|config| config.nvidia.requests_per_minute)
+        resolve(&values).map(|config| config.nvidia.call_limit.map(CallLimit::part))
     };
     for (limit, replicas, expected) in [("40", "1", 40), ("40", "3", 13), ("3", "3", 1)] {
         assert_eq!(part(limit, replicas).unwrap(), Some(expected), "{limit} for {replicas}");
@@ -180,5 +181,17 @@ fn each_replica_gets_an_equal_part_of_the_calls_per_minute() {
     let errors = part("2", "3").unwrap_err().to_string();
     assert!(errors.contains("IMAGESVC_REPLICAS must be at most 2"), "{errors}");
     let unlimited = [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_REPLICAS", "3")];
-    assert_eq!(resolve(&unlimited).unwrap().nvidia.requests_per_minute, None);
+    assert_eq!(resolve(&unlimited).unwrap().nvidia.call_limit, None);
+}
+
+#[test]
+fn with_a_valkey_a_part_of_the_calls_may_be_less_than_one() {
+    let values = [
+        ("IMAGESVC_SANDBOX", "true"),
+        ("NVIDIA_REQUESTS_PER_MINUTE", "2"),
+        ("IMAGESVC_REPLICAS", "3"),
+        ("IMAGESVC_VALKEY_URL", "redis://cache.example"),
+    ];
+    let limit = resolve(&values).unwrap().nvidia.call_limit;
+    assert_eq!(limit, Some(CallLimit { total: 2, replicas: 3 }));
 }

@@ -26,7 +26,7 @@ fn new_embedder() -> Embedder {
         assets_url: nowhere,
         proxy: None,
         attempt_timeout: Duration::from_secs(5),
-        requests_per_minute: None,
+        call_limit: None,
         pace_window: Duration::ZERO,
         clients: Clients::Many,
         retry: RetryPolicy { max_attempts: 1, ..RetryPolicy::default() },
@@ -39,6 +39,7 @@ fn new_embedder() -> Embedder {
         Arc::clone(&metrics),
         background.clone(),
         Trust::probe(),
+        None,
     );
     let space = DiskSpace::new("unused".into(), 0);
     let settings = Settings {

@@ -74,6 +74,8 @@ impl Client {
         retry_state: &mut RetryState<'_>,
     ) -> Result<(), Error> {
         let deadline = retry_state.deadline;
+        // Another call may have been allowed in place of an expired permit.
+        retry_state.pace_permit.take_if(|permit| permit.is_expired());
         loop {
             self.wait_for_retry_after(operation, deadline).await?;
             if let Some(pace) = &self.0.pace
@@ -122,7 +124,7 @@ impl Client {
         let (operation, deadline) = (inference.infer_operation, retry_state.deadline);
         self.wait_until_ready(operation, retry_state).await?;
         if let Some(permit) = retry_state.pace_permit.take() {
-            permit.use_now();
+            permit.use_now().await;
         }
         retry_state.sent_inferences += 1;
         let request = self

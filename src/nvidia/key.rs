@@ -5,8 +5,9 @@ use std::fmt;
 use bytes::Bytes;
 use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret, SecretString};
+use sha2::Digest;
 
-use crate::bearer_token;
+use crate::{bearer_token, sha256::Sha256};
 
 /// An NVIDIA API key. `Debug` prints `[redacted]`.
 #[derive(Clone)]
@@ -39,6 +40,12 @@ impl ApiKey {
     #[cfg(test)]
     pub(crate) fn is(&self, key: &str) -> bool {
         self.0.expose_secret() == key
+    }
+
+    /// A hash that identifies the key. A key has too many random digits to be guessed from it.
+    pub(super) fn hash(&self) -> Sha256 {
+        let hasher = sha2::Sha256::new().chain_update("imagesvc NVIDIA key ");
+        Sha256::of(hasher.chain_update(self.0.expose_secret()))
     }
 
     /// Replaces the key in the text of a response. Servers may quote the key in error messages, and

@@ -9,7 +9,6 @@
 //! a batch are made at once if they all fit into the window.
 
 use std::{
-    collections::VecDeque,
     mem,
     pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,10 +20,18 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::shares::{ClientNetwork, Clients, Tally};
-use call_log::{CallLog, Demand, Rule, TimedCall};
+use crate::shares::{ClientNetwork, Clients};
+use call_log::{Demand, Rule, TimedCall};
+use shared::{Asking, SharedPace};
+use state::{State, Step};
 
 mod call_log;
+mod permit;
+mod shared;
+mod state;
+
+pub(super) use permit::{PacePermit, ReservationGuard};
+pub(super) use shared::SharedLimit;
 
 /// A minute and a margin. The margin is needed because two calls may take different times to arrive at
 /// NVIDIA: they may arrive closer together than they were sent.
@@ -37,61 +44,52 @@ pub(super) struct PaceLimiter(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     rule: Rule,
+    /// `None` if there is no Valkey.
+    shared: Option<SharedPace>,
     state: Mutex<State>,
     /// Notified when another waiting call may have become the next one, or may be made earlier than
     /// before.
     changed: Notify,
 }
 
-#[derive(Debug)]
-struct State {
-    log: CallLog,
-    /// The number of each client's reserved calls that do not wait for a permit yet.
-    reserved: Tally,
-    /// The clients with calls that wait for a permit, in the order of their arrival.
-    waiting: Vec<ClientQueue>,
-    next_id: u64,
-}
-
-/// A client's waiting calls.
-#[derive(Debug)]
-struct ClientQueue {
-    client_network: ClientNetwork,
-    /// As in [`Demand`]: whether the calls are spread.
-    is_spread: bool,
-    /// The ids of the calls, in the order of their arrival.
-    ids: VecDeque<u64>,
-}
-
-/// A call in [`State::waiting`]. Dropping the guard removes the call.
+/// A waiting call. Dropping the guard removes the call from the state.
 struct WaitGuard<'a> {
     pace: &'a Inner,
     id: u64,
 }
 
-/// Reserved calls that do not wait for a permit yet. Dropping the guard frees the reservation.
-#[derive(Debug)]
-pub(super) struct ReservationGuard {
-    pace: Arc<Inner>,
-    client_network: ClientNetwork,
-    is_spread: bool,
-    count: usize,
+/// What the task of a waiting call does while the state is not locked.
+enum Action<'a> {
+    Wait(Instant),
+    Ask(&'a SharedPace, Asking<'a>, Question),
 }
 
-/// Permission to make a call now or later. Dropping an unused permit allows another call instead.
-#[derive(Debug)]
-pub(super) struct PacePermit {
-    pace: Arc<Inner>,
-    call: TimedCall,
-    is_used: bool,
+/// What the Valkey is asked.
+#[derive(Clone, Copy)]
+enum Question {
+    Turn,
+    Look,
 }
 
 impl PaceLimiter {
-    /// A limiter of `calls_per_window` calls in any period of length `window`.
-    pub(super) fn new(calls_per_window: u32, window: Duration, clients: Clients) -> Self {
+    /// A limiter of `calls_per_window` calls in any period of length `window`. With a Valkey, the limit
+    /// is for the calls of all replicas together, and this must be called in a runtime.
+    pub(super) fn new(
+        calls_per_window: u32,
+        window: Duration,
+        clients: Clients,
+        shared: Option<SharedLimit>,
+    ) -> Self {
         let calls_per_window = usize::try_from(calls_per_window).unwrap_or(usize::MAX);
-        let rule = Rule { calls_per_window, window, clients };
-        Self(Arc::new(Inner { rule, state: Mutex::new(State::new(rule)), changed: Notify::new() }))
+        let rule = Rule { calls_per_window, window, replicas: 1, clients };
+        let inner = Arc::new(Inner {
+            rule,
+            shared: shared.map(|limit| SharedPace::new(limit, calls_per_window, window)),
+            state: Mutex::new(State::new(rule, Instant::now())),
+            changed: Notify::new(),
+        });
+        inner.start_recorder();
+        Self(inner)
     }
 
     /// Reserves `count` calls of a client. Reserves either all `count` calls or none.
@@ -118,9 +116,10 @@ impl PaceLimiter {
     }
 
     /// The most calls, up to `at_most`, that one client can reserve within `period` while no other
-    /// calls are made.
+    /// calls are made. While the Valkey cannot be used, the limiter allows fewer.
     pub(super) fn largest_reservation(&self, at_most: usize, period: Duration) -> usize {
-        let (mut state, now) = (State::new(self.0.rule), Instant::now());
+        let now = Instant::now();
+        let mut state = State::new(self.0.rule, now);
         let mut fits = |count: usize| {
             let (client_network, is_spread) = (ClientNetwork::UNKNOWN, state.must_spread(count));
             state.expected_time(Demand { client_network, is_spread, count }, now) < now + period
@@ -159,27 +158,52 @@ impl PaceLimiter {
             if now >= deadline {
                 return Err(Duration::ZERO);
             }
-            let wake = {
+            let action = {
                 let mut state = self.0.state(now);
-                match state.next(now) {
-                    Some((id, time)) if id == guard.id => {
-                        was_next = true;
-                        if time <= now {
-                            let call = TimedCall { time: now, client_network };
-                            state.log.record(call);
-                            let pace = Arc::clone(&self.0);
-                            return Ok(PacePermit { pace, call, is_used: false });
-                        }
-                        state.log.next_expiry().map_or(time, |expiry| expiry.min(time))
+                let step = state.step(guard.id, now);
+                if step == Step::WaitForOthers {
+                    // This call was the next one. After an expiry, another call may be the next one, and
+                    // its task must wake up.
+                    if mem::take(&mut was_next) {
+                        self.0.changed.notify_waiters();
                     }
-                    _ => {
-                        // This call was the next one. After an expiry, another call may be the next one,
-                        // and its task must wake up.
-                        if mem::take(&mut was_next) {
-                            self.0.changed.notify_waiters();
-                        }
-                        deadline
+                } else {
+                    was_next = true;
+                }
+                match (step, &self.0.shared) {
+                    // The calls of other replicas may delay this call past its deadline.
+                    (Step::Wait { earliest, .. }, Some(_)) if earliest >= deadline => {
+                        return Err(earliest - now);
                     }
+                    (Step::Wait { until, .. }, _) => Action::Wait(until),
+                    (Step::WaitForOthers, _) => Action::Wait(deadline),
+                    (Step::AskForTurn, Some(shared)) => {
+                        Action::Ask(shared, Asking::start(&self.0, &mut state), Question::Turn)
+                    }
+                    (Step::Look, Some(shared)) => {
+                        Action::Ask(shared, Asking::start(&self.0, &mut state), Question::Look)
+                    }
+                    (Step::Call | Step::AskForTurn | Step::Look, _) => {
+                        let client_network = Some(client_network);
+                        let call = TimedCall { time: now, id: guard.id, client_network };
+                        state.log.record(call);
+                        let pace = Arc::clone(&self.0);
+                        return Ok(PacePermit { pace, call, asked: None, is_done: false });
+                    }
+                }
+            };
+            let wake = match action {
+                Action::Wait(until) => until,
+                Action::Ask(shared, asking, Question::Turn) => {
+                    let turn = self.0.take_turn(shared, asking, guard.id, client_network).await;
+                    match turn {
+                        Some(permit) => return Ok(permit),
+                        None => continue,
+                    }
+                }
+                Action::Ask(shared, asking, Question::Look) => {
+                    self.0.look(shared, asking).await;
+                    continue;
                 }
             };
             tokio::select! {
@@ -191,107 +215,19 @@ impl PaceLimiter {
 
     /// The number of calls that wait for a permit.
     pub(super) fn waiting(&self) -> usize {
-        self.0.state(Instant::now()).waiting.iter().map(|queue| queue.ids.len()).sum()
+        self.0.state(Instant::now()).waiting()
     }
 }
 
 impl Inner {
-    /// Locks the state, and removes the calls that are older than a window.
+    /// Locks the state, removes the calls that are older than a window, and applies the limit at this
+    /// time.
     fn state(&self, now: Instant) -> MutexGuard<'_, State> {
         // The state is consistent even if a thread panicked while it held the lock.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.log.expire(now);
+        self.apply_mode(&mut state, now);
         state
-    }
-}
-
-impl State {
-    fn new(rule: Rule) -> Self {
-        let (reserved, waiting) = Default::default();
-        Self { log: CallLog::new(rule), reserved, waiting, next_id: 0 }
-    }
-
-    /// Adds a waiting call, and returns its id.
-    fn enqueue(&mut self, client_network: ClientNetwork, is_spread: bool) -> u64 {
-        let id = self.next_id;
-        self.next_id += 1;
-        let mut queues = self.waiting.iter_mut();
-        let same = |queue: &&mut ClientQueue| {
-            (queue.client_network, queue.is_spread) == (client_network, is_spread)
-        };
-        match queues.find(same) {
-            Some(queue) => queue.ids.push_back(id),
-            None => {
-                self.waiting.push(ClientQueue { client_network, is_spread, ids: [id].into() });
-            }
-        }
-        id
-    }
-
-    fn dequeue(&mut self, id: u64) {
-        for queue in &mut self.waiting {
-            queue.ids.retain(|known| *known != id);
-        }
-        self.waiting.retain(|queue| !queue.ids.is_empty());
-    }
-
-    /// The waiting call that is made next, and its earliest time.
-    fn next(&self, now: Instant) -> Option<(u64, Instant)> {
-        let (index, time) = self.log.next(self.waiting.iter().map(ClientQueue::demand), now)?;
-        Some((*self.waiting.get(index)?.ids.front()?, time))
-    }
-
-    /// Whether the calls of a request with `count` calls are spread. This is so for a single call, and
-    /// for a batch that does not fit into the window.
-    fn must_spread(&self, count: usize) -> bool {
-        let waiting: usize = self.waiting.iter().map(|queue| queue.ids.len()).sum();
-        let reserved = usize::try_from(self.reserved.total()).unwrap_or(usize::MAX);
-        count <= 1 || !self.log.fits(waiting.saturating_add(reserved).saturating_add(count))
-    }
-
-    /// When the last call of a new demand can be made, if all waiting and reserved calls are made.
-    fn expected_time(&mut self, demand: Demand, now: Instant) -> Instant {
-        let waiting = self.waiting.iter().map(ClientQueue::demand);
-        let reserved = self.reserved.iter().map(|(client_network, count)| {
-            let count = usize::try_from(count).unwrap_or(usize::MAX);
-            Demand { client_network, is_spread: true, count }
-        });
-        // The client's earlier calls come before its new ones, so both are one demand.
-        let (of_client, mut demands): (Vec<_>, Vec<_>) = waiting
-            .chain(reserved)
-            .partition(|other| other.client_network == demand.client_network);
-        let earlier: usize = of_client.iter().map(|other| other.count).sum();
-        demands.push(Demand { count: earlier.saturating_add(demand.count), ..demand });
-        self.log.expected_time(demands, now)
-    }
-}
-
-impl ClientQueue {
-    fn demand(&self) -> Demand {
-        let Self { client_network, is_spread, ref ids } = *self;
-        Demand { client_network, is_spread, count: ids.len() }
-    }
-}
-
-impl ReservationGuard {
-    /// The argument of [`PaceLimiter::take_permit`] for the reserved calls.
-    pub(super) fn is_spread(&self) -> bool {
-        self.is_spread
-    }
-
-    /// Moves one of the reserved calls, if any is left, to a guard of its own.
-    pub(super) fn split_one(&mut self) -> Self {
-        let count = self.count.min(1);
-        self.count -= count;
-        Self { pace: Arc::clone(&self.pace), count, ..*self }
-    }
-}
-
-impl Drop for ReservationGuard {
-    fn drop(&mut self) {
-        let count = self.count as u64;
-        self.pace.state(Instant::now()).reserved.remove(self.client_network, count);
-        self.pace.changed.notify_waiters();
     }
 }
 
@@ -299,27 +235,6 @@ impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
         self.pace.state(Instant::now()).dequeue(self.id);
         self.pace.changed.notify_waiters();
-    }
-}
-
-impl PacePermit {
-    /// Uses the permit for a call that is made now. The call counts from now on, and not from when the
-    /// permit was taken: the window would otherwise end too early.
-    pub(super) fn use_now(mut self) {
-        self.is_used = true;
-        let now = Instant::now();
-        let mut state = self.pace.state(now);
-        state.log.remove(self.call);
-        state.log.record(TimedCall { time: now, ..self.call });
-    }
-}
-
-impl Drop for PacePermit {
-    fn drop(&mut self) {
-        if !self.is_used {
-            self.pace.state(Instant::now()).log.remove(self.call);
-            self.pace.changed.notify_waiters();
-        }
     }
 }
 

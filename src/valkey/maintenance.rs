@@ -90,9 +90,11 @@ impl Valkey {
         let report = self.report_script().invoke_async(&mut commands).await;
         let (_, replicas): Report = report?;
         self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
+        // A request that finds the connection must find the new generation as well.
+        let mut connection = self.connection();
         let number = *self.0.generation.borrow() + 1;
-        *self.connection() = Some(Connection { number, commands });
         self.0.generation.send_replace(number);
+        *connection = Some(Connection { number, commands });
         Ok(())
     }
 

@@ -2,16 +2,19 @@
 -- KEYS[1]: a sorted set of the calls in the last window, by their times in microseconds. A call's
 --          name is its replica's id, a colon, and a number.
 -- ARGV: the most calls in a window; the window in microseconds; the replica's id; the call's number,
---       or '' if no call is to be made; how many ages may be returned
--- Returns whether the call may be made (1 or 0); if not, how long it must wait, in microseconds; the
--- number of calls that other replicas made in the window; and the ages of these calls in
--- microseconds, the oldest first.
+--       or '' if no call is to be made; how many of the oldest calls may be returned
+-- Returns whether the call may be made (1 or 0); if not, how long it must wait, in microseconds; and
+-- the ages of the calls that other replicas made in the window, in microseconds, the oldest first.
 local calls = KEYS[1]
 local limit, window, replica = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local number, most_ages = ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 redis.call('ZREMRANGEBYSCORE', calls, '-inf', now - window)
+-- If another server takes over, its clock may be behind. A call after its time counts as made now.
+for _, call in ipairs(redis.call('ZRANGEBYSCORE', calls, string.format('(%.0f', now), '+inf')) do
+  redis.call('ZADD', calls, now, call)
+end
 
 local count, granted, wait = redis.call('ZCARD', calls), 0, 0
 if count >= limit then
@@ -19,19 +22,15 @@ if count >= limit then
   local blocking = redis.call('ZRANGE', calls, count - limit, count - limit, 'WITHSCORES')
   wait = blocking[2] + window - now
 end
-local prefix = replica .. ':'
-local others, ages = 0, {}
-local known = redis.call('ZRANGE', calls, 0, -1, 'WITHSCORES')
-for i = 1, #known, 2 do
-  if string.sub(known[i], 1, #prefix) ~= prefix then
-    others = others + 1
-    if #ages < most_ages then
-      ages[#ages + 1] = now - known[i + 1]
-    end
+local prefix, ages = replica .. ':', {}
+local oldest = redis.call('ZRANGE', calls, 0, most_ages - 1, 'WITHSCORES')
+for i = 1, #oldest, 2 do
+  if string.sub(oldest[i], 1, #prefix) ~= prefix then
+    ages[#ages + 1] = now - oldest[i + 1]
   end
 end
 if wait == 0 and number ~= '' then
   redis.call('ZADD', calls, now, prefix .. number)
   granted = 1
 end
-return { granted, wait, others, ages }
+return { granted, wait, ages }

@@ -16,13 +16,13 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace.
 static RECORD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace_record.lua")));
 static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace_return.lua")));
 
-/// At most this many calls of other replicas are returned one by one.
+/// At most this many of the oldest calls are returned. All calls count, however many there are.
 const MAX_AGES: usize = 1000;
 
 /// Identifies a call of this replica.
 pub type CallId = u64;
 
-/// The key of NVIDIA whose calls are counted.
+/// The NVIDIA key whose calls are counted.
 #[derive(Debug, Clone)]
 pub struct PaceKey(String);
 
@@ -40,7 +40,7 @@ impl PaceKey {
 pub struct PaceReply {
     /// Whether a turn was taken, so that the call may be made now.
     pub is_granted: bool,
-    /// How long a call would have to wait.
+    /// How long a call would have to wait; zero if it need not wait.
     pub wait: Duration,
     /// The ages of the calls that other replicas made in the window, the oldest first.
     pub ages_of_others: Vec<Duration>,
@@ -62,16 +62,12 @@ impl Valkey {
         let mut script = TAKE.key(&key.0);
         let call = call.map(|call| call.to_string()).unwrap_or_default();
         script.arg(limit).arg(micros(window)).arg(&self.0.replica).arg(call).arg(MAX_AGES);
-        let (is_granted, wait, others, ages): (bool, u64, usize, Vec<u64>) =
-            self.run("pace", &script).await?;
-        let mut ages_of_others: Vec<_> = ages.into_iter().map(Duration::from_micros).collect();
-        // There may be more calls than ages. Their ages are at most the last one.
-        let last = ages_of_others.last().copied().unwrap_or_default();
-        ages_of_others.resize(others, last);
+        let (is_granted, wait, ages): (bool, u64, Vec<u64>) = self.run("pace", &script).await?;
+        let ages_of_others = ages.into_iter().map(Duration::from_micros).collect();
         Ok(PaceReply { is_granted, wait: Duration::from_micros(wait), ages_of_others })
     }
 
-    /// Records calls of this replica with their ages.
+    /// Records calls of this replica with their ages. A call that is known already keeps its later time.
     ///
     /// # Errors
     /// [`Unavailable`]
@@ -86,7 +82,8 @@ impl Valkey {
         for (call, age) in calls {
             script.arg(self.call_name(call)).arg(micros(age));
         }
-        self.run("pace_record", &script).await
+        let _: usize = self.run("pace_record", &script).await?;
+        Ok(())
     }
 
     /// Gives back the turn of a call that is not made.
@@ -96,7 +93,8 @@ impl Valkey {
     pub async fn return_turn(&self, key: &PaceKey, call: CallId) -> Result<(), Unavailable> {
         let mut script = RETURN.key(&key.0);
         script.arg(self.call_name(call));
-        self.run("pace_return", &script).await
+        let _: usize = self.run("pace_return", &script).await?;
+        Ok(())
     }
 
     fn call_name(&self, call: CallId) -> String {

@@ -1,4 +1,4 @@
--- Gives back the turns of calls that are not made.
+-- Gives back the turn of a call that is not made.
 -- KEYS[1]: as in pace.lua
--- ARGV: the calls' names
-return redis.call('ZREM', KEYS[1], unpack(ARGV))
+-- ARGV: the call's name
+return redis.call('ZREM', KEYS[1], ARGV[1])

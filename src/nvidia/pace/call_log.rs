@@ -1,5 +1,6 @@
 //! Stores the calls of the last window, and decides which call is next and when. Nothing here reads the
-//! clock: the time is an argument.
+//! clock: the time is an argument. Calls of other replicas take part of the limit, but count for none of
+//! this replica's clients.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,14 +18,19 @@ pub(super) struct Rule {
     /// The most calls in any period of length `window`.
     pub calls_per_window: usize,
     pub window: Duration,
+    /// How many replicas make these calls. At least 1.
+    pub replicas: usize,
     pub clients: Clients,
 }
 
-/// The time of a call, and the client network that it is made for.
+/// A call and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TimedCall {
     pub time: Instant,
-    pub client_network: ClientNetwork,
+    /// Identifies a call of this replica.
+    pub id: u64,
+    /// The client network that the call is made for. `None` for a call of another replica.
+    pub client_network: Option<ClientNetwork>,
 }
 
 /// A client's calls that are not made yet.
@@ -43,6 +49,8 @@ pub(super) struct CallLog {
     calls: VecDeque<TimedCall>,
     /// Clients without a call in the last window are not stored.
     by_client: HashMap<ClientNetwork, ClientCalls>,
+    /// When the next call may be made, according to the Valkey.
+    not_before: Option<Instant>,
 }
 
 /// A client's calls in the last window.
@@ -55,7 +63,35 @@ struct ClientCalls {
 impl CallLog {
     /// A log without calls.
     pub(super) fn new(rule: Rule) -> Self {
-        Self { rule, calls: VecDeque::new(), by_client: HashMap::new() }
+        Self { rule, calls: VecDeque::new(), by_client: HashMap::new(), not_before: None }
+    }
+
+    /// Changes the limit, and how many replicas share it.
+    pub(super) fn set_limit(&mut self, calls_per_window: usize, replicas: usize) {
+        self.rule = Rule { calls_per_window, replicas, ..self.rule };
+    }
+
+    /// The most calls in a window.
+    pub(super) fn limit(&self) -> usize {
+        self.rule.calls_per_window
+    }
+
+    /// Replaces the calls of other replicas.
+    pub(super) fn replace_others(&mut self, times: impl IntoIterator<Item = Instant>) {
+        self.calls.retain(|call| call.client_network.is_some());
+        let other = |time| TimedCall { time, id: 0, client_network: None };
+        self.calls.extend(times.into_iter().map(other));
+        self.calls.make_contiguous().sort_by_key(|call| call.time);
+    }
+
+    /// Sets when the next call may be made, according to the Valkey.
+    pub(super) fn set_not_before(&mut self, time: Option<Instant>) {
+        self.not_before = time;
+    }
+
+    /// The calls of this replica.
+    pub(super) fn own(&self) -> impl Iterator<Item = &TimedCall> {
+        self.calls.iter().filter(|call| call.client_network.is_some())
     }
 
     /// Removes the calls that are older than a window.
@@ -69,33 +105,43 @@ impl CallLog {
             return None;
         }
         self.calls.pop_front();
-        self.uncount(call.client_network);
+        self.uncount(call);
         Some(call)
     }
 
-    /// Adds a call. Its time must not be before that of any call in the log.
+    /// Adds a call of this replica.
     pub(super) fn record(&mut self, call: TimedCall) {
-        self.calls.push_back(call);
+        let index = self.calls.partition_point(|known| known.time <= call.time);
+        self.calls.insert(index, call);
+        self.count(call);
+    }
+
+    fn count(&mut self, call: TimedCall) {
+        let Some(client_network) = call.client_network else { return };
         let new = ClientCalls { count: 0, last: call.time };
-        let client_calls = self.by_client.entry(call.client_network).or_insert(new);
+        let client_calls = self.by_client.entry(client_network).or_insert(new);
         client_calls.count += 1;
-        client_calls.last = call.time;
+        client_calls.last = client_calls.last.max(call.time);
     }
 
     /// Removes a call, if it is not older than a window.
     pub(super) fn remove(&mut self, call: TimedCall) {
         let Some(index) = self.calls.iter().rposition(|known| *known == call) else { return };
         self.calls.remove(index);
-        self.uncount(call.client_network);
-        if let Some(client_calls) = self.by_client.get_mut(&call.client_network) {
+        self.uncount(call);
+        if let Some(client_network) = call.client_network
+            && let Some(client_calls) = self.by_client.get_mut(&client_network)
+        {
             let mut others = self.calls.iter().rev();
             let last = others.find(|known| known.client_network == call.client_network);
             client_calls.last = last.map_or(client_calls.last, |last| last.time);
         }
     }
 
-    fn uncount(&mut self, client_network: ClientNetwork) {
-        if let Some(client_calls) = self.by_client.get_mut(&client_network) {
+    fn uncount(&mut self, call: TimedCall) {
+        if let Some(client_network) = call.client_network
+            && let Some(client_calls) = self.by_client.get_mut(&client_network)
+        {
             client_calls.count -= 1;
             if client_calls.count == 0 {
                 self.by_client.remove(&client_network);
@@ -157,7 +203,11 @@ impl CallLog {
                     let mut waiting = demands.iter_mut().filter(|demand| demand.count > 0);
                     if let Some(demand) = waiting.nth(index) {
                         demand.count -= 1;
-                        self.record(TimedCall { time, client_network: demand.client_network });
+                        let client_network = Some(demand.client_network);
+                        let call = TimedCall { time, id: 0, client_network };
+                        // `expected_time` removes the simulated calls from the end.
+                        self.calls.push_back(call);
+                        self.count(call);
                     }
                 }
             }
@@ -183,7 +233,7 @@ impl CallLog {
     /// The earliest time of the client's next call, if no call expires before then.
     fn earliest(&self, demand: Demand, now: Instant) -> Instant {
         let Rule { calls_per_window, window, .. } = self.rule;
-        let mut time = now;
+        let mut time = self.not_before.map_or(now, |not_before| not_before.max(now));
         // The next call must be at least one window later than the call that is `calls_per_window`
         // positions before it.
         if let Some(index) = self.calls.len().checked_sub(calls_per_window) {
@@ -204,10 +254,11 @@ impl CallLog {
 }
 
 impl Rule {
-    /// How many calls in a window a client may make before its further calls are spread.
+    /// How many calls in a window a client may make at this replica before its further calls are spread.
     fn burst(self) -> usize {
         match self.clients {
-            Clients::Many => self.calls_per_window.div_ceil(2),
+            // A balancer may send the client's requests to all replicas.
+            Clients::Many => self.calls_per_window.div_ceil(2 * self.replicas.max(1)),
             // The only client makes calls for a long time. A large burst at its start would only delay
             // its later calls.
             Clients::One => self.calls_per_window.div_ceil(10),
@@ -225,3 +276,6 @@ impl Rule {
 fn fraction(time: Duration, number: usize) -> Duration {
     time / u32::try_from(number).unwrap_or(u32::MAX).max(1)
 }
+
+#[cfg(test)]
+mod tests;

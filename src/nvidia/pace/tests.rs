@@ -25,14 +25,14 @@ const fn client(number: u8) -> ClientNetwork {
 
 /// A limiter for many clients.
 fn pace(calls_per_window: u32) -> PaceLimiter {
-    PaceLimiter::new(calls_per_window, WINDOW, Clients::Many)
+    PaceLimiter::new(calls_per_window, WINDOW, Clients::Many, None)
 }
 
 /// Waits for a permit, uses it, and returns the time of the call.
 async fn call(pace: &PaceLimiter, client_network: ClientNetwork) -> Instant {
     let permit =
         pace.take_permit(client_network, true, Instant::now() + NO_DEADLINE).await.unwrap();
-    permit.use_now();
+    permit.use_now().await;
     Instant::now()
 }
 
@@ -85,7 +85,7 @@ proptest! {
     ) {
         let clients = if has_one_client { Clients::One } else { Clients::Many };
         let times = paused(async move {
-            let pace = PaceLimiter::new(limit, WINDOW, clients);
+            let pace = PaceLimiter::new(limit, WINDOW, clients, None);
             let mut tasks = JoinSet::new();
             for (millis_since_last, number, use_permit) in requests {
                 sleep(Duration::from_millis(millis_since_last)).await;
@@ -98,7 +98,7 @@ proptest! {
                         Use::After(millis) => sleep(Duration::from_millis(millis)).await,
                         Use::Never => return None,
                     }
-                    permit.use_now();
+                    permit.use_now().await;
                     Some(Instant::now())
                 });
             }
@@ -125,7 +125,7 @@ proptest! {
                 // The near deadline allows only calls that need not wait.
                 let soon = Instant::now() + Duration::from_millis(1);
                 if let Ok(permit) = pace.take_permit(FIRST, true, soon).await {
-                    permit.use_now();
+                    permit.use_now().await;
                 }
             }
             let mut guards = Vec::new();
@@ -144,7 +144,8 @@ proptest! {
                     let pace = pace.clone();
                     tasks.spawn(async move {
                         let permit = pace.take_permit(client(number), true, deadline).await;
-                        permit.map(PacePermit::use_now)
+                        permit?.use_now().await;
+                        Ok::<(), Duration>(())
                     });
                 }
             }
@@ -174,7 +175,7 @@ async fn batch(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) 
         tasks.spawn(async move {
             let is_spread = one_call.is_spread();
             drop(one_call);
-            pace.take_permit(client_network, is_spread, deadline).await.unwrap().use_now();
+            pace.take_permit(client_network, is_spread, deadline).await.unwrap().use_now().await;
             Instant::now()
         });
     }
@@ -249,7 +250,7 @@ async fn a_new_client_waits_only_seconds_and_the_run_of_another_client_gets_all_
 
 #[tokio::test(start_paused = true)]
 async fn a_run_without_other_clients_uses_the_whole_limit_in_any_ten_minutes() {
-    let pace = PaceLimiter::new(40, WINDOW, Clients::One);
+    let pace = PaceLimiter::new(40, WINDOW, Clients::One, None);
     let times = calls(&pace, FIRST, 1200).await;
     let (fewest, _) = fewest_and_most(&times, Duration::from_secs(600));
     let (_, most) = fewest_and_most(&times, Duration::from_secs(60));
@@ -323,7 +324,7 @@ async fn a_permit_counts_from_its_use() {
     let (pace, start) = (pace(1), Instant::now());
     let permit = pace.take_permit(FIRST, true, start + NO_DEADLINE).await.unwrap();
     sleep(Duration::from_secs(20)).await;
-    permit.use_now();
+    permit.use_now().await;
     assert_eq!(call(&pace, FIRST).await, start + Duration::from_secs(20) + WINDOW);
 }
 

@@ -1,0 +1,217 @@
+//! Tests that the Valkey's scripts count the calls of several replicas as the log counts those of one.
+//! The log is the oracle. The time is simulated, also in the scripts.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::Index,
+    test_runner::{Config, TestRunner},
+};
+use redis::{Connection, Script};
+
+use super::*;
+use crate::valkey::test_server::RedisServer;
+
+/// The beginning of the simulated time, in microseconds since 1970.
+const START: u64 = 1_764_000_000_123_456;
+
+const WINDOW: Duration = super::super::WINDOW;
+
+#[derive(Debug, Clone)]
+enum Event {
+    /// Time passes: this many microseconds.
+    Wait(u64),
+    /// This replica takes a turn, if there is one.
+    Take(u8),
+    /// This replica looks which calls were made.
+    Look(u8),
+    /// One of the turns is given back.
+    GiveBack(Index),
+    /// The call of one of the turns is made now.
+    Use(Index),
+    /// The Valkey loses its data, and all replicas record their calls again.
+    Lose,
+    /// All replicas record their calls, although the Valkey knows them.
+    RecordAgain,
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => (0u64..10).prop_map(Event::Wait),
+        3 => (0u64..70_000_000).prop_map(Event::Wait),
+        8 => (0u8..3).prop_map(Event::Take),
+        2 => (0u8..3).prop_map(Event::Look),
+        2 => any::<Index>().prop_map(Event::GiveBack),
+        3 => any::<Index>().prop_map(Event::Use),
+        1 => Just(Event::Lose),
+        1 => Just(Event::RecordAgain),
+    ]
+}
+
+/// The scripts, with a simulated time.
+struct Scripts {
+    connection: Connection,
+    take: Script,
+    record: Script,
+    give_back: Script,
+    /// Microseconds since 1970.
+    now: u64,
+}
+
+/// The reply to an attempt to take a turn: whether it is granted, the wait, and the ages of the calls of
+/// others, in microseconds.
+type Reply = (bool, u64, Vec<u64>);
+
+impl Scripts {
+    fn new(server: &RedisServer) -> Self {
+        let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+        let () = redis::cmd("FLUSHALL").query(&mut connection).unwrap();
+        Self {
+            connection,
+            take: with_simulated_time(include_str!("../../../valkey/pace.lua")),
+            record: with_simulated_time(include_str!("../../../valkey/pace_record.lua")),
+            give_back: Script::new(include_str!("../../../valkey/pace_return.lua")),
+            now: START,
+        }
+    }
+
+    fn take(&mut self, limit: usize, replica: u8, call: Option<u64>) -> Reply {
+        let call = call.map(|call| call.to_string()).unwrap_or_default();
+        let (mut script, now) = (self.take.key("calls"), self.now);
+        script.key(now / 1_000_000).key(now % 1_000_000);
+        script.arg(limit).arg(WINDOW.as_micros() as u64).arg(format!("r{replica}"));
+        script.arg(call).arg(1000).invoke(&mut self.connection).unwrap()
+    }
+
+    /// Records calls of a replica with their ages in microseconds.
+    fn record(&mut self, replica: u8, calls: impl Iterator<Item = (u64, u64)>) {
+        let (mut script, now) = (self.record.key("calls"), self.now);
+        script.key(now / 1_000_000).key(now % 1_000_000);
+        script.arg(WINDOW.as_micros() as u64);
+        for (id, age) in calls {
+            script.arg(format!("r{replica}:{id}")).arg(age);
+        }
+        let _: usize = script.invoke(&mut self.connection).unwrap();
+    }
+
+    fn give_back(&mut self, replica: u8, id: u64) {
+        let mut script = self.give_back.key("calls");
+        let _: usize = script.arg(format!("r{replica}:{id}")).invoke(&mut self.connection).unwrap();
+    }
+}
+
+/// The script with a time that is an argument.
+fn with_simulated_time(text: &str) -> Script {
+    let parts: Vec<&str> = text.split("redis.call('TIME')").collect();
+    assert_eq!(parts.len(), 2, "the script should read the time once");
+    Script::new(&parts.join("{ KEYS[2], KEYS[3] }"))
+}
+
+/// In the oracle, each replica is a client.
+fn client(replica: u8) -> ClientNetwork {
+    ClientNetwork(IpAddr::V4(Ipv4Addr::new(127, 0, 0, replica)))
+}
+
+fn micros(duration: Duration) -> u64 {
+    duration.as_micros() as u64
+}
+
+/// Lets the events happen to the scripts and to the log, and compares all replies.
+fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
+    let rule =
+        Rule { calls_per_window: limit, window: WINDOW, replicas: 1, clients: Clients::Many };
+    let (mut log, start) = (CallLog::new(rule), Instant::now());
+    // The turns that are neither given back nor used, each with its replica.
+    let mut turns: Vec<(u8, TimedCall)> = Vec::new();
+    for (id, event) in (0u64..).zip(events) {
+        let now = start + Duration::from_micros(scripts.now - START);
+        log.expire(now);
+        let earliest = |log: &CallLog| {
+            let client_network = ClientNetwork::UNKNOWN;
+            let demand = Demand { client_network, is_spread: false, count: 1 };
+            log.next([demand].into_iter(), now).unwrap().1
+        };
+        let expected = |log: &CallLog, replica: u8, takes: bool| -> Reply {
+            let wait = micros(earliest(log) - now);
+            let others =
+                log.calls.iter().filter(|call| call.client_network != Some(client(replica)));
+            (takes && wait == 0, wait, others.map(|call| micros(now - call.time)).collect())
+        };
+        match event {
+            Event::Wait(micros) => scripts.now += micros,
+            Event::Take(replica) => {
+                let expected = expected(&log, replica, true);
+                assert_eq!(scripts.take(limit, replica, Some(id)), expected, "a turn for {id}");
+                if expected.0 {
+                    let call = TimedCall { time: now, id, client_network: Some(client(replica)) };
+                    log.record(call);
+                    turns.push((replica, call));
+                }
+            }
+            Event::Look(replica) => {
+                let expected = expected(&log, replica, false);
+                assert_eq!(scripts.take(limit, replica, None), expected, "a look of {replica}");
+            }
+            Event::GiveBack(index) if !turns.is_empty() => {
+                let (replica, call) = turns.swap_remove(index.index(turns.len()));
+                scripts.give_back(replica, call.id);
+                log.remove(call);
+            }
+            Event::Use(index) if !turns.is_empty() => {
+                let (replica, call) = turns.swap_remove(index.index(turns.len()));
+                scripts.record(replica, [(call.id, 0)].into_iter());
+                log.remove(call);
+                log.record(TimedCall { time: now, ..call });
+            }
+            Event::GiveBack(_) | Event::Use(_) => {}
+            Event::Lose | Event::RecordAgain => {
+                if matches!(event, Event::Lose) {
+                    let () = redis::cmd("FLUSHALL").query(&mut scripts.connection).unwrap();
+                }
+                for replica in 0..3 {
+                    let own = log.own().filter(|call| call.client_network == Some(client(replica)));
+                    let calls = own.map(|call| (call.id, micros(now - call.time)));
+                    scripts.record(replica, calls);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_scripts_count_calls_of_replicas_as_the_log_does() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let config = Config { failure_persistence: None, ..Config::with_cases(256) };
+    let cases = (1usize..6, vec(any_event(), 1..100));
+    let outcome = TestRunner::new(config).run(&cases, |(limit, events)| {
+        compare(&mut Scripts::new(&server), limit, events);
+        Ok(())
+    });
+    outcome.unwrap();
+}
+
+#[test]
+fn a_call_after_the_time_of_a_new_server_counts_as_made_now() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let mut scripts = Scripts::new(&server);
+    assert_eq!(scripts.take(1, 0, Some(0)), (true, 0, vec![]));
+    // The clock of the server that takes over is an hour behind.
+    scripts.now -= 3_600_000_000;
+    assert_eq!(scripts.take(1, 1, Some(0)), (false, micros(WINDOW), vec![0]));
+    scripts.now += micros(WINDOW);
+    assert_eq!(scripts.take(1, 1, Some(0)), (true, 0, vec![]));
+}
+
+#[test]
+fn a_call_that_is_recorded_again_keeps_its_later_time() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let mut scripts = Scripts::new(&server);
+    assert!(scripts.take(1, 0, Some(7)).0);
+    scripts.now += 1_000_000;
+    scripts.record(0, [(7, 0)].into_iter());
+    // This was read before the line above, and arrives after it.
+    scripts.record(0, [(7, 1_000_000)].into_iter());
+    assert_eq!(scripts.take(1, 1, None), (false, micros(WINDOW), vec![0]));
+}

@@ -1,0 +1,83 @@
+//! What a client holds: reserved calls, and the permit for a call.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Inner, call_log::TimedCall};
+use crate::shares::ClientNetwork;
+
+/// Reserved calls that do not wait for a permit yet. Dropping the guard frees the reservation.
+#[derive(Debug)]
+pub(in crate::nvidia) struct ReservationGuard {
+    pub(super) pace: Arc<Inner>,
+    pub(super) client_network: ClientNetwork,
+    pub(super) is_spread: bool,
+    pub(super) count: usize,
+}
+
+/// Permission to make a call now or later. Dropping an unused permit allows another call instead.
+#[derive(Debug)]
+pub(in crate::nvidia) struct PacePermit {
+    pub(super) pace: Arc<Inner>,
+    pub(super) call: TimedCall,
+    /// When the Valkey was asked for the turn. `None` if it was not asked.
+    pub(super) asked: Option<Instant>,
+    /// Whether the call was made, so that dropping the permit changes nothing.
+    pub(super) is_done: bool,
+}
+
+impl ReservationGuard {
+    /// The argument of [`super::PaceLimiter::take_permit`] for the reserved calls.
+    pub(in crate::nvidia) fn is_spread(&self) -> bool {
+        self.is_spread
+    }
+
+    /// Moves one of the reserved calls, if any is left, to a guard of its own.
+    pub(in crate::nvidia) fn split_one(&mut self) -> Self {
+        let count = self.count.min(1);
+        self.count -= count;
+        Self { pace: Arc::clone(&self.pace), count, ..*self }
+    }
+}
+
+impl Drop for ReservationGuard {
+    fn drop(&mut self) {
+        let count = self.count as u64;
+        self.pace.state(Instant::now()).reserved.remove(self.client_network, count);
+        self.pace.changed.notify_waiters();
+    }
+}
+
+impl PacePermit {
+    /// Whether the permit is a window old. It is then no longer counted, and must not be used.
+    pub(in crate::nvidia) fn is_expired(&self) -> bool {
+        self.call.time + self.pace.rule.window <= Instant::now()
+    }
+
+    /// Uses the permit for a call that is made now. The call counts from now on, and not from when the
+    /// permit was taken: the window would otherwise end too early.
+    pub(in crate::nvidia) async fn use_now(mut self) {
+        if let Some(shared) = &self.pace.shared {
+            shared.use_turn(self.call.id, self.asked).await;
+        }
+        self.is_done = true;
+        let now = Instant::now();
+        let mut state = self.pace.state(now);
+        state.log.remove(self.call);
+        state.log.record(TimedCall { time: now, ..self.call });
+    }
+}
+
+impl Drop for PacePermit {
+    fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
+        self.pace.state(Instant::now()).log.remove(self.call);
+        self.pace.changed.notify_waiters();
+        if let Some(shared) = &self.pace.shared {
+            shared.give_back(self.call.id);
+        }
+    }
+}

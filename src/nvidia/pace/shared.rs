@@ -1,0 +1,302 @@
+//! Shares the limit with other replicas: each call needs a turn from the Valkey.
+//!
+//! The replica still decides by itself which of its calls is next and when, because only it knows its
+//! clients. It asks for a turn for that call alone. In this way, one command is on its way at most, and
+//! a turn is never taken for a call that waits for other reasons.
+//!
+//! While the Valkey cannot be used, each replica has an equal share of the limit. Calls that are made
+//! meanwhile are written into the Valkey when it works again. Until all replicas have done this, each of
+//! them keeps to its share.
+
+use std::{
+    sync::{Arc, OnceLock, Weak},
+    time::Duration,
+};
+
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use super::{Inner, State, call_log::TimedCall, permit::PacePermit};
+use crate::{
+    shares::ClientNetwork,
+    valkey::{CallId, PaceKey, PaceReply, Unavailable, Valkey},
+};
+
+/// How long a replica keeps to its share after the Valkey works again. Other replicas may notice the
+/// Valkey half a second later, and then write their calls.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
+
+/// A waiting replica asks at least this often which calls were made, because other replicas give turns
+/// back. The interval varies, so that replicas do not ask at the same time.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// If a turn was asked for longer ago than this, its time in the Valkey is moved before the call is
+/// made. So every call is made at most this much, or one timeout, later than the Valkey counts it. The
+/// window's margin covers both.
+const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
+
+/// With a limit above this, the calls of other replicas are not stored anew after each granted turn,
+/// because this takes time for each call in the window.
+const LARGE_LIMIT: usize = 1000;
+
+/// The most calls that one command records. A command with many calls would block the Valkey.
+const CALLS_PER_COMMAND: usize = 500;
+
+/// The Valkey, and the name of the limit in it.
+#[derive(Debug, Clone)]
+pub(in crate::nvidia) struct SharedLimit {
+    valkey: Valkey,
+    key: PaceKey,
+    /// Tracks the tasks that give turns back.
+    background: TaskTracker,
+    settle_time: Duration,
+}
+
+/// The part of the limiter that uses the Valkey.
+#[derive(Debug)]
+pub(super) struct SharedPace {
+    limit: SharedLimit,
+    calls_per_window: usize,
+    window: Duration,
+    generation: watch::Receiver<u64>,
+    /// The task that runs [`record_again`]. It ends with the limiter.
+    recorder: OnceLock<AbortOnDropHandle<()>>,
+}
+
+/// Who decides when a call may be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// The replica alone, which has a share of the limit.
+    Alone,
+    /// Both the replica, which has a share of the limit, and the Valkey. The Valkey may not know all
+    /// recent calls yet.
+    Settling,
+    /// The Valkey.
+    Shared,
+}
+
+/// What the limiter knows about the Valkey.
+#[derive(Debug)]
+pub(super) struct Sharing {
+    pub mode: Mode,
+    /// Whether a call's task waits for a reply of the Valkey.
+    pub is_asking: bool,
+    /// When a waiting replica asks again which calls were made.
+    pub next_look: Instant,
+    /// The generation of the Valkey, and when all replicas will have written their calls into it.
+    /// `None` while the Valkey cannot be used.
+    settling: Option<(u64, Instant)>,
+}
+
+impl Sharing {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { mode: Mode::Alone, is_asking: false, next_look: now, settling: None }
+    }
+}
+
+impl SharedLimit {
+    pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey, background: TaskTracker) -> Self {
+        Self { valkey, key, background, settle_time: SETTLE_TIME }
+    }
+}
+
+impl SharedPace {
+    pub(super) fn new(limit: SharedLimit, calls_per_window: usize, window: Duration) -> Self {
+        let generation = limit.valkey.generation();
+        Self { limit, calls_per_window, window, generation, recorder: OnceLock::new() }
+    }
+
+    /// The mode at this time.
+    fn mode(&self, sharing: &mut Sharing, now: Instant) -> Mode {
+        if !self.limit.valkey.works() {
+            sharing.settling = None;
+            return Mode::Alone;
+        }
+        let generation = *self.generation.borrow();
+        let settled = match sharing.settling {
+            Some((known, settled)) if known == generation => settled,
+            _ => now + self.limit.settle_time,
+        };
+        sharing.settling = Some((generation, settled));
+        if now < settled { Mode::Settling } else { Mode::Shared }
+    }
+
+    /// Counts a turn's call from now on, unless the turn is so young that this makes no difference. The
+    /// call is made even if the Valkey cannot be used.
+    pub(super) async fn use_turn(&self, call: CallId, asked: Option<Instant>) {
+        if asked.is_none_or(|asked| asked.elapsed() > MAX_AGE_OF_TURN) {
+            // After a failure, the call is recorded when the Valkey works again.
+            let _: Result<(), Unavailable> = self.record([(call, Duration::ZERO)]).await;
+        }
+    }
+
+    async fn take_turn(&self, call: Option<CallId>) -> Result<PaceReply, Unavailable> {
+        let SharedLimit { valkey, key, .. } = &self.limit;
+        valkey.take_turn(key, self.calls_per_window, self.window, call).await
+    }
+
+    async fn record(
+        &self,
+        calls: impl IntoIterator<Item = (CallId, Duration)>,
+    ) -> Result<(), Unavailable> {
+        self.limit.valkey.record_calls(&self.limit.key, self.window, calls).await
+    }
+
+    /// Gives back the turn of a call that is not made, in the background.
+    pub(super) fn give_back(&self, call: CallId) {
+        // While the runtime shuts down, nothing can be given back.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let SharedLimit { valkey, key, background, .. } = self.limit.clone();
+        let give_back = async move {
+            // After a failure, the turn stays unused.
+            let _: Result<(), Unavailable> = valkey.return_turn(&key, call).await;
+        };
+        background.spawn_on(give_back, &runtime);
+    }
+}
+
+impl Inner {
+    /// Starts the task that records this replica's calls. It ends with the limiter.
+    pub(super) fn start_recorder(self: &Arc<Self>) {
+        if let Some(shared) = &self.shared {
+            let task = tokio::spawn(record_again(Arc::downgrade(self), shared.generation.clone()));
+            shared.recorder.get_or_init(|| AbortOnDropHandle::new(task));
+        }
+    }
+
+    /// Applies the mode at this time to the state.
+    pub(super) fn apply_mode(&self, state: &mut State, now: Instant) {
+        let Some(shared) = &self.shared else { return };
+        let mode = shared.mode(&mut state.sharing, now);
+        let total = shared.calls_per_window;
+        let replicas = shared.limit.valkey.replicas();
+        let replicas = usize::try_from(replicas).unwrap_or(usize::MAX).max(1);
+        if mode == Mode::Shared {
+            state.log.set_limit(total, replicas);
+        } else {
+            state.log.set_limit((total / replicas).max(1), 1);
+        }
+        if state.sharing.mode != mode {
+            state.sharing.mode = mode;
+            // A share is for the calls of this replica alone.
+            state.log.replace_others([]);
+            state.log.set_not_before(None);
+            state.sharing.next_look = now;
+        }
+    }
+
+    /// Asks the Valkey for a turn for a call. Returns `None` if there is no turn, or if the Valkey cannot
+    /// be used.
+    pub(super) async fn take_turn(
+        self: &Arc<Self>,
+        shared: &SharedPace,
+        _asking: Asking<'_>,
+        id: CallId,
+        client_network: ClientNetwork,
+    ) -> Option<PacePermit> {
+        let asked = Instant::now();
+        let call = TimedCall { time: asked, id, client_network: Some(client_network) };
+        // If the caller stops to wait for the reply, dropping the permit gives the turn back.
+        let mut permit =
+            PacePermit { pace: Arc::clone(self), call, asked: Some(asked), is_done: false };
+        let reply = shared.take_turn(Some(id)).await;
+        let now = Instant::now();
+        match reply {
+            Ok(reply) if reply.is_granted => {
+                permit.call.time = now;
+                let mut state = self.state(now);
+                state.learn(&reply, now);
+                state.log.record(permit.call);
+                return Some(permit);
+            }
+            Ok(reply) => self.state(now).learn(&reply, now),
+            // If the turn was granted, and only the reply was lost, the turn stays unused.
+            Err(Unavailable) => {}
+        }
+        permit.is_done = true;
+        None
+    }
+
+    /// Asks the Valkey which calls other replicas have made.
+    pub(super) async fn look(&self, shared: &SharedPace, _asking: Asking<'_>) {
+        if let Ok(reply) = shared.take_turn(None).await {
+            let now = Instant::now();
+            self.state(now).learn(&reply, now);
+        }
+    }
+
+    /// Writes the calls of this replica into the Valkey.
+    async fn record_own_calls(&self, shared: &SharedPace) -> Result<(), Unavailable> {
+        let now = Instant::now();
+        let age = |call: &TimedCall| (call.id, now.saturating_duration_since(call.time));
+        let calls: Vec<(CallId, Duration)> = self.state(now).log.own().map(age).collect();
+        for chunk in calls.chunks(CALLS_PER_COMMAND) {
+            shared.record(chunk.iter().copied()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Stores what the Valkey has replied.
+    fn learn(&mut self, reply: &PaceReply, now: Instant) {
+        let jitter = 0.75 + fastrand::f64() / 4.0;
+        self.sharing.next_look = now + LOOK_INTERVAL.mul_f64(jitter);
+        self.log.set_not_before((!reply.wait.is_zero()).then(|| now + reply.wait));
+        let is_large = self.log.limit() > LARGE_LIMIT;
+        if self.sharing.mode == Mode::Shared && !(is_large && reply.is_granted) {
+            let ages = reply.ages_of_others.iter();
+            self.log.replace_others(ages.filter_map(|age| now.checked_sub(*age)));
+        }
+    }
+}
+
+/// While this exists, no other task asks the Valkey.
+pub(super) struct Asking<'a>(&'a Inner);
+
+impl<'a> Asking<'a> {
+    pub(super) fn start(pace: &'a Inner, state: &mut State) -> Self {
+        state.sharing.is_asking = true;
+        Self(pace)
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.state(Instant::now()).sharing.is_asking = false;
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// Writes the calls of this replica into the Valkey each time that it works again, or has lost its data.
+async fn record_again(pace: Weak<Inner>, mut generation: watch::Receiver<u64>) {
+    loop {
+        generation.borrow_and_update();
+        let settle_time = {
+            let Some(pace) = pace.upgrade() else { return };
+            let Some(shared) = &pace.shared else { return };
+            // After a failure, there is another generation.
+            let _: Result<(), Unavailable> = pace.record_own_calls(shared).await;
+            pace.changed.notify_waiters();
+            shared.limit.settle_time
+        };
+        let mut next = timeout(settle_time, generation.changed()).await;
+        if next.is_err() {
+            // The limit is higher from now on, so a waiting call may be made earlier.
+            if let Some(pace) = pace.upgrade() {
+                pace.changed.notify_waiters();
+            }
+            next = Ok(generation.changed().await);
+        }
+        if !matches!(next, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

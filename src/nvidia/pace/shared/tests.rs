@@ -1,0 +1,270 @@
+//! Tests of limiters that share a limit in a real Valkey, so in real time.
+
+use std::process::Command;
+
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::*;
+use crate::{
+    nvidia::pace::PaceLimiter,
+    sha256::Sha256,
+    shares::Clients,
+    telemetry::Metrics,
+    valkey::{Settings, ValkeyUrl, test_server::RedisServer},
+};
+
+const CLIENT: ClientNetwork = ClientNetwork::UNKNOWN;
+
+/// Longer than any of these tests may take.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A test fails if something does not happen within this time.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A replica with its own connection.
+struct Replica {
+    pace: PaceLimiter,
+    valkey: Valkey,
+    background: TaskTracker,
+}
+
+fn key() -> PaceKey {
+    PaceKey::new(Sha256::from_bytes([7; 32]))
+}
+
+impl Replica {
+    /// A replica that shares `total` calls in a window.
+    async fn start(server: &RedisServer, total: u32, window: Duration) -> Self {
+        Self::with(server, total, window, Duration::ZERO, Duration::from_millis(250)).await
+    }
+
+    async fn with(
+        server: &RedisServer,
+        total: u32,
+        window: Duration,
+        settle_time: Duration,
+        command_timeout: Duration,
+    ) -> Self {
+        let url = ValkeyUrl::parse(&server.url()).unwrap();
+        let settings = Settings { url, timeout: command_timeout, replicas: 1 };
+        let background = TaskTracker::new();
+        let valkey = Valkey::start(&settings, background.clone(), Metrics::new()).await.unwrap();
+        assert!(valkey.works());
+        let limit = SharedLimit::new(valkey.clone(), key(), background.clone());
+        let limit = SharedLimit { settle_time, ..limit };
+        let pace = PaceLimiter::new(total, window, Clients::Many, Some(limit));
+        Self { pace, valkey, background }
+    }
+
+    /// Takes a permit for a call that may wait for two minutes.
+    async fn permit(&self) -> PacePermit {
+        let deadline = Instant::now() + 2 * MINUTE;
+        let permit = self.pace.take_permit(CLIENT, false, deadline);
+        timeout(SOON, permit).await.expect("there should be a turn soon").unwrap()
+    }
+
+    /// Makes as many calls as need not wait. Returns their number, and how long the next one must wait.
+    async fn make_calls(&self) -> (usize, Duration) {
+        let mut count = 0;
+        loop {
+            let soon = Instant::now() + Duration::from_secs(2);
+            match self.pace.take_permit(CLIENT, false, soon).await {
+                Ok(permit) => permit.use_now().await,
+                Err(wait) => return (count, wait),
+            }
+            count += 1;
+        }
+    }
+
+    /// Waits until this replica knows of two replicas.
+    async fn knows_two_replicas(&self) {
+        until(async || self.valkey.replicas() == 2).await;
+    }
+
+    /// How many calls of other replicas the Valkey knows.
+    async fn calls_of_others(&self) -> usize {
+        let look = self.valkey.take_turn(&key(), 1, MINUTE, None).await;
+        look.map_or(0, |reply| reply.ages_of_others.len())
+    }
+}
+
+/// Waits until the condition is true.
+async fn until(condition: impl AsyncFn() -> bool) {
+    let wait = async {
+        while !condition().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, wait).await.expect("the condition should be true soon");
+}
+
+fn signal(server: &RedisServer, name: &str) {
+    let status = Command::new("kill").args([name, &server.pid().to_string()]).status();
+    assert!(status.unwrap().success());
+}
+
+#[tokio::test]
+async fn two_replicas_keep_the_limit_together_and_use_all_of_it() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let window = Duration::from_secs(1);
+    let replicas =
+        [Replica::start(&server, 10, window).await, Replica::start(&server, 10, window).await];
+    let start = Instant::now();
+    let mut tasks = JoinSet::new();
+    for replica in &replicas {
+        for _ in 0..20 {
+            let pace = replica.pace.clone();
+            tasks.spawn(async move {
+                let permit = pace.take_permit(CLIENT, false, Instant::now() + MINUTE).await;
+                permit.unwrap().use_now().await;
+                Instant::now()
+            });
+        }
+    }
+    let mut times = tasks.join_all().await;
+    times.sort_unstable();
+    for calls in times.windows(11) {
+        // The process may be slow to notice the time of its calls.
+        assert!(
+            calls[10] - calls[0] > window / 2,
+            "eleven calls within {:?}",
+            calls[10] - calls[0]
+        );
+    }
+    // The last ten of the forty calls are made after three windows.
+    let end = *times.last().unwrap() - start;
+    assert!(end >= 3 * window && end < 3 * window + Duration::from_secs(2), "{end:?}");
+}
+
+#[tokio::test]
+async fn another_replica_uses_a_turn_that_is_given_back() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let first = Replica::start(&server, 2, MINUTE).await;
+    let second = Replica::start(&server, 2, MINUTE).await;
+    let permits = [first.permit().await, first.permit().await];
+    let waiting = second.permit();
+    let give_back = async {
+        until(async || second.pace.waiting() == 1).await;
+        drop(permits);
+    };
+    let (permit, ()) = tokio::join!(waiting, give_back);
+    permit.use_now().await;
+    // Of two turns that were given back, one is left.
+    assert_eq!(first.make_calls().await.0, 1);
+    first.background.close();
+    timeout(SOON, first.background.wait()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_stops_to_wait_for_the_reply_gives_the_turn_back() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let first = Replica::with(&server, 1, MINUTE, Duration::ZERO, SOON).await;
+    signal(&server, "-STOP");
+    let deadline = Instant::now() + MINUTE;
+    let permit = first.pace.take_permit(CLIENT, true, deadline);
+    assert!(timeout(Duration::from_millis(100), permit).await.is_err());
+    assert_eq!(first.background.len(), 1);
+    signal(&server, "-CONT");
+    first.background.close();
+    timeout(SOON, first.background.wait()).await.unwrap();
+    let second = Replica::start(&server, 1, MINUTE).await;
+    assert_eq!(second.make_calls().await.0, 1);
+    assert!(second.valkey.works());
+}
+
+#[tokio::test]
+async fn a_call_that_other_replicas_delay_past_its_deadline_fails_at_once_with_its_wait() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let first = Replica::start(&server, 3, MINUTE).await;
+    let second = Replica::start(&server, 3, MINUTE).await;
+    assert_eq!(first.make_calls().await.0, 3);
+    let (start, deadline) = (Instant::now(), Instant::now() + MINUTE / 2);
+    let wait = second.pace.take_permit(CLIENT, true, deadline).await.unwrap_err();
+    assert!(wait > MINUTE - SOON && wait <= MINUTE, "{wait:?}");
+    assert!(start.elapsed() < Duration::from_secs(1));
+    // The replica has learned when the calls were made, so it does not ask for this.
+    let wait = second.pace.reserve(CLIENT, 1, Instant::now(), deadline).unwrap_err();
+    assert!(wait > MINUTE - SOON && wait <= MINUTE, "{wait:?}");
+}
+
+#[tokio::test]
+async fn a_turn_counts_from_its_use() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let window = Duration::from_secs(1);
+    let first = Replica::start(&server, 1, window).await;
+    let second = Replica::start(&server, 1, window).await;
+    let permit = first.permit().await;
+    sleep(Duration::from_millis(500)).await;
+    permit.use_now().await;
+    let used = Instant::now();
+    second.permit().await.use_now().await;
+    assert!(used.elapsed() > Duration::from_millis(900), "{:?} after the use", used.elapsed());
+}
+
+#[tokio::test]
+async fn without_a_valkey_a_replica_has_its_share_and_an_empty_one_learns_the_calls() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let first = Replica::start(&server, 10, MINUTE).await;
+    let second = Replica::start(&server, 10, MINUTE).await;
+    first.knows_two_replicas().await;
+    first.permit().await.use_now().await;
+    let port = server.port();
+    drop(server);
+    let (count, wait) = first.make_calls().await;
+    assert_eq!(count, 4, "of ten calls, five are the share, of which one was made before");
+    assert!(wait > MINUTE - SOON && wait <= MINUTE, "{wait:?}");
+    let _server = RedisServer::start_on(port, &[]).expect("the port should still be free");
+    until(async || second.valkey.works() && second.calls_of_others().await == 5).await;
+    // Together they make ten calls again.
+    assert_eq!(second.make_calls().await.0, 5);
+    assert_eq!(first.make_calls().await.0, 0);
+}
+
+#[tokio::test]
+async fn until_all_replicas_have_recorded_their_calls_each_has_its_share_at_most() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let settle_time = Duration::from_secs(3600);
+    let timeout = Duration::from_millis(250);
+    let first = Replica::with(&server, 10, MINUTE, settle_time, timeout).await;
+    let second = Replica::start(&server, 10, MINUTE).await;
+    first.knows_two_replicas().await;
+    assert_eq!(first.make_calls().await.0, 5, "the share of two replicas is five calls");
+    assert_eq!(second.make_calls().await.0, 5, "the Valkey knows five calls of the other one");
+    let third = Replica::with(&server, 10, MINUTE, settle_time, timeout).await;
+    assert_eq!(third.make_calls().await.0, 0, "the share is useless without a turn");
+}
+
+#[tokio::test]
+async fn a_waiting_call_is_made_when_the_limit_has_settled() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let (settle_time, timeout) = (Duration::from_secs(2), Duration::from_millis(250));
+    let first = Replica::with(&server, 2, MINUTE, settle_time, timeout).await;
+    let second = Replica::start(&server, 2, MINUTE).await;
+    first.knows_two_replicas().await;
+    let _permits = (first.permit().await, first.permit().await);
+    assert_eq!(second.make_calls().await.0, 0);
+}
+
+#[tokio::test]
+async fn a_valkey_that_hangs_delays_one_call_by_its_timeout() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let replica = Replica::start(&server, 10, MINUTE).await;
+    signal(&server, "-STOP");
+    let start = Instant::now();
+    let (count, _) = replica.make_calls().await;
+    assert_eq!(count, 10);
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn the_recorder_ends_with_the_limiter() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let Replica { pace, valkey, .. } = Replica::start(&server, 10, MINUTE).await;
+    let inner = Arc::downgrade(&pace.0);
+    drop(pace);
+    until(async || inner.strong_count() == 0).await;
+    assert!(valkey.works());
+}

@@ -1,0 +1,150 @@
+//! The limiter's state: the calls that were made, that are reserved, and that wait. Decides what the task
+//! of a waiting call does next.
+
+use std::collections::VecDeque;
+
+use tokio::time::Instant;
+
+use super::{
+    call_log::{CallLog, Demand, Rule},
+    shared::{Mode, Sharing},
+};
+use crate::shares::{ClientNetwork, Tally};
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub log: CallLog,
+    /// The number of each client's reserved calls that do not wait for a permit yet.
+    pub reserved: Tally,
+    /// What is known about the Valkey.
+    pub sharing: Sharing,
+    /// The clients with calls that wait for a permit, in the order of their arrival.
+    waiting: Vec<ClientQueue>,
+    next_id: u64,
+}
+
+/// A client's waiting calls.
+#[derive(Debug)]
+struct ClientQueue {
+    client_network: ClientNetwork,
+    /// As in [`Demand`]: whether the calls are spread.
+    is_spread: bool,
+    /// The ids of the calls, in the order of their arrival.
+    ids: VecDeque<u64>,
+}
+
+/// What the task of a waiting call does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Makes the call.
+    Call,
+    /// Asks the Valkey for a turn for the call.
+    AskForTurn,
+    /// Asks the Valkey which calls other replicas have made.
+    Look,
+    /// Waits until this time or a change. The call is the next one, and may be made at `earliest`.
+    Wait { until: Instant, earliest: Instant },
+    /// Waits until the state changes. Another call is the next one.
+    WaitForOthers,
+}
+
+impl State {
+    pub(super) fn new(rule: Rule, now: Instant) -> Self {
+        let (reserved, waiting) = Default::default();
+        let (log, sharing) = (CallLog::new(rule), Sharing::new(now));
+        Self { log, reserved, sharing, waiting, next_id: 0 }
+    }
+
+    /// Adds a waiting call, and returns its id.
+    pub(super) fn enqueue(&mut self, client_network: ClientNetwork, is_spread: bool) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut queues = self.waiting.iter_mut();
+        let same = |queue: &&mut ClientQueue| {
+            (queue.client_network, queue.is_spread) == (client_network, is_spread)
+        };
+        match queues.find(same) {
+            Some(queue) => queue.ids.push_back(id),
+            None => {
+                self.waiting.push(ClientQueue { client_network, is_spread, ids: [id].into() });
+            }
+        }
+        id
+    }
+
+    pub(super) fn dequeue(&mut self, id: u64) {
+        for queue in &mut self.waiting {
+            queue.ids.retain(|known| *known != id);
+        }
+        self.waiting.retain(|queue| !queue.ids.is_empty());
+    }
+
+    /// The number of waiting calls.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.iter().map(|queue| queue.ids.len()).sum()
+    }
+
+    /// What the task of this waiting call does now.
+    pub(super) fn step(&self, id: u64, now: Instant) -> Step {
+        let earliest = match self.next(now) {
+            Some((next, time)) if next == id => time,
+            _ => return Step::WaitForOthers,
+        };
+        let needs_turn = self.sharing.mode != Mode::Alone;
+        if earliest <= now && !needs_turn {
+            return Step::Call;
+        }
+        let expiry = self.log.next_expiry().unwrap_or(earliest);
+        if !needs_turn {
+            return Step::Wait { until: expiry.min(earliest), earliest };
+        }
+        let next_look = self.sharing.next_look;
+        if self.sharing.is_asking {
+            // The end of the other question is a change.
+            Step::WaitForOthers
+        } else if earliest <= now {
+            Step::AskForTurn
+        } else if next_look <= now {
+            Step::Look
+        } else {
+            Step::Wait { until: expiry.min(earliest).min(next_look), earliest }
+        }
+    }
+
+    /// The waiting call that is made next, and its earliest time.
+    fn next(&self, now: Instant) -> Option<(u64, Instant)> {
+        let (index, time) = self.log.next(self.waiting.iter().map(ClientQueue::demand), now)?;
+        Some((*self.waiting.get(index)?.ids.front()?, time))
+    }
+
+    /// Whether the calls of a request with `count` calls are spread. This is so for a single call, and
+    /// for a batch that does not fit into the window.
+    pub(super) fn must_spread(&self, count: usize) -> bool {
+        let reserved = usize::try_from(self.reserved.total()).unwrap_or(usize::MAX);
+        let earlier = self.waiting().saturating_add(reserved);
+        count <= 1 || !self.log.fits(earlier.saturating_add(count))
+    }
+
+    /// When the last call of a new demand can be made, if all waiting and reserved calls are made.
+    pub(super) fn expected_time(&mut self, demand: Demand, now: Instant) -> Instant {
+        let waiting = self.waiting.iter().map(ClientQueue::demand);
+        let reserved = self.reserved.iter().map(|(client_network, count)| {
+            let count = usize::try_from(count).unwrap_or(usize::MAX);
+            Demand { client_network, is_spread: true, count }
+        });
+        // The client's earlier calls come before its new ones, so both are one demand.
+        let (of_client, mut demands): (Vec<_>, Vec<_>) = waiting
+            .chain(reserved)
+            .partition(|other| other.client_network == demand.client_network);
+        let earlier: usize = of_client.iter().map(|other| other.count).sum();
+        demands.push(Demand { count: earlier.saturating_add(demand.count), ..demand });
+        self.log.expected_time(demands, now)
+    }
+}
+
+impl ClientQueue {
+    fn demand(&self) -> Demand {
+        let Self { client_network, is_spread, ref ids } = *self;
+        Demand { client_network, is_spread, count: ids.len() }
+    }
+}
