@@ -224,6 +224,12 @@ impl Embedder {
         self.0.nvidia.largest_reservation(at_most, time)
     }
 
+    /// The most calls per minute that this replica may make now: all calls of the limit, or its share of
+    /// them. `None` means no limit.
+    pub fn call_limit(&self) -> Option<usize> {
+        self.0.nvidia.call_limit()
+    }
+
     /// The number of pictures that wait for a call.
     pub fn waiting(&self) -> usize {
         self.0.queue.waiting() + self.0.nvidia.waiting()

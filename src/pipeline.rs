@@ -321,6 +321,7 @@ impl Pipeline {
             bucket_readable: works(Operation::Read),
             valkey_usable: self.valkey.as_ref().map(Valkey::works),
             replicas: self.valkey.as_ref().map(Valkey::replicas),
+            call_limit: self.embedder.call_limit().map(|limit| limit as u64),
             buffered_bytes: self.memory.in_use(),
             pictures_at_work: self.at_work.in_use(),
             pictures_waiting: self.embedder.waiting() as u64,

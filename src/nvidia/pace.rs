@@ -213,6 +213,11 @@ impl PaceLimiter {
         }
     }
 
+    /// The most calls that this replica may make in a window now: all calls of the limit, or its share.
+    pub(super) fn limit(&self) -> usize {
+        self.0.state(Instant::now()).log.limit()
+    }
+
     /// The number of calls that wait for a permit.
     pub(super) fn waiting(&self) -> usize {
         self.0.state(Instant::now()).waiting()

@@ -62,6 +62,12 @@ impl Client {
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, period))
     }
 
+    /// The most calls per minute that this replica may make now: all calls of the limit, or its share of
+    /// them. `None` means no limit.
+    pub fn call_limit(&self) -> Option<usize> {
+        self.0.pace.as_ref().map(PaceLimiter::limit)
+    }
+
     /// The number of calls that wait because of the limit on calls per minute.
     pub fn waiting(&self) -> usize {
         self.0.pace.as_ref().map_or(0, PaceLimiter::waiting)

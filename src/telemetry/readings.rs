@@ -22,6 +22,8 @@ pub struct Readings {
     pub valkey_usable: Option<bool>,
     /// How many replicas use the Valkey, as far as is known; `None` without a Valkey.
     pub replicas: Option<u32>,
+    /// The most calls to NVIDIA per minute that this replica may make now; `None` without a limit.
+    pub call_limit: Option<u64>,
     /// The memory that bodies take, in bytes.
     pub buffered_bytes: u64,
     /// The number of received pictures that are being processed.
@@ -43,6 +45,7 @@ impl Readings {
             bucket_readable,
             valkey_usable,
             replicas,
+            call_limit,
             buffered_bytes,
             pictures_at_work,
             pictures_waiting,
@@ -84,6 +87,13 @@ impl Readings {
                 "replicas",
                 "Replicas that use the Valkey, as far as this one knows",
                 ConstGauge::new(u64::from(replicas)),
+            );
+        }
+        if let Some(call_limit) = call_limit {
+            registry.register(
+                "call_limit",
+                "Calls to NVIDIA per minute that this replica may make now",
+                ConstGauge::new(call_limit),
             );
         }
         registry.register_with_unit(
