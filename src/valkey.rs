@@ -25,7 +25,6 @@ use tokio::{
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::telemetry::Metrics;
-use error::Failure;
 
 mod client_limit;
 mod error;
@@ -43,7 +42,7 @@ pub(crate) mod test_server;
 mod url;
 
 pub use client_limit::ClientLimitReply;
-pub use error::StartError;
+pub use error::{Failure, StartError};
 pub use lease::{LEASE_RESERVE, Lease, LeaseReply, LeaseToken};
 pub use pace::{CallId, PaceKey, PaceReply};
 pub use probe::{Probe, probe};

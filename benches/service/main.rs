@@ -30,6 +30,7 @@ mod load;
 mod nvidia_api;
 mod photographs;
 mod pictures;
+mod replicas;
 mod report;
 mod request;
 mod samples;
@@ -52,12 +53,13 @@ use request::Request;
 /// A part of the benchmark: its name and its function.
 type Part = (&'static str, fn(&mut Bench));
 
-const PARTS: [Part; 9] = [
+const PARTS: [Part; 10] = [
     ("start", Bench::start),
     ("disk", Bench::disk),
     ("load", Bench::load),
     ("batch", Bench::batch),
     ("latency", Bench::latency),
+    ("replicas", Bench::replicas),
     ("memory", Bench::memory),
     ("decode", Bench::decode),
     ("scale", Bench::scale),

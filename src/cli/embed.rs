@@ -10,7 +10,8 @@ use crate::{
 /// Embeds the pictures, and returns the exit code: 0 if all were embedded, 1 if some failed or the run
 /// stopped early, 2 if the command cannot start, 130 if it was interrupted.
 pub(super) async fn embed(arguments: EmbedArguments, config: Config) -> ExitCode {
-    match bulk::embed(arguments, config).await {
+    // In a box, because the future contains the whole service.
+    match Box::pin(bulk::embed(arguments, config)).await {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             #[allow(clippy::print_stderr, reason = "the command reports its errors to people")]

@@ -11,7 +11,8 @@ use crate::{
 /// be embedded or the rows cannot be printed, 2 if the file or the service cannot be used, 130 if it was
 /// interrupted.
 pub(super) async fn nearest(arguments: NearestArguments, config: Config) -> ExitCode {
-    match bulk::nearest(arguments, config).await {
+    // In a box, because the future contains the whole service.
+    match Box::pin(bulk::nearest(arguments, config)).await {
         Ok(outcome) => outcome.into(),
         Err(error) => {
             #[allow(clippy::print_stderr, reason = "the command reports its errors to people")]

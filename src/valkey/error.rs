@@ -5,11 +5,14 @@ use tokio::task::JoinError;
 
 /// Why a command failed, or the connection.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub enum Failure {
+    /// There was no reply in time.
     #[error("there was no reply in time")]
     Timeout,
+    /// The server refused the command, or the connection failed.
     #[error(transparent)]
     Redis(RedisError),
+    /// The task that connects panicked.
     #[error("the task that connects has failed")]
     Task(#[from] JoinError),
 }
@@ -47,7 +50,7 @@ impl Failure {
     }
 
     /// What the operator can do, if that is known.
-    pub(super) fn advice(&self) -> Option<&'static str> {
+    pub fn advice(&self) -> Option<&'static str> {
         let Self::Redis(error) = self else { return None };
         match error.code() {
             Some("OOM") => {

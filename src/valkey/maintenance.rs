@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use redis::{AsyncConnectionConfig, Script, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Script, ScriptInvocation, aio::MultiplexedConnection};
 use tokio::{
     runtime::Handle,
     task::spawn_blocking,
@@ -87,7 +87,7 @@ impl Valkey {
         // Connecting takes a few commands, and each may take as long as the timeout.
         let connected = timeout(2 * limit, connect).await.map_err(|_| Failure::Timeout)?;
         let mut commands: MultiplexedConnection = connected??;
-        let report = self.report_script().invoke_async(&mut commands).await;
+        let report = self.report_script(REPLICA_EXPIRY).invoke_async(&mut commands).await;
         let (_, replicas): Report = report?;
         self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
         // A request that finds the connection must find the new generation as well.
@@ -100,7 +100,8 @@ impl Valkey {
 
     /// Reports that this replica runs, and counts the replicas.
     async fn report(&self) -> Result<(), Unavailable> {
-        let (was_known, replicas): Report = self.run("report", &self.report_script()).await?;
+        let (was_known, replicas): Report =
+            self.run("report", &self.report_script(REPLICA_EXPIRY)).await?;
         self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
         if !was_known {
             tracing::info!(
@@ -111,10 +112,8 @@ impl Valkey {
         Ok(())
     }
 
-    fn report_script(&self) -> redis::ScriptInvocation<'static> {
-        let mut script = REPORT.key(format!("{PREFIX}:replicas"));
-        script.arg(&self.0.replica).arg(millis(REPLICA_EXPIRY));
-        script
+    fn report_script(&self, expiry: Duration) -> ScriptInvocation<'static> {
+        report_script(format!("{PREFIX}:replicas"), &self.0.replica, expiry)
     }
 
     fn maintenance(&self) -> MutexGuard<'_, Option<AbortOnDropHandle<()>>> {
@@ -126,10 +125,20 @@ impl Valkey {
     pub async fn leave(&self) {
         // The task would report this replica again.
         drop(self.maintenance().take());
-        let mut script = REPORT.key(format!("{PREFIX}:replicas"));
-        script.arg(&self.0.replica).arg(0);
+        let script = self.report_script(Duration::ZERO);
         let _: Result<Report, Unavailable> = self.run("report", &script).await;
     }
+}
+
+/// The script that reports a replica. With an expiry of zero, it reports that the replica stops.
+pub(super) fn report_script(
+    key: String,
+    replica: &str,
+    expiry: Duration,
+) -> ScriptInvocation<'static> {
+    let mut script = REPORT.key(key);
+    script.arg(replica).arg(millis(expiry));
+    script
 }
 
 /// A duration as an argument of a script.

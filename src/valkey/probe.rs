@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, Cmd, InfoDict, RedisError, RedisResult};
+use redis::{AsyncConnectionConfig, Cmd, InfoDict, RedisError};
 
-use super::Settings;
+use super::{Failure, PREFIX, Settings, maintenance::report_script};
 
 /// How long connecting may take, and each command. This is longer than for the service, so that a slow
 /// server gets a note about its speed in place of an error.
@@ -21,11 +21,12 @@ pub struct Probe {
     pub eviction_policy: Option<String>,
 }
 
-/// Connects, and asks the server for its clock and its eviction policy.
+/// Connects, runs a script that writes a key and removes it, and asks the server for its clock and its
+/// eviction policy.
 ///
 /// # Errors
-/// The error of the first command that fails.
-pub async fn probe(settings: &Settings) -> RedisResult<Probe> {
+/// The failure of the first command that fails.
+pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(TIMEOUT))
         .set_response_timeout(Some(TIMEOUT));
@@ -34,6 +35,11 @@ pub async fn probe(settings: &Settings) -> RedisResult<Probe> {
     let started = tokio::time::Instant::now();
     let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
     let round_trip = started.elapsed();
+    // A replica of this name is never counted, because it has a key of its own.
+    for expiry in [TIMEOUT, Duration::ZERO] {
+        let script = report_script(format!("{PREFIX}:check"), "check", expiry);
+        let _: (bool, u32) = script.invoke_async(&mut connection).await?;
+    }
     // Hosted servers forbid CONFIG GET, but not INFO.
     let mut info = Cmd::new();
     info.arg("INFO").arg("memory");

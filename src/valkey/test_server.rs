@@ -44,20 +44,22 @@ impl RedisServer {
 
     /// Starts a server on this port. Returns `None` if the server ends before it listens.
     pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Option<Self> {
-        let mut child = Command::new("redis-server")
+        let child = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
             .args(arguments)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server should start");
+        // Kills the process, should this function fail.
+        let mut server = Self { child, port };
         let started = Instant::now();
         while started.elapsed() < START_TIMEOUT {
-            if child.try_wait().expect("the child can be waited for").is_some() {
+            if server.child.try_wait().expect("the child can be waited for").is_some() {
                 return None;
             }
             if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok() {
-                return Some(Self { child, port });
+                return Some(server);
             }
             thread::sleep(Duration::from_millis(10));
         }

@@ -33,9 +33,13 @@ async fn wait_for_all(replicas: [&Replica; 3]) {
     }
 }
 
-/// Uploads pictures at the same time. Returns how many got a vector.
+/// Uploads pictures at the same time, each from another client: the calls of one client would be spread
+/// over the minute. Returns how many pictures got a vector.
 async fn upload(replica: &Replica, pictures: impl Iterator<Item = usize>) -> usize {
-    let answers = join_all(pictures.map(async |n| replica.upload_unsaved(&tiny(n)).await)).await;
+    let upload = async |n: usize| {
+        replica.upload_unsaved_from(&format!("192.0.2.{}", n % 256), &tiny(n)).await
+    };
+    let answers = join_all(pictures.map(upload)).await;
     answers.iter().filter(|answer| answer.status == 200).count()
 }
 
@@ -51,7 +55,8 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
     })
     .await;
     let limit: Setting = ("NVIDIA_REQUESTS_PER_MINUTE", LIMIT.to_string());
-    let shared = [valkey.settings(), vec![limit]].concat();
+    let proxies: Setting = ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8".to_owned());
+    let shared = [valkey.settings(), vec![limit, proxies]].concat();
     // The first replica makes one call at a time, and its requests have five seconds.
     let of_first = [
         &shared[..],

@@ -18,8 +18,13 @@ pub(super) async fn check_valkey(settings: &Settings) -> Vec<Finding> {
         Ok(probe) => findings(settings, &probe, SystemTime::now()),
         Err(error) => {
             let cause = causes(&error).last().map(|cause| format!(" ({cause})"));
-            let text =
-                format!("{} cannot be used: {error}{}", settings.url, cause.unwrap_or_default());
+            let advice = error.advice().map(|advice| format!(": {advice}"));
+            let text = format!(
+                "{} cannot be used: {error}{}{}",
+                settings.url,
+                cause.unwrap_or_default(),
+                advice.unwrap_or_default()
+            );
             vec![Finding::new("valkey", State::Fault, text)]
         }
     }
@@ -62,7 +67,10 @@ fn findings(settings: &Settings, probe: &Probe, now: SystemTime) -> Vec<Finding>
         ));
     }
     if findings.is_empty() {
-        findings.push(finding(State::Ok, format!("{} tells its clock", settings.url)));
+        findings.push(finding(
+            State::Ok,
+            format!("{}: a script was run, and the clock was read", settings.url),
+        ));
     }
     findings
 }
@@ -114,7 +122,18 @@ mod tests {
         assert_eq!(found[0].state, State::Ok, "{}", found[0]);
         let found = check_valkey(&settings(&url("wrong"))).await;
         assert_eq!(found[0].state, State::Fault);
+        assert!(found[0].text.contains("check the user and the password"), "{}", found[0]);
         assert!(!found[0].text.contains("wrong"), "{}", found[0]);
+        // This user may do everything except count the replicas.
+        let client = redis::Client::open(url("right")).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let mut create = redis::cmd("ACL");
+        create.arg(&["SETUSER", "limited", "on", ">right", "~*", "+@all", "-zcard"]);
+        let () = create.query_async(&mut connection).await.unwrap();
+        let url_of_limited = format!("redis://limited:right@127.0.0.1:{}", server.port());
+        let found = check_valkey(&settings(&url_of_limited)).await;
+        assert_eq!(found[0].state, State::Fault);
+        assert!(found[0].text.contains("docs/scaling.md"), "{}", found[0]);
         let url = server.url();
         drop(server);
         assert_eq!(check_valkey(&settings(&url)).await[0].state, State::Fault);

@@ -60,6 +60,14 @@ impl Replica {
         send(with_query(request, "save=false")).await.unwrap()
     }
 
+    /// Like [`Self::upload_unsaved`], as if the client with this address had sent the picture through a
+    /// proxy.
+    pub async fn upload_unsaved_from(&self, client: &str, picture: &[u8]) -> Answer {
+        let request = self.process.upload_request(&self.client, picture);
+        let request = request.header("x-forwarded-for", client);
+        send(with_query(request, "save=false")).await.unwrap()
+    }
+
     /// Starts to upload a picture that is not saved. An error means that the connection failed.
     pub fn start_unsaved_upload(&self, picture: &[u8]) -> JoinHandle<reqwest::Result<Answer>> {
         let request = self.process.upload_request(&self.client, picture);
