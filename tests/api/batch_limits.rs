@@ -231,8 +231,9 @@ async fn finished_pictures_of_a_running_batch_have_no_open_files() {
         paths.filter(|path| path.to_string_lossy().starts_with(folder)).count()
     };
     let check_files = async {
-        app.wait_for(|value| value("imagesvc_pictures_at_work") == 5.0).await;
-        app.wait_for(|value| value("imagesvc_pictures_at_work") == 1.0).await;
+        // After the fifth call only the last picture is at work as soon as the others are finished.
+        let created = || nvidia.lines().iter().filter(|line| **line == CREATE_ASSET).count();
+        app.wait_for(|value| created() == 5 && value("imagesvc_pictures_at_work") == 1.0).await;
         // The lock of the folder, and the file of the last picture.
         assert!(open_files() <= 2, "at most 2 files should be open, not {}", open_files());
         release.send(true).unwrap();

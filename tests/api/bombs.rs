@@ -301,9 +301,9 @@ async fn assert_small_pictures_are_served(target: &Target, numbers: Range<usize>
 #[tokio::test(flavor = "multi_thread")]
 async fn small_pictures_are_served_while_large_and_endless_pictures_are_decoded() {
     let nvidia = FakeNvidia::healthy().await;
-    // Requests for endless pictures end after 20 s. A TIFF of 12 megapixels has 36 MB, which is
+    // Requests for endless pictures end after 10 s. A TIFF of 12 megapixels has 36 MB, which is
     // more than the default limit of 20 MiB.
-    let settings = [("IMAGESVC_REQUEST_TIMEOUT", "20s"), ("IMAGESVC_MAX_IMAGE_BYTES", "40000000")];
+    let settings = [("IMAGESVC_REQUEST_TIMEOUT", "10s"), ("IMAGESVC_MAX_IMAGE_BYTES", "40000000")];
     let target = Target::with_nvidia(&nvidia, &settings).await;
     let large_pictures = [large_picture(ImageFormat::WebP, 0), large_picture(ImageFormat::Tiff, 1)];
 

@@ -11,7 +11,7 @@ use crate::{
     query::with_query,
     support::{
         CHELSEA, FakeBucket, FakeNvidia, HUBBLE, ROCKET, TestApp, assert_problem, converted,
-        data_url, tiny, variant,
+        data_url, tiny, variant, wait_for,
     },
 };
 
@@ -22,13 +22,9 @@ fn incoming_count(app: &TestApp) -> usize {
 
 /// Waits until the bucket contains at least this many vectors.
 async fn wait_for_vectors(bucket: &FakeBucket, count: usize) {
-    let wait = async {
-        while bucket.objects_in("vectors").len() < count {
-            tokio::task::yield_now().await;
-        }
-    };
-    let waited = tokio::time::timeout(std::time::Duration::from_secs(10), wait).await;
-    assert!(waited.is_ok(), "{count} vectors should be in the bucket within 10 s");
+    let patience = std::time::Duration::from_secs(10);
+    let are_written = async || bucket.objects_in("vectors").len() >= count;
+    wait_for("the number of vectors", patience, are_written).await;
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use image_rs::ImageFormat;
 use serde_json::json;
 
@@ -28,6 +29,13 @@ const FAULTS: [(&str, FailingReply); 6] = [
     ("cut off", |_| Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-length: 9".to_vec())),
 ];
 
+/// A service with a bucket that works.
+async fn start() -> (FakeNvidia, FakeBucket, TestApp) {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    (nvidia, bucket, app)
+}
+
 /// The number of pictures and vectors in the bucket.
 fn written_count(bucket: &FakeBucket) -> usize {
     bucket.objects_in("downloads").len() + bucket.objects_in("vectors").len()
@@ -41,46 +49,49 @@ async fn wait_until_the_bucket_works(app: &TestApp) {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_picture_that_cannot_be_saved_is_refused_before_nvidia_is_paid() {
-    for (name, fault) in FAULTS {
-        let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-        let app = TestApp::builder(&nvidia)
-            .bucket(&bucket)
-            .setting("IMAGESVC_BUCKET_TIMEOUT", "1s")
-            .start()
-            .await;
-        // The bucket worked until a moment ago.
-        assert_x_cache(&app, ROCKET, "miss").await;
-        app.wait_for(|_| written_count(&bucket) == 2).await;
-        bucket.fail(move |request| Some(fault(request)));
-        for picture in [tiny(1), HUBBLE.to_vec()] {
-            let answer = app.upload(&picture, "a.png").await;
-            assert_problem(&answer, 503, "storage_unavailable");
-            assert_eq!(answer.header("retry-after"), "5", "{name}");
-        }
-        let batch = app.batch(&json!({ "input": [data_url(&tiny(2))] })).await;
-        assert_problem(&batch, 503, "storage_unavailable");
-        assert_eq!(nvidia.count(), 1, "nothing should be paid with the fault: {name}");
+    // At the same time, because each waits for the bucket to recover.
+    join_all(FAULTS.map(|(name, fault)| assert_nothing_is_paid(name, fault))).await;
+}
 
-        // Pictures that are not to be saved are embedded as before.
-        let request = with_query(app.upload_request(&tiny(3), "a.png"), "save=false");
-        let unsaved = app.send(request).await;
-        unsaved.vector();
-        assert_eq!((unsaved.header("x-cache"), nvidia.count()), ("miss", 2), "{name}");
-        assert_eq!(written_count(&bucket), 2, "{name}");
-
-        bucket.recover();
-        wait_until_the_bucket_works(&app).await;
-        assert_x_cache(&app, &tiny(1), "miss").await;
-        app.wait_for(|_| bucket.objects_in("downloads").len() == 2).await;
+/// Lets the bucket work, fail and work again.
+async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
+    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
+    let app = TestApp::builder(&nvidia)
+        .bucket(&bucket)
+        .setting("IMAGESVC_BUCKET_TIMEOUT", "1s")
+        .start()
+        .await;
+    // The bucket worked until a moment ago.
+    assert_x_cache(&app, ROCKET, "miss").await;
+    app.wait_for(|_| written_count(&bucket) == 2).await;
+    bucket.fail(move |request| Some(fault(request)));
+    for picture in [tiny(1), HUBBLE.to_vec()] {
+        let answer = app.upload(&picture, "a.png").await;
+        assert_problem(&answer, 503, "storage_unavailable");
+        assert_eq!(answer.header("retry-after"), "5", "{name}");
     }
+    let batch = app.batch(&json!({ "input": [data_url(&tiny(2))] })).await;
+    assert_problem(&batch, 503, "storage_unavailable");
+    assert_eq!(nvidia.count(), 1, "nothing should be paid with the fault: {name}");
+
+    // Pictures that are not to be saved are embedded as before.
+    let request = with_query(app.upload_request(&tiny(3), "a.png"), "save=false");
+    let unsaved = app.send(request).await;
+    unsaved.vector();
+    assert_eq!((unsaved.header("x-cache"), nvidia.count()), ("miss", 2), "{name}");
+    assert_eq!(written_count(&bucket), 2, "{name}");
+
+    bucket.recover();
+    wait_until_the_bucket_works(&app).await;
+    assert_x_cache(&app, &tiny(1), "miss").await;
+    app.wait_for(|_| bucket.objects_in("downloads").len() == 2).await;
 }
 
 #[tokio::test]
 async fn a_bucket_that_cannot_be_read_costs_only_the_shared_cache() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (_nvidia, bucket, app) = start().await;
     bucket.fail(|request| (request.method == "GET").then_some(Reply::Hang));
     for n in 0..4 {
         assert_x_cache(&app, &tiny(n), "miss").await;
@@ -115,8 +126,7 @@ async fn a_picture_whose_write_failed_without_an_answer_is_removed() {
 
 #[tokio::test]
 async fn a_picture_is_removed_if_its_first_attempt_was_lost_and_its_second_refused() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (_nvidia, bucket, app) = start().await;
     bucket.store_then_break_off_the_first("PUT", || FakeBucket::refusal(403, "AccessDenied"));
     assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
     assert_eq!(bucket.objects_in("downloads").len(), 1, "the first attempt should have arrived");
@@ -126,8 +136,7 @@ async fn a_picture_is_removed_if_its_first_attempt_was_lost_and_its_second_refus
 
 #[tokio::test]
 async fn a_removal_is_repeated_until_it_succeeds() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (_nvidia, bucket, app) = start().await;
     bucket
         .fail(|request| (request.method == "DELETE").then(|| FakeBucket::refusal(503, "SlowDown")));
     let mut damaged = converted(ROCKET, ImageFormat::WebP);
@@ -148,8 +157,7 @@ async fn a_removal_is_repeated_until_it_succeeds() {
 
 #[tokio::test]
 async fn a_refused_picture_does_not_make_the_bucket_fail_for_others() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (nvidia, bucket, app) = start().await;
     bucket.fail(|request| {
         let is_large = request.body.len() == HUBBLE.len();
         is_large.then(|| Reply::new(413, &[], "<html>Too large</html>"))
@@ -161,8 +169,7 @@ async fn a_refused_picture_does_not_make_the_bucket_fail_for_others() {
 
 #[tokio::test]
 async fn a_vector_that_cannot_be_written_costs_only_the_shared_cache() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (_nvidia, bucket, app) = start().await;
     bucket.fail(|request| {
         let is_vector = request.method == "PUT" && request.target.contains("/vectors/");
         is_vector.then(|| FakeBucket::refusal(403, "AccessDenied"))
@@ -180,8 +187,7 @@ async fn a_vector_that_cannot_be_written_costs_only_the_shared_cache() {
 
 #[tokio::test]
 async fn the_first_batch_after_the_bucket_fails_is_not_paid() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (nvidia, bucket, app) = start().await;
     bucket.fail(|request| {
         (request.method == "PUT").then(|| FakeBucket::refusal(403, "AccessDenied"))
     });
@@ -228,8 +234,7 @@ async fn a_picture_whose_client_disconnects_is_removed() {
 
 #[tokio::test]
 async fn a_failing_bucket_does_not_make_the_service_unready() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (nvidia, bucket, app) = start().await;
     let ready = app.get("/ready").await.json();
     assert_eq!(ready["bucket"], json!({ "writable": true, "readable": true }));
     bucket.fail(|_| Some(FakeBucket::refusal(503, "SlowDown")));
@@ -288,8 +293,7 @@ async fn a_service_whose_bucket_cannot_be_reached_starts_and_uses_it_when_it_ret
 
 #[tokio::test]
 async fn one_failed_attempt_of_a_write_is_repeated_and_not_reported() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (_nvidia, bucket, app) = start().await;
     let has_failed = std::sync::atomic::AtomicBool::new(false);
     bucket.fail(move |request| {
         let is_first = request.target.contains("/downloads/")
@@ -303,8 +307,7 @@ async fn one_failed_attempt_of_a_write_is_repeated_and_not_reported() {
 
 #[tokio::test]
 async fn a_slow_bucket_delays_a_picture_but_loses_nothing() {
-    let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    let (nvidia, bucket, app) = start().await;
     // Too slow for a look-up, but fast enough for a write.
     bucket.delay(Duration::from_millis(1500));
     assert_x_cache(&app, ROCKET, "miss").await;

@@ -8,7 +8,7 @@ use std::{
 use futures_util::future::join_all;
 
 use crate::support::{
-    FakeNvidia, Replica, count_lines,
+    FakeNvidia, POLL_INTERVAL, Replica, count_lines,
     s3::{Fault, FaultProxy, MotoServer},
     tiny,
 };
@@ -43,7 +43,7 @@ async fn after_sigterm_under_load_every_answered_picture_and_its_vector_are_in_t
     let clients = join_all((0..CLIENTS).map(|_| client()));
     let stopping = async {
         while answered.load(Ordering::Relaxed) < 3 * CLIENTS {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         replica.process.terminate();
     };

@@ -59,9 +59,17 @@ fn interrupt_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String
     String::from_utf8(output).unwrap()
 }
 
-/// A fake NVIDIA that needs some time for each picture, so that the bar is drawn several times.
-async fn slow_nvidia() -> FakeNvidia {
-    FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(150)))).await
+/// The widths of a narrow and of a wide terminal.
+const WIDTHS: [usize; 2] = [40, 160];
+
+/// A fake NVIDIA that needs some time for each picture, so that the bar is drawn several times. `None`
+/// if the program that makes a terminal is missing.
+async fn slow_nvidia() -> Option<FakeNvidia> {
+    if is_missing("script") {
+        return None;
+    }
+    let reply = embedding().after(Duration::from_millis(150));
+    Some(FakeNvidia::healthy_except(move |_| Some(reply.clone())).await)
 }
 
 /// A source with 20 pictures and two files that are no pictures. A terminal would take the name of one
@@ -76,11 +84,8 @@ fn bulk_with_failures(nvidia: &FakeNvidia) -> Bulk {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminal_of_any_width_shows_a_bar_and_at_the_end_only_the_summary() {
-    if is_missing("script") {
-        return;
-    }
-    let nvidia = slow_nvidia().await;
-    for columns in [40, 160] {
+    let Some(nvidia) = slow_nvidia().await else { return };
+    for columns in WIDTHS {
         let bulk = bulk_with_failures(&nvidia);
         let output = run_on_terminal(&bulk, columns, "photos --out vectors.jsonl");
         let mut terminal = Terminal::new(columns);
@@ -123,11 +128,8 @@ async fn a_terminal_of_any_width_shows_a_bar_and_at_the_end_only_the_summary() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_ctrl_c_nothing_of_the_bar_stays_on_the_terminal() {
-    if is_missing("script") {
-        return;
-    }
-    let nvidia = slow_nvidia().await;
-    for columns in [40, 160] {
+    let Some(nvidia) = slow_nvidia().await else { return };
+    for columns in WIDTHS {
         let bulk = bulk_with_failures(&nvidia);
         let output = interrupt_on_terminal(&bulk, columns, "photos --out vectors.jsonl");
         assert!(output.contains("^C"), "the terminal should show the key: {output:?}");
@@ -144,10 +146,7 @@ async fn after_ctrl_c_nothing_of_the_bar_stays_on_the_terminal() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_variable_no_color_and_a_terminal_that_cannot_move_its_cursor_are_respected() {
-    if is_missing("script") {
-        return;
-    }
-    let nvidia = slow_nvidia().await;
+    let Some(nvidia) = slow_nvidia().await else { return };
     let bulk = bulk_with_failures(&nvidia).setting("NO_COLOR", 1);
     let output = run_on_terminal(&bulk, 80, "photos --out vectors.jsonl");
     assert!(output.contains("=>"), "the bar should be drawn: {output}");

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, ServiceProcess, TestApp, embedding_of,
-    metric, picture_number, tiny, variant,
+    metric, picture_number, tiny, variant, wait_for,
 };
 
 /// NVIDIA's reply with an embedding of 1536 equal values, such as `3.5e-3` for the number 3.
@@ -106,14 +106,8 @@ async fn at_start_the_cache_removes_unfinished_files_and_keeps_its_vectors() {
     let staging_folder = folder.path().join(".vectors/.staged");
     fs::write(staging_folder.join("17"), "half a vector").unwrap();
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
-    let until_removed = async {
-        while fs::read_dir(&staging_folder).unwrap().next().is_some() {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(20), until_removed)
-        .await
-        .expect("the unfinished file should be removed within 20 s");
+    let is_removed = async || fs::read_dir(&staging_folder).unwrap().next().is_none();
+    wait_for("the staging folder", Duration::from_secs(20), is_removed).await;
     assert_x_cache(&app, ROCKET, "hit").await;
 }
 
@@ -259,12 +253,10 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
         for n in [1, 2] {
             assert_x_cache(&app, &tiny(n), "miss").await;
         }
-        let mut files = vector_files(&app);
-        while files.len() < 2 {
-            // Vectors are written after the answer.
-            tokio::task::yield_now().await;
-            files = vector_files(&app);
-        }
+        // Vectors are written after the answer.
+        let are_written = async || vector_files(&app).len() == 2;
+        wait_for("the number of vectors", Duration::from_secs(20), are_written).await;
+        let files = vector_files(&app);
         let folder = app.stop().await;
         damage(&files);
         let app = TestApp::builder(&nvidia).folder(folder).start().await;

@@ -12,8 +12,8 @@ use image_rs::ImageFormat;
 use tempfile::TempDir;
 
 use crate::support::{
-    Answer, BuildError, FakeNvidia, ROCKET, TestApp, assert_problem, converted, decoder_settings,
-    fake_decoder, metric, noise_png,
+    Answer, BuildError, FakeNvidia, POLL_INTERVAL, ROCKET, TestApp, assert_problem, converted,
+    decoder_settings, fake_decoder, metric, noise_png,
 };
 
 /// Starts a service whose decoder runs a script, and uploads a picture that must be decoded.
@@ -199,7 +199,7 @@ fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
             "the decoder should set its limits within 10 s: {}",
             read("limits")
         );
-        std::thread::yield_now();
+        std::thread::sleep(POLL_INTERVAL);
     }
     let limits = read("limits");
     for (name, expected) in [

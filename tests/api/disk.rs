@@ -18,7 +18,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream, task::JoinSet};
 
 use crate::support::{
     Config, FakeNvidia, ROCKET, ServiceProcess, TestApp, assert_problem, noise_png, post_head,
-    tiny, variant,
+    report_skip, tiny, variant, wait_for,
 };
 
 fn names(folder: &Path) -> Vec<String> {
@@ -34,17 +34,8 @@ fn visible_names(folder: &Path) -> Vec<String> {
 /// Waits until a folder is empty. The service deletes the staging file of a refused picture only
 /// after it has answered.
 async fn wait_until_empty(folder: &Path) {
-    let empty = async {
-        while !names(folder).is_empty() {
-            tokio::task::yield_now().await;
-        }
-    };
-    let waited = tokio::time::timeout(Duration::from_secs(10), empty).await;
-    assert!(
-        waited.is_ok(),
-        "the folder should become empty within 10 s, but contains {:?}",
-        names(folder)
-    );
+    let is_empty = async || names(folder).is_empty();
+    wait_for("the folder of staging files", Duration::from_secs(10), is_empty).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -97,7 +88,7 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts the file system. If that is not allowed, prints that the test is skipped.
+    /// Mounts the file system. If that is not allowed, prints that the test is skipped, or fails in CI.
     fn mount(options: &str) -> Option<Self> {
         let mount_point = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
@@ -105,7 +96,7 @@ impl SmallDisk {
         if mount.output().is_ok_and(|output| output.status.success()) {
             return Some(Self { mount_point });
         }
-        println!("skipped: only root can mount a small disk");
+        report_skip("permission to mount a small disk");
         None
     }
 

@@ -4,7 +4,7 @@ use std::{path::Path, process::Command, time::Duration};
 
 use serde_json::Value;
 
-use crate::support::{FakeNvidia, HUBBLE, ROCKET, ServiceProcess, is_missing};
+use crate::support::{FakeNvidia, HUBBLE, POLL_INTERVAL, ROCKET, ServiceProcess, is_missing};
 
 /// The system calls by which the service writes, syncs and renames files, and answers.
 const SYSTEM_CALLS: &str =
@@ -93,7 +93,7 @@ fn read_trace(path: &Path) -> String {
             started.elapsed() < Duration::from_secs(20),
             "the trace should be complete within 20 s: {trace}"
         );
-        std::thread::yield_now();
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

@@ -150,7 +150,7 @@ impl Servers {
                 let mut stream = self.send_part(n, &form(HUBBLE)[..100_000], 900_000).await;
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                answer.contains("408")
+                answer.starts_with("HTTP/1.1 408 ")
             }
             Ending::ClosedWithinBody => {
                 drop(self.send_part(n, &form(HUBBLE)[..100_000], 900_000).await);

@@ -313,6 +313,11 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() {
+    /// The pictures of the single client.
+    const ROUNDS: usize = 5;
+    /// The pictures of the bulk run. While the single client is served, fewer than 200 of them are
+    /// embedded, so that more than 100 still wait.
+    const PICTURES: usize = 450;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "100")
@@ -325,11 +330,11 @@ async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() 
         .start()
         .await;
     let bulk = Bulk::without_nvidia();
-    bulk.write_pictures(700);
+    bulk.write_pictures(PICTURES);
     let arguments = format!("photos --out vectors.jsonl --concurrency 500 --to {}", app.url(""));
     let run = bulk.start(&arguments);
     let single_client = client_from(OTHER);
-    for round in 0..5 {
+    for round in 0..ROUNDS {
         app.wait_for(|value| value("imagesvc_pictures_waiting") >= 100.0).await;
         let calls_before = nvidia.count();
         let picture = tiny(1000 + round);
@@ -342,7 +347,6 @@ async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() 
         assert!(calls < 40, "round {round}: fewer than 40 calls should be made, not {calls}");
     }
     Finished::from(run).expect_exit_code(0);
-    assert_eq!(bulk.rows("vectors.jsonl").len(), 700);
-    // 700 calls for the bulk run, and 5 for the single client.
-    assert_eq!(nvidia.count(), 705);
+    assert_eq!(bulk.rows("vectors.jsonl").len(), PICTURES);
+    assert_eq!(nvidia.count(), PICTURES + ROUNDS);
 }

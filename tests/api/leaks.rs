@@ -7,7 +7,8 @@ use imagesvc::config::RawSettings;
 use serde_json::Value;
 
 use crate::support::{
-    Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Replica, Reply, ServiceProcess, TestApp, avif,
+    Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Replica, Reply, ServiceProcess, Setting,
+    TestApp, avif,
     nvidia_api::KEY,
     s3::{Credentials, FakeMetadata, Fault, FaultProxy, MotoServer},
     tiny, try_picture_number,
@@ -149,57 +150,69 @@ async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_t
     let role = moto.assume_role().await;
     // Credentials with such a short lifetime are fetched again for each request.
     let metadata = FakeMetadata::start(role.clone(), Duration::from_secs(200)).await;
-    let mut proxy = FaultProxy::start(moto.address).await;
-    let from_environment = moto.settings_through(proxy.address);
-    let mut from_metadata = moto.settings_without_credentials(proxy.address);
+    let proxies = [FaultProxy::start(moto.address).await, FaultProxy::start(moto.address).await];
+    let from_environment = moto.settings_through(proxies[0].address);
+    let mut from_metadata = moto.settings_without_credentials(proxies[1].address);
     from_metadata.push(("AWS_METADATA_ENDPOINT", metadata.endpoint()));
-    for (credentials, mut settings) in [(&moto.user, from_environment), (&role, from_metadata)] {
-        let Credentials { key_id, secret, token } = credentials.clone();
-        let mut secrets = vec![key_id, secret, FakeMetadata::TOKEN.to_owned()];
-        secrets.extend(token);
-        let assert_no_secret = |source: &str, text: &str| {
-            assert_no_secret(source, text);
-            for secret in &secrets {
-                assert!(!text.contains(secret.as_str()), "{source} contains {secret}: {text}");
-            }
-        };
-        let signatures = ["X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"];
-        settings.push(("IMAGESVC_LOG", "trace".to_owned()));
-        settings.push(("IMAGESVC_BUCKET_TIMEOUT", "1s".to_owned()));
-        let nvidia = FakeNvidia::healthy().await;
-        let replica = Replica::start(&nvidia, &settings).await;
-        replica.upload(ROCKET).await.vector();
-        for fault in [
-            Fault::Error(403, "AccessDenied"),
-            Fault::Error(503, "SlowDown"),
-            Fault::CutRequest,
-            Fault::CutResponse,
-            Fault::Hold,
-            Fault::Refuse,
-        ] {
-            proxy.set(fault).await;
-            for picture in [&tiny(1), HUBBLE] {
-                let answer = replica.upload(picture).await;
-                assert_eq!(answer.status, 503);
-                assert_no_secret("an answer", &format!("{:?} {}", answer.headers, answer.text()));
-            }
-            for path in ["/ready", "/metrics", "/"] {
-                assert_no_secret(path, &replica.get(path).await.text());
-            }
-            proxy.clear().await;
-            replica.wait_for_bucket(true, Duration::from_secs(20)).await;
+    let [first, second] = proxies;
+    // At the same time, because each waits several times for the bucket to recover.
+    tokio::join!(
+        assert_no_credentials_leak(first, moto.user.clone(), from_environment),
+        assert_no_credentials_leak(second, role, from_metadata),
+    );
+}
+
+/// Lets the service use a bucket behind this proxy with these credentials, and lets each fault happen.
+async fn assert_no_credentials_leak(
+    mut proxy: FaultProxy,
+    credentials: Credentials,
+    mut settings: Vec<Setting>,
+) {
+    let Credentials { key_id, secret, token } = credentials;
+    let mut secrets = vec![key_id, secret, FakeMetadata::TOKEN.to_owned()];
+    secrets.extend(token);
+    let assert_no_secret = |source: &str, text: &str| {
+        assert_no_secret(source, text);
+        for secret in &secrets {
+            assert!(!text.contains(secret.as_str()), "{source} contains {secret}: {text}");
         }
-        let is_signed = proxy.lines().iter().all(|line| line.contains("X-Amz-Signature"));
-        assert!(is_signed, "signatures should be in the URLs");
-        let (_, log) = replica.stop().await;
-        let log = log.join("\n");
-        assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");
-        assert!(log.contains("the bucket cannot be written to"), "{log}");
-        for signature in signatures {
-            assert!(!log.contains(signature), "the log contains {signature}");
+    };
+    let signatures = ["X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"];
+    settings.push(("IMAGESVC_LOG", "trace".to_owned()));
+    settings.push(("IMAGESVC_BUCKET_TIMEOUT", "1s".to_owned()));
+    let nvidia = FakeNvidia::healthy().await;
+    let replica = Replica::start(&nvidia, &settings).await;
+    replica.upload(ROCKET).await.vector();
+    for fault in [
+        Fault::Error(403, "AccessDenied"),
+        Fault::Error(503, "SlowDown"),
+        Fault::CutRequest,
+        Fault::CutResponse,
+        Fault::Hold,
+        Fault::Refuse,
+    ] {
+        proxy.set(fault).await;
+        for picture in [&tiny(1), HUBBLE] {
+            let answer = replica.upload(picture).await;
+            assert_eq!(answer.status, 503);
+            assert_no_secret("an answer", &format!("{:?} {}", answer.headers, answer.text()));
         }
-        assert_no_secret("the log", &log);
+        for path in ["/ready", "/metrics", "/"] {
+            assert_no_secret(path, &replica.get(path).await.text());
+        }
+        proxy.clear().await;
+        replica.wait_for_bucket(true, Duration::from_secs(20)).await;
     }
+    let is_signed = proxy.lines().iter().all(|line| line.contains("X-Amz-Signature"));
+    assert!(is_signed, "signatures should be in the URLs");
+    let (_, log) = replica.stop().await;
+    let log = log.join("\n");
+    assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");
+    assert!(log.contains("the bucket cannot be written to"), "{log}");
+    for signature in signatures {
+        assert!(!log.contains(signature), "the log contains {signature}");
+    }
+    assert_no_secret("the log", &log);
 }
 
 #[tokio::test]

@@ -3,9 +3,11 @@
 use std::{fs, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio::{sync::watch, time::timeout};
+use tokio::sync::watch;
 
-use crate::support::{FakeNvidia, ROCKET, TestApp, embedding, picture_number, tiny, variant};
+use crate::support::{
+    FakeNvidia, ROCKET, TestApp, embedding, picture_number, tiny, variant, wait_for,
+};
 
 /// Waits until retention has removed at least this many pictures.
 async fn wait_until_removed(app: &TestApp, count: f64) {
@@ -64,14 +66,9 @@ async fn under_concurrent_uploads_the_oldest_pictures_are_removed_but_no_picture
     // After its request has ended, the first picture is removed like any other. The rocket alone is
     // larger than `max_bytes`, so the oldest pictures must be removed.
     app.upload(ROCKET, "large.jpg").await.vector();
-    let first_picture_is_removed = async {
-        while app.saved().contains(&first_name) {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(Duration::from_secs(30), first_picture_is_removed)
-        .await
-        .expect("the first picture should be removed within 30 s of the end of its request");
+    let is_removed = async || !app.saved().contains(&first_name);
+    wait_for("the first picture, whose request has ended,", Duration::from_secs(30), is_removed)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -199,7 +199,8 @@ pageTest("the page asks for a required key once for all pictures, and stores it 
   await page.press("Enter");
   await wall(page, 2);
   // Each time, the second picture was refused as well if it was sent before the first was refused.
-  assert(page.failures.splice(0).every((status) => status === 401));
+  const others = page.failures.splice(0);
+  assert(others.length <= 2 && others.every((status) => status === 401), others.join());
   assert.equal(await page.run(() => document.querySelector("#problem").innerText), "");
   assert.equal(await page.run((key) => document.querySelector("main").innerText.includes(key), API_KEY), false);
   await page.open(service.url);

@@ -15,6 +15,7 @@ import boto3
 import urllib3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.handlers import add_expect_header
 from moto import settings
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.moto_server.werkzeug_app import (
@@ -133,6 +134,8 @@ class Admin:
     def attempt(self, endpoint, credentials, operation, parameters):
         """Calls an operation of S3. Returns `ok`, the error's code, or the name of boto3's error."""
         client = self.client("s3", *credentials, endpoint=endpoint)
+        # The proxy of the tests does not answer `Expect: 100-continue`, for which boto3 waits a second.
+        client.meta.events.unregister("before-call.s3", add_expect_header)
         try:
             response = getattr(client, operation)(**{"Bucket": BUCKET, **parameters})
             if "Body" in response:

@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 
-use super::{Answer, FakeBucket, FakeNvidia, FakeServer, ValkeyServer, decoder_settings, metric};
+use super::{
+    Answer, FakeBucket, FakeNvidia, FakeServer, POLL_INTERVAL, ValkeyServer, decoder_settings,
+    metric,
+};
 
 /// A running service. The service stops when this value is dropped.
 pub struct TestApp {
@@ -174,7 +177,7 @@ impl TestApp {
                     started.elapsed() < Duration::from_secs(10),
                     "the folder should be unlocked within 10 s"
                 );
-                tokio::task::yield_now().await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         }
         self.folder
@@ -204,6 +207,7 @@ impl TestApp {
                 if condition(&|series| metric(&metrics, series)) {
                     break;
                 }
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
         let polled = tokio::time::timeout(Duration::from_secs(20), poll).await;
@@ -307,7 +311,7 @@ impl TestApp {
                 "{count} pictures should be saved within 20 s: {:?}",
                 self.saved()
             );
-            tokio::task::yield_now().await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 

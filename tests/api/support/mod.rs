@@ -45,9 +45,9 @@ pub use pictures::{
     CHELSEA, HUBBLE, PHONE, ROCKET, avif, converted, data_url, noise_png, tiny, variant,
 };
 pub use pixels::Difference;
-pub use programs::{is_missing, python_lacks};
+pub use programs::{is_missing, python_lacks, report_skip};
 pub use raw_http::{SMUGGLED_REQUEST, exchange, parse_answer, raw_request, read_to_end};
-pub use replica::{Replica, Setting, bucket_warnings, count_lines, wait_for};
+pub use replica::{POLL_INTERVAL, Replica, Setting, bucket_warnings, count_lines, wait_for};
 pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head, wrapped_base64};
 pub use resources::ResourceUsage;
 pub use terminal::Terminal;

@@ -1,6 +1,10 @@
 //! Skips tests whose programs are not installed.
 
-use std::process::{Command, Stdio};
+use std::{
+    collections::HashMap,
+    process::{Command, Stdio},
+    sync::{LazyLock, Mutex},
+};
 
 /// Returns whether a program is missing. If it is, prints that the test is skipped, or fails in CI.
 pub fn is_missing(program: &str) -> bool {
@@ -14,8 +18,13 @@ pub fn is_missing(program: &str) -> bool {
 /// Returns whether the interpreter `python` lacks any of the `packages`, whose names are separated
 /// by commas. If so, prints that the test is skipped, or fails in CI.
 pub fn python_lacks(python: &str, packages: &str) -> bool {
-    let import = quiet_command(python).args(["-c", &format!("import {packages}")]).status();
-    let has_packages = import.is_ok_and(|status| status.success());
+    /// Whether an interpreter has packages. Kept, because an import takes half a second.
+    static KNOWN: LazyLock<Mutex<HashMap<(String, String), bool>>> = LazyLock::new(Mutex::default);
+    let key = (python.to_owned(), packages.to_owned());
+    let has_packages = *KNOWN.lock().unwrap().entry(key).or_insert_with(|| {
+        let import = quiet_command(python).args(["-c", &format!("import {packages}")]).status();
+        import.is_ok_and(|status| status.success())
+    });
     if !has_packages {
         report_skip(&format!("Python with {packages}"));
     }
@@ -28,7 +37,11 @@ fn quiet_command(program: &str) -> Command {
     command
 }
 
-fn report_skip(missing: &str) {
-    assert!(std::env::var_os("CI").is_none(), "in CI, {missing} must be installed");
+/// Prints that the test is skipped, or fails in CI.
+pub fn report_skip(missing: &str) {
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "in CI, no test may be skipped: there is no {missing}"
+    );
     println!("skipped: there is no {missing} on this machine");
 }

@@ -19,8 +19,9 @@ use crate::query::with_query;
 /// The longest wait for an answer, and for the start and the end of a process.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The pause between two looks at a state that a test waits for.
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The pause between two looks at a state that a test waits for. Without one, a test that waits would
+/// take a processor from the tests that run at the same time.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A setting's name and value.
 pub type Setting = (&'static str, String);
