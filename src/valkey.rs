@@ -33,11 +33,6 @@ mod maintenance;
 mod pace;
 mod probe;
 #[cfg(test)]
-#[allow(clippy::expect_used, reason = "a test should fail if its server does not start")]
-#[allow(clippy::panic, reason = "a test should fail if its server does not start")]
-#[allow(clippy::print_stderr, reason = "the reason for a skipped test")]
-#[allow(dead_code, reason = "some functions are only for the tests of the API")]
-#[allow(unreachable_pub, reason = "the tests of the API need public items")]
 pub(crate) mod test_server;
 mod url;
 

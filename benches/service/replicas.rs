@@ -21,7 +21,6 @@ use crate::{
 };
 use test_server::RedisServer;
 
-#[allow(clippy::expect_used, clippy::print_stderr, dead_code)]
 #[path = "../../src/valkey/test_server.rs"]
 mod test_server;
 

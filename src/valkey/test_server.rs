@@ -1,6 +1,14 @@
 //! A real `redis-server` for tests. It listens on a free port of the loopback interface, keeps nothing
 //! on disk, and is killed when it is dropped.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that cannot start its server fails, or says why it is skipped"
+)]
+#![allow(dead_code, reason = "each kind of test uses other functions")]
+
 use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
     process::{Child, Command, Stdio},

@@ -21,7 +21,6 @@ use tokio::{
 use super::Setting;
 use test_server::RedisServer;
 
-#[allow(dead_code, reason = "some functions are only for the unit tests")]
 #[path = "../../../src/valkey/test_server.rs"]
 mod test_server;
 
