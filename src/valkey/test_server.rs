@@ -7,7 +7,7 @@
     clippy::print_stderr,
     reason = "a test that cannot start its server fails, or says why it is skipped"
 )]
-#![allow(dead_code, reason = "each kind of test uses other functions")]
+#![allow(dead_code, unreachable_pub, reason = "each kind of test uses other functions")]
 
 use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -20,7 +20,7 @@ use std::{
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running server.
-pub(crate) struct RedisServer {
+pub struct RedisServer {
     child: Child,
     port: u16,
 }
@@ -28,7 +28,7 @@ pub(crate) struct RedisServer {
 impl RedisServer {
     /// Starts a server with these arguments in addition. Returns `None`, and says so, if
     /// `redis-server` is missing. In CI, it must not be missing.
-    pub(crate) fn start(arguments: &[&str]) -> Option<Self> {
+    pub fn start(arguments: &[&str]) -> Option<Self> {
         let is_installed = Command::new("redis-server")
             .arg("--version")
             .stdout(Stdio::null())
@@ -51,7 +51,7 @@ impl RedisServer {
     }
 
     /// Starts a server on this port. Returns `None` if the server ends before it listens.
-    pub(crate) fn start_on(port: u16, arguments: &[&str]) -> Option<Self> {
+    pub fn start_on(port: u16, arguments: &[&str]) -> Option<Self> {
         let child = Command::new("redis-server")
             .args(["--bind", "127.0.0.1", "--port", &port.to_string()])
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
@@ -75,17 +75,17 @@ impl RedisServer {
     }
 
     /// The server's port.
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.port
     }
 
     /// The server's URL, without credentials.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// The server's process.
-    pub(crate) fn pid(&self) -> u32 {
+    pub fn pid(&self) -> u32 {
         self.child.id()
     }
 }

@@ -1,16 +1,19 @@
-//! The service sends no request to a picture host or to NVIDIA if the server's certificate is
-//! invalid.
+//! The service sends no request to a picture host, to NVIDIA or to a Valkey if the server's certificate
+//! is invalid.
 
 use std::path::Path;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, Certificate, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd,
+};
 use tokio_rustls::rustls::{
     ServerConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
 
 use crate::support::{
-    Answer, FakeServer, ROCKET, Reply, ServiceProcess, assert_problem, embedding,
+    Answer, FakeServer, ROCKET, RedisServer, Reply, ServiceProcess, assert_problem, embedding,
+    free_address,
     nvidia_api::{ASSETS_PATH, INFER_PATH, KEY, STATUS_PATH},
 };
 
@@ -29,14 +32,20 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    /// Returns a server configuration with a new certificate for `name`, which expires on the first
-    /// day of `expiry_year`.
-    fn certify(&self, name: &str, expiry_year: i32) -> ServerConfig {
+    /// Returns a new certificate for `name`, which expires on the first day of `expiry_year`, and its
+    /// key.
+    fn sign(&self, name: &str, expiry_year: i32) -> (Certificate, KeyPair) {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(expiry_year, 1, 1);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate, key)
+    }
+
+    /// Returns a server configuration with such a certificate.
+    fn certify(&self, name: &str, expiry_year: i32) -> ServerConfig {
+        let (certificate, key) = self.sign(name, expiry_year);
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         ServerConfig::builder()
             .with_no_client_auth()
@@ -150,5 +159,48 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
         }
         let saved = saved_count(folder.path());
         assert_eq!(saved, 1, "the picture should be saved whatever NVIDIA's certificate is");
+    }
+}
+
+#[tokio::test]
+async fn a_valkey_is_used_only_if_its_certificate_is_valid() {
+    let authority = Authority::new();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    for (certificate, (pem, key)) in [
+        ("valid", authority.sign("localhost", 2100)),
+        ("for another name", authority.sign("other.example", 2100)),
+        ("expired", authority.sign("localhost", 2021)),
+        ("by an authority that nobody trusts", Authority::new().sign("localhost", 2100)),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let [pem_file, key_file] = [("valkey.pem", pem.pem()), ("valkey.key", key.serialize_pem())]
+            .map(|(name, text)| {
+                let file = folder.path().join(name);
+                std::fs::write(&file, text).unwrap();
+                file.to_str().unwrap().to_owned()
+            });
+        let port = free_address().await.port();
+        let arguments = [
+            ["--tls-port", &port.to_string()],
+            ["--tls-cert-file", &pem_file],
+            ["--tls-key-file", &key_file],
+            ["--tls-ca-cert-file", &pem_file],
+            ["--tls-auth-clients", "no"],
+        ];
+        let Some(_server) = RedisServer::start(arguments.as_flattened()) else { return };
+        let trust = authority.trust_variable(folder.path());
+        let url = format!("rediss://localhost:{port}");
+        let settings = [
+            ("IMAGESVC_SANDBOX", "true"),
+            ("IMAGESVC_VALKEY_URL", &url),
+            // A handshake takes long on a busy machine.
+            ("IMAGESVC_VALKEY_TIMEOUT", "10s"),
+            (trust.0, &trust.1),
+        ];
+        let service = ServiceProcess::start(folder.path(), &settings);
+        let ready = client.get(service.url("/ready")).send().await.unwrap();
+        let ready: serde_json::Value = serde_json::from_str(&ready.text().await.unwrap()).unwrap();
+        let is_usable = ready["valkey"]["usable"].as_bool().unwrap();
+        assert_eq!(is_usable, certificate == "valid", "the certificate is {certificate}");
     }
 }

@@ -51,4 +51,4 @@ pub use replica::{POLL_INTERVAL, Replica, Setting, bucket_warnings, count_lines,
 pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head, wrapped_base64};
 pub use resources::ResourceUsage;
 pub use terminal::Terminal;
-pub use valkey::{Link, ValkeyServer};
+pub use valkey::{Link, RedisServer, ValkeyServer};

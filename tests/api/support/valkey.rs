@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::Setting;
-use test_server::RedisServer;
+pub use test_server::RedisServer;
 
 #[path = "../../../src/valkey/test_server.rs"]
 mod test_server;
