@@ -128,12 +128,12 @@ impl App {
             key,
             Arc::clone(&metrics),
             background.clone(),
-            trust,
+            &trust,
         )?;
         let bucket = match &config.bucket {
             Some(settings) => {
                 let metrics = Arc::clone(&metrics);
-                let bucket = Bucket::new(settings, trust, background.clone(), metrics)?;
+                let bucket = Bucket::new(settings, &trust, background.clone(), metrics)?;
                 test_bucket(&bucket).await?;
                 Some(bucket)
             }
@@ -157,7 +157,7 @@ impl App {
                 limits,
                 metrics: Arc::clone(&metrics),
             },
-            fetcher: Fetcher::new(fetch_settings, &lookup, trust)?,
+            fetcher: Fetcher::new(fetch_settings, &lookup, &trust)?,
             metrics,
             model: source.model,
             sample_url,

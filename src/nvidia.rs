@@ -175,7 +175,7 @@ impl Client {
         key: ApiKey,
         metrics: Arc<Metrics>,
         background: TaskTracker,
-        trust: Trust,
+        trust: &Trust,
     ) -> Result<Self, reqwest::Error> {
         let builder = trust
             .client_builder()
