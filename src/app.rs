@@ -138,13 +138,13 @@ impl App {
             key,
             Arc::clone(&metrics),
             background.clone(),
-            trust,
+            &trust,
             valkey.clone(),
         )?;
         let bucket = match &config.bucket {
             Some(settings) => {
                 let metrics = Arc::clone(&metrics);
-                let bucket = Bucket::new(settings, trust, background.clone(), metrics)?;
+                let bucket = Bucket::new(settings, &trust, background.clone(), metrics)?;
                 test_bucket(&bucket).await?;
                 Some(bucket)
             }
@@ -170,7 +170,7 @@ impl App {
                 valkey: valkey.clone(),
                 metrics: Arc::clone(&metrics),
             },
-            fetcher: Fetcher::new(fetch_settings, &lookup, trust)?,
+            fetcher: Fetcher::new(fetch_settings, &lookup, &trust)?,
             metrics,
             model: source.model,
             sample_url,

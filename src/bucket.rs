@@ -134,7 +134,7 @@ impl Bucket {
     /// [`SetupError`]
     pub fn new(
         settings: &Settings,
-        trust: Trust,
+        trust: &Trust,
         background: TaskTracker,
         metrics: Arc<Metrics>,
     ) -> Result<Self, SetupError> {

@@ -76,7 +76,7 @@ impl Fetcher {
     ///
     /// # Errors
     /// If TLS cannot be set up.
-    pub fn new(settings: Settings, lookup: &Lookup, trust: Trust) -> Result<Self, reqwest::Error> {
+    pub fn new(settings: Settings, lookup: &Lookup, trust: &Trust) -> Result<Self, reqwest::Error> {
         let resolver = Resolver::new(settings.policy.clone(), lookup.clone(), settings.clients);
         let exceptions = http_client(&settings, resolver.for_exceptions(), trust)?;
         Ok(Self { guarded: http_client(&settings, resolver, trust)?, exceptions, settings })
@@ -131,7 +131,7 @@ impl Fetcher {
 fn http_client(
     settings: &Settings,
     resolver: Resolver,
-    trust: Trust,
+    trust: &Trust,
 ) -> Result<Client, reqwest::Error> {
     let headers = HeaderMap::from_iter([
         (ACCEPT, HeaderValue::from_static(ACCEPTED)),

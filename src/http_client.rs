@@ -2,7 +2,10 @@
 //! collector of traces: certificate authorities, safe defaults, the parser of `Retry-After`, and
 //! pictures as bodies.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use futures_util::{Stream, stream};
@@ -13,7 +16,8 @@ use reqwest::{
     header::{HeaderMap, RETRY_AFTER},
     redirect, retry,
 };
-
+use rustls::{ClientConfig, client::Resumption, crypto::aws_lc_rs};
+use rustls_platform_verifier::Verifier;
 use tokio::task::spawn_blocking;
 
 use crate::{causes::causes, image::Content};
@@ -62,48 +66,70 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
     }
 }
 
-/// The system's certificate authorities, which HTTP clients trust.
+/// The system's certificate authorities, which HTTP clients trust. All clients share one copy.
 ///
 /// If the system has none, every call to an `https` URL fails. Calls to `http` URLs still work; the
 /// sandbox makes no other calls.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Trust {
-    has_authorities: bool,
+    /// How clients set up TLS. `None` if the system has no certificate authorities.
+    tls: Option<ClientConfig>,
 }
 
 impl Trust {
-    /// Checks whether the system has certificate authorities. Logs a warning if it has none.
+    /// Reads the system's certificate authorities. Logs a warning if it has none.
     pub fn probe() -> Self {
-        // Building a client fails if reqwest finds no certificate authorities.
-        match ClientBuilder::new().no_proxy().build() {
-            Ok(_) => Self { has_authorities: true },
+        match tls_with_system_authorities() {
+            Ok(tls) => Self { tls: Some(tls) },
             Err(error) => {
                 let cause = causes(&error).map(ToString::to_string).last();
                 tracing::warn!(
                     cause,
                     "no certificate authorities found: calls to https URLs will fail"
                 );
-                Self { has_authorities: false }
+                Self { tls: None }
             }
         }
     }
 
     /// Whether the system has certificate authorities.
-    pub fn has_authorities(self) -> bool {
-        self.has_authorities
+    pub fn has_authorities(&self) -> bool {
+        self.tls.is_some()
     }
 
     /// A client builder for HTTP/1.1 without redirects, retries and Referer.
-    pub(crate) fn client_builder(self) -> ClientBuilder {
+    pub(crate) fn client_builder(&self) -> ClientBuilder {
         let builder = ClientBuilder::new()
             .redirect(redirect::Policy::none())
             .retry(retry::never())
             .referer(false)
             .http1_only()
             .http1_max_headers(MAX_HEADERS);
-        // With an explicit list, even an empty one, building the client does not search the system.
-        if self.has_authorities { builder } else { builder.tls_certs_only([]) }
+        match &self.tls {
+            Some(tls) => {
+                // Each client has its own sessions, so that the hosts of pictures cannot displace NVIDIA's.
+                let mut tls = tls.clone();
+                tls.resumption = Resumption::default();
+                builder.tls_backend_preconfigured(tls)
+            }
+            // With an explicit list, even an empty one, building the client does not search the system.
+            None => builder.tls_certs_only([]),
+        }
     }
+}
+
+/// Sets up TLS as reqwest does. reqwest itself would read and keep the authorities once for each
+/// client.
+fn tls_with_system_authorities() -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = Verifier::new(Arc::clone(&provider))?;
+    let mut tls = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous() // any verifier that is not rustls' own counts as dangerous
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"http/1.1".into()];
+    Ok(tls)
 }
 
 #[cfg(test)]

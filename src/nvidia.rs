@@ -178,7 +178,7 @@ impl Client {
         key: ApiKey,
         metrics: Arc<Metrics>,
         background: TaskTracker,
-        trust: Trust,
+        trust: &Trust,
         valkey: Option<Valkey>,
     ) -> Result<Self, reqwest::Error> {
         let builder = trust

@@ -144,8 +144,8 @@ impl Bench {
         let service = Service::start(&folder, &self.nvidia, &[]);
         thread::sleep(Duration::from_millis(500)); // until the start is complete
         let program_mb = fs::metadata(program()).unwrap().len() as f64 / 1e6;
-        self.report.goal_at_most("start to first answer, ms", startup_times.p50, 60.0);
-        self.report.goal_at_most("resident after start, MB", service.memory(), 12.0);
+        self.report.goal_at_most("start to first answer, ms", startup_times.p50, 30.0);
+        self.report.goal_at_most("resident after start, MB", service.memory(), 13.0);
         self.report.goal_at_most("program, MB", program_mb, 24.0);
     }
 

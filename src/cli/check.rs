@@ -57,7 +57,7 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
     findings.push(check_disk(&config.store));
     findings.push(check_decoder(config).await);
     if let Some(settings) = &config.bucket {
-        findings.extend(check_bucket(settings, Trust::probe()).await);
+        findings.extend(check_bucket(settings, &Trust::probe()).await);
     }
     if let Some(settings) = &config.valkey {
         findings.extend(check_valkey(settings).await);
@@ -69,10 +69,10 @@ pub(super) async fn check(config: &Config, live: bool) -> bool {
         }
         Upstream::Nvidia(key) => {
             let trust = Trust::probe();
-            findings.push(check_certificate_authorities(trust));
+            findings.push(check_certificate_authorities(&trust));
             findings.push(check_dns(config).await);
             findings.push(if live {
-                check_call(config, key.clone(), trust).await
+                check_call(config, key.clone(), &trust).await
             } else {
                 Finding::new("nvidia", State::Note, "not called; check --live makes one paid call")
             });
@@ -196,7 +196,7 @@ async fn check_decoder(config: &Config) -> Finding {
     }
 }
 
-fn check_certificate_authorities(trust: Trust) -> Finding {
+fn check_certificate_authorities(trust: &Trust) -> Finding {
     if trust.has_authorities() {
         Finding::new("ca", State::Ok, "the system has certificate authorities")
     } else {
@@ -234,7 +234,7 @@ async fn check_dns(config: &Config) -> Finding {
 }
 
 /// Makes one paid call to NVIDIA.
-async fn check_call(config: &Config, key: ApiKey, trust: Trust) -> Finding {
+async fn check_call(config: &Config, key: ApiKey, trust: &Trust) -> Finding {
     let finding = |state, text: String| Finding::new("nvidia", state, text);
     let mut settings = config.nvidia.clone();
     settings.retry.max_attempts = 1; // a retry could be a second paid call

@@ -38,7 +38,7 @@ fn new_embedder() -> Embedder {
         key,
         Arc::clone(&metrics),
         background.clone(),
-        Trust::probe(),
+        &Trust::probe(),
         None,
     );
     let space = DiskSpace::new("unused".into(), 0);

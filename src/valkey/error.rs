@@ -52,6 +52,11 @@ impl Failure {
     /// What the operator can do, if that is known.
     pub fn advice(&self) -> Option<&'static str> {
         let Self::Redis(error) = self else { return None };
+        if self.is_about_permissions() {
+            return Some(
+                "the server's user needs the key pattern ~{imagesvc}* and the commands that docs/scaling.md lists",
+            );
+        }
         match error.code() {
             Some("OOM") => {
                 return Some(
@@ -64,9 +69,6 @@ impl Failure {
         }
         match error.kind() {
             ErrorKind::AuthenticationFailed => Some(CREDENTIALS),
-            ErrorKind::Server(ServerErrorKind::NoPerm) => Some(
-                "the server's user needs the key pattern ~{imagesvc}* and the commands that docs/scaling.md lists",
-            ),
             ErrorKind::Server(
                 ServerErrorKind::Moved | ServerErrorKind::CrossSlot | ServerErrorKind::ClusterDown,
             ) => Some("the server runs in cluster mode: use one without it"),
@@ -77,21 +79,29 @@ impl Failure {
         }
     }
 
+    /// Whether the server's user lacks a permission.
+    fn is_about_permissions(&self) -> bool {
+        let Self::Redis(error) = self else { return false };
+        // For a command in a script, Redis 7.0 has no code of its own.
+        let is_in_script = |detail: &str| detail.contains("The user executing the script can't");
+        error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
+            || error.detail().is_some_and(is_in_script)
+    }
+
     /// Turns a refusal into the error with which the service does not start. A server that cannot be
     /// reached, or that fails in a way that may pass, is no refusal.
     pub(super) fn into_refusal(self) -> Result<StartError, Self> {
         let is_refusal = match &self {
             Self::Timeout | Self::Task(_) => false,
             Self::Redis(error) => {
-                matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+                self.is_about_permissions()
+                    || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
                     || matches!(
                         error.kind(),
                         ErrorKind::AuthenticationFailed
                             | ErrorKind::InvalidClientConfig
                             | ErrorKind::Server(
-                                ServerErrorKind::NoPerm
-                                    | ServerErrorKind::Moved
-                                    | ServerErrorKind::CrossSlot
+                                ServerErrorKind::Moved | ServerErrorKind::CrossSlot
                             )
                     )
             }

@@ -15,7 +15,10 @@ use axum::{
 };
 use tower::ServiceBuilder;
 use utoipa::{OpenApi, openapi::OpenApi as Document};
-use utoipa_axum::{router::OpenApiRouter, routes};
+use utoipa_axum::{
+    router::{OpenApiRouter, UtoipaMethodRouter},
+    routes,
+};
 
 use super::{
     Settings,
@@ -70,39 +73,60 @@ fn initialize_counters(metrics: &Metrics, document: &Document) {
     }
 }
 
-/// Builds all routes, and the OpenAPI document. `extra` contains open routes of other modules.
+/// A function that returns a route, and the route's part of the OpenAPI document.
+type Described = fn() -> UtoipaMethodRouter<AppState>;
+
+/// The described routes that never require a key.
+const OPEN: [Described; 2] = [|| routes!(health::health), || routes!(health::ready)];
+
+/// The described routes that may require a key.
+const KEYED: [Described; 6] = [
+    || routes!(url::vectorize_image),
+    || routes!(base64::vectorize_image_base64),
+    || routes!(upload::vectorize_image_upload),
+    || routes!(embeddings::embeddings),
+    || routes!(models::list_models),
+    || routes!(metrics::metrics),
+];
+
+/// Builds the OpenAPI document.
+fn document() -> Document {
+    let describe = |base, routes: &[Described]| {
+        let base = OpenApiRouter::with_openapi(base);
+        routes.iter().fold(base, |described, route| described.routes(route())).into_openapi()
+    };
+    let open = describe(BaseDocument::openapi(), &OPEN);
+    openapi::document(open, describe(ModelDocument::openapi(), &KEYED))
+}
+
+/// Builds the routes alone. Frees each route's part of the document before it builds the next route,
+/// because all parts together take more memory than the rest of the start.
+fn without_document(routes: &[Described], metrics: &Metrics) -> Router<AppState> {
+    routes.iter().fold(Router::new(), |router, route| {
+        let (route, document) = OpenApiRouter::new().routes(route()).split_for_parts();
+        initialize_counters(metrics, &document);
+        router.merge(route)
+    })
+}
+
+/// Builds all routes. `extra` contains open routes of other modules.
 pub(super) fn router(
     state: &AppState,
     settings: &Settings,
     rules: &Arc<PageRules>,
     extra: Router,
 ) -> Router {
-    let (open, open_document) = OpenApiRouter::with_openapi(BaseDocument::openapi())
-        .routes(routes!(health::health))
-        .routes(routes!(health::ready))
-        .split_for_parts();
-    let (keyed, keyed_document) = OpenApiRouter::with_openapi(ModelDocument::openapi())
-        .routes(routes!(url::vectorize_image))
-        .routes(routes!(base64::vectorize_image_base64))
-        .routes(routes!(upload::vectorize_image_upload))
-        .routes(routes!(embeddings::embeddings))
-        .routes(routes!(models::list_models))
-        .routes(routes!(metrics::metrics))
-        .route("/v1/models/{*id}", get(models::get_model))
-        .route("/embeddings", post(embeddings::embeddings))
-        .split_for_parts();
-    initialize_counters(&state.metrics, &keyed_document);
-    let document = openapi::document(open_document, keyed_document);
-
-    let open = open
+    let open = without_document(&OPEN, &state.metrics)
         .merge(home::router(Arc::clone(rules)))
-        .merge(docs::router(&document, state.sample_url.as_deref()))
+        .merge(docs::router(document, state.sample_url.clone()))
         .method_not_allowed_fallback(async || Error::MethodNotAllowed);
     let limit = settings.rate_limit.map(|limit| {
         let valkey = state.pipeline.valkey.clone();
         Arc::new(RateLimit::per_minute(limit, valkey))
     });
-    let keyed = keyed
+    let keyed = without_document(&KEYED, &state.metrics)
+        .route("/v1/models/{*id}", get(models::get_model))
+        .route("/embeddings", post(embeddings::embeddings))
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .layer(

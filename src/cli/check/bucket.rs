@@ -16,7 +16,7 @@ use crate::{
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Checks the bucket. Returns a finding for each operation that fails, or one if all succeed.
-pub(super) async fn check_bucket(settings: &Settings, trust: Trust) -> Vec<Finding> {
+pub(super) async fn check_bucket(settings: &Settings, trust: &Trust) -> Vec<Finding> {
     let finding = |state, text: String| Finding::new("bucket", state, text);
     let bucket = match Bucket::new(settings, trust, TaskTracker::new(), Metrics::new()) {
         Ok(bucket) => bucket,

@@ -2,10 +2,13 @@
 //!
 //! The files of Swagger UI are in the binary.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    sync::{Arc, LazyLock},
+};
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{Path, rejection::PathRejection},
     http::{HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
@@ -16,7 +19,7 @@ use serde_json::Value;
 use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::Config;
 
-use crate::web::{error::Error, state::AppState};
+use crate::web::error::Error;
 
 mod paragraphs;
 
@@ -29,16 +32,23 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 
 const CONTENT_SECURITY_POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
 
+/// The type of the OpenAPI document.
+const JSON: (HeaderName, HeaderValue) =
+    (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+
 /// The page's name among the files of Swagger UI.
 const PAGE: &str = "index.html";
 
 /// The JSON Pointer to the example of a URL in the OpenAPI document. Swagger UI fills in this URL.
 const URL_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
-pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<AppState> {
-    let mut document = with_sample_url(document, sample_url);
-    paragraphs::join_in_descriptions(&mut document);
-    let document = Arc::new(document);
+/// Builds the routes. The document is built for its first request, which takes about 2 ms. At start it
+/// would take more memory than everything else, and most services are never asked for it.
+pub(super) fn router<S>(document: fn() -> OpenApi, sample_url: Option<String>) -> Router<S>
+where
+    S: Clone + Send + Sync + 'static,
+{
+    let document = Arc::new(LazyLock::new(move || json(&document(), sample_url.as_deref())));
     let config = Config::from("/openapi.json")
         // By default, Swagger UI sends the document's URL to a public validator.
         .validator_url("none")
@@ -49,7 +59,7 @@ pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<App
     let config = Arc::new(config);
     let page_config = Arc::clone(&config);
     Router::new()
-        .route("/openapi.json", get(async move || Json(document)))
+        .route("/openapi.json", get(async move || ([JSON], Bytes::clone(&document))))
         .route("/docs", get(async move || file(PAGE, page_config)))
         .route(
             "/docs/{*path}",
@@ -58,6 +68,13 @@ pub(super) fn router(document: &OpenApi, sample_url: Option<&str>) -> Router<App
                 file(&path, config)
             }),
         )
+}
+
+/// The document as JSON.
+fn json(document: &OpenApi, sample_url: Option<&str>) -> Bytes {
+    let mut document = with_sample_url(document, sample_url);
+    paragraphs::join_in_descriptions(&mut document);
+    document.to_string().into()
 }
 
 /// In the sandbox, replaces the example by the URL of the sample picture. The sandbox must work
@@ -100,9 +117,35 @@ fn file(path: &str, config: Arc<Config<'static>>) -> Result<Response, Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use axum::body::to_bytes;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use axum::{
+        body::{Body, to_bytes},
+        extract::Request,
+    };
+    use tower::ServiceExt;
 
     use super::*;
+
+    #[tokio::test]
+    async fn the_document_is_built_once_and_not_before_it_is_requested() {
+        static BUILT: AtomicU32 = AtomicU32::new(0);
+        let count_and_build = || {
+            BUILT.fetch_add(1, Ordering::Relaxed);
+            OpenApi::default()
+        };
+        let app: Router = router(count_and_build, None);
+        assert_eq!(BUILT.load(Ordering::Relaxed), 0);
+        for _ in 0..2 {
+            let request = Request::get("/openapi.json").body(Body::empty()).unwrap();
+            let response = app.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.headers()["content-type"], "application/json");
+            let body = to_bytes(response.into_body(), 100_000).await.unwrap();
+            let document: Value = serde_json::from_slice(&body).unwrap();
+            assert!(document["openapi"].as_str().unwrap().starts_with("3."));
+            assert_eq!(BUILT.load(Ordering::Relaxed), 1);
+        }
+    }
 
     #[tokio::test]
     async fn the_script_of_swagger_ui_is_not_copied_for_each_request() {
