@@ -120,8 +120,8 @@ struct Inner {
     /// Open while uploads to NVIDIA do not work.
     upload_breaker: CircuitBreaker,
     nvidia: nvidia::Client,
-    /// Decides which replica makes a call. `None` if there is only one replica, or no bucket: then,
-    /// replicas could not find each other's vectors.
+    /// Decides which replica makes a call. `None` without a Valkey, or without a bucket, where replicas
+    /// find each other's vectors.
     valkey: Option<Valkey>,
     settings: CallSettings,
     /// Tracks the tasks that make the calls.

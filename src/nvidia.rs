@@ -197,9 +197,7 @@ impl Client {
         }
         let http = builder.build()?;
         let pace = settings.call_limit.map(|limit| {
-            let shared = valkey.map(|valkey| {
-                SharedLimit::new(valkey, PaceKey::new(key.hash()), background.clone())
-            });
+            let shared = valkey.map(|valkey| SharedLimit::new(valkey, PaceKey::new(key.hash())));
             // Without a Valkey, the parts are fixed.
             let calls = if shared.is_some() { limit.total } else { limit.part() };
             PaceLimiter::new(calls, settings.pace_window, settings.clients, shared)

@@ -4,27 +4,26 @@
 //! Nothing in it must last. If it cannot be used, each replica decides alone, and no request fails.
 //! Each agreement is one script, so it needs one round trip, and only the server's clock matters.
 //!
-//! A request never waits for a second command after one has failed: the first failure makes
-//! [`Valkey`] unavailable. A task then connects again every half second. `redis` has a connection
+//! After a command has failed, no request sends another one until a task has connected again, which it
+//! tries every half second. So a request waits for one failing command at most. `redis` has a connection
 //! manager that reconnects by itself, but there, each command would wait for the new connection.
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use redis::{Client, FromRedisValue, ScriptInvocation, aio::MultiplexedConnection};
 use tokio::{
-    sync::{Notify, watch},
+    runtime::Handle,
+    sync::{Notify, Semaphore, watch},
     time::{Instant, timeout},
 };
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::telemetry::Metrics;
+use replica_count::ReplicaCount;
 
 mod client_limit;
 mod error;
@@ -32,13 +31,14 @@ mod lease;
 mod maintenance;
 mod pace;
 mod probe;
+mod replica_count;
 #[cfg(test)]
 pub(crate) mod test_server;
 mod url;
 
 pub use client_limit::ClientLimitReply;
 pub use error::{Failure, StartError};
-pub use lease::{LEASE_RESERVE, Lease, LeaseReply, LeaseToken};
+pub use lease::{Lease, LeaseReply};
 pub use pace::{CallId, PaceKey, PaceReply};
 pub use probe::{Probe, probe};
 pub use url::ValkeyUrl;
@@ -53,7 +53,7 @@ pub struct Settings {
     pub url: ValkeyUrl,
     /// The longest time that a request waits for a command.
     pub timeout: Duration,
-    /// How many replicas there are, as long as the Valkey has not told.
+    /// How many replicas there are. It counts only until the Valkey is reached.
     pub replicas: u32,
 }
 
@@ -73,14 +73,15 @@ struct Inner {
     replica: String,
     /// `None` while the Valkey cannot be used.
     connection: Mutex<Option<Connection>>,
-    /// How many replicas there were when the Valkey was last asked.
-    replicas: AtomicU32,
+    replicas: Mutex<ReplicaCount>,
     /// Changes when the Valkey works again, or has lost its data.
     generation: watch::Sender<u64>,
     /// Notified when a command has failed.
     failed: Notify,
     /// The task that maintains the connection.
     maintenance: Mutex<Option<AbortOnDropHandle<()>>>,
+    /// Has no permit while a thread connects.
+    may_connect: Arc<Semaphore>,
     /// Tracks the tasks that the shutdown waits for.
     background: TaskTracker,
     metrics: Arc<Metrics>,
@@ -116,10 +117,11 @@ impl Valkey {
             timeout: settings.timeout,
             replica: format!("{:016x}", fastrand::u64(..)),
             connection: Mutex::new(None),
-            replicas: AtomicU32::new(settings.replicas.max(1)),
+            replicas: Mutex::new(ReplicaCount::new(settings.replicas)),
             generation: watch::Sender::new(0),
             failed: Notify::new(),
             maintenance: Mutex::new(None),
+            may_connect: Arc::new(Semaphore::new(1)),
             background,
             metrics,
         }));
@@ -134,7 +136,7 @@ impl Valkey {
 
     /// How many replicas use the Valkey, as far as is known. At least 1.
     pub fn replicas(&self) -> u32 {
-        self.0.replicas.load(Ordering::Relaxed)
+        self.replica_count().count()
     }
 
     /// A number that changes when the Valkey works again, or has lost its data.
@@ -166,7 +168,7 @@ impl Valkey {
         })
     }
 
-    /// Stops to use a connection.
+    /// Stops using a connection.
     fn fail(&self, number: u64, failure: &Failure) {
         // Several commands may fail at once. Only the first one finds the connection. Later ones find
         // none, or a new one.
@@ -175,14 +177,42 @@ impl Valkey {
             tracing::warn!(
                 cause = %failure,
                 advice = failure.advice(),
-                "Valkey cannot be used: until it works again, each replica has a fixed part of the calls per minute, and may pay for pictures that other replicas pay for"
+                "Valkey cannot be used: this replica decides alone until it works again"
             );
             self.0.failed.notify_one();
         }
+    }
+
+    /// The longest time that a request waits for a command.
+    pub fn timeout(&self) -> Duration {
+        self.0.timeout
+    }
+
+    /// Runs a task that the service's shutdown waits for. Does nothing outside of a runtime, where the
+    /// service has already stopped.
+    pub(crate) fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(runtime) = Handle::try_current() {
+            self.0.background.spawn_on(task, &runtime);
+        }
+    }
+
+    fn replica_count(&self) -> MutexGuard<'_, ReplicaCount> {
+        // The count is valid even if a thread panicked while it held the lock.
+        self.0.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn connection(&self) -> MutexGuard<'_, Option<Connection>> {
         // The connection is valid even if a thread panicked while it held the lock.
         self.0.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A duration as an argument of a script, in milliseconds.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A duration as an argument of a script, in microseconds.
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }

@@ -24,9 +24,17 @@ pub(super) const URL_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
 pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_VALKEY_TIMEOUT",
     "250ms",
-    parse::positive_duration,
-    "The longest time that a request waits for the Valkey; after that, the replica decides alone",
+    timeout,
+    "The longest time that a request waits for the Valkey, at most 10s; after that, the replica decides alone",
 );
+
+/// The longest allowed timeout. A longer one would keep requests waiting for what they can do without.
+const MAX_TIMEOUT: Duration = Duration::from_secs(10);
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = parse::positive_duration(text)?;
+    if timeout > MAX_TIMEOUT { Err("must be at most 10s".into()) } else { Ok(timeout) }
+}
 
 /// Reads the settings for the Valkey. Returns `None` if there is none.
 pub(super) fn resolve(reader: &mut Reader<'_>, replicas: u32) -> Option<Settings> {

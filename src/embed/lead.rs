@@ -1,5 +1,5 @@
-//! What the leader of a call does: it looks in the cache once more, agrees with the other replicas who
-//! calls NVIDIA, makes the call, and writes the vector.
+//! What the leader of a call does: it looks in the cache once more, decides with the other replicas
+//! which of them calls NVIDIA, makes the call, and writes the vector.
 
 use std::sync::Arc;
 
@@ -49,8 +49,9 @@ impl Embedder {
             // write.
             let _entry_until_written = guard.complete(Ok(embedding.clone()));
             let is_in_bucket = is_new && inner.cache.write(key, &embedding).await;
-            if let Some(lease) = lease {
-                lease.release(is_in_bucket).await;
+            // Dropping a lease releases it. Only here, the vector is in the bucket.
+            if let Some(lease) = lease.filter(|_| is_in_bucket) {
+                lease.release_as_done();
             }
         };
         let call = call.instrument(span!("embed"));
@@ -73,7 +74,8 @@ impl Inner {
         }
         let mut looked_up_at = job.looked_up_at;
         loop {
-            let lease = match self.decide(job, key, looked_up_at).await? {
+            let decision = self.decide(job, key, looked_up_at, &mut reservation).await?;
+            let lease = match decision {
                 Decision::Found(embedding) => return Ok((embedding, None)),
                 Decision::Call(lease) => lease,
             };
@@ -95,10 +97,12 @@ impl Inner {
         job: &Job,
         key: &CacheKey,
         looked_up_at: Option<Instant>,
+        reservation: &mut Option<Reservation>,
     ) -> Result<Decision, Error> {
         match (&self.valkey, job.cache_mode) {
             (Some(valkey), CacheMode::Use) => {
-                lease::decide(valkey, &self.cache, key, looked_up_at, job.deadline).await
+                lease::decide(valkey, &self.cache, key, looked_up_at, reservation, job.deadline)
+                    .await
             }
             _ => Ok(Decision::Call(None)),
         }

@@ -12,13 +12,24 @@ use super::{
     Embedding, Error,
     cache::{Cache, CacheKey},
 };
-use crate::valkey::{LEASE_RESERVE, Lease, LeaseReply, Unavailable, Valkey};
+use crate::{
+    nvidia::Reservation,
+    valkey::{Lease, LeaseReply, Unavailable, Valkey},
+};
 
 #[cfg(test)]
 mod model;
 
-/// The mean time between two attempts to acquire a lease that another replica holds.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// The mean time before the second attempt to acquire a lease that another replica holds. Before each
+/// further attempt, it is half as long again, up to [`LONGEST_WAIT`].
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// The longest mean time between two attempts.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// A waiting replica looks in the bucket at least this often. Usually the lease tells when the vector is
+/// there. But the holder may have lost its connection to the Valkey before it could say so.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a replica does next for a picture whose vector it has not found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +52,8 @@ enum Step {
 enum Position {
     /// It holds the lease.
     Holder,
+    /// Another replica holds the lease.
+    Waiter,
     /// Another replica has written the vector.
     AfterDone,
     /// The Valkey cannot be used.
@@ -59,8 +72,13 @@ enum Reply {
 impl Step {
     const FIRST: Self = Self::Acquire { ignore_done: false };
 
+    /// The step after a wait.
+    fn after_wait(must_look: bool) -> Self {
+        if must_look { Self::Read(Position::Waiter) } else { Self::FIRST }
+    }
+
     /// The step after a reply. `looked_recently` says whether this replica looked in the bucket less
-    /// than [`LEASE_RESERVE`] before the reply. If another replica has written the vector since then, it
+    /// than [`Valkey::lease_reserve`] before the reply. If another replica has written the vector since then, it
     /// has released the lease as done. Or it was killed before that, and its lease has not expired yet.
     fn after_reply(reply: Reply, looked_recently: bool) -> Self {
         match (reply, looked_recently) {
@@ -76,6 +94,7 @@ impl Step {
     /// The step of a replica that has not found the vector in the bucket.
     fn after_miss(position: Position) -> Self {
         match position {
+            Position::Waiter => Self::FIRST,
             Position::AfterDone => Self::Acquire { ignore_done: true },
             Position::Holder | Position::Alone => Self::Call(position),
         }
@@ -101,8 +120,8 @@ pub(super) enum Decision {
     Call(Option<Lease>),
 }
 
-/// Decides whether this replica calls NVIDIA. Waits while another replica calls it. `looked_up_at` is
-/// when this replica began to look in the bucket.
+/// Decides whether this replica calls NVIDIA. Waits while another replica calls it. During the wait, the
+/// reservation is given up. `looked_up_at` is when this replica began to look in the bucket.
 ///
 /// # Errors
 /// [`Error::QueueTimeout`] if another replica still calls NVIDIA at the deadline.
@@ -111,15 +130,18 @@ pub(super) async fn decide(
     cache: &Cache,
     key: &CacheKey,
     mut looked_up_at: Option<Instant>,
+    reservation: &mut Option<Reservation>,
     deadline: Instant,
 ) -> Result<Decision, Error> {
-    let token = valkey.lease_token(key);
     let mut lease = None;
+    let mut wait = FIRST_WAIT;
     let mut step = Step::FIRST;
     loop {
+        let has_looked_within =
+            |time: Duration| looked_up_at.is_some_and(|looked_up_at| looked_up_at.elapsed() < time);
         step = match step {
             Step::Acquire { ignore_done } => {
-                let reply = match valkey.acquire_lease(&token, ignore_done).await {
+                let reply = match valkey.acquire_lease(key, ignore_done).await {
                     Ok(LeaseReply::Acquired(acquired)) => {
                         lease = Some(acquired);
                         Reply::Acquired
@@ -128,26 +150,25 @@ pub(super) async fn decide(
                     Ok(LeaseReply::Done) => Reply::Done,
                     Err(Unavailable) => Reply::Unavailable,
                 };
-                let looked_recently = looked_up_at.is_some_and(|at| at.elapsed() < LEASE_RESERVE);
-                Step::after_reply(reply, looked_recently)
+                Step::after_reply(reply, has_looked_within(valkey.lease_reserve()))
             }
             Step::Wait => {
+                *reservation = None;
                 // Replicas that wait for the same lease should not all ask at the same time.
-                let wake = Instant::now() + POLL_INTERVAL.mul_f64(0.5 + fastrand::f64());
+                let wake = Instant::now() + wait.mul_f64(0.5 + fastrand::f64());
+                wait = (wait * 3 / 2).min(LONGEST_WAIT);
                 sleep_until(wake.min(deadline)).await;
                 if Instant::now() >= deadline {
                     return Err(Error::QueueTimeout("another replica's call to NVIDIA"));
                 }
-                // The holder may have been killed after it had written the vector.
-                looked_up_at = None;
-                Step::FIRST
+                Step::after_wait(!has_looked_within(LOOK_INTERVAL))
             }
             Step::Read(position) => {
                 looked_up_at = Some(Instant::now());
                 match cache.look_up_shared(key).await {
                     Some(embedding) => {
                         if let Some(lease) = lease {
-                            lease.release(true).await;
+                            lease.release_as_done();
                         }
                         return Ok(Decision::Found(embedding));
                     }

@@ -215,7 +215,7 @@ impl PaceLimiter {
 
     /// The most calls that this replica may make in a window now: all calls of the limit, or its share.
     pub(super) fn limit(&self) -> usize {
-        self.0.state(Instant::now()).log.limit()
+        self.0.state(Instant::now()).limit()
     }
 
     /// The number of calls that wait for a permit.

@@ -2,9 +2,9 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use redis::Script;
+use redis::{Script, ScriptInvocation};
 
-use super::{PREFIX, Unavailable, Valkey, pace::micros};
+use super::{PREFIX, Unavailable, Valkey, micros};
 use crate::sha256::Sha256;
 
 static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("client_limit.lua")));
@@ -32,12 +32,21 @@ impl Valkey {
     ) -> Result<ClientLimitReply, Unavailable> {
         // The hash is short, because there may be many clients. It does not reveal the client's key.
         let hash = client.to_string();
-        let mut script = COUNT.key(format!("{PREFIX}:client:{}", &hash[..32]));
-        script.arg(micros(delay)).arg(micros(most_ahead));
+        let script = count_script(&format!("{PREFIX}:client:{}", &hash[..32]), delay, most_ahead);
         let (wait, ahead): (u64, u64) = self.run("client_limit", &script).await?;
         Ok(ClientLimitReply {
             wait: Duration::from_micros(wait),
             ahead: Duration::from_micros(ahead),
         })
     }
+}
+
+pub(super) fn count_script(
+    key: &str,
+    delay: Duration,
+    most_ahead: Duration,
+) -> ScriptInvocation<'static> {
+    let mut script = COUNT.key(key);
+    script.arg(micros(delay)).arg(micros(most_ahead));
+    script
 }

@@ -1,7 +1,7 @@
 //! Why the Valkey cannot be used, and what an operator can do.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use tokio::task::JoinError;
+use tokio::{sync::AcquireError, task::JoinError};
 
 /// Why a command failed, or the connection.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +15,9 @@ pub enum Failure {
     /// The task that connects panicked.
     #[error("the task that connects has failed")]
     Task(#[from] JoinError),
+    /// The service stops.
+    #[error("the service stops")]
+    Stopping(#[from] AcquireError),
 }
 
 impl From<RedisError> for Failure {
@@ -29,7 +32,7 @@ pub enum StartError {
     /// The client cannot be created.
     #[error("IMAGESVC_VALKEY_URL cannot be used")]
     Client(#[from] RedisError),
-    /// The server refuses to be used.
+    /// The server refuses this client.
     #[error("IMAGESVC_VALKEY_URL cannot be used: {advice}")]
     Refused {
         /// What the operator can do.
@@ -45,7 +48,7 @@ impl Failure {
         match self {
             Self::Timeout => "timeout",
             Self::Redis(error) if error.is_io_error() => "no_connection",
-            Self::Redis(_) | Self::Task(_) => "error",
+            Self::Redis(_) | Self::Task(_) | Self::Stopping(_) => "error",
         }
     }
 
@@ -92,7 +95,7 @@ impl Failure {
     /// reached, or that fails in a way that may pass, is no refusal.
     pub(super) fn into_refusal(self) -> Result<StartError, Self> {
         let is_refusal = match &self {
-            Self::Timeout | Self::Task(_) => false,
+            Self::Timeout | Self::Task(_) | Self::Stopping(_) => false,
             Self::Redis(error) => {
                 self.is_about_permissions()
                     || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))

@@ -4,17 +4,13 @@
 //! while that the vector is in the bucket. So a replica that looked there just before the vector was
 //! written knows that it must look again.
 
-use std::{
-    fmt::Display,
-    sync::{Arc, LazyLock},
-    time::Duration,
-};
+use std::{fmt::Display, sync::LazyLock, time::Duration};
 
-use redis::Script;
+use redis::{Script, ScriptInvocation};
 use tokio::time::{Instant, interval_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{PREFIX, Unavailable, Valkey, maintenance::millis};
+use super::{PREFIX, Unavailable, Valkey, millis};
 
 static ACQUIRE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lease.lua")));
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lease_renew.lua")));
@@ -26,13 +22,12 @@ const EXPIRY: Duration = Duration::from_secs(10);
 /// The time between two renewals.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 
-/// A running holder's lease has always more than this time left: the difference between the two times
-/// above, less a second in which a renewal may be late.
-pub const LEASE_RESERVE: Duration = Duration::from_secs(6);
+/// How late a renewal may be, apart from the time that the server takes.
+const LATENESS: Duration = Duration::from_secs(1);
 
-/// How long a released lease says that the vector is in the bucket. This is longer than any request
-/// may take between its look-up in the bucket and its call.
-const DONE_EXPIRY: Duration = Duration::from_secs(120);
+/// How long a released lease says that the vector is in the bucket. A replica that looked in the bucket
+/// less than [`Valkey::lease_reserve`] ago must still see this.
+const DONE_EXPIRY: Duration = Duration::from_secs(30);
 
 /// The reply to an attempt to acquire a lease.
 #[derive(Debug)]
@@ -45,11 +40,8 @@ pub enum LeaseReply {
     Done,
 }
 
-/// What a [`Lease`] is for, and who holds it.
+/// The names of a lease and of its holder in the Valkey.
 #[derive(Debug, Clone)]
-pub struct LeaseToken(Arc<Names>);
-
-#[derive(Debug)]
 struct Names {
     key: String,
     token: String,
@@ -59,38 +51,39 @@ struct Names {
 #[derive(Debug)]
 pub struct Lease {
     valkey: Valkey,
-    token: LeaseToken,
-    is_released: bool,
+    names: Names,
+    /// How long the key says that the vector is in the bucket. Zero if it is not.
+    done_expiry: Duration,
     _renewal: AbortOnDropHandle<()>,
 }
 
 impl Valkey {
-    /// Creates a token for one call for a picture. `picture` identifies the picture.
-    pub fn lease_token(&self, picture: impl Display) -> LeaseToken {
-        let key = format!("{PREFIX}:lease:{picture}");
-        let token = format!("{}:{:016x}", self.0.replica, fastrand::u64(..));
-        LeaseToken(Arc::new(Names { key, token }))
+    /// The shortest time for which a lease is still valid while its holder runs.
+    pub fn lease_reserve(&self) -> Duration {
+        EXPIRY.saturating_sub(RENEWAL_INTERVAL + LATENESS + self.0.timeout)
     }
 
-    /// Tries to acquire a lease. If `ignore_done` is set, it is acquired even if the vector was
-    /// written to the bucket.
+    /// Tries to acquire the lease of the call for a picture. If `ignore_done` is set, it is acquired even
+    /// if the vector was written to the bucket.
     ///
     /// # Errors
     /// [`Unavailable`]
     pub async fn acquire_lease(
         &self,
-        token: &LeaseToken,
+        picture: impl Display,
         ignore_done: bool,
     ) -> Result<LeaseReply, Unavailable> {
-        let mut script = ACQUIRE.key(&token.0.key);
-        script.arg(&token.0.token).arg(millis(EXPIRY)).arg(u8::from(ignore_done));
+        let key = format!("{PREFIX}:lease:{picture}");
+        let token = format!("{}:{:016x}", self.0.replica, fastrand::u64(..));
+        let names = Names { key, token };
+        let script = acquire_script(&names.key, &names.token, ignore_done);
         let reply: String = self.run("lease", &script).await?;
         Ok(match reply.as_str() {
             "acquired" => LeaseReply::Acquired(Lease {
                 valkey: self.clone(),
-                token: token.clone(),
-                is_released: false,
-                _renewal: AbortOnDropHandle::new(tokio::spawn(renew(self.clone(), token.clone()))),
+                done_expiry: Duration::ZERO,
+                _renewal: AbortOnDropHandle::new(tokio::spawn(renew(self.clone(), names.clone()))),
+                names,
             }),
             "done" => LeaseReply::Done,
             _ => LeaseReply::Held,
@@ -98,31 +91,46 @@ impl Valkey {
     }
 
     /// Renews a lease. Returns whether its holder still has it.
-    async fn renew_lease(&self, token: &LeaseToken) -> Result<bool, Unavailable> {
-        let mut script = RENEW.key(&token.0.key);
-        script.arg(&token.0.token).arg(millis(EXPIRY));
-        self.run("lease_renew", &script).await
-    }
-
-    async fn release_lease(
-        &self,
-        token: &LeaseToken,
-        done_expiry: Duration,
-    ) -> Result<(), Unavailable> {
-        let mut script = RELEASE.key(&token.0.key);
-        script.arg(&token.0.token).arg(millis(done_expiry));
-        self.run("lease_release", &script).await
+    async fn renew_lease(&self, names: &Names) -> Result<bool, Unavailable> {
+        self.run("lease_renew", &renew_script(&names.key, &names.token)).await
     }
 }
 
+/// The scripts, each with its arguments.
+pub(super) fn acquire_script(
+    key: &str,
+    token: &str,
+    ignore_done: bool,
+) -> ScriptInvocation<'static> {
+    let mut script = ACQUIRE.key(key);
+    script.arg(token).arg(millis(EXPIRY)).arg(u8::from(ignore_done));
+    script
+}
+
+pub(super) fn renew_script(key: &str, token: &str) -> ScriptInvocation<'static> {
+    let mut script = RENEW.key(key);
+    script.arg(token).arg(millis(EXPIRY));
+    script
+}
+
+pub(super) fn release_script(
+    key: &str,
+    token: &str,
+    done_expiry: Duration,
+) -> ScriptInvocation<'static> {
+    let mut script = RELEASE.key(key);
+    script.arg(token).arg(millis(done_expiry));
+    script
+}
+
 /// Renews a lease until the task is aborted, or another call has the lease.
-async fn renew(valkey: Valkey, token: LeaseToken) {
+async fn renew(valkey: Valkey, names: Names) {
     let mut interval = interval_at(Instant::now() + RENEWAL_INTERVAL, RENEWAL_INTERVAL);
     loop {
         interval.tick().await;
         // While the Valkey cannot be used, the lease may expire. Its holder notices that before it
         // calls NVIDIA.
-        if valkey.renew_lease(&token).await == Ok(false) {
+        if valkey.renew_lease(&names).await == Ok(false) {
             return;
         }
     }
@@ -134,25 +142,22 @@ impl Lease {
     /// # Errors
     /// [`Unavailable`]
     pub async fn confirm(&self) -> Result<bool, Unavailable> {
-        self.valkey.renew_lease(&self.token).await
+        self.valkey.renew_lease(&self.names).await
     }
 
-    /// Releases the lease. `is_written` says whether the vector is in the bucket.
-    pub async fn release(mut self, is_written: bool) {
-        self.is_released = true;
-        let done_expiry = if is_written { DONE_EXPIRY } else { Duration::ZERO };
-        // If this fails, the lease expires.
-        let _: Result<(), Unavailable> = self.valkey.release_lease(&self.token, done_expiry).await;
+    /// Releases the lease in the background, and says that the vector is in the bucket.
+    pub fn release_as_done(mut self) {
+        self.done_expiry = DONE_EXPIRY;
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.is_released {
-            let (valkey, token) = (self.valkey.clone(), self.token.clone());
-            self.valkey.0.background.spawn(async move {
-                let _: Result<(), Unavailable> = valkey.release_lease(&token, Duration::ZERO).await;
-            });
-        }
+        let script = release_script(&self.names.key, &self.names.token, self.done_expiry);
+        let valkey = self.valkey.clone();
+        self.valkey.in_background(async move {
+            // If this fails, the lease expires.
+            let _: Result<(), Unavailable> = valkey.run("lease_release", &script).await;
+        });
     }
 }

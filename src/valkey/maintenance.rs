@@ -1,7 +1,7 @@
 //! Maintains the connection: connects again after a failure, and reports this replica every second.
 
 use std::{
-    sync::{Arc, LazyLock, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{Arc, LazyLock, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
@@ -9,11 +9,13 @@ use redis::{AsyncConnectionConfig, Script, ScriptInvocation, aio::MultiplexedCon
 use tokio::{
     runtime::Handle,
     task::spawn_blocking,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Connection, Inner, PREFIX, StartError, Unavailable, Valkey, error::Failure};
+use super::{
+    Connection, Failure, Inner, PREFIX, StartError, Unavailable, Valkey, millis, probe::run_scripts,
+};
 
 /// The time between two reports. A failure that no request notices is noticed after this time.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,7 +34,8 @@ static REPORT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("rep
 /// # Errors
 /// [`StartError`] if the server refuses to be used.
 pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
-    if let Err(failure) = valkey.connect().await {
+    if let Err(failure) = valkey.connect_and_test().await {
+        *valkey.connection() = None;
         match failure.into_refusal() {
             Ok(refusal) => return Err(refusal),
             Err(failure) => tracing::warn!(
@@ -58,11 +61,13 @@ async fn maintain(valkey: Weak<Inner>) {
                 () = valkey.0.failed.notified() => {}
             }
         } else {
+            // Also before the first attempt: if one kind of command fails again and again, the connection
+            // itself always works.
+            sleep(CONNECT_INTERVAL).await;
             match valkey.connect().await {
                 Ok(()) => tracing::info!(replicas = valkey.replicas(), "Valkey works again"),
                 Err(failure) => {
                     tracing::debug!(cause = %failure, "Valkey still cannot be used");
-                    sleep(CONNECT_INTERVAL).await;
                 }
             }
         }
@@ -73,23 +78,36 @@ async fn maintain(valkey: Weak<Inner>) {
 type Report = (bool, u32);
 
 impl Valkey {
+    /// Connects, and runs all scripts.
+    async fn connect_and_test(&self) -> Result<(), Failure> {
+        self.connect().await?;
+        let connection = self.connection().clone();
+        if let Some(Connection { mut commands, .. }) = connection {
+            run_scripts(&mut commands).await?;
+        }
+        Ok(())
+    }
+
     /// Connects, and uses the connection if the first report succeeds.
     async fn connect(&self) -> Result<(), Failure> {
         let (limit, client) = (self.0.timeout, self.0.client.clone());
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(limit))
             .set_response_timeout(Some(limit));
+        // The permit is free again only when the thread is done, also if this future is dropped.
+        let permit = Arc::clone(&self.0.may_connect).acquire_owned().await?;
         // With TLS, `redis` reads the system's certificates from files, which blocks.
         let runtime = Handle::current();
         let connect = spawn_blocking(move || {
+            let _permit = permit;
             runtime.block_on(client.get_multiplexed_async_connection_with_config(&config))
         });
         // Connecting takes a few commands, and each may take as long as the timeout.
         let connected = timeout(2 * limit, connect).await.map_err(|_| Failure::Timeout)?;
         let mut commands: MultiplexedConnection = connected??;
         let report = self.report_script(REPLICA_EXPIRY).invoke_async(&mut commands).await;
-        let (_, replicas): Report = report?;
-        self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
+        let (was_known, replicas): Report = report?;
+        self.replica_count().store(was_known, replicas, Instant::now());
         // A request that finds the connection must find the new generation as well.
         let mut connection = self.connection();
         let number = *self.0.generation.borrow() + 1;
@@ -102,10 +120,10 @@ impl Valkey {
     async fn report(&self) -> Result<(), Unavailable> {
         let (was_known, replicas): Report =
             self.run("report", &self.report_script(REPLICA_EXPIRY)).await?;
-        self.0.replicas.store(replicas.max(1), Ordering::Relaxed);
+        self.replica_count().store(was_known, replicas, Instant::now());
         if !was_known {
             tracing::info!(
-                "Valkey has lost its data, or this replica was suspended: its recent calls are counted again"
+                "the Valkey forgot this replica: it has lost its data, or this replica was suspended; the replica's recent calls are recorded again"
             );
             self.0.generation.send_modify(|generation| *generation += 1);
         }
@@ -113,7 +131,7 @@ impl Valkey {
     }
 
     fn report_script(&self, expiry: Duration) -> ScriptInvocation<'static> {
-        report_script(format!("{PREFIX}:replicas"), &self.0.replica, expiry)
+        report_script(&format!("{PREFIX}:replicas"), &self.0.replica, expiry)
     }
 
     fn maintenance(&self) -> MutexGuard<'_, Option<AbortOnDropHandle<()>>> {
@@ -125,6 +143,8 @@ impl Valkey {
     pub async fn leave(&self) {
         // The task would report this replica again.
         drop(self.maintenance().take());
+        // A thread that still connects would panic when the runtime ends.
+        let _ = timeout(3 * self.0.timeout, self.0.may_connect.acquire()).await;
         let script = self.report_script(Duration::ZERO);
         let _: Result<Report, Unavailable> = self.run("report", &script).await;
     }
@@ -132,16 +152,11 @@ impl Valkey {
 
 /// The script that reports a replica. With an expiry of zero, it reports that the replica stops.
 pub(super) fn report_script(
-    key: String,
+    key: &str,
     replica: &str,
     expiry: Duration,
 ) -> ScriptInvocation<'static> {
     let mut script = REPORT.key(key);
     script.arg(replica).arg(millis(expiry));
     script
-}
-
-/// A duration as an argument of a script.
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

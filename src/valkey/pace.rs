@@ -7,9 +7,9 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use redis::Script;
+use redis::{Script, ScriptInvocation};
 
-use super::{PREFIX, Unavailable, Valkey};
+use super::{PREFIX, Unavailable, Valkey, micros};
 use crate::sha256::Sha256;
 
 static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace.lua")));
@@ -59,9 +59,7 @@ impl Valkey {
         window: Duration,
         call: Option<CallId>,
     ) -> Result<PaceReply, Unavailable> {
-        let mut script = TAKE.key(&key.0);
-        let call = call.map(|call| call.to_string()).unwrap_or_default();
-        script.arg(limit).arg(micros(window)).arg(&self.0.replica).arg(call).arg(MAX_AGES);
+        let script = take_script(&key.0, limit, window, &self.0.replica, call);
         let (is_granted, wait, ages): (bool, u64, Vec<u64>) = self.run("pace", &script).await?;
         let ages_of_others = ages.into_iter().map(Duration::from_micros).collect();
         Ok(PaceReply { is_granted, wait: Duration::from_micros(wait), ages_of_others })
@@ -77,11 +75,8 @@ impl Valkey {
         window: Duration,
         calls: impl IntoIterator<Item = (CallId, Duration)>,
     ) -> Result<(), Unavailable> {
-        let mut script = RECORD.key(&key.0);
-        script.arg(micros(window));
-        for (call, age) in calls {
-            script.arg(self.call_name(call)).arg(micros(age));
-        }
+        let calls = calls.into_iter().map(|(call, age)| (self.call_name(call), age));
+        let script = record_script(&key.0, window, calls);
         let _: usize = self.run("pace_record", &script).await?;
         Ok(())
     }
@@ -91,8 +86,7 @@ impl Valkey {
     /// # Errors
     /// [`Unavailable`]
     pub async fn return_turn(&self, key: &PaceKey, call: CallId) -> Result<(), Unavailable> {
-        let mut script = RETURN.key(&key.0);
-        script.arg(self.call_name(call));
+        let script = return_script(&key.0, &self.call_name(call));
         let _: usize = self.run("pace_return", &script).await?;
         Ok(())
     }
@@ -102,7 +96,34 @@ impl Valkey {
     }
 }
 
-/// A duration as an argument of a script.
-pub(super) fn micros(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+pub(super) fn take_script(
+    key: &str,
+    limit: usize,
+    window: Duration,
+    replica: &str,
+    call: Option<CallId>,
+) -> ScriptInvocation<'static> {
+    let call = call.map(|call| call.to_string()).unwrap_or_default();
+    let mut script = TAKE.key(key);
+    script.arg(limit).arg(micros(window)).arg(replica).arg(call).arg(MAX_AGES);
+    script
+}
+
+pub(super) fn record_script(
+    key: &str,
+    window: Duration,
+    calls: impl IntoIterator<Item = (String, Duration)>,
+) -> ScriptInvocation<'static> {
+    let mut script = RECORD.key(key);
+    script.arg(micros(window));
+    for (name, age) in calls {
+        script.arg(name).arg(micros(age));
+    }
+    script
+}
+
+pub(super) fn return_script(key: &str, name: &str) -> ScriptInvocation<'static> {
+    let mut script = RETURN.key(key);
+    script.arg(name);
+    script
 }

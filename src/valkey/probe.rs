@@ -1,10 +1,19 @@
-//! Tests the Valkey for `imagesvc check`.
+//! Tests the Valkey, for `imagesvc check` and for the start of the service.
 
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, Cmd, InfoDict, RedisError};
+use redis::{
+    AsyncConnectionConfig, Cmd, InfoDict, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection,
+};
 
-use super::{Failure, PREFIX, Settings, maintenance::report_script};
+use super::{
+    Failure, PREFIX, Settings,
+    client_limit::count_script,
+    lease::{acquire_script, release_script, renew_script},
+    maintenance::report_script,
+    pace::{record_script, return_script, take_script},
+};
 
 /// How long connecting may take, and each command. This is longer than for the service, so that a slow
 /// server gets a note about its speed in place of an error.
@@ -21,7 +30,7 @@ pub struct Probe {
     pub eviction_policy: Option<String>,
 }
 
-/// Connects, runs a script that writes a key and removes it, and asks the server for its clock and its
+/// Connects, runs all scripts, and asks the server for its clock and its
 /// eviction policy.
 ///
 /// # Errors
@@ -35,11 +44,7 @@ pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
     let started = tokio::time::Instant::now();
     let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
     let round_trip = started.elapsed();
-    // A replica of this name is never counted, because it has a key of its own.
-    for expiry in [TIMEOUT, Duration::ZERO] {
-        let script = report_script(format!("{PREFIX}:check"), "check", expiry);
-        let _: (bool, u32) = script.invoke_async(&mut connection).await?;
-    }
+    run_scripts(&mut connection).await?;
     // Hosted servers forbid CONFIG GET, but not INFO.
     let mut info = Cmd::new();
     info.arg("INFO").arg("memory");
@@ -47,4 +52,28 @@ pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
     let eviction_policy = info.ok().and_then(|info| info.get("maxmemory_policy"));
     let clock = Duration::from_secs(seconds) + Duration::from_micros(micros);
     Ok(Probe { clock, round_trip, eviction_policy })
+}
+
+/// Runs each script with keys that nothing else uses, and removes these keys. So a permission that is
+/// missing is known before a request needs it.
+pub(super) async fn run_scripts(connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    const ID: &str = "check";
+    const SECOND: Duration = Duration::from_secs(1);
+    let key = |name: &str| format!("{PREFIX}:check:{name}");
+    let [replicas, pace, client, lease] = ["replicas", "pace", "client", "lease"].map(key);
+    let call = format!("{ID}:1");
+    for script in [
+        report_script(&replicas, ID, SECOND),
+        report_script(&replicas, ID, Duration::ZERO),
+        take_script(&pace, 1, SECOND, ID, Some(1)),
+        record_script(&pace, SECOND, [(call.clone(), Duration::ZERO)]),
+        return_script(&pace, &call),
+        count_script(&client, SECOND, SECOND),
+        acquire_script(&lease, ID, false),
+        renew_script(&lease, ID),
+        release_script(&lease, ID, Duration::ZERO),
+    ] {
+        let _: Value = script.invoke_async(connection).await?;
+    }
+    Ok(())
 }

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Answer, FakeNvidia, Replica, ValkeyServer, embedding,
+    Answer, FakeNvidia, Replica, Reply, ValkeyServer, embedding,
     nvidia_api::INFER,
     s3::{Fault, FaultProxy, MotoServer},
     tiny, try_picture_number, wait_for,
@@ -23,6 +23,9 @@ use crate::support::{
 
 /// The other replicas must be served within this time after the holder of the lease was killed.
 const RECOVERY: Duration = Duration::from_secs(15);
+
+/// How long a lease is valid if nobody renews it.
+const LEASE: Duration = Duration::from_secs(10);
 
 /// How long the holder is suspended. This is longer than a lease.
 const SUSPENSION: Duration = Duration::from_secs(12);
@@ -43,6 +46,8 @@ enum FirstCall {
     Answer,
     /// Answers it only after [`Setup::release`].
     Hold,
+    /// Refuses the picture, but only after [`Setup::release`].
+    Refuse,
 }
 
 /// Three replicas. The first one is to become the holder of the lease, and has a proxy before the
@@ -62,12 +67,16 @@ impl Setup {
         let (released, is_first) = (release.clone(), AtomicBool::new(true));
         let nvidia = FakeNvidia::healthy_except(move |request| {
             let number = try_picture_number(request).filter(|_| request.line() == INFER)?;
-            let is_held = match number {
-                BLOCKER => true,
-                PICTURE => is_first.swap(false, Ordering::SeqCst) && first_call == FirstCall::Hold,
-                _ => false,
+            let first_call = match number {
+                BLOCKER => FirstCall::Hold,
+                PICTURE if is_first.swap(false, Ordering::SeqCst) => first_call,
+                _ => FirstCall::Answer,
             };
-            is_held.then(|| embedding().held_until(&released))
+            match first_call {
+                FirstCall::Answer => None,
+                FirstCall::Hold => Some(embedding().held_until(&released)),
+                FirstCall::Refuse => Some(Reply::status(422).held_until(&released)),
+            }
         })
         .await;
         let shared = [valkey.settings(), vec![("NVIDIA_MAX_CONCURRENCY", "1".into())]].concat();
@@ -95,9 +104,9 @@ impl Setup {
         upload
     }
 
-    /// Uploads the picture to both other replicas. Asserts that they are served in time. `fault` happens
-    /// as soon as they wait.
-    async fn serve_others(&self, fault: impl Future<Output = ()>) {
+    /// Uploads the picture to both other replicas. Asserts that they are served in time. `event` happens
+    /// when both wait for the holder.
+    async fn serve_others(&self, event: impl Future<Output = ()>) {
         let serve = async {
             let started = Instant::now();
             let uploads =
@@ -107,7 +116,13 @@ impl Setup {
             }
             started.elapsed()
         };
-        let (elapsed, ()) = join!(serve, fault);
+        let happen = async {
+            for other in &self.others {
+                other.wait_for_metric("imagesvc_pictures_at_work", 1.0).await;
+            }
+            event.await;
+        };
+        let (elapsed, ()) = join!(serve, happen);
         assert!(elapsed < RECOVERY, "the others were served after {elapsed:?}");
     }
 
@@ -143,6 +158,48 @@ async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
     assert_eq!(setup.paid(), 2, "the others together should pay once");
 }
 
+async fn suspend_before_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
+    let setup = Setup::new(moto, valkey, FirstCall::Answer).await;
+    let blocker = setup.send_to_holder(BLOCKER).await;
+    let picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
+    setup.holder.wait_for_metric("imagesvc_pictures_waiting", 1.0).await;
+    setup
+        .serve_others(async {
+            setup.holder.process.signal("STOP");
+            sleep(SUSPENSION).await;
+            setup.holder.process.signal("CONT");
+        })
+        .await;
+    setup.release.send_replace(true);
+    for upload in [blocker, picture] {
+        upload.await.unwrap().unwrap().vector();
+    }
+    assert_eq!(setup.paid(), 1, "the holder should notice that it has lost its lease");
+}
+
+async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) {
+    let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
+    let picture = setup.send_to_holder(PICTURE).await;
+    setup
+        .serve_others(async {
+            sleep(SUSPENSION).await;
+            setup.release.send_replace(true);
+        })
+        .await;
+    picture.await.unwrap().unwrap().vector();
+    assert_eq!(setup.paid(), 1, "a holder that runs should renew its lease");
+}
+
+async fn refuse_the_picture_once(moto: &MotoServer, valkey: &ValkeyServer) {
+    let setup = Setup::new(moto, valkey, FirstCall::Refuse).await;
+    let picture = setup.send_to_holder(PICTURE).await;
+    let released = Instant::now();
+    setup.serve_others(async { setup.release.send_modify(|released| *released = true) }).await;
+    assert!(released.elapsed() < LEASE, "a lease should be released after a failed call");
+    assert_eq!(picture.await.unwrap().unwrap().status, 422);
+    assert_eq!(setup.paid(), 2, "the others together should pay once");
+}
+
 async fn suspend_during_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
     let picture = setup.send_to_holder(PICTURE).await;
@@ -159,7 +216,7 @@ async fn suspend_during_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn if_the_paying_replica_is_killed_or_suspended_the_others_are_served_and_pay_at_most_once() {
+async fn whatever_happens_to_the_paying_replica_the_others_are_served_and_pay_at_most_once() {
     let (Some(moto), Some(valkey)) = (MotoServer::start().await, ValkeyServer::start().await)
     else {
         return;
@@ -169,6 +226,9 @@ async fn if_the_paying_replica_is_killed_or_suspended_the_others_are_served_and_
         kill_before_the_payment(&moto, &valkey),
         kill_during_the_payment(&moto, &valkey),
         kill_before_the_write(&moto, &valkey),
+        suspend_before_the_payment(&moto, &valkey),
         suspend_during_the_payment(&moto, &valkey),
+        call_for_longer_than_a_lease(&moto, &valkey),
+        refuse_the_picture_once(&moto, &valkey),
     );
 }

@@ -16,9 +16,8 @@ use crate::support::{
 /// The replicas must share their calls again within this time after the end of the outage.
 const RECOVERY: Duration = Duration::from_secs(6);
 
-/// The setting `IMAGESVC_VALKEY_TIMEOUT` of these tests. It is long enough that a second timeout of the
-/// same request would be noticed on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// It is long enough that a second timeout of the same request would be noticed on a busy machine.
+const TIMEOUT: Duration = ValkeyServer::TIMEOUT;
 
 /// How long a busy machine may take for what needs almost no time.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,6 +33,8 @@ enum Outage {
     Restarted,
     /// The server forgets all scripts.
     ScriptsFlushed,
+    /// The server forgets all data.
+    Emptied,
     /// The server has no memory for writes.
     OutOfMemory,
     /// Each reply is late.
@@ -52,6 +53,7 @@ impl Outage {
                 valkey.start_again();
             }
             Self::ScriptsFlushed => valkey.query(&["SCRIPT", "FLUSH"]).await,
+            Self::Emptied => valkey.query(&["FLUSHALL"]).await,
             Self::OutOfMemory => valkey.query(&["CONFIG", "SET", "maxmemory", "1"]).await,
             Self::Slow => valkey.set_link(Link::Slow(TIMEOUT * 6 / 5)),
             Self::Silent => valkey.set_link(Link::Silent),
@@ -62,7 +64,7 @@ impl Outage {
         match self {
             Self::Paused => valkey.resume(),
             Self::Killed => valkey.start_again(),
-            Self::Restarted | Self::ScriptsFlushed => {}
+            Self::Restarted | Self::ScriptsFlushed | Self::Emptied => {}
             Self::OutOfMemory => valkey.query(&["CONFIG", "SET", "maxmemory", "0"]).await,
             Self::Slow | Self::Silent => valkey.set_link(Link::Fast),
         }
@@ -70,12 +72,12 @@ impl Outage {
 
     /// Whether the service notices that the Valkey does not work.
     fn is_noticed(self) -> bool {
-        self != Self::ScriptsFlushed
+        !matches!(self, Self::ScriptsFlushed | Self::Emptied)
     }
 
     /// Whether the Valkey does not work until [`Self::end`].
     fn lasts(self) -> bool {
-        !matches!(self, Self::Restarted | Self::ScriptsFlushed)
+        !matches!(self, Self::Restarted | Self::ScriptsFlushed | Self::Emptied)
     }
 }
 
@@ -99,7 +101,6 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
     let Some(mut valkey) = ValkeyServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
     let more = [
-        ("IMAGESVC_VALKEY_TIMEOUT", format!("{}s", TIMEOUT.as_secs())),
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000".to_owned()),
         ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
     ];
@@ -163,10 +164,23 @@ async fn no_outage_of_the_valkey_makes_a_request_fail_and_calls_are_shared_again
         suffer(Outage::Killed, &settings),
         suffer(Outage::Restarted, &settings),
         suffer(Outage::ScriptsFlushed, &settings),
+        suffer(Outage::Emptied, &settings),
         suffer(Outage::OutOfMemory, &settings),
         suffer(Outage::Slow, &settings),
         suffer(Outage::Silent, &settings),
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_stops_without_an_error_while_the_valkey_does_not_answer() {
+    let Some(valkey) = ValkeyServer::start().await else { return };
+    let nvidia = FakeNvidia::healthy().await;
+    let replica = Replica::start(&nvidia, &valkey.settings()).await;
+    valkey.set_link(Link::Silent);
+    replica.wait_for_valkey(json!({ "usable": false, "replicas": 1 }), PATIENCE).await;
+    let (status, log) = replica.stop().await;
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(count_lines(&log, "ERROR"), 0, "{log:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

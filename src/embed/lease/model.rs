@@ -3,7 +3,7 @@
 //!
 //! The model's replicas decide with [`Step`], as the real ones do. After a failed command, a replica does
 //! not use the Valkey until it has connected again, as `Valkey` does it. Time is reduced to one event: more
-//! than [`LEASE_RESERVE`] passes. A lease can expire only after that event, because a holder that
+//! than `Valkey::lease_reserve` passes. A lease can expire only after that event, because a holder that
 //! runs always has more than that time left.
 
 use std::collections::HashMap;
@@ -48,7 +48,8 @@ impl Replica {
 enum LeaseKey {
     Free,
     Held {
-        by: usize,
+        /// `None` if the reply was lost, so that nobody knows of it.
+        by: Option<usize>,
         /// Whether the holder did not renew the lease while more than the reserve passed.
         may_expire: bool,
     },
@@ -71,7 +72,7 @@ struct World {
     is_valkey_up: bool,
     is_in_bucket: bool,
     payments: usize,
-    /// The payments that kills and lost leases allow.
+    /// The payments that kills, lost leases and lost replies allow.
     allowed: usize,
     had_outage: bool,
     faults: Faults,
@@ -91,8 +92,8 @@ impl World {
         }
     }
 
-    /// One payment, and one more for each replica that was killed between paying and writing, or that
-    /// lost its lease while it relied on it. If the Valkey could not be used, one for each replica
+    /// One payment, and one more for each lost reply, and for each replica that was killed between paying
+    /// and writing, or that lost its lease while it relied on it. If the Valkey could not be used, one for each replica
     /// instead of the first.
     fn most_payments(&self) -> usize {
         self.allowed + if self.had_outage { REPLICAS } else { 1 }
@@ -108,13 +109,13 @@ impl World {
     }
 
     fn holds(&self, replica: usize) -> bool {
-        matches!(self.lease, LeaseKey::Held { by, .. } if by == replica)
+        matches!(self.lease, LeaseKey::Held { by, .. } if by == Some(replica))
     }
 
     /// The lease expires. If its holder runs and relies on it, that allows another payment.
     fn expire_lease(&mut self) {
         if let LeaseKey::Held { by, .. } = self.lease {
-            self.allowed += usize::from(self.relies_on_lease(by));
+            self.allowed += usize::from(by.is_some_and(|by| self.relies_on_lease(by)));
             self.lease = LeaseKey::Free;
         }
     }
@@ -168,10 +169,12 @@ impl World {
             replica.looked_recently = false;
         }
         if let LeaseKey::Held { by, may_expire } = &mut world.lease {
-            let holder = self.replicas[*by];
-            let renews = self.reaches_valkey(*by)
-                && !holder.is_suspended
-                && !matches!(holder.state, State::Killed | State::Ended);
+            let renews = by.is_some_and(|by| {
+                let holder = self.replicas[by];
+                self.reaches_valkey(by)
+                    && !holder.is_suspended
+                    && !matches!(holder.state, State::Killed | State::Ended)
+            });
             *may_expire = !renews;
         }
         world
@@ -202,23 +205,25 @@ impl World {
                 if reply != Reply::Unavailable && self.faults.lost_replies > 0 {
                     let step = Step::after_reply(Reply::Unavailable, looked_recently);
                     let mut lost = with(State::Next(step));
-                    lost.lease = lease;
+                    lost.lease = match reply {
+                        Reply::Acquired => LeaseKey::Held { by: None, may_expire: false },
+                        _ => lease,
+                    };
                     lost.replicas[index].is_connected = false;
-                    lost.had_outage = true;
+                    lost.allowed += 1;
                     lost.faults.lost_replies -= 1;
                     worlds.push(lost);
                 }
                 worlds
             }
             State::Next(Step::Wait) => {
-                let mut world = with(State::Next(Step::FIRST));
-                world.replicas[index].looked_recently = false;
-                vec![world]
+                let step = |must_look| with(State::Next(Step::after_wait(must_look)));
+                [false, true].map(step).into()
             }
             State::Next(Step::Read(position)) if self.is_in_bucket => {
                 let mut world = with(State::Ended);
                 if position == Position::Holder {
-                    world.release(index, true);
+                    world.release_as_done(index);
                 }
                 vec![world]
             }
@@ -242,7 +247,7 @@ impl World {
                     world.replicas[index].looked_recently = false;
                 }
                 if let LeaseKey::Held { by, may_expire } = &mut world.lease
-                    && *by == index
+                    && *by == Some(index)
                     && is_held.is_ok()
                 {
                     *may_expire = false;
@@ -262,25 +267,26 @@ impl World {
             }
             State::Written(_) => {
                 let mut world = with(State::Ended);
-                world.release(index, true);
+                world.release_as_done(index);
                 vec![world]
             }
         }
     }
 
     fn acquire(&self, index: usize, ignore_done: bool) -> (Reply, LeaseKey) {
-        let acquired = LeaseKey::Held { by: index, may_expire: false };
         match self.lease {
             _ if !self.reaches_valkey(index) => (Reply::Unavailable, self.lease),
-            LeaseKey::Held { by, .. } if by != index => (Reply::Held, self.lease),
+            LeaseKey::Held { .. } => (Reply::Held, self.lease),
             LeaseKey::Done if !ignore_done => (Reply::Done, self.lease),
-            LeaseKey::Held { .. } | LeaseKey::Done | LeaseKey::Free => (Reply::Acquired, acquired),
+            LeaseKey::Done | LeaseKey::Free => {
+                (Reply::Acquired, LeaseKey::Held { by: Some(index), may_expire: false })
+            }
         }
     }
 
-    fn release(&mut self, index: usize, is_written: bool) {
-        if self.reaches_valkey(index) && self.holds(index) {
-            self.lease = if is_written { LeaseKey::Done } else { LeaseKey::Free };
+    fn release_as_done(&mut self, index: usize) {
+        if self.reaches_valkey(index) && (self.holds(index) || self.lease == LeaseKey::Free) {
+            self.lease = LeaseKey::Done;
         }
     }
 
@@ -297,7 +303,7 @@ impl World {
                 world.faults.kills -= 1;
                 // A lease that may expire was lost before the kill.
                 let has_lost_lease = self.relies_on_lease(index)
-                    && matches!(self.lease, LeaseKey::Held { by, may_expire: true } if by == index);
+                    && matches!(self.lease, LeaseKey::Held { by, may_expire: true } if by == Some(index));
                 world.allowed += usize::from(matches!(state, State::Paid(_)) || has_lost_lease);
                 world.replicas[index].state = State::Killed;
                 next.push(world);
@@ -329,11 +335,8 @@ fn search(faults: Faults) -> (usize, usize) {
     let mut predecessors: Vec<Vec<usize>> = vec![Vec::new()];
     let mut at = 0;
     while let Some(world) = worlds.get(at).copied() {
-        assert!(
-            world.payments <= world.most_payments(),
-            "there must be at most {} payments: {world:?}",
-            world.most_payments()
-        );
+        let most = world.most_payments();
+        assert!(world.payments <= most, "there must be at most {most} payments: {world:?}");
         let steps = world.steps();
         for (next, is_fault) in steps
             .into_iter()

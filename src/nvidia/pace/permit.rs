@@ -52,7 +52,8 @@ impl Drop for ReservationGuard {
 impl PacePermit {
     /// Whether the permit is a window old. It is then no longer counted, and must not be used.
     pub(in crate::nvidia) fn is_expired(&self) -> bool {
-        self.call.time + self.pace.rule.window <= Instant::now()
+        let counted_from = self.asked.unwrap_or(self.call.time);
+        counted_from + self.pace.rule.window <= Instant::now()
     }
 
     /// Uses the permit for a call that is made now. The call counts from now on, and not from when the

@@ -1,12 +1,12 @@
 //! Shares the limit with other replicas: each call needs a turn from the Valkey.
 //!
 //! The replica still decides by itself which of its calls is next and when, because only it knows its
-//! clients. It asks for a turn for that call alone. In this way, one command is on its way at most, and
-//! a turn is never taken for a call that waits for other reasons.
+//! clients. It asks for a turn for that call alone. So it sends one command at a time, and takes no turn
+//! for a call that must wait anyway.
 //!
 //! While the Valkey cannot be used, each replica has an equal share of the limit. Calls that are made
 //! meanwhile are written into the Valkey when it works again. Until all replicas have done this, each of
-//! them keeps to its share.
+//! them takes turns only up to its share.
 
 use std::{
     sync::{Arc, OnceLock, Weak},
@@ -14,11 +14,10 @@ use std::{
 };
 
 use tokio::{
-    runtime::Handle,
     sync::watch,
     time::{Instant, timeout},
 };
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Inner, State, call_log::TimedCall, permit::PacePermit};
 use crate::{
@@ -39,6 +38,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// window's margin covers both.
 const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
 
+/// The longest timeout of a command that the window's margin covers, together with
+/// [`MAX_AGE_OF_TURN`].
+const COVERED_TIMEOUT: Duration = Duration::from_millis(300);
+
 /// With a limit above this, the calls of other replicas are not stored anew after each granted turn,
 /// because this takes time for each call in the window.
 const LARGE_LIMIT: usize = 1000;
@@ -51,8 +54,6 @@ const CALLS_PER_COMMAND: usize = 500;
 pub(in crate::nvidia) struct SharedLimit {
     valkey: Valkey,
     key: PaceKey,
-    /// Tracks the tasks that give turns back.
-    background: TaskTracker,
     settle_time: Duration,
 }
 
@@ -72,8 +73,8 @@ pub(super) struct SharedPace {
 pub(super) enum Mode {
     /// The replica alone, which has a share of the limit.
     Alone,
-    /// Both the replica, which has a share of the limit, and the Valkey. The Valkey may not know all
-    /// recent calls yet.
+    /// The Valkey, but the replica keeps to its share, because the Valkey may not know all recent calls
+    /// yet.
     Settling,
     /// The Valkey.
     Shared,
@@ -83,6 +84,8 @@ pub(super) enum Mode {
 #[derive(Debug)]
 pub(super) struct Sharing {
     pub mode: Mode,
+    /// This replica's share of the calls in a window.
+    pub share: usize,
     /// Whether a call's task waits for a reply of the Valkey.
     pub is_asking: bool,
     /// When a waiting replica asks again which calls were made.
@@ -94,19 +97,31 @@ pub(super) struct Sharing {
 
 impl Sharing {
     pub(super) fn new(now: Instant) -> Self {
-        Self { mode: Mode::Alone, is_asking: false, next_look: now, settling: None }
+        Self { mode: Mode::Alone, share: 0, is_asking: false, next_look: now, settling: None }
+    }
+
+    /// When a replica that has made `own` calls in the window need not wait for other replicas to write
+    /// their calls. `None` if it need not wait.
+    pub(super) fn settles(&self, own: impl FnOnce() -> usize) -> Option<Instant> {
+        let (_, settled) = self.settling.filter(|_| self.mode == Mode::Settling)?;
+        (own() >= self.share).then_some(settled)
     }
 }
 
 impl SharedLimit {
-    pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey, background: TaskTracker) -> Self {
-        Self { valkey, key, background, settle_time: SETTLE_TIME }
+    pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
+        // A replica connects half a second after a failure. Connecting takes up to two timeouts, and
+        // writing its calls takes another.
+        let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 3 * valkey.timeout());
+        Self { valkey, key, settle_time }
     }
 }
 
 impl SharedPace {
     pub(super) fn new(limit: SharedLimit, calls_per_window: usize, window: Duration) -> Self {
         let generation = limit.valkey.generation();
+        // The window's margin covers the default timeout.
+        let window = window + limit.valkey.timeout().saturating_sub(COVERED_TIMEOUT);
         Self { limit, calls_per_window, window, generation, recorder: OnceLock::new() }
     }
 
@@ -148,14 +163,11 @@ impl SharedPace {
 
     /// Gives back the turn of a call that is not made, in the background.
     pub(super) fn give_back(&self, call: CallId) {
-        // While the runtime shuts down, nothing can be given back.
-        let Ok(runtime) = Handle::try_current() else { return };
-        let SharedLimit { valkey, key, background, .. } = self.limit.clone();
-        let give_back = async move {
+        let SharedLimit { valkey, key, .. } = self.limit.clone();
+        self.limit.valkey.in_background(async move {
             // After a failure, the turn stays unused.
             let _: Result<(), Unavailable> = valkey.return_turn(&key, call).await;
-        };
-        background.spawn_on(give_back, &runtime);
+        });
     }
 }
 
@@ -175,14 +187,16 @@ impl Inner {
         let total = shared.calls_per_window;
         let replicas = shared.limit.valkey.replicas();
         let replicas = usize::try_from(replicas).unwrap_or(usize::MAX).max(1);
-        if mode == Mode::Shared {
-            state.log.set_limit(total, replicas);
-        } else {
-            state.log.set_limit((total / replicas).max(1), 1);
+        let share = (total / replicas).max(1);
+        match mode {
+            Mode::Alone => state.log.set_limit(share, 1),
+            // While the limit settles, this is right for waits that end later.
+            Mode::Settling | Mode::Shared => state.log.set_limit(total, replicas),
         }
+        state.sharing.share = share;
         if state.sharing.mode != mode {
             state.sharing.mode = mode;
-            // A share is for the calls of this replica alone.
+            // What the Valkey said is old, and a share is for the calls of this replica alone.
             state.log.replace_others([]);
             state.log.set_not_before(None);
             state.sharing.next_look = now;
@@ -200,7 +214,7 @@ impl Inner {
     ) -> Option<PacePermit> {
         let asked = Instant::now();
         let call = TimedCall { time: asked, id, client_network: Some(client_network) };
-        // If the caller stops to wait for the reply, dropping the permit gives the turn back.
+        // If the caller no longer waits for the reply, dropping the permit gives the turn back.
         let mut permit =
             PacePermit { pace: Arc::clone(self), call, asked: Some(asked), is_done: false };
         let reply = shared.take_turn(Some(id)).await;
@@ -248,7 +262,7 @@ impl State {
         self.sharing.next_look = now + LOOK_INTERVAL.mul_f64(jitter);
         self.log.set_not_before((!reply.wait.is_zero()).then(|| now + reply.wait));
         let is_large = self.log.limit() > LARGE_LIMIT;
-        if self.sharing.mode == Mode::Shared && !(is_large && reply.is_granted) {
+        if self.sharing.mode != Mode::Alone && !(is_large && reply.is_granted) {
             let ages = reply.ages_of_others.iter();
             self.log.replace_others(ages.filter_map(|age| now.checked_sub(*age)));
         }

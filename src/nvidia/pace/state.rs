@@ -79,6 +79,14 @@ impl State {
         self.waiting.retain(|queue| !queue.ids.is_empty());
     }
 
+    /// The most calls of this replica in a window.
+    pub(super) fn limit(&self) -> usize {
+        match self.sharing.mode {
+            Mode::Settling => self.sharing.share,
+            Mode::Alone | Mode::Shared => self.log.limit(),
+        }
+    }
+
     /// The number of waiting calls.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.iter().map(|queue| queue.ids.len()).sum()
@@ -86,10 +94,13 @@ impl State {
 
     /// What the task of this waiting call does now.
     pub(super) fn step(&self, id: u64, now: Instant) -> Step {
-        let earliest = match self.next(now) {
+        let mut earliest = match self.next(now) {
             Some((next, time)) if next == id => time,
             _ => return Step::WaitForOthers,
         };
+        if let Some(settled) = self.sharing.settles(|| self.log.own().count()) {
+            earliest = earliest.max(settled);
+        }
         let needs_turn = self.sharing.mode != Mode::Alone;
         if earliest <= now && !needs_turn {
             return Step::Call;

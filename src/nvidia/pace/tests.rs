@@ -326,6 +326,10 @@ async fn a_permit_counts_from_its_use() {
     sleep(Duration::from_secs(20)).await;
     permit.use_now().await;
     assert_eq!(call(&pace, FIRST).await, start + Duration::from_secs(20) + WINDOW);
+    let old = pace.take_permit(FIRST, true, start + NO_DEADLINE).await.unwrap();
+    assert!(!old.is_expired());
+    sleep(WINDOW).await;
+    assert!(old.is_expired());
 }
 
 #[test]

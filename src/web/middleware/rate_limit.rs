@@ -146,6 +146,9 @@ impl ClientLimit {
     /// [`Error::RateLimited`]
     pub(in crate::web) async fn count_batch(&self, pictures: usize) -> Result<(), Error> {
         let more = u32::try_from(pictures.saturating_sub(1)).unwrap_or(u32::MAX);
+        if more == 0 {
+            return Ok(());
+        }
         self.limit.count(self.caller, more).await.map_err(Error::RateLimited)
     }
 }

@@ -50,6 +50,9 @@ impl ValkeyServer {
     /// The server's password, which must not be printed anywhere.
     pub const PASSWORD: &'static str = "planted-valkey-password";
 
+    /// The longest time that a request of these tests waits for the server.
+    pub const TIMEOUT: Duration = Duration::from_secs(2);
+
     const ARGUMENTS: [&'static str; 2] = ["--requirepass", Self::PASSWORD];
 
     /// Starts a server. Returns `None`, and says so, if `redis-server` is missing.
@@ -64,10 +67,12 @@ impl ValkeyServer {
         Some(Self { server: Some(server), port, proxy, link, _proxy_task: proxy_task })
     }
 
-    /// The settings with which the service uses this server.
+    /// The settings with which the service uses this server. The timeout is long, so that a busy machine
+    /// is not taken for an outage.
     pub fn settings(&self) -> Vec<Setting> {
         let url = format!("redis://:{}@{}", Self::PASSWORD, self.proxy);
-        vec![("IMAGESVC_VALKEY_URL", url)]
+        let timeout = format!("{}s", Self::TIMEOUT.as_secs());
+        vec![("IMAGESVC_VALKEY_URL", url), ("IMAGESVC_VALKEY_TIMEOUT", timeout)]
     }
 
     /// Runs a command on the server, past the proxy.

@@ -193,6 +193,22 @@ fn the_scripts_count_calls_of_replicas_as_the_log_does() {
 }
 
 #[test]
+fn a_client_may_make_half_of_the_calls_at_once_at_all_replicas_together() {
+    let now = Instant::now();
+    for (replicas, at_once) in [(1, 20), (2, 10), (3, 7)] {
+        let rule = Rule { calls_per_window: 40, window: WINDOW, replicas, clients: Clients::Many };
+        let mut log = CallLog::new(rule);
+        let demand = Demand { client_network: client(1), is_spread: true, count: 1 };
+        let mut is_made = |id: &u64| {
+            let is_made = log.next([demand].into_iter(), now) == Some((0, now));
+            log.record(TimedCall { time: now, id: *id, client_network: Some(client(1)) });
+            is_made
+        };
+        assert_eq!((0..40).take_while(|id| is_made(id)).count(), at_once, "{replicas} replicas");
+    }
+}
+
+#[test]
 fn a_call_after_the_time_of_a_new_server_counts_as_made_now() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let mut scripts = Scripts::new(&server);

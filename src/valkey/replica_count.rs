@@ -1,0 +1,60 @@
+//! Counts the replicas.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// After the Valkey has lost its data, the replicas report to it one after another. For this long, the
+/// count only rises. Otherwise the first replica would take the whole limit on calls for itself.
+const RISING_TIME: Duration = Duration::from_secs(3);
+
+/// How many replicas use the Valkey, as far as is known.
+#[derive(Debug)]
+pub(super) struct ReplicaCount {
+    count: u32,
+    only_rises_until: Option<Instant>,
+}
+
+impl ReplicaCount {
+    pub(super) fn new(count: u32) -> Self {
+        Self { count: count.max(1), only_rises_until: None }
+    }
+
+    /// The number of replicas. At least 1.
+    pub(super) fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Stores what a report has replied: whether the Valkey knew this replica, and how many replicas it
+    /// knows.
+    pub(super) fn store(&mut self, was_known: bool, count: u32, now: Instant) {
+        if !was_known {
+            self.only_rises_until = Some(now + RISING_TIME);
+        }
+        let only_rises = self.only_rises_until.is_some_and(|end| now < end);
+        self.count = count.max(if only_rises { self.count } else { 1 });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_only_rises_for_a_while_after_the_valkey_has_lost_its_data() {
+        let mut replicas = ReplicaCount::new(1);
+        let now = Instant::now();
+        replicas.store(false, 3, now);
+        assert_eq!(replicas.count(), 3);
+        let later = now + RISING_TIME;
+        replicas.store(true, 2, later);
+        assert_eq!(replicas.count(), 2, "a replica may stop");
+        // The Valkey has lost its data, and this replica is the first to report again.
+        for (was_known, reported) in [(false, 1), (true, 1)] {
+            replicas.store(was_known, reported, later);
+            assert_eq!(replicas.count(), 2);
+        }
+        replicas.store(true, 1, later + RISING_TIME);
+        assert_eq!(replicas.count(), 1, "the other replica has not reported again");
+    }
+}
