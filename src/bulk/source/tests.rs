@@ -147,7 +147,7 @@ fn a_missing_source_and_a_second_standard_input_are_errors() {
 }
 
 #[test]
-fn reading_stops_when_no_more_items_are_wanted() {
+fn reading_stops_when_no_more_items_are_wanted_even_at_the_last_item_of_a_source() {
     let folder = tempfile::tempdir().unwrap();
     let object = r#"{"url":"x"}"#;
     for (name, text) in [
@@ -155,9 +155,17 @@ fn reading_stops_when_no_more_items_are_wanted() {
         ("a.csv", "url\nx\ny\n".to_owned()),
         ("a.json", format!("[{object},{object}, broken")),
         ("a.jsonl", format!("{object}\n{object}\n")),
+        ("last.txt", "x\n".to_owned()),
+        ("last.csv", "url\nx\n".to_owned()),
+        ("last.json", format!("[{object}]")),
+        ("last.jsonl", format!("{object}\n")),
+        ("last.png", String::new()),
+        ("folder/last.png", String::new()),
     ] {
         let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
+        let source = if name.starts_with("folder/") { path.parent().unwrap() } else { &path };
         let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         let mut count = 0;
         let sink = &mut |_| {
@@ -165,7 +173,7 @@ fn reading_stops_when_no_more_items_are_wanted() {
             false
         };
         // The second source must not be read either.
-        read(&[path.clone(), path], &reader, sink).unwrap();
+        read(&[source.to_owned(), source.to_owned()], &reader, sink).unwrap();
         assert_eq!(count, 1, "{name} should be read only to its first row");
     }
 }
