@@ -81,6 +81,24 @@ fn a_too_long_row_of_csv_or_json_ends_the_source_but_after_a_too_long_line_readi
 }
 
 #[test]
+fn a_row_of_exactly_the_most_bytes_is_read_and_a_line_with_one_byte_more_is_not() {
+    const MOST: usize = 4 << 20;
+    for line_break in ["", "\n", "\r\n"] {
+        for (length, is_read) in [(MOST - 1, true), (MOST, true), (MOST + 1, false)] {
+            let lines = format!("{}{line_break}", "x".repeat(length));
+            let items = read_files(&[("list.txt", lines.as_bytes())]).unwrap();
+            assert_eq!(items.len(), 1);
+            assert_eq!(items[0].picture.is_ok(), is_read, "{length} bytes, then {line_break:?}");
+        }
+        let csv = format!("url\nx\n{}{line_break}", "x".repeat(MOST));
+        assert_eq!(read_files(&[("list.csv", csv.as_bytes())]).map(|items| items.len()), Ok(2));
+    }
+    let object = |length: usize| format!("{{\"url\":\"{}\"}}", "x".repeat(length - 10));
+    let json = format!("[\n  {},\n  {}\n]\n", object(MOST), object(MOST));
+    assert_eq!(read_files(&[("list.json", json.as_bytes())]).map(|items| items.len()), Ok(2));
+}
+
+#[test]
 fn each_line_is_a_path_or_a_url_and_utf16_is_refused() {
     assert_eq!(
         objects("list.txt", "\u{feff}a b.jpg\r\n\r\n  \nhttps://a.example/x?y=1\nlast"),
