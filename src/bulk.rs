@@ -54,6 +54,7 @@ mod retry;
 mod rows;
 mod run;
 mod same_file;
+mod selection;
 mod service;
 mod source;
 mod tally;

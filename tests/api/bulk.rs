@@ -160,8 +160,13 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
         run.stdout
     );
     assert!(!bulk.path("vectors.jsonl").exists() && !bulk.path(".cache").exists());
-    let run = bulk.run("photos list.txt --dry-run --limit 3").expect_exit_code(0);
-    assert!(run.stdout.contains("3 pictures to send"), "{}", run.stdout);
+    bulk.write("list.json", r#"[{"url": "http://localhost/b"}]"#);
+    // The limit of 1 is reached at the end of the list.
+    for (arguments, count) in [("photos list.txt", 3), ("list.json photos", 1), ("photos", 0)] {
+        let run = bulk.run(&format!("{arguments} --dry-run --limit {count}")).expect_exit_code(0);
+        let expected = format!("{count} pictures to send");
+        assert!(run.stdout.starts_with(&expected), "{arguments}: {}", run.stdout);
+    }
 }
 
 #[test]
