@@ -105,6 +105,12 @@ async fn paths_on_standard_input_become_rows_on_standard_output() {
     assert!(
         run.stderr.contains(r#"{"path":"photos/missing.png","error":{"code":"unreadable_file","#)
     );
+    // The row of a failure is JSON even if there are tabs between its parts.
+    bulk.write("tabs.jsonl", "{\t\"path\":\t\"photos/missing.png\"}\n");
+    let run = bulk.run("tabs.jsonl").expect_exit_code(1);
+    let row = run.stderr.lines().find(|line| line.starts_with('{')).unwrap();
+    let row: Value = serde_json::from_str(row).unwrap();
+    assert_eq!(row["error"]["code"], json!("unreadable_file"));
     // A single picture also becomes a row on standard output. With --save, the service saves it.
     let run = bulk.run("photos/0.png --save").expect_exit_code(0);
     assert_eq!(run.stdout.lines().count(), 1);
