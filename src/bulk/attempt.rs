@@ -8,7 +8,8 @@ use super::{
     lanes::Job,
 };
 
-/// Sends the job's picture. Waits before each attempt except the first.
+/// Sends the job's picture. Waits before each attempt except the first, unless as much time has passed
+/// since the last one failed.
 pub(super) async fn attempt(
     client: ServiceClient,
     mut job: Job,

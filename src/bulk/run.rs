@@ -330,7 +330,7 @@ impl Run {
             Action::PauseHost(failure, pause) => {
                 self.lanes.pause(lane, now + pause, failure.clone());
                 job.attempts.add_failure();
-                // The next attempt starts after the pause.
+                // The next attempt starts after the pause, and after its own wait if that is longer.
                 self.try_again(job, failure, now + pause).await;
             }
             Action::StopRun(failure) => {
