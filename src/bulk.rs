@@ -56,6 +56,7 @@ mod run;
 mod same_file;
 mod selection;
 mod service;
+mod silence;
 mod source;
 mod tally;
 mod vectors;

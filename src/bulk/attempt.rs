@@ -1,6 +1,6 @@
 //! Makes one attempt to embed the picture of a row.
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     classify::Action,
@@ -16,10 +16,11 @@ pub(super) async fn attempt(
 ) -> (Job, Result<Embedded, Action>) {
     sleep(job.attempts.backoff()).await;
     let timeout = job.attempts.start_request();
+    job.started = Instant::now();
     let result = match &job.item.picture {
         Ok(picture) => client.embed(picture, timeout).await,
         // Not reached: only rows with a picture are queued.
-        Err(failure) => Err(Action::Fail(failure.clone())),
+        Err(failure) => Err(Action::NotSent(failure.clone())),
     };
     (job, result)
 }

@@ -178,6 +178,27 @@ async fn the_pause_that_a_host_demands_takes_the_place_of_a_shorter_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_run_stops_if_the_service_is_always_busy_although_files_that_cannot_be_read_fail() {
+    let service = FakeService::replying(503, "retry-after: 2\r\n", &problem("overloaded")).await;
+    let files = (0..3000).map(|n| format!("/nothing/here/{n}.jpg"));
+    let locations: Vec<_> = urls(1).into_iter().chain(files).collect();
+    let (outcome, seconds, failures) = send_pictures(service.address, &locations).await;
+    assert_eq!(outcome, Outcome::Stopped);
+    assert!((900..920).contains(&seconds), "{seconds} s");
+    assert!(failures.iter().all(|line| line.contains("unreadable_file")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_stops_if_a_proxy_always_answers_in_place_of_the_service() {
+    let proxy = FakeService::replying(502, "", "<html>Bad Gateway</html>").await;
+    let (outcome, seconds, failures) = send(proxy.address, 1000).await;
+    assert_eq!(outcome, Outcome::Stopped);
+    // After 900 s, the last attempts end within the longest wait of 8 s.
+    assert!((900..930).contains(&seconds), "{seconds} s");
+    assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_may_be_silent_for_hours() {
     let service = FakeService::replying(200, "", EMBEDDED).await;
     let (run, folder) = new_run(service.address);
