@@ -1,6 +1,6 @@
 //! Makes one attempt to embed the picture of a row.
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     classify::Action,
@@ -8,17 +8,19 @@ use super::{
     lanes::Job,
 };
 
-/// Sends the job's picture. Waits before each attempt except the first.
+/// Sends the job's picture. Waits before each attempt except the first, unless as much time has passed
+/// since the last one failed.
 pub(super) async fn attempt(
     client: ServiceClient,
     mut job: Job,
 ) -> (Job, Result<Embedded, Action>) {
     sleep(job.attempts.backoff()).await;
     let timeout = job.attempts.start_request();
+    job.started = Instant::now();
     let result = match &job.item.picture {
         Ok(picture) => client.embed(picture, timeout).await,
         // Not reached: only rows with a picture are queued.
-        Err(failure) => Err(Action::Fail(failure.clone())),
+        Err(failure) => Err(Action::NotSent(failure.clone())),
     };
     (job, result)
 }

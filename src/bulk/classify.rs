@@ -19,7 +19,10 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// The code of a failure if the service sent no answer.
-pub(super) const UNREACHABLE: &str = "service_unreachable";
+const UNREACHABLE: &str = "service_unreachable";
+
+/// The code of a failure if another program answered, such as a proxy.
+const UNKNOWN_ANSWER: &str = "unknown_answer";
 
 /// An error body of the service.
 #[derive(Debug, Deserialize)]
@@ -31,6 +34,8 @@ pub(super) struct Problem {
 /// What the run does after an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
+    /// The picture has failed before it was sent.
+    NotSent(Failure),
     /// The picture has failed.
     Fail(Failure),
     /// The picture may be sent again.
@@ -45,6 +50,38 @@ pub(super) enum Action {
     StopRun(Failure),
 }
 
+/// What an attempt shows about the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// The service has processed the picture.
+    Processed,
+    /// The service was asked to process the picture, and has not done it.
+    NotProcessed,
+    /// The service was not asked.
+    Nothing,
+}
+
+impl Action {
+    /// What the attempt that ended with this action shows about the service.
+    pub(super) fn sign(&self) -> Sign {
+        match self {
+            Self::NotSent(_) => Sign::Nothing,
+            // A proxy has refused the picture.
+            Self::Fail(failure) if failure.code == UNKNOWN_ANSWER => Sign::Nothing,
+            Self::PauseService(..) => Sign::NotProcessed,
+            // A proxy cannot reach the service either.
+            Self::TryAgain(failure) if [UNREACHABLE, UNKNOWN_ANSWER].contains(&&*failure.code) => {
+                Sign::NotProcessed
+            }
+            Self::Fail(_)
+            | Self::TryAgain(_)
+            | Self::HostFailed(_)
+            | Self::PauseHost(..)
+            | Self::StopRun(_) => Sign::Processed,
+        }
+    }
+}
+
 /// Classifies an error response. `is_final` is true if the service says that it is useless to send the
 /// picture again soon.
 pub(super) fn response(
@@ -57,7 +94,7 @@ pub(super) fn response(
     let Some(Problem { code, detail }) = problem else {
         // The service sends a `Problem` with each error, so this is from a proxy or another program.
         let detail = format!("The service answered {status}.");
-        let failure = Failure { code: "unknown_answer".into(), detail, is_retryable: true };
+        let failure = Failure { code: UNKNOWN_ANSWER.into(), detail, is_retryable: true };
         let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
         return match status {
             _ if is_busy => Action::PauseService(failure, pause),
@@ -181,6 +218,17 @@ mod tests {
             [(504, "embedding_timeout"), (502, "embedding_unavailable"), (408, "request_timeout")]
         {
             assert!(matches!(action(status, code, None), Action::TryAgain(_)), "{code}");
+        }
+    }
+
+    #[test]
+    fn only_an_answer_of_the_service_itself_shows_that_it_has_processed_a_picture() {
+        let of_proxy = |status| response(status, None, false, None).sign();
+        assert_eq!(of_proxy(StatusCode::PAYLOAD_TOO_LARGE), Sign::Nothing);
+        assert_eq!(of_proxy(StatusCode::BAD_GATEWAY), Sign::NotProcessed);
+        assert_eq!(action(503, "overloaded", None).sign(), Sign::NotProcessed);
+        for (status, code) in [(415, "unsupported_image"), (502, "download_failed")] {
+            assert_eq!(action(status, code, None).sign(), Sign::Processed, "{code}");
         }
     }
 }

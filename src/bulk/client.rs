@@ -158,7 +158,7 @@ impl ServiceClient {
             Picture::File(path) => {
                 let (body, length) = form::of_file(path.clone()).await.map_err(|error| {
                     let detail = format!("The file cannot be read: {error}.");
-                    Action::Fail(Failure::permanent("unreadable_file", detail))
+                    Action::NotSent(Failure::permanent("unreadable_file", detail))
                 })?;
                 self.http
                     .post(self.url("vectorize-image-upload"))

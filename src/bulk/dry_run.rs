@@ -11,6 +11,7 @@ use super::{
     error::BulkError,
     item::{ItemReader, Picture},
     output::Existing,
+    selection::{Selected, Selection},
     source,
 };
 use crate::nvidia::CallLimit;
@@ -19,23 +20,27 @@ use crate::nvidia::CallLimit;
 pub(super) fn count(
     sources: &[PathBuf],
     reader: &ItemReader,
-    mut existing: Existing,
+    existing: Existing,
     limit: Option<u64>,
     call_limit: Option<RunLimit>,
 ) -> Result<(), BulkError> {
-    let limit = limit.unwrap_or(u64::MAX);
+    let mut selection = Selection::new(existing, limit);
     let (mut files, mut urls, mut invalid, mut skipped) = (0_u64, 0_u64, 0_u64, 0_u64);
     source::read(sources, reader, &mut |item| {
-        if existing.take(item.identity) {
-            skipped += 1;
-            return true;
+        match selection.select(item.identity) {
+            Selected::Skip => {
+                skipped += 1;
+                return true;
+            }
+            Selected::Leave => return false,
+            Selected::Send => {}
         }
         match item.picture {
             Ok(Picture::File(_)) => files += 1,
             Ok(Picture::Url { .. }) => urls += 1,
             Err(_) => invalid += 1,
         }
-        files + urls + invalid < limit
+        selection.wants_more()
     })?;
     let calls = files + urls;
     let mut text = format!(

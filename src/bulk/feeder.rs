@@ -16,6 +16,7 @@ use super::{
     counter::Counter,
     item::{Item, ItemReader},
     output::Existing,
+    selection::{Selected, Selection},
     source,
 };
 
@@ -56,7 +57,7 @@ impl Feeder {
     pub(super) fn start(
         sources: Vec<PathBuf>,
         reader: ItemReader,
-        mut existing: Existing,
+        existing: Existing,
         limit: Option<u64>,
     ) -> io::Result<Self> {
         let (sender, events) = mpsc::channel(MAX_WAITING);
@@ -65,17 +66,17 @@ impl Feeder {
         let thread_skipped = Arc::clone(&skipped);
         // The handle is dropped: nothing can wait for the thread, which may read standard input for ever.
         thread::Builder::new().name("sources".into()).spawn(move || {
-            let mut left = limit.unwrap_or(u64::MAX);
-            let mut sink = |item: Item| {
-                if existing.take(item.identity) {
+            let mut selection = Selection::new(existing, limit);
+            let mut sink = |item: Item| match selection.select(item.identity) {
+                Selected::Skip => {
                     thread_skipped.fetch_add(1, Ordering::Relaxed);
-                    return true;
+                    true
                 }
-                if left == 0 {
-                    return false;
+                Selected::Leave => false,
+                Selected::Send => {
+                    let is_sent = sender.blocking_send(SourceEvent::Row(Box::new(item))).is_ok();
+                    is_sent && selection.wants_more()
                 }
-                left -= 1;
-                sender.blocking_send(SourceEvent::Row(Box::new(item))).is_ok() && left > 0
             };
             if let Err(error) = source::read(&sources, &reader, &mut sink) {
                 // This fails if the run has ended.

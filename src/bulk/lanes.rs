@@ -34,12 +34,15 @@ pub(super) struct Job {
     pub attempts: Attempts,
     /// The round in which the latest attempt started; see [`Window::round`](super::window::Window::round).
     pub round: u64,
+    /// When the latest attempt started.
+    pub started: Instant,
 }
 
 impl Job {
     /// A job without attempts.
     pub(super) fn new(item: Item) -> Self {
-        Self { item, attempts: Attempts::within(PICTURE_TIMEOUT), round: 0 }
+        let attempts = Attempts::within(PICTURE_TIMEOUT);
+        Self { item, attempts, round: 0, started: Instant::now() }
     }
 
     fn bytes(&self) -> usize {

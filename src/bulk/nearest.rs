@@ -99,7 +99,9 @@ async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Em
     loop {
         let (failure, pause) = match client.embed(picture, attempts.start_request()).await {
             Ok(embedded) => return Ok(embedded),
-            Err(Action::Fail(failure) | Action::StopRun(failure)) => return Err(failure),
+            Err(Action::NotSent(failure) | Action::Fail(failure) | Action::StopRun(failure)) => {
+                return Err(failure);
+            }
             Err(Action::PauseService(failure, pause)) => (failure, pause),
             Err(Action::PauseHost(failure, pause)) => {
                 attempts.add_failure();

@@ -38,6 +38,13 @@ pub(super) struct Existing {
 }
 
 impl Existing {
+    /// An output with one row of each of these identities.
+    #[cfg(test)]
+    pub(super) fn of(identities: impl IntoIterator<Item = Identity>) -> Self {
+        let counts = identities.into_iter().map(|identity| (identity, 1)).collect();
+        Self { counts, model: None }
+    }
+
     /// Whether the output contains a row with this identity, even if [`Self::take`] has removed it.
     pub(super) fn contains(&self, identity: Identity) -> bool {
         self.counts.contains_key(&identity)

@@ -57,6 +57,11 @@ impl Console {
             None => write_line(line),
         }
     }
+
+    /// Writes a row, so that the line is the same JSON.
+    pub(super) fn write_row(&self, row: &str) {
+        self.write_line(&without_control_spaces(row));
+    }
 }
 
 impl Progress {
@@ -241,7 +246,8 @@ pub(super) fn write_line(line: &str) {
 }
 
 /// Escapes control characters, so that a file's name or an error message cannot control the terminal.
-/// The escapes are those of JSON, so in a JSON string they mean the same characters.
+/// The escapes are those of JSON, so in a JSON string they mean the same characters. Between the tokens
+/// of JSON they are not allowed: see [`without_control_spaces`].
 pub(super) fn printable(line: &str) -> Cow<'_, str> {
     // The ranges are the characters that change the direction of writing.
     let is_control =
@@ -258,6 +264,12 @@ pub(super) fn printable(line: &str) -> Cow<'_, str> {
         }
     }
     text.into()
+}
+
+/// Replaces tabs and line breaks by spaces. In valid JSON, they are only between tokens, where an escape
+/// is not allowed.
+fn without_control_spaces(row: &str) -> String {
+    row.replace(['\t', '\n', '\r'], " ")
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -354,5 +366,15 @@ mod tests {
             r"ä \u001b]0;x\u0007\u009b\u202e\u000a"
         );
         assert!(matches!(printable("ä, 漢字 and \"quotes\""), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_printed_row_stays_the_same_json_and_cannot_control_a_terminal() {
+        let row = "{\t\"a\u{9b}\u{202e}\" :\t\"b\\tc\u{7f}\",\r\n\"n\":\t1.50}";
+        let spaced = without_control_spaces(row);
+        let printed = printable(&spaced);
+        let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+        assert_eq!(parse(&printed), parse(row), "{printed}");
+        assert_eq!(printable(&printed), printed, "no control character may be left");
     }
 }

@@ -23,6 +23,8 @@ pub(super) struct Attempts {
     failed: u32,
     /// The time from the start of the first attempt to the deadline.
     longest: Duration,
+    /// When the wait after the latest failure ends. `None` before the first failure.
+    wait_end: Option<Instant>,
     /// After this, no further attempt is planned. One that waits already may still start, for
     /// [`MIN_REQUEST_TIMEOUT`]. `None` before the first attempt.
     deadline: Option<Instant>,
@@ -31,18 +33,21 @@ pub(super) struct Attempts {
 impl Attempts {
     /// No attempt yet. The deadline will be this long after the start of the first attempt.
     pub(super) fn within(longest: Duration) -> Self {
-        Self { failed: 0, longest, deadline: None }
+        Self { failed: 0, longest, wait_end: None, deadline: None }
     }
 
-    /// Counts an attempt that has failed.
+    /// Counts an attempt that has failed now.
     pub(super) fn add_failure(&mut self) {
+        let doublings = self.failed.min(MAX_ATTEMPTS);
         self.failed = self.failed.saturating_add(1);
+        self.wait_end = Some(Instant::now() + FIRST_BACKOFF * 2_u32.pow(doublings));
     }
 
-    /// How long to wait before the next attempt. Zero before the first failure.
+    /// How much longer to wait before the next attempt. Zero before the first failure. The wait begins at
+    /// the failure, so the time of a pause or in a queue is a part of it.
     pub(super) fn backoff(&self) -> Duration {
-        let doublings = self.failed.min(MAX_ATTEMPTS).checked_sub(1);
-        doublings.map_or(Duration::ZERO, |doublings| FIRST_BACKOFF * 2_u32.pow(doublings))
+        let now = Instant::now();
+        self.wait_end.map_or(Duration::ZERO, |end| end.saturating_duration_since(now))
     }
 
     /// Starts a request. Returns how long it may take. The first call sets the deadline.
@@ -77,6 +82,19 @@ mod tests {
             attempts.add_failure();
         }
         assert_eq!(waits, [0, 1, 2, 4, 8]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_since_the_failure_is_a_part_of_the_wait() {
+        let mut attempts = Attempts::within(900 * SECOND);
+        for _ in 0..3 {
+            attempts.add_failure();
+        }
+        assert_eq!(attempts.backoff(), 4 * SECOND);
+        advance(3 * SECOND).await;
+        assert_eq!(attempts.backoff(), SECOND);
+        advance(3 * SECOND).await;
+        assert_eq!(attempts.backoff(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use tokio::{
 
 use super::{
     attempt::attempt,
-    classify::{Action, MAX_PAUSE, UNREACHABLE},
+    classify::{Action, MAX_PAUSE, Sign},
     client::{Embedded, ServiceClient},
     error::{BulkError, Outcome},
     feeder::{Feeder, SourceEvent},
@@ -18,6 +18,7 @@ use super::{
     json_object,
     lanes::{Job, Lanes},
     progress::{Progress, write_line},
+    silence::Silence,
     tally::Tally,
     window::Window,
     writer::{Closed, Writer},
@@ -61,8 +62,7 @@ pub(super) struct Run {
     received: u64,
     /// Set while the service is busy or unreachable.
     pause: Option<Pause>,
-    /// When the service last answered a request for a picture. An answer that it is busy does not count.
-    last_answer: Instant,
+    silence: Silence,
     /// Why no further rows are sent.
     stop_reason: Option<String>,
 }
@@ -86,7 +86,7 @@ impl Run {
             progress,
             received: 0,
             pause: None,
-            last_answer: Instant::now(),
+            silence: Silence::new(),
             stop_reason: None,
         }
     }
@@ -266,6 +266,8 @@ impl Run {
             Err(error) => return self.stop(format!("A task panicked: {error}.")),
         };
         let lane = job.lane();
+        let sign = result.as_ref().map_or_else(Action::sign, |_| Sign::Processed);
+        self.silence.add(sign, job.started);
         match result {
             Ok(embedded) => {
                 self.lanes.host_answered(&lane);
@@ -280,7 +282,6 @@ impl Run {
 
     /// Writes a row with its vector, unless the vector is of another model.
     async fn succeed(&mut self, item: Item, embedded: Embedded) {
-        self.last_answer = Instant::now();
         let Embedded { fields, model, is_cached } = embedded;
         if model != self.plan.model {
             let expected = &self.plan.model;
@@ -296,16 +297,8 @@ impl Run {
 
     async fn handle_error(&mut self, mut job: Job, lane: &str, action: Action) {
         let now = Instant::now();
-        // Whether this counts for `last_answer`.
-        let is_answer = match &action {
-            Action::PauseService(..) => false,
-            Action::TryAgain(failure) => failure.code != UNREACHABLE,
-            _ => true,
-        };
-        if is_answer {
-            self.last_answer = now;
-        }
         match action {
+            Action::NotSent(failure) => self.fail(job.item, failure).await,
             Action::Fail(failure) => {
                 self.lanes.host_answered(lane);
                 self.fail(job.item, failure).await;
@@ -330,7 +323,7 @@ impl Run {
             Action::PauseHost(failure, pause) => {
                 self.lanes.pause(lane, now + pause, failure.clone());
                 job.attempts.add_failure();
-                // The next attempt starts after the pause.
+                // The next attempt starts after the pause, and after its own wait if that is longer.
                 self.try_again(job, failure, now + pause).await;
             }
             Action::StopRun(failure) => {
@@ -365,12 +358,12 @@ impl Run {
         self.stop_if_closed(written);
     }
 
-    /// Stops the run if the service has answered no request for longer than [`SERVICE_TIMEOUT`].
+    /// Stops the run if the service has processed no picture for longer than [`SERVICE_TIMEOUT`].
     fn check_service(&mut self) {
         if self.lanes.is_empty() && self.requests.is_empty() {
             // There is nothing to send, because the source is slow.
-            self.last_answer = Instant::now();
-        } else if self.last_answer.elapsed() > SERVICE_TIMEOUT {
+            self.silence.end();
+        } else if self.silence.length() > SERVICE_TIMEOUT {
             let minutes = SERVICE_TIMEOUT.as_secs() / 60;
             self.stop(format!("The service has processed no picture for {minutes} minutes."));
         }

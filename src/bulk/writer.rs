@@ -108,7 +108,7 @@ fn write(
                         output.flush()?;
                     }
                     Entry::Failure(item, failure) => {
-                        console.write_line(&failures::row(&item, &failure, &reader));
+                        console.write_row(&failures::row(&item, &failure, &reader));
                     }
                 }
             }

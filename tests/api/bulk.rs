@@ -105,6 +105,12 @@ async fn paths_on_standard_input_become_rows_on_standard_output() {
     assert!(
         run.stderr.contains(r#"{"path":"photos/missing.png","error":{"code":"unreadable_file","#)
     );
+    // The row of a failure is JSON even if there are tabs between its parts.
+    bulk.write("tabs.jsonl", "{\t\"path\":\t\"photos/missing.png\"}\n");
+    let run = bulk.run("tabs.jsonl").expect_exit_code(1);
+    let row = run.stderr.lines().find(|line| line.starts_with('{')).unwrap();
+    let row: Value = serde_json::from_str(row).unwrap();
+    assert_eq!(row["error"]["code"], json!("unreadable_file"));
     // A single picture also becomes a row on standard output. With --save, the service saves it.
     let run = bulk.run("photos/0.png --save").expect_exit_code(0);
     assert_eq!(run.stdout.lines().count(), 1);
@@ -160,8 +166,13 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
         run.stdout
     );
     assert!(!bulk.path("vectors.jsonl").exists() && !bulk.path(".cache").exists());
-    let run = bulk.run("photos list.txt --dry-run --limit 3").expect_exit_code(0);
-    assert!(run.stdout.contains("3 pictures to send"), "{}", run.stdout);
+    bulk.write("list.json", r#"[{"url": "http://localhost/b"}]"#);
+    // The limit of 1 is reached at the end of the list.
+    for (arguments, count) in [("photos list.txt", 3), ("list.json photos", 1), ("photos", 0)] {
+        let run = bulk.run(&format!("{arguments} --dry-run --limit {count}")).expect_exit_code(0);
+        let expected = format!("{count} pictures to send");
+        assert!(run.stdout.starts_with(&expected), "{arguments}: {}", run.stdout);
+    }
 }
 
 #[test]

@@ -96,21 +96,29 @@ fn new_run(service: SocketAddr) -> (Run, TempDir) {
     (Run::new(plan, client, writer, progress), folder)
 }
 
-/// Events with a row each. All pictures are of one host.
-fn row_events(count: usize) -> impl Iterator<Item = SourceEvent> {
+/// An event with the row of this path or URL.
+fn row_event(location: &str) -> SourceEvent {
     let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
-    (0..count).map(move |n| {
-        let picture = Picture::parse(&format!("http://host.example/{n}"));
-        SourceEvent::Row(Box::new(reader.plain(picture)))
-    })
+    SourceEvent::Row(Box::new(reader.plain(Picture::parse(location))))
 }
 
-/// Sends this many rows. Returns the outcome, the seconds that passed, and the lines of the failures.
+/// URLs of one host.
+fn urls(count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("http://host.example/{n}")).collect()
+}
+
+/// Sends the pictures of this many URLs of one host; see [`send_pictures`].
 async fn send(service: SocketAddr, count: usize) -> (Outcome, u64, Vec<String>) {
+    send_pictures(service, &urls(count)).await
+}
+
+/// Sends the pictures at these paths and URLs. Returns the outcome, the seconds that passed, and the
+/// lines of the failures.
+async fn send_pictures(service: SocketAddr, locations: &[String]) -> (Outcome, u64, Vec<String>) {
     let (run, folder) = new_run(service);
-    let (sender, receiver) = mpsc::channel(count);
-    for event in row_events(count) {
-        sender.try_send(event).unwrap();
+    let (sender, receiver) = mpsc::channel(locations.len());
+    for location in locations {
+        sender.try_send(row_event(location)).unwrap();
     }
     drop(sender);
     let (started, mut interrupt) = (Instant::now(), Interrupt::never());
@@ -160,15 +168,46 @@ async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_o
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_pause_that_a_host_demands_takes_the_place_of_a_shorter_wait() {
+    let headers = "retry-after: 3\r\n";
+    let service = FakeService::replying(502, headers, &problem("download_failed")).await;
+    let (outcome, seconds, _) = send(service.address, 1).await;
+    assert_eq!((outcome, service.requests()), (Outcome::SomeFailed, 5));
+    // The waits alone would be 1, 2, 4 and 8 s. Those of 1 and 2 s become the host's 3 s.
+    assert!((18..22).contains(&seconds), "{seconds} s instead of 3 + 3 + 4 + 8");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_stops_if_the_service_is_always_busy_although_files_that_cannot_be_read_fail() {
+    let service = FakeService::replying(503, "retry-after: 2\r\n", &problem("overloaded")).await;
+    let files = (0..3000).map(|n| format!("/nothing/here/{n}.jpg"));
+    let locations: Vec<_> = urls(1).into_iter().chain(files).collect();
+    let (outcome, seconds, failures) = send_pictures(service.address, &locations).await;
+    assert_eq!(outcome, Outcome::Stopped);
+    assert!((900..920).contains(&seconds), "{seconds} s");
+    assert!(failures.iter().all(|line| line.contains("unreadable_file")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_stops_if_a_proxy_always_answers_in_place_of_the_service() {
+    let proxy = FakeService::replying(502, "", "<html>Bad Gateway</html>").await;
+    let (outcome, seconds, failures) = send(proxy.address, 1000).await;
+    assert_eq!(outcome, Outcome::Stopped);
+    // After 900 s, the last attempts end within the longest wait of 8 s.
+    assert!((900..930).contains(&seconds), "{seconds} s");
+    assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_may_be_silent_for_hours() {
     let service = FakeService::replying(200, "", EMBEDDED).await;
     let (run, folder) = new_run(service.address);
     let (sender, receiver) = mpsc::channel(1);
     let feeder = Feeder::of(receiver);
     let run = tokio::spawn(async move { run.send_all(feeder, &mut Interrupt::never()).await });
-    for event in row_events(3) {
+    for url in urls(3) {
         sleep(Duration::from_secs(3600)).await;
-        sender.send(event).await.unwrap();
+        sender.send(row_event(&url)).await.unwrap();
     }
     drop(sender);
     assert_eq!(run.await.unwrap().unwrap(), Outcome::Success);

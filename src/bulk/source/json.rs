@@ -29,7 +29,8 @@ pub(super) fn read(
     let list = List { place, reader, sink, allowance, wants_more: &mut wants_more };
     let read = json.deserialize_seq(list).and_then(|()| json.end());
     match read {
-        Ok(()) => Ok(true),
+        // The sink may have refused further items at the last object.
+        Ok(()) => Ok(wants_more),
         // The rest of the array was not read, which the deserializer reports as an error.
         Err(_) if !wants_more => Ok(false),
         Err(error) => Err(error.into()),

@@ -9,6 +9,10 @@ use std::{
 /// The most bytes of a row.
 pub(super) const MAX_ROW_BYTES: u64 = 4 << 20;
 
+/// How many bytes may be read for a row. A parser also reads what separates two rows, and reads ahead,
+/// so this is more than [`MAX_ROW_BYTES`].
+const MAX_READ_BYTES: u64 = MAX_ROW_BYTES + (64 << 10);
+
 /// UTF-8's byte order mark.
 const BOM: [u8; 3] = [0xef, 0xbb, 0xbf];
 
@@ -29,7 +33,8 @@ pub(super) fn without_bom(mut input: Box<dyn Read>) -> io::Result<Box<dyn Read>>
     Ok(Box::new(Cursor::new(head).chain(input)))
 }
 
-/// A reader that fails when more than [`MAX_ROW_BYTES`] are read for one row.
+/// A reader that fails when more than [`MAX_READ_BYTES`] are read for one row. Rows of up to
+/// [`MAX_ROW_BYTES`] never fail.
 pub(super) struct Limited<R> {
     inner: R,
     /// How many bytes may still be read. [`Allowance`] has the same cell.
@@ -42,14 +47,14 @@ pub(super) struct Allowance(Rc<Cell<u64>>);
 impl Allowance {
     /// Allows another row.
     pub(super) fn renew(&self) {
-        self.0.set(MAX_ROW_BYTES);
+        self.0.set(MAX_READ_BYTES);
     }
 }
 
 impl<R: Read> Limited<R> {
     /// Limits the first row. [`Allowance::renew`] must be called before each further row.
     pub(super) fn new(inner: R) -> (Self, Allowance) {
-        let left = Rc::new(Cell::new(MAX_ROW_BYTES));
+        let left = Rc::new(Cell::new(MAX_READ_BYTES));
         (Self { inner, left: Rc::clone(&left) }, Allowance(left))
     }
 }

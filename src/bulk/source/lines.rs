@@ -42,15 +42,20 @@ fn read(
     loop {
         bytes.clear();
         line += 1;
-        if input.by_ref().take(MAX_ROW_BYTES).read_until(b'\n', &mut bytes)? == 0 {
+        // The two further bytes are those of the longest line break.
+        let read = input.by_ref().take(MAX_ROW_BYTES + 2).read_until(b'\n', &mut bytes)?;
+        if read == 0 {
             return Ok(true);
         }
-        let is_too_long = bytes.len() as u64 == MAX_ROW_BYTES && !bytes.ends_with(b"\n");
-        if is_too_long {
+        let row = match bytes.strip_suffix(b"\n") {
+            Some(row) => row.strip_suffix(b"\r").unwrap_or(row),
+            None => &bytes,
+        };
+        let is_too_long = row.len() as u64 > MAX_ROW_BYTES;
+        if is_too_long && !bytes.ends_with(b"\n") {
             input.skip_until(b'\n')?;
         }
-        let text = bytes.trim_ascii_end();
-        let item = match str::from_utf8(text) {
+        let item = match str::from_utf8(row.trim_ascii_end()) {
             _ if is_too_long => {
                 let detail = format!("The line has more than {} MiB.", MAX_ROW_BYTES >> 20);
                 reader.unreadable(place, Some(line), detail)

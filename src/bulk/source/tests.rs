@@ -81,6 +81,24 @@ fn a_too_long_row_of_csv_or_json_ends_the_source_but_after_a_too_long_line_readi
 }
 
 #[test]
+fn a_row_of_exactly_the_most_bytes_is_read_and_a_line_with_one_byte_more_is_not() {
+    const MOST: usize = 4 << 20;
+    for line_break in ["", "\n", "\r\n"] {
+        for (length, is_read) in [(MOST - 1, true), (MOST, true), (MOST + 1, false)] {
+            let lines = format!("{}{line_break}", "x".repeat(length));
+            let items = read_files(&[("list.txt", lines.as_bytes())]).unwrap();
+            assert_eq!(items.len(), 1);
+            assert_eq!(items[0].picture.is_ok(), is_read, "{length} bytes, then {line_break:?}");
+        }
+        let csv = format!("url\nx\n{}{line_break}", "x".repeat(MOST));
+        assert_eq!(read_files(&[("list.csv", csv.as_bytes())]).map(|items| items.len()), Ok(2));
+    }
+    let object = |length: usize| format!("{{\"url\":\"{}\"}}", "x".repeat(length - 10));
+    let json = format!("[\n  {},\n  {}\n]\n", object(MOST), object(MOST));
+    assert_eq!(read_files(&[("list.json", json.as_bytes())]).map(|items| items.len()), Ok(2));
+}
+
+#[test]
 fn each_line_is_a_path_or_a_url_and_utf16_is_refused() {
     assert_eq!(
         objects("list.txt", "\u{feff}a b.jpg\r\n\r\n  \nhttps://a.example/x?y=1\nlast"),
@@ -147,7 +165,7 @@ fn a_missing_source_and_a_second_standard_input_are_errors() {
 }
 
 #[test]
-fn reading_stops_when_no_more_items_are_wanted() {
+fn reading_stops_when_no_more_items_are_wanted_even_at_the_last_item_of_a_source() {
     let folder = tempfile::tempdir().unwrap();
     let object = r#"{"url":"x"}"#;
     for (name, text) in [
@@ -155,9 +173,17 @@ fn reading_stops_when_no_more_items_are_wanted() {
         ("a.csv", "url\nx\ny\n".to_owned()),
         ("a.json", format!("[{object},{object}, broken")),
         ("a.jsonl", format!("{object}\n{object}\n")),
+        ("last.txt", "x\n".to_owned()),
+        ("last.csv", "url\nx\n".to_owned()),
+        ("last.json", format!("[{object}]")),
+        ("last.jsonl", format!("{object}\n")),
+        ("last.png", String::new()),
+        ("folder/last.png", String::new()),
     ] {
         let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
+        let source = if name.starts_with("folder/") { path.parent().unwrap() } else { &path };
         let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
         let mut count = 0;
         let sink = &mut |_| {
@@ -165,7 +191,7 @@ fn reading_stops_when_no_more_items_are_wanted() {
             false
         };
         // The second source must not be read either.
-        read(&[path.clone(), path], &reader, sink).unwrap();
+        read(&[source.to_owned(), source.to_owned()], &reader, sink).unwrap();
         assert_eq!(count, 1, "{name} should be read only to its first row");
     }
 }

@@ -1,0 +1,71 @@
+//! Selects the rows of the sources that are sent: those that the output does not contain, up to a limit.
+//!
+//! A run and `--dry-run` both use this selection, so the dry run counts what the run would send.
+
+use super::{item::Identity, output::Existing};
+
+/// Selects rows.
+#[derive(Debug)]
+pub(super) struct Selection {
+    existing: Existing,
+    /// How many further rows may be selected.
+    left: u64,
+}
+
+/// What is done with a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Selected {
+    /// The row is sent.
+    Send,
+    /// The output contains the row already.
+    Skip,
+    /// The limit is reached, so this row and all further ones are left for another run.
+    Leave,
+}
+
+impl Selection {
+    /// Selects at most `limit` rows that are not in `existing`.
+    pub(super) fn new(existing: Existing, limit: Option<u64>) -> Self {
+        Self { existing, left: limit.unwrap_or(u64::MAX) }
+    }
+
+    /// Decides about the next row.
+    pub(super) fn select(&mut self, identity: Identity) -> Selected {
+        if self.existing.take(identity) {
+            return Selected::Skip;
+        }
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Selected::Send
+            }
+            None => Selected::Leave,
+        }
+    }
+
+    /// Whether a further row may be sent.
+    pub(super) fn wants_more(&self) -> bool {
+        self.left > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_rows_are_sent_as_the_limit_allows_and_no_row_with_a_limit_of_zero() {
+        let [a, b] = ["a", "b"].map(Identity::of);
+        let mut selection = Selection::new(Existing::of([a]), Some(1));
+        assert_eq!(selection.select(a), Selected::Skip);
+        assert!(selection.wants_more());
+        // The output contains one row of `a`, so the second one is sent.
+        assert_eq!(selection.select(a), Selected::Send);
+        assert!(!selection.wants_more());
+        assert_eq!(selection.select(b), Selected::Leave);
+        let mut none = Selection::new(Existing::of([a]), Some(0));
+        assert_eq!([none.select(a), none.select(b)], [Selected::Skip, Selected::Leave]);
+        let mut all = Selection::new(Existing::default(), None);
+        assert!(all.select(a) == Selected::Send && all.wants_more());
+    }
+}

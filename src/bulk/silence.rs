@@ -1,0 +1,93 @@
+//! Measures for how long the service has processed no picture although it was asked to.
+//!
+//! The time from one answer to the next would be simpler. But a source may be slow, and the files of this
+//! machine may be unreadable for hours, without any fault of the service.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::classify::Sign;
+
+/// The time in which the service has processed no picture.
+#[derive(Debug)]
+pub(super) struct Silence {
+    /// When the service last processed a picture, or else when the run began.
+    last_processed: Instant,
+    /// Since when the service has been asked, and has processed no picture.
+    since: Option<Instant>,
+}
+
+impl Silence {
+    /// No silence yet.
+    pub(super) fn new() -> Self {
+        Self { last_processed: Instant::now(), since: None }
+    }
+
+    /// Adds what an attempt has shown that began at `started` and has ended now.
+    pub(super) fn add(&mut self, sign: Sign, started: Instant) {
+        match sign {
+            Sign::Processed => *self = Self::new(),
+            Sign::NotProcessed => {
+                // The service may have processed other pictures during this attempt.
+                let since = started.max(self.last_processed);
+                self.since = Some(self.since.map_or(since, |earlier| earlier.min(since)));
+            }
+            Sign::Nothing => {}
+        }
+    }
+
+    /// Ends the silence, because there is nothing to send.
+    pub(super) fn end(&mut self) {
+        self.since = None;
+    }
+
+    /// How long the silence has lasted.
+    pub(super) fn length(&self) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_silence_begins_with_the_first_attempt_that_fails_and_ends_with_an_answer() {
+        let mut silence = Silence::new();
+        advance(1000 * SECOND).await;
+        let started = Instant::now();
+        assert_eq!(silence.length(), Duration::ZERO, "nothing was sent");
+        advance(10 * SECOND).await;
+        let later = Instant::now();
+        advance(10 * SECOND).await;
+        silence.add(Sign::NotProcessed, later);
+        assert_eq!(silence.length(), 10 * SECOND);
+        silence.add(Sign::NotProcessed, started);
+        assert_eq!(silence.length(), 20 * SECOND);
+        silence.add(Sign::Processed, later);
+        assert_eq!(silence.length(), Duration::ZERO);
+        // This attempt began before the answer.
+        advance(5 * SECOND).await;
+        silence.add(Sign::NotProcessed, started);
+        assert_eq!(silence.length(), 5 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_picture_that_is_not_sent_neither_begins_nor_ends_the_silence() {
+        let mut silence = Silence::new();
+        let started = Instant::now();
+        advance(1000 * SECOND).await;
+        silence.add(Sign::Nothing, started);
+        assert_eq!(silence.length(), Duration::ZERO);
+        silence.add(Sign::NotProcessed, started);
+        silence.add(Sign::Nothing, started);
+        assert_eq!(silence.length(), 1000 * SECOND);
+        silence.end();
+        assert_eq!(silence.length(), Duration::ZERO);
+    }
+}
