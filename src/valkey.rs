@@ -32,6 +32,7 @@ mod maintenance;
 mod pace;
 mod probe;
 mod replica_count;
+mod report;
 #[cfg(test)]
 pub(crate) mod test_server;
 mod url;

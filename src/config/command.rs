@@ -25,9 +25,9 @@ const FORMAT: &str = "format";
 /// The widest line of the help. A narrower terminal gets shorter lines.
 const HELP_WIDTH: usize = 80;
 
-/// Where settings can be set, and why keys have no flags. A list of the keys follows.
+/// Where settings can be set, and why secrets have no flags. A list of the secrets follows.
 pub const ABOUT_VARIABLES: &str = "A setting is a flag, an environment variable, or a line of the \
-     file .env in the working directory. Keys have no flags, because every process on the machine can \
+     file .env in the working directory. Secrets have no flags, because every process on the machine can \
      read flags. They are variables:";
 
 /// The command that the arguments select.

@@ -60,7 +60,7 @@ pub(super) const REPLICAS: Setting<u32> = Setting::new(
     "IMAGESVC_REPLICAS",
     "1",
     |text| parse::number(text, 1..=1000),
-    "How many services use the same NVIDIA key, as long as no Valkey tells: each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE",
+    "How many services share the NVIDIA key; each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE; with a Valkey, this counts only until the Valkey is reached",
 );
 
 pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(

@@ -1,11 +1,11 @@
 //! Maintains the connection: connects again after a failure, and reports this replica every second.
 
 use std::{
-    sync::{Arc, LazyLock, MutexGuard, PoisonError, Weak},
+    sync::{Arc, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use redis::{AsyncConnectionConfig, Script, ScriptInvocation, aio::MultiplexedConnection};
+use redis::{AsyncConnectionConfig, ScriptInvocation, aio::MultiplexedConnection};
 use tokio::{
     runtime::Handle,
     task::spawn_blocking,
@@ -14,7 +14,8 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Connection, Failure, Inner, PREFIX, StartError, Unavailable, Valkey, millis, probe::run_scripts,
+    Connection, Failure, Inner, PREFIX, StartError, Unavailable, Valkey, probe::run_scripts,
+    report::report_script,
 };
 
 /// The time between two reports. A failure that no request notices is noticed after this time.
@@ -25,9 +26,6 @@ const CONNECT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A replica that has not reported for this time counts as stopped.
 const REPLICA_EXPIRY: Duration = Duration::from_secs(10);
-
-/// Reports this replica, and counts all replicas.
-static REPORT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("report.lua")));
 
 /// Connects for the first time, and starts the task that maintains the connection.
 ///
@@ -148,15 +146,4 @@ impl Valkey {
         let script = self.report_script(Duration::ZERO);
         let _: Result<Report, Unavailable> = self.run("report", &script).await;
     }
-}
-
-/// The script that reports a replica. With an expiry of zero, it reports that the replica stops.
-pub(super) fn report_script(
-    key: &str,
-    replica: &str,
-    expiry: Duration,
-) -> ScriptInvocation<'static> {
-    let mut script = REPORT.key(key);
-    script.arg(replica).arg(millis(expiry));
-    script
 }

@@ -11,8 +11,8 @@ use super::{
     Failure, PREFIX, Settings,
     client_limit::count_script,
     lease::{acquire_script, release_script, renew_script},
-    maintenance::report_script,
     pace::{record_script, return_script, take_script},
+    report::report_script,
 };
 
 /// How long connecting may take, and each command. This is longer than for the service, so that a slow

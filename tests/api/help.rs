@@ -16,7 +16,7 @@ use crate::support::{documents::root, is_missing};
 mod manual;
 
 /// The settings that have no flag.
-const KEYS: [&str; 2] = ["NVIDIA_API_KEY", "IMAGESVC_API_KEYS"];
+const SECRETS: [&str; 3] = ["NVIDIA_API_KEY", "IMAGESVC_API_KEYS", "IMAGESVC_VALKEY_URL"];
 
 /// Runs the program without any settings.
 fn run(arguments: &[&str]) -> Output {
@@ -88,10 +88,10 @@ fn the_short_help_lists_the_commands_and_only_the_five_settings_that_come_first(
     let (_, first_settings) = help.split_once("\nSettings to start with:\n").unwrap();
     let flags = ["--sandbox[=<BOOL>]", "--port <VALUE>", "--downloads-dir <VALUE>"];
     let is_entry =
-        |line: &&str| line.starts_with("--") || KEYS.iter().any(|key| line.starts_with(key));
+        |line: &&str| line.starts_with("--") || SECRETS.iter().any(|key| line.starts_with(key));
     let entries: Vec<_> = first_settings.lines().map(str::trim_start).filter(is_entry).collect();
     assert_eq!(entries.len(), 5, "{help}");
-    for (entry, start) in entries.iter().zip(flags.into_iter().chain(KEYS)) {
+    for (entry, start) in entries.iter().zip(flags.into_iter().chain(SECRETS)) {
         assert!(entry.starts_with(start), "{start}: {entry}");
     }
     assert_eq!(settings()[0].1.len(), 5, "the first group should have the same five settings");
@@ -111,7 +111,7 @@ fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
             let group = group.split_whitespace().collect::<Vec<_>>().join(" ");
             for name in &names {
                 // A key has no flag. The end of the help lists it.
-                let is_listed = match KEYS.contains(&name.as_str()) {
+                let is_listed = match SECRETS.contains(&name.as_str()) {
                     true => help.contains(&format!("\n  {name} ")),
                     false => group.contains(&format!("[env: {name}]")),
                 };

@@ -8,14 +8,14 @@ use serde_json::Value;
 
 use crate::support::{
     Config, FakeNvidia, FakeServer, HUBBLE, ROCKET, Replica, Reply, ServiceProcess, Setting,
-    TestApp, avif,
+    TestApp, ValkeyServer, avif,
     nvidia_api::KEY,
     s3::{Credentials, FakeMetadata, Fault, FaultProxy, MotoServer},
     tiny, try_picture_number,
 };
 
 /// The secrets in these tests, or parts of these secrets.
-const SECRETS: [&str; 6] = [
+const SECRETS: [&str; 7] = [
     // the key for NVIDIA
     KEY,
     // two valid client keys, and a wrong one
@@ -26,6 +26,8 @@ const SECRETS: [&str; 6] = [
     "planted-query",
     // in the queries of presigned URLs
     "X-Amz-Signature",
+    // in the URL of the Valkey
+    ValkeyServer::PASSWORD,
 ];
 
 /// Asserts that a text contains none of [`SECRETS`]. `source` says where the text is from.
@@ -160,6 +162,37 @@ async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_t
         assert_no_credentials_leak(first, moto.user.clone(), from_environment),
         assert_no_credentials_leak(second, role, from_metadata),
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_line_answer_or_metric_contains_the_password_of_the_valkey_even_at_trace_level() {
+    let Some(mut valkey) = ValkeyServer::start().await else { return };
+    let nvidia = FakeNvidia::healthy().await;
+    let more = [
+        ("IMAGESVC_LOG", "trace".to_owned()),
+        ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
+        ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000".to_owned()),
+    ];
+    let replica = Replica::start(&nvidia, &[&valkey.settings()[..], &more].concat()).await;
+    let use_replica = async || {
+        let answer = replica.upload(ROCKET).await;
+        answer.vector();
+        assert_no_secret("an answer", &format!("{:?} {}", answer.headers, answer.text()));
+        for path in ["/ready", "/metrics", "/"] {
+            assert_no_secret(path, &replica.get(path).await.text());
+        }
+    };
+    use_replica().await;
+    valkey.kill();
+    use_replica().await;
+    valkey.start_again();
+    // From now on, the server has another password, and refuses the one of the service.
+    let () = valkey.query(&["CONFIG", "SET", "requirepass", "another"]).await;
+    use_replica().await;
+    let (_, log) = replica.stop().await;
+    let log = log.join("\n");
+    assert!(log.contains("\"TRACE\"") && log.contains("Valkey cannot be used"), "{log}");
+    assert_no_secret("the log", &log);
 }
 
 /// Lets the service use a bucket behind this proxy with these credentials, and lets each fault happen.
