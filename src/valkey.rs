@@ -1,12 +1,13 @@
 //! The Valkey (or Redis) in which replicas agree who calls NVIDIA for a picture, how many calls all of
 //! them make per minute, and how many requests each client may send.
 //!
-//! Nothing in it must last. If it cannot be used, each replica decides alone, and no request fails.
-//! Each agreement is one script, so it needs one round trip, and only the server's clock matters.
+//! Nothing in it needs to last. If it cannot be used, each replica decides alone, and no request fails.
+//! The server decides by scripts. So a decision usually takes one round trip, and only the server's
+//! clock matters.
 //!
-//! After a command has failed, no request sends another one until a task has connected again, which it
-//! tries every half second. So a request waits for one failing command at most. `redis` has a connection
-//! manager that reconnects by itself, but there, each command would wait for the new connection.
+//! After a command has failed, no request sends another one until a task has connected again. The task
+//! tries this every half second. So for half a second after a failure, no request waits for the Valkey.
+//! The connection manager of `redis` also connects again, but each command would wait for that.
 
 use std::{
     fmt,
@@ -54,7 +55,7 @@ pub struct Settings {
     pub url: ValkeyUrl,
     /// The longest time that a request waits for a command.
     pub timeout: Duration,
-    /// How many replicas there are. It counts only until the Valkey is reached.
+    /// The number of replicas, as it is assumed until the Valkey reports it.
     pub replicas: u32,
 }
 
@@ -63,7 +64,7 @@ pub struct Settings {
 #[error("Valkey cannot be used")]
 pub struct Unavailable;
 
-/// The connection to the Valkey. Cheap to clone.
+/// This replica's access to the Valkey. Clones are cheap, and share the connection.
 #[derive(Clone)]
 pub struct Valkey(Arc<Inner>);
 
@@ -75,13 +76,13 @@ struct Inner {
     /// `None` while the Valkey cannot be used.
     connection: Mutex<Option<Connection>>,
     replicas: Mutex<ReplicaCount>,
-    /// Changes when the Valkey works again, or has lost its data.
+    /// Changes with each new connection, and when the Valkey has forgotten this replica.
     generation: watch::Sender<u64>,
-    /// Notified when a command has failed.
+    /// Notified when a command has failed, so that the task connects again.
     failed: Notify,
     /// The task that maintains the connection.
     maintenance: Mutex<Option<AbortOnDropHandle<()>>>,
-    /// Has no permit while a thread connects.
+    /// A thread that connects holds the only permit.
     may_connect: Arc<Semaphore>,
     /// Tracks the tasks that the shutdown waits for.
     background: TaskTracker,
@@ -107,7 +108,7 @@ impl Valkey {
     /// logs a warning, and the task tries again.
     ///
     /// # Errors
-    /// [`StartError`] if the server refuses to be used.
+    /// [`StartError`] if the server refuses this client, or if the URL cannot be used.
     pub async fn start(
         settings: &Settings,
         background: TaskTracker,
@@ -140,7 +141,8 @@ impl Valkey {
         self.replica_count().count()
     }
 
-    /// A number that changes when the Valkey works again, or has lost its data.
+    /// A number that changes when this replica must record its calls again: with each new connection,
+    /// and when the Valkey has forgotten this replica.
     pub fn generation(&self) -> watch::Receiver<u64> {
         self.0.generation.subscribe()
     }
@@ -169,7 +171,7 @@ impl Valkey {
         })
     }
 
-    /// Stops using a connection.
+    /// Stops using the connection with this number, on which a command has failed.
     fn fail(&self, number: u64, failure: &Failure) {
         // Several commands may fail at once. Only the first one finds the connection. Later ones find
         // none, or a new one.
@@ -178,7 +180,7 @@ impl Valkey {
             tracing::warn!(
                 cause = %failure,
                 advice = failure.advice(),
-                "Valkey cannot be used: this replica decides alone until it works again"
+                "Valkey cannot be used: until it works again, this replica decides alone"
             );
             self.0.failed.notify_one();
         }
@@ -189,8 +191,8 @@ impl Valkey {
         self.0.timeout
     }
 
-    /// Runs a task that the service's shutdown waits for. Does nothing outside of a runtime, where the
-    /// service has already stopped.
+    /// Runs a task that the service's shutdown waits for. Does nothing outside of a runtime: the
+    /// service has then stopped already.
     pub(crate) fn in_background(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Ok(runtime) = Handle::try_current() {
             self.0.background.spawn_on(task, &runtime);

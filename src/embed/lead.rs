@@ -29,7 +29,7 @@ impl Embedder {
             let outcome = inner.look_up_or_call(&job, &key, reservation).await;
             drop(job); // the permits and the picture are not needed for the write to disk
             let (embedding, lease) = match outcome {
-                Ok(found) => found,
+                Ok(result) => result,
                 Err(error) => {
                     if guard.is_abandoned() {
                         tracing::info!(
@@ -49,7 +49,7 @@ impl Embedder {
             // write.
             let _entry_until_written = guard.complete(Ok(embedding.clone()));
             let is_in_bucket = is_new && inner.cache.write(key, &embedding).await;
-            // Dropping a lease releases it. Only here, the vector is in the bucket.
+            // If the vector is not in the bucket, the lease is dropped, which releases it as not done.
             if let Some(lease) = lease.filter(|_| is_in_bucket) {
                 lease.release_as_done();
             }
@@ -85,13 +85,15 @@ impl Inner {
             };
             match self.call(&job.picture, reservation, lease.as_ref(), job.deadline).await? {
                 Some(embedding) => return Ok((embedding, lease)),
-                // Another replica may have written the vector since it took the lease.
+                // This replica has lost the lease. Another one may have written the vector since, so it
+                // must look in the bucket again.
                 None => looked_up_at = None,
             }
         }
     }
 
-    /// Decides whether this replica makes the call.
+    /// Decides whether this replica makes the call. It does, without asking the others, if there is
+    /// no Valkey, or if the request bypasses the cache.
     async fn decide(
         &self,
         job: &Job,

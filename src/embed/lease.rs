@@ -21,14 +21,14 @@ use crate::{
 mod model;
 
 /// The mean time before the second attempt to acquire a lease that another replica holds. Before each
-/// further attempt, it is half as long again, up to [`LONGEST_WAIT`].
+/// further attempt, it is 1.5 times as long, up to [`LONGEST_WAIT`].
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 
 /// The longest mean time between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// A waiting replica looks in the bucket at least this often. Usually the lease tells when the vector is
-/// there. But the holder may have lost its connection to the Valkey before it could say so.
+/// After a wait, a replica looks in the bucket if its last look is older than this. Usually the lease
+/// tells when the vector is there. But the holder may have lost its connection to the Valkey before.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a replica does next for a picture whose vector it has not found.
@@ -36,10 +36,11 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 enum Step {
     /// Try to acquire the lease.
     Acquire {
-        /// Whether this replica did not find the vector that another one has written.
+        /// Whether to acquire it even if it was released as done, because this replica did not find
+        /// the vector.
         ignore_done: bool,
     },
-    /// Another replica holds the lease: wait a little, then try again.
+    /// Another replica holds the lease: wait a little, then look in the bucket or try again.
     Wait,
     /// Look in the bucket.
     Read(Position),
@@ -54,7 +55,7 @@ enum Position {
     Holder,
     /// Another replica holds the lease.
     Waiter,
-    /// Another replica has written the vector.
+    /// The lease says that another replica has written the vector.
     AfterDone,
     /// The Valkey cannot be used.
     Alone,
@@ -78,8 +79,9 @@ impl Step {
     }
 
     /// The step after a reply. `looked_recently` says whether this replica looked in the bucket less
-    /// than [`Valkey::lease_reserve`] before the reply. If another replica has written the vector since then, it
-    /// has released the lease as done. Or it was killed before that, and its lease has not expired yet.
+    /// than [`Valkey::lease_reserve`] before the reply. Then it need not look again after it has acquired
+    /// the lease. If another replica had written the vector since the look, the lease would be done. Or,
+    /// if that one was killed after the write, its lease would not have expired yet.
     fn after_reply(reply: Reply, looked_recently: bool) -> Self {
         match (reply, looked_recently) {
             (Reply::Acquired, true) => Self::Call(Position::Holder),
@@ -100,28 +102,29 @@ impl Step {
         }
     }
 
-    /// The step of a holder that has asked whether it still holds the lease.
+    /// The step of a holder that has asked the Valkey whether it still holds the lease.
     fn after_confirmation(is_held: Result<bool, Unavailable>) -> Self {
         match is_held {
             Ok(true) => Self::Call(Position::Holder),
-            // The lease has expired, for example while this replica was suspended.
+            // For example, the lease has expired while this replica was suspended.
             Ok(false) => Self::FIRST,
             Err(Unavailable) => Self::Call(Position::Alone),
         }
     }
 }
 
-/// What a replica does for a picture.
+/// The outcome of [`decide`].
 #[derive(Debug)]
 pub(super) enum Decision {
     /// Return this embedding, which another replica has paid for.
     Found(Embedding),
-    /// Call NVIDIA. There is no lease if the Valkey cannot be used.
+    /// Call NVIDIA. There is no lease if this replica decided alone.
     Call(Option<Lease>),
 }
 
 /// Decides whether this replica calls NVIDIA. Waits while another replica calls it. During the wait, the
-/// reservation is given up. `looked_up_at` is when this replica began to look in the bucket.
+/// reservation is given up. `looked_up_at` is when this replica last began to look in the bucket. `None`
+/// means that it must look before it calls NVIDIA.
 ///
 /// # Errors
 /// [`Error::QueueTimeout`] if another replica still calls NVIDIA at the deadline.
@@ -138,7 +141,7 @@ pub(super) async fn decide(
     let mut step = Step::FIRST;
     loop {
         let has_looked_within =
-            |time: Duration| looked_up_at.is_some_and(|looked_up_at| looked_up_at.elapsed() < time);
+            |time: Duration| looked_up_at.is_some_and(|look: Instant| look.elapsed() < time);
         step = match step {
             Step::Acquire { ignore_done } => {
                 let reply = match valkey.acquire_lease(key, ignore_done).await {
@@ -180,7 +183,7 @@ pub(super) async fn decide(
     }
 }
 
-/// Whether a replica may still call NVIDIA: it still has its lease, or nobody can tell.
+/// Whether a replica may still call NVIDIA. It may not if the Valkey says that its lease is lost.
 pub(super) async fn may_call(lease: Option<&Lease>) -> bool {
     match lease {
         Some(lease) => matches!(Step::after_confirmation(lease.confirm().await), Step::Call(_)),

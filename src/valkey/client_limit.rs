@@ -9,7 +9,7 @@ use crate::sha256::Sha256;
 
 static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("client_limit.lua")));
 
-/// Whether the requests of a client are counted.
+/// The reply to an attempt to count requests of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientLimitReply {
     /// How long the client must wait; zero if its requests are counted.
@@ -19,20 +19,20 @@ pub struct ClientLimitReply {
 }
 
 impl Valkey {
-    /// Counts requests of a client. `delay` is the time that they take at the client's limit, and
-    /// `most_ahead` the largest allowed [`ClientLimitReply::ahead`].
+    /// Counts requests of a client, if its limit allows them. `cost` is how long they take at this
+    /// limit, and `burst` is the largest allowed [`ClientLimitReply::ahead`].
     ///
     /// # Errors
     /// [`Unavailable`]
     pub async fn count_requests(
         &self,
         client: Sha256,
-        delay: Duration,
-        most_ahead: Duration,
+        cost: Duration,
+        burst: Duration,
     ) -> Result<ClientLimitReply, Unavailable> {
         // The hash is short, because there may be many clients. It does not reveal the client's key.
         let hash = client.to_string();
-        let script = count_script(&format!("{PREFIX}:client:{}", &hash[..32]), delay, most_ahead);
+        let script = count_script(&format!("{PREFIX}:client:{}", &hash[..32]), cost, burst);
         let (wait, ahead): (u64, u64) = self.run("client_limit", &script).await?;
         Ok(ClientLimitReply {
             wait: Duration::from_micros(wait),
@@ -43,10 +43,10 @@ impl Valkey {
 
 pub(super) fn count_script(
     key: &str,
-    delay: Duration,
-    most_ahead: Duration,
+    cost: Duration,
+    burst: Duration,
 ) -> ScriptInvocation<'static> {
     let mut script = COUNT.key(key);
-    script.arg(micros(delay)).arg(micros(most_ahead));
+    script.arg(micros(cost)).arg(micros(burst));
     script
 }

@@ -3,7 +3,7 @@
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use tokio::{sync::AcquireError, task::JoinError};
 
-/// Why a command failed, or the connection.
+/// Why a command or the connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// There was no reply in time.
@@ -85,14 +85,14 @@ impl Failure {
     /// Whether the server's user lacks a permission.
     fn is_about_permissions(&self) -> bool {
         let Self::Redis(error) = self else { return false };
-        // For a command in a script, Redis 7.0 has no code of its own.
+        // If the forbidden command is in a script, Redis 7.0 sends this text, but not the code `NOPERM`.
         let is_in_script = |detail: &str| detail.contains("The user executing the script can't");
         error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
             || error.detail().is_some_and(is_in_script)
     }
 
-    /// Turns a refusal into the error with which the service does not start. A server that cannot be
-    /// reached, or that fails in a way that may pass, is no refusal.
+    /// Converts a refusal into the error that stops the start. Returns every other failure unchanged:
+    /// the server cannot be reached, or fails in a way that may pass.
     pub(super) fn into_refusal(self) -> Result<StartError, Self> {
         let is_refusal = match &self {
             Self::Timeout | Self::Task(_) | Self::Stopping(_) => false,

@@ -2,7 +2,7 @@
 -- KEYS[1]: the lease. It contains its holder's token, or 'done' for a while after the vector was
 --          written to the bucket.
 -- ARGV: the token; after how many milliseconds the lease expires; whether 'done' counts as free (1 or 0)
--- Returns 'acquired', 'held' if another call holds the lease, or 'done'.
+-- Returns 'acquired'; 'held' if another call holds the lease; or 'done' if it does not count as free.
 local holder = redis.call('GET', KEYS[1])
 if holder == 'done' and ARGV[3] == '0' then
   return 'done'

@@ -1,8 +1,8 @@
 //! Leases: of all replicas, only the one that holds a picture's lease calls NVIDIA for it.
 //!
-//! A lease expires, so that a replica that is killed does not keep it. A released lease says for a
-//! while that the vector is in the bucket. So a replica that looked there just before the vector was
-//! written knows that it must look again.
+//! A lease expires, so that a replica that is killed does not keep it. After the vector was written to
+//! the bucket, the lease is released as done, and says so for a while. So a replica that looked in the
+//! bucket just before the write knows that it must look again.
 
 use std::{fmt::Display, sync::LazyLock, time::Duration};
 
@@ -22,11 +22,11 @@ const EXPIRY: Duration = Duration::from_secs(10);
 /// The time between two renewals.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How late a renewal may be, apart from the time that the server takes.
+/// How late a renewal may be sent. In addition, the server may take one timeout.
 const LATENESS: Duration = Duration::from_secs(1);
 
-/// How long a released lease says that the vector is in the bucket. A replica that looked in the bucket
-/// less than [`Valkey::lease_reserve`] ago must still see this.
+/// How long a lease that is released as done says so. This is longer than [`Valkey::lease_reserve`],
+/// because a replica that looked in the bucket less than that ago must see it.
 const DONE_EXPIRY: Duration = Duration::from_secs(30);
 
 /// The reply to an attempt to acquire a lease.
@@ -40,7 +40,7 @@ pub enum LeaseReply {
     Done,
 }
 
-/// The names of a lease and of its holder in the Valkey.
+/// The names of a lease and of the call that holds it in the Valkey.
 #[derive(Debug, Clone)]
 struct Names {
     key: String,
@@ -52,19 +52,19 @@ struct Names {
 pub struct Lease {
     valkey: Valkey,
     names: Names,
-    /// How long the key says that the vector is in the bucket. Zero if it is not.
+    /// How long the key says `done` after the release. Zero if the vector was not written.
     done_expiry: Duration,
     _renewal: AbortOnDropHandle<()>,
 }
 
 impl Valkey {
-    /// The shortest time for which a lease is still valid while its holder runs.
+    /// While its holder runs and reaches the Valkey, a lease is always valid for at least this long.
     pub fn lease_reserve(&self) -> Duration {
         EXPIRY.saturating_sub(RENEWAL_INTERVAL + LATENESS + self.0.timeout)
     }
 
-    /// Tries to acquire the lease of the call for a picture. If `ignore_done` is set, it is acquired even
-    /// if the vector was written to the bucket.
+    /// Tries to acquire the lease of the call for a picture. With `ignore_done`, a lease that says that
+    /// the vector is in the bucket is acquired, too.
     ///
     /// # Errors
     /// [`Unavailable`]
@@ -90,13 +90,13 @@ impl Valkey {
         })
     }
 
-    /// Renews a lease. Returns whether its holder still has it.
+    /// Renews a lease, if its holder still has it. Returns whether it does.
     async fn renew_lease(&self, names: &Names) -> Result<bool, Unavailable> {
         self.run("lease_renew", &renew_script(&names.key, &names.token)).await
     }
 }
 
-/// The scripts, each with its arguments.
+/// The script of [`Valkey::acquire_lease`].
 pub(super) fn acquire_script(
     key: &str,
     token: &str,
@@ -107,12 +107,14 @@ pub(super) fn acquire_script(
     script
 }
 
+/// The script of [`Valkey::renew_lease`].
 pub(super) fn renew_script(key: &str, token: &str) -> ScriptInvocation<'static> {
     let mut script = RENEW.key(key);
     script.arg(token).arg(millis(EXPIRY));
     script
 }
 
+/// The script that releases a lease. A `done_expiry` of zero means that no vector was written.
 pub(super) fn release_script(
     key: &str,
     token: &str,
@@ -123,13 +125,13 @@ pub(super) fn release_script(
     script
 }
 
-/// Renews a lease until the task is aborted, or another call has the lease.
+/// Renews a lease until the task is aborted, or the lease is lost.
 async fn renew(valkey: Valkey, names: Names) {
     let mut interval = interval_at(Instant::now() + RENEWAL_INTERVAL, RENEWAL_INTERVAL);
     loop {
         interval.tick().await;
-        // While the Valkey cannot be used, the lease may expire. Its holder notices that before it
-        // calls NVIDIA.
+        // After an error, the lease may still be valid. If it has expired, its holder notices that
+        // before it calls NVIDIA.
         if valkey.renew_lease(&names).await == Ok(false) {
             return;
         }
@@ -147,6 +149,7 @@ impl Lease {
 
     /// Releases the lease in the background, and says that the vector is in the bucket.
     pub fn release_as_done(mut self) {
+        // Dropping `self` releases it.
         self.done_expiry = DONE_EXPIRY;
     }
 }

@@ -1,6 +1,8 @@
--- Releases a lease, unless another call has taken it.
+-- Releases a lease, unless another call has taken it or has released it as done. Says 'done' even if the
+-- lease has expired and is free.
 -- KEYS[1]: as in lease.lua
 -- ARGV: the token; for how many milliseconds the key says 'done', or 0 if no vector was written
+-- Returns 0 if another call has taken it or has released it as done, else 1.
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   return 0

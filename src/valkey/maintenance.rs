@@ -18,10 +18,10 @@ use super::{
     report::report_script,
 };
 
-/// The time between two reports. A failure that no request notices is noticed after this time.
+/// The time between two reports. The next report notices a failure that no request has noticed.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time between two attempts to connect.
+/// The wait before each attempt to connect.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A replica that has not reported for this time counts as stopped.
@@ -30,7 +30,7 @@ const REPLICA_EXPIRY: Duration = Duration::from_secs(10);
 /// Connects for the first time, and starts the task that maintains the connection.
 ///
 /// # Errors
-/// [`StartError`] if the server refuses to be used.
+/// [`StartError`] if the server refuses this client.
 pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
     if let Err(failure) = valkey.connect_and_test().await {
         *valkey.connection() = None;
@@ -49,6 +49,7 @@ pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Reports this replica while the Valkey works, and connects again while it does not.
 async fn maintain(valkey: Weak<Inner>) {
     while let Some(valkey) = valkey.upgrade().map(Valkey) {
         if valkey.works() {
@@ -59,8 +60,8 @@ async fn maintain(valkey: Weak<Inner>) {
                 () = valkey.0.failed.notified() => {}
             }
         } else {
-            // Also before the first attempt: if one kind of command fails again and again, the connection
-            // itself always works.
+            // Waits before the first attempt, too. Otherwise, a command that always fails would always
+            // cause a new connection at once.
             sleep(CONNECT_INTERVAL).await;
             match valkey.connect().await {
                 Ok(()) => tracing::info!(replicas = valkey.replicas(), "Valkey works again"),
@@ -72,11 +73,11 @@ async fn maintain(valkey: Weak<Inner>) {
     }
 }
 
-/// The reply of the script that reports a replica.
+/// The reply to a report: whether the Valkey knew this replica, and the number of replicas.
 type Report = (bool, u32);
 
 impl Valkey {
-    /// Connects, and runs all scripts.
+    /// Connects, and runs all scripts once.
     async fn connect_and_test(&self) -> Result<(), Failure> {
         self.connect().await?;
         let connection = self.connection().clone();
@@ -86,13 +87,13 @@ impl Valkey {
         Ok(())
     }
 
-    /// Connects, and uses the connection if the first report succeeds.
+    /// Connects and reports. If both succeed, requests use the connection from then on.
     async fn connect(&self) -> Result<(), Failure> {
-        let (limit, client) = (self.0.timeout, self.0.client.clone());
+        let (command_timeout, client) = (self.0.timeout, self.0.client.clone());
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(limit))
-            .set_response_timeout(Some(limit));
-        // The permit is free again only when the thread is done, also if this future is dropped.
+            .set_connection_timeout(Some(command_timeout))
+            .set_response_timeout(Some(command_timeout));
+        // The thread holds the permit until it ends, even if this future is dropped earlier.
         let permit = Arc::clone(&self.0.may_connect).acquire_owned().await?;
         // With TLS, `redis` reads the system's certificates from files, which blocks.
         let runtime = Handle::current();
@@ -100,8 +101,9 @@ impl Valkey {
             let _permit = permit;
             runtime.block_on(client.get_multiplexed_async_connection_with_config(&config))
         });
-        // Connecting takes a few commands, and each may take as long as the timeout.
-        let connected = timeout(2 * limit, connect).await.map_err(|_| Failure::Timeout)?;
+        // `redis` stops connecting after one timeout, but cannot interrupt the reading of files.
+        let connected =
+            timeout(2 * command_timeout, connect).await.map_err(|_| Failure::Timeout)?;
         let mut commands: MultiplexedConnection = connected??;
         let report = self.report_script(REPLICA_EXPIRY).invoke_async(&mut commands).await;
         let (was_known, replicas): Report = report?;
@@ -137,11 +139,12 @@ impl Valkey {
         self.0.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the other replicas that this one stops. From now on, a failure of the Valkey is permanent.
+    /// Reports that this replica stops. It does not connect again: after a failure, the Valkey stays
+    /// unused.
     pub async fn leave(&self) {
         // The task would report this replica again.
         drop(self.maintenance().take());
-        // A thread that still connects would panic when the runtime ends.
+        // Waits for a thread that still connects, because it would panic when the runtime ends.
         let _ = timeout(3 * self.0.timeout, self.0.may_connect.acquire()).await;
         let script = self.report_script(Duration::ZERO);
         let _: Result<Report, Unavailable> = self.run("report", &script).await;

@@ -2,23 +2,23 @@
 -- KEYS[1]: a sorted set of the calls in the last window, by their times in microseconds. A call's
 --          name is its replica's id, a colon, and a number.
 -- ARGV: the most calls in a window; the window in microseconds; the replica's id; the call's number,
---       or '' if no call is to be made; how many of the oldest calls may be returned
--- Returns whether the call may be made (1 or 0); if not, how long it must wait, in microseconds; and
--- the ages of the calls that other replicas made in the window, in microseconds, the oldest first.
+--       or '' to take no turn; how many of the oldest calls are searched for those of other replicas
+-- Returns whether a turn was taken (1 or 0); how long a call must wait, or 0 if the limit allows one now;
+-- and the ages of the other replicas' calls, the oldest first. Times are in microseconds.
 local calls = KEYS[1]
 local limit, window, replica = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local number, most_ages = ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 redis.call('ZREMRANGEBYSCORE', calls, '-inf', now - window)
--- If another server takes over, its clock may be behind. A call after its time counts as made now.
+-- If another server takes over, its clock may be behind. A call with a later time counts as made now.
 for _, call in ipairs(redis.call('ZRANGEBYSCORE', calls, string.format('(%.0f', now), '+inf')) do
   redis.call('ZADD', calls, now, call)
 end
 
 local count, granted, wait = redis.call('ZCARD', calls), 0, 0
 if count >= limit then
-  -- This many calls must become older than a window before there is room for another one.
+  -- The call at this index must leave the window before there is room for another one.
   local blocking = redis.call('ZRANGE', calls, count - limit, count - limit, 'WITHSCORES')
   wait = blocking[2] + window - now
 end

@@ -2,8 +2,8 @@
 //! minute.
 //!
 //! The calls of the last window are stored with their times, as `nvidia/pace` does it for one replica.
-//! The key has no expiry: a server that runs out of memory removes keys with an expiry first, and
-//! without this key, the limit would be exceeded.
+//! The key has no expiry: with some policies, a server that runs out of memory removes only keys with
+//! an expiry. Without this key, the limit would be exceeded.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -16,13 +16,14 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace.
 static RECORD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace_record.lua")));
 static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace_return.lua")));
 
-/// At most this many of the oldest calls are returned. All calls count, however many there are.
+/// Only this many of the oldest calls are searched for those of other replicas. All calls count toward
+/// the limit, however many there are.
 const MAX_AGES: usize = 1000;
 
 /// Identifies a call of this replica.
 pub type CallId = u64;
 
-/// The NVIDIA key whose calls are counted.
+/// The name under which the Valkey counts the calls of an NVIDIA key.
 #[derive(Debug, Clone)]
 pub struct PaceKey(String);
 
@@ -35,14 +36,15 @@ impl PaceKey {
     }
 }
 
-/// Whether a call may be made.
+/// The reply to an attempt to take a turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PaceReply {
     /// Whether a turn was taken, so that the call may be made now.
     pub is_granted: bool,
     /// How long a call would have to wait; zero if it need not wait.
     pub wait: Duration,
-    /// The ages of the calls that other replicas made in the window, the oldest first.
+    /// The ages of the calls that other replicas made in the window, the oldest first. If there are
+    /// very many, the youngest are missing.
     pub ages_of_others: Vec<Duration>,
 }
 

@@ -15,8 +15,8 @@ use super::{
     report::report_script,
 };
 
-/// How long connecting may take, and each command. This is longer than for the service, so that a slow
-/// server gets a note about its speed in place of an error.
+/// How long connecting and each command may take. This is longer than in the service, so that
+/// `imagesvc check` can say how slow a server is.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the server says about itself.
@@ -24,14 +24,14 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Probe {
     /// The server's time, since the beginning of 1970.
     pub clock: Duration,
-    /// How long a command took.
+    /// How long one command took, without connecting.
     pub round_trip: Duration,
-    /// Which keys the server removes when its memory is full: its `maxmemory_policy`.
+    /// Which keys the server removes when its memory is full: its `maxmemory_policy`. `None` if it does
+    /// not say.
     pub eviction_policy: Option<String>,
 }
 
-/// Connects, runs all scripts, and asks the server for its clock and its
-/// eviction policy.
+/// Connects, runs all scripts, and asks the server for its clock and its eviction policy.
 ///
 /// # Errors
 /// The failure of the first command that fails.
@@ -45,7 +45,7 @@ pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
     let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
     let round_trip = started.elapsed();
     run_scripts(&mut connection).await?;
-    // Hosted servers forbid CONFIG GET, but not INFO.
+    // Hosted servers forbid `CONFIG GET`, but not `INFO`.
     let mut info = Cmd::new();
     info.arg("INFO").arg("memory");
     let info: Result<InfoDict, RedisError> = info.query_async(&mut connection).await;
@@ -54,8 +54,8 @@ pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
     Ok(Probe { clock, round_trip, eviction_policy })
 }
 
-/// Runs each script with keys that nothing else uses, and removes these keys. So a permission that is
-/// missing is known before a request needs it.
+/// Runs each script with keys that nothing else uses. Afterwards, these keys are removed or soon expire.
+/// So a missing permission is known before a request needs it.
 pub(super) async fn run_scripts(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     const ID: &str = "check";
     const SECOND: Duration = Duration::from_secs(1);

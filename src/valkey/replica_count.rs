@@ -1,11 +1,11 @@
-//! Counts the replicas.
+//! How many replicas use the Valkey.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 /// After the Valkey has lost its data, the replicas report to it one after another. For this long, the
-/// count only rises. Otherwise the first replica would take the whole limit on calls for itself.
+/// count only rises. Otherwise the first one would take the whole limit on calls for itself.
 const RISING_TIME: Duration = Duration::from_secs(3);
 
 /// How many replicas use the Valkey, as far as is known.
@@ -25,14 +25,15 @@ impl ReplicaCount {
         self.count
     }
 
-    /// Stores what a report has replied: whether the Valkey knew this replica, and how many replicas it
-    /// knows.
+    /// Stores the reply to a report: whether the Valkey knew this replica, and how many replicas it
+    /// knows. After a loss of its data, it does not know this replica, nor after this replica's start.
     pub(super) fn store(&mut self, was_known: bool, count: u32, now: Instant) {
         if !was_known {
             self.only_rises_until = Some(now + RISING_TIME);
         }
         let only_rises = self.only_rises_until.is_some_and(|end| now < end);
-        self.count = count.max(if only_rises { self.count } else { 1 });
+        let least = if only_rises { self.count } else { 1 };
+        self.count = count.max(least);
     }
 }
 

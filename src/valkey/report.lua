@@ -2,7 +2,7 @@
 -- KEYS[1]: a sorted set of the replicas, by the time of their last reports in milliseconds
 -- ARGV: the replica's id; after how many milliseconds without a report a replica counts as stopped,
 --       or 0 if this replica stops
--- Returns whether the replica had reported before (1 or 0), and the number of replicas.
+-- Returns whether the set already contained the replica (1 or 0), and the number of replicas now.
 local replicas, id, expiry = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -8,8 +8,9 @@ use super::millis;
 
 static REPORT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("report.lua")));
 
-/// Reports a replica, which counts as stopped after `expiry`. With an expiry of zero, reports that the
-/// replica stops. Returns whether the replica had reported before, and the number of replicas.
+/// Reports a replica, which counts as stopped after `expiry` without another report. With an expiry of
+/// zero, reports that the replica stops. The reply is whether the server knew the replica, and the number
+/// of replicas.
 pub(super) fn report_script(
     key: &str,
     replica: &str,

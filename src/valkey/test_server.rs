@@ -26,8 +26,8 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts a server with these arguments in addition. Returns `None`, and says so, if
-    /// `redis-server` is missing. In CI, it must not be missing.
+    /// Starts a server with these additional arguments. If `redis-server` is missing, returns `None` and
+    /// prints this; in CI, it panics.
     pub fn start(arguments: &[&str]) -> Option<Self> {
         let is_installed = Command::new("redis-server")
             .arg("--version")
@@ -40,14 +40,18 @@ impl RedisServer {
             eprintln!("skipped: redis-server is not installed");
             return None;
         }
-        let start = |_| {
+        let try_start = |_| {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
             let port = listener.local_addr().expect("the port is bound").port();
             drop(listener);
             Self::start_on(port, arguments)
         };
         // Another process may take the port before the server does.
-        Some((0..5).find_map(start).expect("redis-server should start on one of five free ports"))
+        Some(
+            (0..5)
+                .find_map(try_start)
+                .expect("redis-server should start on one of five free ports"),
+        )
     }
 
     /// Starts a server on this port. Returns `None` if the server ends before it listens.

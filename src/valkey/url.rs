@@ -13,11 +13,11 @@ impl ValkeyUrl {
     /// without TLS, `rediss` and `valkeys` are with TLS.
     ///
     /// # Errors
-    /// A message that is written to follow the setting's name. It does not quote the text.
+    /// A message to print after the setting's name. It does not quote the text.
     pub fn parse(text: &str) -> Result<Self, String> {
         let invalid = "is not a URL such as rediss://user:password@host:6379";
         let text = text.trim();
-        // A fragment would turn off the check of the certificate.
+        // The fragment `#insecure` would turn off the check of the certificate.
         if text.contains('#') {
             return Err("must not contain a #: write %23 in a password".into());
         }

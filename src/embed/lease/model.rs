@@ -2,7 +2,7 @@
 //! are killed, suspended, and lose replies.
 //!
 //! The model's replicas decide with [`Step`], as the real ones do. After a failed command, a replica does
-//! not use the Valkey until it has connected again, as `Valkey` does it. Time is reduced to one event: more
+//! not use the Valkey until it has connected again, like `Valkey`. Time is reduced to one event: more
 //! than `Valkey::lease_reserve` passes. A lease can expire only after that event, because a holder that
 //! runs always has more than that time left.
 
@@ -31,7 +31,7 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Replica {
     state: State,
-    /// Whether it has looked in the bucket since more than the reserve passed.
+    /// Whether it has looked in the bucket since the last time that more than the reserve passed.
     looked_recently: bool,
     is_suspended: bool,
     /// Whether it uses the Valkey: no command has failed since it last connected.
@@ -48,9 +48,9 @@ impl Replica {
 enum LeaseKey {
     Free,
     Held {
-        /// `None` if the reply was lost, so that nobody knows of it.
+        /// `None` if the reply was lost, so that no replica knows that it holds the lease.
         by: Option<usize>,
-        /// Whether the holder did not renew the lease while more than the reserve passed.
+        /// Whether more than the reserve has passed without a renewal.
         may_expire: bool,
     },
     Done,
@@ -72,7 +72,7 @@ struct World {
     is_valkey_up: bool,
     is_in_bucket: bool,
     payments: usize,
-    /// The payments that kills, lost leases and lost replies allow.
+    /// The additional payments that kills, lost leases and lost replies allow.
     allowed: usize,
     had_outage: bool,
     faults: Faults,
@@ -92,9 +92,9 @@ impl World {
         }
     }
 
-    /// One payment, and one more for each lost reply, and for each replica that was killed between paying
-    /// and writing, or that lost its lease while it relied on it. If the Valkey could not be used, one for each replica
-    /// instead of the first.
+    /// One payment, or one for each replica if there was an outage. In addition, one for each lost reply,
+    /// and one for each replica that was killed between paying and writing, or that lost its lease while
+    /// it relied on it.
     fn most_payments(&self) -> usize {
         self.allowed + if self.had_outage { REPLICAS } else { 1 }
     }
@@ -120,7 +120,7 @@ impl World {
         }
     }
 
-    /// Whether the replica runs, and relies on the lease because it does not ask for it any more.
+    /// Whether the replica may call or has called, so that it does not ask for the lease again.
     fn relies_on_lease(&self, replica: usize) -> bool {
         let state = self.replicas[replica].state;
         matches!(state, State::Confirmed(_) | State::Paid(_) | State::Written(_))
@@ -326,7 +326,7 @@ impl World {
     }
 }
 
-/// Visits all worlds, and checks the bound in each. Then checks that from each world, all replicas can
+/// Visits all worlds, and checks the payments in each. Then checks that from each world, all replicas can
 /// end without a further fault. Returns the number of worlds, and the most payments in any of them.
 fn search(faults: Faults) -> (usize, usize) {
     let first = World::new(faults);
@@ -385,7 +385,7 @@ fn a_replica_that_is_killed_or_suspended_costs_at_most_one_more_payment() {
 }
 
 #[test]
-fn an_outage_costs_at_most_one_payment_for_each_replica() {
+fn an_outage_or_a_lost_reply_may_cost_more_payments_but_only_the_allowed_ones() {
     for faults in [
         Faults { outages: 1, ..NO_FAULTS },
         Faults { lost_replies: 1, ..NO_FAULTS },
@@ -395,6 +395,6 @@ fn an_outage_costs_at_most_one_payment_for_each_replica() {
         Faults { kills: 1, suspensions: 1, lost_replies: 1, ..NO_FAULTS },
     ] {
         let (_, payments) = search(faults);
-        assert!(payments > 1, "an outage should be able to cause a second payment: {faults:?}");
+        assert!(payments > 1, "the faults should be able to cause a second payment: {faults:?}");
     }
 }
