@@ -1,5 +1,5 @@
 //! Measures what a Valkey adds to the latency of a service with a bucket. The bucket is a fake S3
-//! server in this process. It checks nothing and needs little processor time.
+//! server in this process, which checks no signatures and needs little processor time.
 
 use std::{
     collections::HashMap,
@@ -27,7 +27,7 @@ mod test_server;
 /// The delay of each inference.
 const CALL_TIME: Duration = Duration::from_millis(20);
 
-/// The two services are measured in turn this many times. The median of the differences counts.
+/// How many times each of the two services is measured, in turn. The median of the differences counts.
 const ROUNDS: u32 = 5;
 
 /// The objects of the fake bucket, by their paths.
@@ -66,9 +66,9 @@ fn serve(mut stream: TcpStream, objects: &Objects) -> Result<()> {
         let mut body = received.split_off(head_len);
         let head = String::from_utf8(received).unwrap();
         let body_len = content_length(&head).unwrap_or(0);
-        let read = body.len();
+        let received_len = body.len();
         body.resize(body_len, 0);
-        stream.read_exact(&mut body[read..])?;
+        stream.read_exact(&mut body[received_len..])?;
         let mut words = head.split([' ', '?']);
         let (method, path) = (words.next().unwrap(), words.next().unwrap().to_owned());
         let object = match method {
@@ -109,7 +109,7 @@ impl Bench {
         let plain = Service::start(&folder, &self.nvidia, &settings);
         let folder = self.folder("valkey");
         let shared = Service::start(&folder, &self.nvidia, &with_valkey);
-        // Until then, the replica makes only its share of the calls.
+        // For three seconds after its start, a replica makes only its share of the calls.
         thread::sleep(Duration::from_secs(4));
 
         self.nvidia.set_delay(CALL_TIME);

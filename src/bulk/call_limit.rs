@@ -2,11 +2,11 @@
 
 use crate::{config::Config, nvidia::CallLimit};
 
-/// The limit on the calls per minute, and who divides the calls.
+/// The limit on the calls per minute, and how replicas share it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RunLimit {
     pub(super) limit: CallLimit,
-    /// Whether a Valkey divides the calls among the replicas.
+    /// Whether a Valkey divides the calls among the replicas. Otherwise each replica has a fixed part.
     pub(super) has_valkey: bool,
 }
 
@@ -17,8 +17,8 @@ impl RunLimit {
         config.nvidia.call_limit.map(|limit| Self { limit, has_valkey })
     }
 
-    /// The calls that the run may make in a minute, if other replicas leave it all that they may leave.
-    /// Never 0.
+    /// The most calls that the run can make in a minute: all with a Valkey, and otherwise this replica's
+    /// part. Never 0.
     pub(super) fn calls(self) -> u32 {
         let calls = if self.has_valkey { self.limit.total } else { self.limit.part() };
         calls.max(1)

@@ -1,15 +1,15 @@
-//! Selects the rows of the sources that are sent: those that the output does not contain, up to a limit.
+//! Decides which rows of the sources are sent: those that the output does not contain, up to a limit.
 //!
 //! A run and `--dry-run` both use this selection, so the dry run counts what the run would send.
 
 use super::{item::Identity, output::Existing};
 
-/// Selects rows.
+/// Decides for one row after the other whether it is sent.
 #[derive(Debug)]
 pub(super) struct Selection {
     existing: Existing,
-    /// How many further rows may be selected.
-    left: u64,
+    /// How many further rows may be sent.
+    remaining: u64,
 }
 
 /// What is done with a row.
@@ -24,9 +24,9 @@ pub(super) enum Selected {
 }
 
 impl Selection {
-    /// Selects at most `limit` rows that are not in `existing`.
+    /// At most `limit` rows are sent, and none that is in `existing`.
     pub(super) fn new(existing: Existing, limit: Option<u64>) -> Self {
-        Self { existing, left: limit.unwrap_or(u64::MAX) }
+        Self { existing, remaining: limit.unwrap_or(u64::MAX) }
     }
 
     /// Decides about the next row.
@@ -34,9 +34,9 @@ impl Selection {
         if self.existing.take(identity) {
             return Selected::Skip;
         }
-        match self.left.checked_sub(1) {
-            Some(left) => {
-                self.left = left;
+        match self.remaining.checked_sub(1) {
+            Some(remaining) => {
+                self.remaining = remaining;
                 Selected::Send
             }
             None => Selected::Leave,
@@ -45,7 +45,7 @@ impl Selection {
 
     /// Whether a further row may be sent.
     pub(super) fn wants_more(&self) -> bool {
-        self.left > 0
+        self.remaining > 0
     }
 }
 

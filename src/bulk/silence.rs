@@ -12,9 +12,10 @@ use super::classify::Sign;
 /// The time in which the service has processed no picture.
 #[derive(Debug)]
 pub(super) struct Silence {
-    /// When the service last processed a picture, or else when the run began.
+    /// When the service last processed a picture. Before the first one, this is when the run began.
     last_processed: Instant,
-    /// Since when the service has been asked, and has processed no picture.
+    /// Since when the service has processed no picture although it was asked to. `None` if it is not
+    /// silent.
     since: Option<Instant>,
 }
 
@@ -24,7 +25,7 @@ impl Silence {
         Self { last_processed: Instant::now(), since: None }
     }
 
-    /// Adds what an attempt has shown that began at `started` and has ended now.
+    /// Adds the sign of an attempt that began at `started` and ends now.
     pub(super) fn add(&mut self, sign: Sign, started: Instant) {
         match sign {
             Sign::Processed => *self = Self::new(),

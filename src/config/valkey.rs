@@ -28,7 +28,8 @@ pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
     "The longest time that a request waits for the Valkey, at most 10s; after that, the replica decides alone",
 );
 
-/// The longest allowed timeout. A longer one would keep requests waiting for what they can do without.
+/// The longest allowed timeout. With a longer one, requests would wait too long for a Valkey that they can
+/// do without.
 const MAX_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn timeout(text: &str) -> Result<Duration, String> {
@@ -36,7 +37,7 @@ fn timeout(text: &str) -> Result<Duration, String> {
     if timeout > MAX_TIMEOUT { Err("must be at most 10s".into()) } else { Ok(timeout) }
 }
 
-/// Reads the settings for the Valkey. Returns `None` if there is none.
+/// Reads the settings for the Valkey. Returns `None` if its URL is not set or not valid.
 pub(super) fn resolve(reader: &mut Reader<'_>, replicas: u32) -> Option<Settings> {
     let timeout = reader.value(&TIMEOUT);
     let url = reader.secret(&URL, &URL_FILE)?;

@@ -1,11 +1,12 @@
-//! The limit on the calls per minute of one NVIDIA key, as it is set.
+//! The limit on the calls per minute of one NVIDIA key, as the settings give it.
 
 /// How many calls per minute an NVIDIA key allows, and how many services use it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallLimit {
     /// The calls of all services together.
     pub total: u32,
-    /// How many services share them, as long as no Valkey tells. Never 0.
+    /// How many services share these calls. With a Valkey, this number holds only until the Valkey
+    /// reports another one. Never 0.
     pub replicas: u32,
 }
 

@@ -1,12 +1,13 @@
-//! Limits the calls to NVIDIA in any period of one minute. Such a period is called a window.
+//! Limits the calls to NVIDIA in any window: a period that is as long as [`WINDOW`].
 //!
 //! The limiter stores the times of the calls in the last window. A token bucket would be simpler, but it
 //! allows nearly twice the limit within one window.
 //!
 //! Clients share the calls. The next call is made for the client with the fewest calls in the window, so
 //! a new client does not wait behind the calls of others. After a client has made half of a window's
-//! calls, its further calls are spread evenly, so that a new client soon finds a free call. The calls of
-//! a batch are made at once if they all fit into the window.
+//! calls, its further calls are spread evenly, so that a new client soon finds a free call. (With several
+//! replicas, or a single client, this begins earlier.) The calls of a batch are made at once if they all
+//! fit into the window.
 
 use std::{
     mem,
@@ -22,7 +23,7 @@ use tokio::{
 
 use crate::shares::{ClientNetwork, Clients};
 use call_log::{Demand, Rule, TimedCall};
-use shared::{Asking, SharedPace};
+use shared::{AskGuard, SharedPace};
 use state::{State, Step};
 
 mod call_log;
@@ -60,15 +61,18 @@ struct WaitGuard<'a> {
 
 /// What the task of a waiting call does while the state is not locked.
 enum Action<'a> {
+    /// Waits until this time, or until the state changes.
     Wait(Instant),
-    Ask(&'a SharedPace, Asking<'a>, Question),
+    Ask(&'a SharedPace, AskGuard<'a>, Question),
 }
 
 /// What the Valkey is asked.
 #[derive(Clone, Copy)]
 enum Question {
+    /// For a turn for the call.
     Turn,
-    Look,
+    /// Which calls other replicas have made.
+    Calls,
 }
 
 impl PaceLimiter {
@@ -116,7 +120,7 @@ impl PaceLimiter {
     }
 
     /// The most calls, up to `at_most`, that one client can reserve within `period` while no other
-    /// calls are made. While the Valkey cannot be used, the limiter allows fewer.
+    /// calls are made. This is for the whole limit: while the Valkey cannot be used, fewer are possible.
     pub(super) fn largest_reservation(&self, at_most: usize, period: Duration) -> usize {
         let now = Instant::now();
         let mut state = State::new(self.0.rule, now);
@@ -162,8 +166,8 @@ impl PaceLimiter {
                 let mut state = self.0.state(now);
                 let step = state.step(guard.id, now);
                 if step == Step::WaitForOthers {
-                    // This call was the next one. After an expiry, another call may be the next one, and
-                    // its task must wake up.
+                    // This call was the next one. If another call is it now, for example after an
+                    // expiry, the other call's task must wake up.
                     if mem::take(&mut was_next) {
                         self.0.changed.notify_waiters();
                     }
@@ -178,12 +182,13 @@ impl PaceLimiter {
                     (Step::Wait { until, .. }, _) => Action::Wait(until),
                     (Step::WaitForOthers, _) => Action::Wait(deadline),
                     (Step::AskForTurn, Some(shared)) => {
-                        Action::Ask(shared, Asking::start(&self.0, &mut state), Question::Turn)
+                        Action::Ask(shared, AskGuard::new(&self.0, &mut state), Question::Turn)
                     }
-                    (Step::Look, Some(shared)) => {
-                        Action::Ask(shared, Asking::start(&self.0, &mut state), Question::Look)
+                    (Step::AskForCalls, Some(shared)) => {
+                        Action::Ask(shared, AskGuard::new(&self.0, &mut state), Question::Calls)
                     }
-                    (Step::Call | Step::AskForTurn | Step::Look, _) => {
+                    // Without a Valkey, the steps that ask it do not occur.
+                    (Step::Call | Step::AskForTurn | Step::AskForCalls, _) => {
                         let client_network = Some(client_network);
                         let call = TimedCall { time: now, id: guard.id, client_network };
                         state.log.record(call);
@@ -194,15 +199,15 @@ impl PaceLimiter {
             };
             let wake = match action {
                 Action::Wait(until) => until,
-                Action::Ask(shared, asking, Question::Turn) => {
-                    let turn = self.0.take_turn(shared, asking, guard.id, client_network).await;
+                Action::Ask(shared, ask_guard, Question::Turn) => {
+                    let turn = self.0.take_turn(shared, ask_guard, guard.id, client_network).await;
                     match turn {
                         Some(permit) => return Ok(permit),
                         None => continue,
                     }
                 }
-                Action::Ask(shared, asking, Question::Look) => {
-                    self.0.look(shared, asking).await;
+                Action::Ask(shared, ask_guard, Question::Calls) => {
+                    self.0.ask_for_calls(shared, ask_guard).await;
                     continue;
                 }
             };

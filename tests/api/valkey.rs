@@ -18,13 +18,14 @@ use crate::support::{
 /// How long a busy machine may take for what needs almost no time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The time between two reports of a replica is one second.
+/// Long enough for the next report of a replica, which comes every second. Much shorter than the ten
+/// seconds after which a replica that does not report counts as stopped.
 const SOON: Duration = Duration::from_secs(5);
 
-/// How long the fake NVIDIA takes for a call. It is long enough for all requests to arrive meanwhile.
+/// How long the fake NVIDIA takes for a call. All requests for the same picture arrive in this time.
 const CALL_TIME: Duration = Duration::from_millis(500);
 
-/// A fake NVIDIA that takes its time.
+/// A fake NVIDIA that takes [`CALL_TIME`] for each call.
 async fn slow_nvidia() -> FakeNvidia {
     FakeNvidia::healthy_except(|request| {
         (request.line() == INFER).then(|| embedding().after(CALL_TIME))
@@ -141,7 +142,7 @@ async fn pictures_that_come_to_three_replicas_at_once_are_paid_for_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_sigterm_under_load_nothing_is_lost_and_turns_and_leases_are_given_back() {
+async fn after_sigterm_under_load_nothing_is_lost_and_no_turn_or_lease_is_left() {
     let limit = [("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned())];
     let Some(setup) = Setup::new(&limit).await else { return };
     let Setup { valkey, nvidia, replicas, .. } = setup;
@@ -181,7 +182,7 @@ async fn after_sigterm_under_load_nothing_is_lost_and_turns_and_leases_are_given
     let [pace] = &valkey.keys("pace:").await[..] else { panic!("there should be one pace") };
     let turns: usize = valkey.query(&["ZCARD", pace]).await;
     assert_eq!(turns, paid_before, "each call should have one turn, and no turn should be left");
-    // The others notice that this replica has left before its report expires after ten seconds.
+    // The stopped replica has told the Valkey, so the others need not wait until its report expires.
     for replica in [&other, &another] {
         replica.wait_for_valkey(json!({ "usable": true, "replicas": 2 }), SOON).await;
         let metrics = replica.get("/metrics").await.text();

@@ -1,5 +1,5 @@
-//! What happens to the other replicas if the one that calls NVIDIA is killed or suspended: they are
-//! served soon, and pay at most once more.
+//! What happens to the other replicas if the one that calls NVIDIA is killed or suspended, takes long, or
+//! is refused: they are served soon, and pay at most once more.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -21,13 +21,13 @@ use crate::support::{
     tiny, try_picture_number, wait_for,
 };
 
-/// The other replicas must be served within this time after the holder of the lease was killed.
+/// The other replicas must be served within this time. It is longer than a lease and a suspension.
 const RECOVERY: Duration = Duration::from_secs(15);
 
 /// How long a lease is valid if nobody renews it.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// How long the holder is suspended. This is longer than a lease.
+/// How long the holder is suspended, or how long its call takes. This is longer than a lease.
 const SUSPENSION: Duration = Duration::from_secs(12);
 
 /// How long a busy machine may take for what needs almost no time.
@@ -36,7 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// The number of the picture that comes to all replicas.
 const PICTURE: usize = 1;
 
-/// The number of a picture whose call never ends, so that it keeps the holder's only permit.
+/// The number of a picture whose call ends only after [`Setup::release`], so that it keeps the holder's
+/// only permit.
 const BLOCKER: usize = 2;
 
 /// What NVIDIA does with the first call for the picture.
@@ -50,13 +51,14 @@ enum FirstCall {
     Refuse,
 }
 
-/// Three replicas. The first one is to become the holder of the lease, and has a proxy before the
+/// Three replicas. Each test first makes `holder` the holder of the lease. A proxy is between it and the
 /// bucket.
 struct Setup {
     proxy: FaultProxy,
     nvidia: FakeNvidia,
     holder: Replica,
     others: [Replica; 2],
+    /// Set to true, lets NVIDIA answer the calls that it holds.
     release: watch::Sender<bool>,
 }
 
@@ -150,8 +152,8 @@ async fn kill_during_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
 
 async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
     let mut setup = Setup::new(moto, valkey, FirstCall::Answer).await;
-    let is_vector = |line: &str| line.starts_with("PUT") && line.contains("/vectors/");
-    setup.proxy.set_for(Fault::Hold, move |request| is_vector(&request.line())).await;
+    let writes_vector = |line: &str| line.starts_with("PUT") && line.contains("/vectors/");
+    setup.proxy.set_for(Fault::Hold, move |request| writes_vector(&request.line())).await;
     let picture = setup.send_to_holder(PICTURE).await;
     picture.await.unwrap().unwrap().vector();
     setup.serve_others(async { setup.kill_holder() }).await;
@@ -193,9 +195,9 @@ async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) 
 async fn refuse_the_picture_once(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Refuse).await;
     let picture = setup.send_to_holder(PICTURE).await;
-    let released = Instant::now();
+    let started = Instant::now();
     setup.serve_others(async { setup.release.send_modify(|released| *released = true) }).await;
-    assert!(released.elapsed() < LEASE, "a lease should be released after a failed call");
+    assert!(started.elapsed() < LEASE, "a lease should be released after a failed call");
     assert_eq!(picture.await.unwrap().unwrap().status, 422);
     assert_eq!(setup.paid(), 2, "the others together should pay once");
 }

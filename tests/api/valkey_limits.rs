@@ -23,11 +23,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// The limit of these tests on calls per minute.
 const LIMIT: usize = 30;
 
-/// The picture whose call never ends.
+/// The number of the picture whose call never ends.
 const BLOCKER: usize = 1000;
 
 /// Waits until each replica knows all three.
-async fn wait_for_all(replicas: [&Replica; 3]) {
+async fn wait_until_each_knows_all(replicas: [&Replica; 3]) {
     for replica in replicas {
         replica.wait_for_valkey(json!({ "usable": true, "replicas": 3 }), PATIENCE).await;
     }
@@ -70,7 +70,7 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
     let first = Replica::start(&nvidia, &of_first).await;
     let second = Replica::start(&nvidia, &of_others).await;
     let third = Replica::start(&nvidia, &of_others).await;
-    wait_for_all([&first, &second, &third]).await;
+    wait_until_each_knows_all([&first, &second, &third]).await;
     // For some seconds after its start, a replica makes only its part of the calls.
     for replica in [&first, &second, &third] {
         replica.wait_for_metric("imagesvc_call_limit", LIMIT as f64).await;
@@ -89,7 +89,8 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
     let elapsed = calls[28] - calls[0];
     assert!(elapsed < MINUTE / 2, "turns were not used before {elapsed:?}");
 
-    // One turn is left in this minute. Two more pictures wait until the first calls are a minute old.
+    // One turn is left in this minute. The other two of these three pictures wait until the first calls
+    // are a minute old.
     assert_eq!(join!(upload(&second, 300..302), upload(&third, 302..303)), (2, 1));
     let calls = times.lock().unwrap().clone();
     assert_eq!(calls.len(), LIMIT + 2);
@@ -112,7 +113,7 @@ async fn the_limit_of_a_client_holds_for_all_replicas_together() {
         Replica::start(&nvidia, &settings).await,
         Replica::start(&nvidia, &settings).await,
     ];
-    wait_for_all(replicas.each_ref()).await;
+    wait_until_each_knows_all(replicas.each_ref()).await;
     let started = Instant::now();
     let answers = join_all((0..150).map(async |n: usize| {
         let answer = replicas[n % 3].upload_unsaved(&tiny(0)).await;
@@ -124,7 +125,7 @@ async fn the_limit_of_a_client_holds_for_all_replicas_together() {
     }))
     .await;
     let admitted = answers.into_iter().filter(|is_admitted| *is_admitted).count();
-    // The limit allows one more request each second.
+    // The limit allows one more request each second. A tenth is added as a tolerance.
     let most = PER_MINUTE + PER_MINUTE / 10 + started.elapsed().as_secs() as usize;
     assert!((PER_MINUTE..=most).contains(&admitted), "{admitted} requests were admitted");
 }

@@ -16,7 +16,8 @@ use crate::support::{
 /// The replicas must share their calls again within this time after the end of the outage.
 const RECOVERY: Duration = Duration::from_secs(6);
 
-/// It is long enough that a second timeout of the same request would be noticed on a busy machine.
+/// How long a request may wait for the Valkey. It is so long that the tests can tell one timeout from two,
+/// even on a busy machine.
 const TIMEOUT: Duration = ValkeyServer::TIMEOUT;
 
 /// How long a busy machine may take for what needs almost no time.
@@ -27,9 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 enum Outage {
     /// The process is suspended.
     Paused,
-    /// The process is killed, and started again later, without its data.
+    /// The process is killed, and started again at the end of the outage, without its data.
     Killed,
-    /// The process is killed, and started again at once.
+    /// The process is killed, and started again at once, without its data.
     Restarted,
     /// The server forgets all scripts.
     ScriptsFlushed,
@@ -37,7 +38,7 @@ enum Outage {
     Emptied,
     /// The server has no memory for writes.
     OutOfMemory,
-    /// Each reply is late.
+    /// Each reply arrives after the timeout.
     Slow,
     /// The server's machine is gone: connections stay open, and carry nothing.
     Silent,
@@ -96,7 +97,7 @@ async fn send_to_all(replicas: &[Replica], picture: usize) -> Duration {
     started.elapsed()
 }
 
-/// Lets an outage happen to three replicas with these settings.
+/// Lets an outage happen to three replicas with this bucket, and checks their answers, calls and logs.
 async fn suffer(outage: Outage, bucket: &[Setting]) {
     let Some(mut valkey) = ValkeyServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
@@ -120,7 +121,7 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
     let slowest = send_to_all(&replicas, 1).await;
     println!("{outage:?}: the slowest request took {slowest:?}");
     assert!(slowest < 2 * TIMEOUT, "{outage:?}: a request took {slowest:?}");
-    let calls = paid(&nvidia) - 1;
+    let calls = paid(&nvidia) - 1; // the first picture was paid for before
     assert!((1..=3).contains(&calls), "{outage:?}: {calls} calls for one picture");
     if outage.lasts() {
         for replica in &replicas {
@@ -184,7 +185,7 @@ async fn a_replica_stops_without_an_error_while_the_valkey_does_not_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_valkey_does_not_change_what_is_shared_by_a_bucket_that_checks_signatures() {
+async fn a_killed_valkey_fails_no_request_if_the_bucket_checks_signatures() {
     let Some(moto) = MotoServer::start().await else { return };
     suffer(Outage::Killed, &moto.settings()).await;
 }

@@ -1,4 +1,5 @@
-//! Checks the Valkey: its clock, its speed, and which keys it removes when its memory is full.
+//! Checks the Valkey: its permissions, its clock, its speed, and which keys it removes when its memory is
+//! full.
 
 use std::time::{Duration, SystemTime};
 
@@ -80,9 +81,15 @@ mod tests {
     use super::*;
     use crate::valkey::{ValkeyUrl, test_server::RedisServer};
 
+    /// The timeout of the service, in milliseconds.
+    const TIMEOUT: u64 = 250;
+
+    /// The time of this machine in these tests, in seconds.
+    const NOW: u64 = 1000;
+
     fn settings(url: &str) -> Settings {
         let url = ValkeyUrl::parse(url).unwrap();
-        Settings { url, timeout: Duration::from_millis(250), replicas: 1 }
+        Settings { url, timeout: Duration::from_millis(TIMEOUT), replicas: 1 }
     }
 
     /// The findings' states and texts for a server that answers like this.
@@ -92,7 +99,7 @@ mod tests {
             round_trip: Duration::from_millis(round_trip_ms),
             eviction_policy: policy.map(str::to_owned),
         };
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
         let findings = findings(&settings("redis://:hunter2@cache.example"), &probe, now);
         findings.into_iter().map(|finding| (finding.state, finding.text)).collect()
     }
@@ -100,12 +107,12 @@ mod tests {
     #[test]
     fn a_finding_names_what_is_wrong_with_the_server() {
         for (policy, round_trip_ms, clock, state, part) in [
-            (Some("noeviction"), 1, 1000, State::Ok, "cache.example:6379"),
-            (Some("volatile-lru"), 1, 1005, State::Ok, "cache.example:6379"),
-            (Some("allkeys-lru"), 1, 1000, State::Note, "allkeys-lru"),
-            (None, 1, 1000, State::Note, "maxmemory-policy"),
-            (Some("noeviction"), 251, 1000, State::Fault, "IMAGESVC_VALKEY_TIMEOUT"),
-            (Some("noeviction"), 1, 994, State::Note, "6 s"),
+            (Some("noeviction"), 1, NOW, State::Ok, "cache.example:6379"),
+            (Some("volatile-lru"), 1, NOW + 5, State::Ok, "cache.example:6379"),
+            (Some("allkeys-lru"), 1, NOW, State::Note, "allkeys-lru"),
+            (None, 1, NOW, State::Note, "maxmemory-policy"),
+            (Some("noeviction"), TIMEOUT + 1, NOW, State::Fault, "IMAGESVC_VALKEY_TIMEOUT"),
+            (Some("noeviction"), 1, NOW - 6, State::Note, "6 s"),
         ] {
             let found = findings_of(policy, round_trip_ms, clock);
             let [(found_state, text)] = &found[..] else { panic!("{found:?}") };
@@ -115,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_server_that_refuses_the_password_or_does_not_listen_is_a_fault() {
+    async fn a_server_that_refuses_the_password_or_a_command_or_does_not_listen_is_a_fault() {
         let Some(server) = RedisServer::start(&["--requirepass", "right"]) else { return };
         let url = |password| format!("redis://:{password}@127.0.0.1:{}", server.port());
         let found = check_valkey(&settings(&url("right"))).await;
@@ -124,7 +131,7 @@ mod tests {
         assert_eq!(found[0].state, State::Fault);
         assert!(found[0].text.contains("check the user and the password"), "{}", found[0]);
         assert!(!found[0].text.contains("wrong"), "{}", found[0]);
-        // This user may do everything except what one script needs.
+        // This user may do everything except a command of one script.
         let client = redis::Client::open(url("right")).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut create = redis::cmd("ACL");

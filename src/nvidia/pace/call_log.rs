@@ -1,5 +1,5 @@
 //! Stores the calls of the last window, and decides which call is next and when. Nothing here reads the
-//! clock: the time is an argument. Calls of other replicas take part of the limit, but count for none of
+//! clock: the time is an argument. Calls of other replicas count toward the limit, but not for any of
 //! this replica's clients.
 
 use std::{
@@ -27,7 +27,7 @@ pub(super) struct Rule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TimedCall {
     pub time: Instant,
-    /// Identifies a call of this replica.
+    /// Identifies a call of this replica. Calls of other replicas and simulated calls have 0.
     pub id: u64,
     /// The client network that the call is made for. `None` for a call of another replica.
     pub client_network: Option<ClientNetwork>,
@@ -49,7 +49,7 @@ pub(super) struct CallLog {
     calls: VecDeque<TimedCall>,
     /// Clients without a call in the last window are not stored.
     by_client: HashMap<ClientNetwork, ClientCalls>,
-    /// When the next call may be made, according to the Valkey.
+    /// When the next call may be made, according to the Valkey. `None` if it names no time.
     not_before: Option<Instant>,
 }
 
@@ -124,7 +124,7 @@ impl CallLog {
         client_calls.last = client_calls.last.max(call.time);
     }
 
-    /// Removes a call, if it is not older than a window.
+    /// Removes a call. Does nothing if the call has expired already.
     pub(super) fn remove(&mut self, call: TimedCall) {
         let Some(index) = self.calls.iter().rposition(|known| *known == call) else { return };
         self.calls.remove(index);
@@ -132,6 +132,7 @@ impl CallLog {
         if let Some(client_network) = call.client_network
             && let Some(client_calls) = self.by_client.get_mut(&client_network)
         {
+            // The client's last call may have been this one.
             let mut others = self.calls.iter().rev();
             let last = others.find(|known| known.client_network == call.client_network);
             client_calls.last = last.map_or(client_calls.last, |last| last.time);
@@ -157,8 +158,8 @@ impl CallLog {
     /// The index of the demand that gets the next call, and the earliest time of that call. The next
     /// expiry may change both.
     ///
-    /// The next call is the one that may be made earliest; among those, the call of the client with the
-    /// fewest calls in the window; among those, the first one.
+    /// The next call is the one that may be made earliest. Among equally early ones, it is the call of
+    /// the client with the fewest calls in the window, and then that of the first demand.
     pub(super) fn next(
         &self,
         demands: impl Iterator<Item = Demand>,
@@ -173,7 +174,8 @@ impl CallLog {
 
     /// When the last call of the last demand can be made, if no other calls are added.
     pub(super) fn expected_time(&mut self, demands: Vec<Demand>, now: Instant) -> Instant {
-        // Simulates the calls in the log itself, since a copy of a large log would be slow.
+        // Simulates the calls in the log itself, and then restores it. A copy of a large log would be
+        // slow.
         let (len, by_client) = (self.calls.len(), self.by_client.clone());
         let mut expired = Vec::new();
         let time = self.simulate(demands, now, &mut expired);
@@ -220,7 +222,7 @@ impl CallLog {
         self.rule.calls_per_window.saturating_sub(self.calls.len())
     }
 
-    /// Whether this many calls of one client may be made at once.
+    /// Whether this many calls of one client may be made now. Some calls stay free: see [`Rule::spare`].
     pub(super) fn fits(&self, count: usize) -> bool {
         count.saturating_add(self.rule.spare()) <= self.free()
     }
@@ -239,15 +241,16 @@ impl CallLog {
         if let Some(index) = self.calls.len().checked_sub(calls_per_window) {
             time = time.max(self.calls[index].time + window);
         }
-        let made = self.by_client.get(&demand.client_network);
-        if let (Some(made), Some(expiry)) = (made, self.next_expiry())
+        let client_calls = self.by_client.get(&demand.client_network);
+        if let (Some(client_calls), Some(expiry)) = (client_calls, self.next_expiry())
             && demand.is_spread
-            && made.count >= self.rule.burst()
+            && client_calls.count >= self.rule.burst()
         {
-            let until_expiry = expiry.saturating_duration_since(made.last);
-            let calls = (self.free() + 1).saturating_sub(self.rule.spare()).max(1);
-            let spacing = fraction(window, calls_per_window).max(fraction(until_expiry, calls));
-            time = time.max(made.last + spacing);
+            let until_expiry = expiry.saturating_duration_since(client_calls.last);
+            // The free calls divide the time until the next expiry into equal gaps.
+            let gaps = (self.free() + 1).saturating_sub(self.rule.spare()).max(1);
+            let spacing = fraction(window, calls_per_window).max(fraction(until_expiry, gaps));
+            time = time.max(client_calls.last + spacing);
         }
         time
     }
@@ -272,7 +275,7 @@ impl Rule {
     }
 }
 
-/// The time divided by a number. A number beyond `u32` counts as `u32::MAX`.
+/// The time divided by a number. Zero counts as one, and a number beyond `u32` as `u32::MAX`.
 fn fraction(time: Duration, number: usize) -> Duration {
     time / u32::try_from(number).unwrap_or(u32::MAX).max(1)
 }

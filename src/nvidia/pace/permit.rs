@@ -23,7 +23,7 @@ pub(in crate::nvidia) struct PacePermit {
     pub(super) call: TimedCall,
     /// When the Valkey was asked for the turn. `None` if it was not asked.
     pub(super) asked: Option<Instant>,
-    /// Whether the call was made, so that dropping the permit changes nothing.
+    /// Whether dropping the permit changes nothing: its call was made, or the Valkey granted no turn.
     pub(super) is_done: bool,
 }
 
@@ -50,14 +50,14 @@ impl Drop for ReservationGuard {
 }
 
 impl PacePermit {
-    /// Whether the permit is a window old. It is then no longer counted, and must not be used.
+    /// Whether the permit is a window old. Its call is then no longer counted, so it must not be used.
     pub(in crate::nvidia) fn is_expired(&self) -> bool {
         let counted_from = self.asked.unwrap_or(self.call.time);
         counted_from + self.pace.rule.window <= Instant::now()
     }
 
     /// Uses the permit for a call that is made now. The call counts from now on, and not from when the
-    /// permit was taken: the window would otherwise end too early.
+    /// permit was taken: otherwise it would leave the window too early.
     pub(in crate::nvidia) async fn use_now(mut self) {
         if let Some(shared) = &self.pace.shared {
             shared.use_turn(self.call.id, self.asked).await;

@@ -5,8 +5,8 @@
 //! for a call that must wait anyway.
 //!
 //! While the Valkey cannot be used, each replica has an equal share of the limit. Calls that are made
-//! meanwhile are written into the Valkey when it works again. Until all replicas have done this, each of
-//! them takes turns only up to its share.
+//! meanwhile are written into the Valkey when it works again. Until all replicas have had time for this,
+//! each of them takes turns only up to its share.
 
 use std::{
     sync::{Arc, OnceLock, Weak},
@@ -25,17 +25,17 @@ use crate::{
     valkey::{CallId, PaceKey, PaceReply, Unavailable, Valkey},
 };
 
-/// How long a replica keeps to its share after the Valkey works again. Other replicas may notice the
-/// Valkey half a second later, and then write their calls.
+/// How long a replica keeps to its share after the Valkey works again. Other replicas may notice this
+/// half a second later, and then write their calls.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
 
-/// A waiting replica asks at least this often which calls were made, because other replicas give turns
-/// back. The interval varies, so that replicas do not ask at the same time.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A replica with a waiting call asks at least this often which calls others have made, because they give
+/// turns back. The interval varies, so that replicas do not ask at the same time.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// If a turn was asked for longer ago than this, its time in the Valkey is moved before the call is
-/// made. So every call is made at most this much, or one timeout, later than the Valkey counts it. The
-/// window's margin covers both.
+/// A turn that was asked for longer ago than this is recorded again just before its call is made. So a
+/// call is made at most this much later than the Valkey counts it, or at most one timeout later if it was
+/// recorded again. The window's margin covers both.
 const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
 
 /// The longest timeout of a command that the window's margin covers, together with
@@ -43,7 +43,7 @@ const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
 const COVERED_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// With a limit above this, the calls of other replicas are not stored anew after each granted turn,
-/// because this takes time for each call in the window.
+/// because that takes longer the more calls there are in the window.
 const LARGE_LIMIT: usize = 1000;
 
 /// The most calls that one command records. A command with many calls would block the Valkey.
@@ -54,6 +54,7 @@ const CALLS_PER_COMMAND: usize = 500;
 pub(in crate::nvidia) struct SharedLimit {
     valkey: Valkey,
     key: PaceKey,
+    /// [`SETTLE_TIME`], or longer if the Valkey's timeout is long.
     settle_time: Duration,
 }
 
@@ -88,8 +89,8 @@ pub(super) struct Sharing {
     pub share: usize,
     /// Whether a call's task waits for a reply of the Valkey.
     pub is_asking: bool,
-    /// When a waiting replica asks again which calls were made.
-    pub next_look: Instant,
+    /// When a replica with a waiting call asks again which calls others have made.
+    pub next_ask: Instant,
     /// The generation of the Valkey, and when all replicas will have written their calls into it.
     /// `None` while the Valkey cannot be used.
     settling: Option<(u64, Instant)>,
@@ -97,12 +98,12 @@ pub(super) struct Sharing {
 
 impl Sharing {
     pub(super) fn new(now: Instant) -> Self {
-        Self { mode: Mode::Alone, share: 0, is_asking: false, next_look: now, settling: None }
+        Self { mode: Mode::Alone, share: 0, is_asking: false, next_ask: now, settling: None }
     }
 
-    /// When a replica that has made `own` calls in the window need not wait for other replicas to write
-    /// their calls. `None` if it need not wait.
-    pub(super) fn settles(&self, own: impl FnOnce() -> usize) -> Option<Instant> {
+    /// Until when the replica must wait for other replicas to write their calls, because it has used its
+    /// share. `None` if it need not wait. `own` counts its calls in the window.
+    pub(super) fn must_wait_until(&self, own: impl FnOnce() -> usize) -> Option<Instant> {
         let (_, settled) = self.settling.filter(|_| self.mode == Mode::Settling)?;
         (own() >= self.share).then_some(settled)
     }
@@ -111,7 +112,7 @@ impl Sharing {
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
         // A replica connects half a second after a failure. Connecting takes up to two timeouts, and
-        // writing its calls takes another.
+        // writing the replica's calls takes another.
         let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 3 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
@@ -125,7 +126,7 @@ impl SharedPace {
         Self { limit, calls_per_window, window, generation, recorder: OnceLock::new() }
     }
 
-    /// The mode at this time.
+    /// The mode at this time. Each new generation of the Valkey starts a settle time.
     fn mode(&self, sharing: &mut Sharing, now: Instant) -> Mode {
         if !self.limit.valkey.works() {
             sharing.settling = None;
@@ -140,8 +141,8 @@ impl SharedPace {
         if now < settled { Mode::Settling } else { Mode::Shared }
     }
 
-    /// Counts a turn's call from now on, unless the turn is so young that this makes no difference. The
-    /// call is made even if the Valkey cannot be used.
+    /// Tells the Valkey that this call is made now, unless its turn is younger than [`MAX_AGE_OF_TURN`].
+    /// `asked` is `None` if the call has no turn. The call is made even if the Valkey cannot be used.
     pub(super) async fn use_turn(&self, call: CallId, asked: Option<Instant>) {
         if asked.is_none_or(|asked| asked.elapsed() > MAX_AGE_OF_TURN) {
             // After a failure, the call is recorded when the Valkey works again.
@@ -190,16 +191,17 @@ impl Inner {
         let share = (total / replicas).max(1);
         match mode {
             Mode::Alone => state.log.set_limit(share, 1),
-            // While the limit settles, this is right for waits that end later.
+            // While the limit settles, `Sharing::must_wait_until` enforces the share. This limit
+            // predicts waits that end later.
             Mode::Settling | Mode::Shared => state.log.set_limit(total, replicas),
         }
         state.sharing.share = share;
         if state.sharing.mode != mode {
             state.sharing.mode = mode;
-            // What the Valkey said is old, and a share is for the calls of this replica alone.
+            // The Valkey's last reply is out of date, and a share counts only this replica's calls.
             state.log.replace_others([]);
             state.log.set_not_before(None);
-            state.sharing.next_look = now;
+            state.sharing.next_ask = now;
         }
     }
 
@@ -208,7 +210,7 @@ impl Inner {
     pub(super) async fn take_turn(
         self: &Arc<Self>,
         shared: &SharedPace,
-        _asking: Asking<'_>,
+        _guard: AskGuard<'_>,
         id: CallId,
         client_network: ClientNetwork,
     ) -> Option<PacePermit> {
@@ -223,11 +225,11 @@ impl Inner {
             Ok(reply) if reply.is_granted => {
                 permit.call.time = now;
                 let mut state = self.state(now);
-                state.learn(&reply, now);
+                state.store_reply(&reply, now);
                 state.log.record(permit.call);
                 return Some(permit);
             }
-            Ok(reply) => self.state(now).learn(&reply, now),
+            Ok(reply) => self.state(now).store_reply(&reply, now),
             // If the turn was granted, and only the reply was lost, the turn stays unused.
             Err(Unavailable) => {}
         }
@@ -236,10 +238,10 @@ impl Inner {
     }
 
     /// Asks the Valkey which calls other replicas have made.
-    pub(super) async fn look(&self, shared: &SharedPace, _asking: Asking<'_>) {
+    pub(super) async fn ask_for_calls(&self, shared: &SharedPace, _guard: AskGuard<'_>) {
         if let Ok(reply) = shared.take_turn(None).await {
             let now = Instant::now();
-            self.state(now).learn(&reply, now);
+            self.state(now).store_reply(&reply, now);
         }
     }
 
@@ -257,9 +259,9 @@ impl Inner {
 
 impl State {
     /// Stores what the Valkey has replied.
-    fn learn(&mut self, reply: &PaceReply, now: Instant) {
+    fn store_reply(&mut self, reply: &PaceReply, now: Instant) {
         let jitter = 0.75 + fastrand::f64() / 4.0;
-        self.sharing.next_look = now + LOOK_INTERVAL.mul_f64(jitter);
+        self.sharing.next_ask = now + ASK_INTERVAL.mul_f64(jitter);
         self.log.set_not_before((!reply.wait.is_zero()).then(|| now + reply.wait));
         let is_large = self.log.limit() > LARGE_LIMIT;
         if self.sharing.mode != Mode::Alone && !(is_large && reply.is_granted) {
@@ -270,37 +272,38 @@ impl State {
 }
 
 /// While this exists, no other task asks the Valkey.
-pub(super) struct Asking<'a>(&'a Inner);
+pub(super) struct AskGuard<'a>(&'a Inner);
 
-impl<'a> Asking<'a> {
-    pub(super) fn start(pace: &'a Inner, state: &mut State) -> Self {
+impl<'a> AskGuard<'a> {
+    pub(super) fn new(pace: &'a Inner, state: &mut State) -> Self {
         state.sharing.is_asking = true;
         Self(pace)
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for AskGuard<'_> {
     fn drop(&mut self) {
         self.0.state(Instant::now()).sharing.is_asking = false;
         self.0.changed.notify_waiters();
     }
 }
 
-/// Writes the calls of this replica into the Valkey each time that it works again, or has lost its data.
+/// Writes the calls of this replica into the Valkey now, and for each further generation of the Valkey.
+/// Ends with the limiter or the Valkey.
 async fn record_again(pace: Weak<Inner>, mut generation: watch::Receiver<u64>) {
     loop {
         generation.borrow_and_update();
         let settle_time = {
             let Some(pace) = pace.upgrade() else { return };
             let Some(shared) = &pace.shared else { return };
-            // After a failure, there is another generation.
+            // After a failure, the next generation repeats this.
             let _: Result<(), Unavailable> = pace.record_own_calls(shared).await;
             pace.changed.notify_waiters();
             shared.limit.settle_time
         };
         let mut next = timeout(settle_time, generation.changed()).await;
         if next.is_err() {
-            // The limit is higher from now on, so a waiting call may be made earlier.
+            // The limit has settled. It is now higher than the share, so a waiting call may be made.
             if let Some(pace) = pace.upgrade() {
                 pace.changed.notify_waiters();
             }

@@ -41,10 +41,11 @@ pub(super) enum Step {
     /// Asks the Valkey for a turn for the call.
     AskForTurn,
     /// Asks the Valkey which calls other replicas have made.
-    Look,
-    /// Waits until this time or a change. The call is the next one, and may be made at `earliest`.
+    AskForCalls,
+    /// Waits until the state changes, or at most until `until`. The call is the next one, and may be made
+    /// at `earliest`.
     Wait { until: Instant, earliest: Instant },
-    /// Waits until the state changes. Another call is the next one.
+    /// Waits until the state changes. Another call is the next one, or another task asks the Valkey.
     WaitForOthers,
 }
 
@@ -98,8 +99,8 @@ impl State {
             Some((next, time)) if next == id => time,
             _ => return Step::WaitForOthers,
         };
-        if let Some(settled) = self.sharing.settles(|| self.log.own().count()) {
-            earliest = earliest.max(settled);
+        if let Some(time) = self.sharing.must_wait_until(|| self.log.own().count()) {
+            earliest = earliest.max(time);
         }
         let needs_turn = self.sharing.mode != Mode::Alone;
         if earliest <= now && !needs_turn {
@@ -109,16 +110,16 @@ impl State {
         if !needs_turn {
             return Step::Wait { until: expiry.min(earliest), earliest };
         }
-        let next_look = self.sharing.next_look;
+        let next_ask = self.sharing.next_ask;
         if self.sharing.is_asking {
-            // The end of the other question is a change.
+            // The state changes when the other task has its reply.
             Step::WaitForOthers
         } else if earliest <= now {
             Step::AskForTurn
-        } else if next_look <= now {
-            Step::Look
+        } else if next_ask <= now {
+            Step::AskForCalls
         } else {
-            Step::Wait { until: expiry.min(earliest).min(next_look), earliest }
+            Step::Wait { until: expiry.min(earliest).min(next_ask), earliest }
         }
     }
 
@@ -129,7 +130,7 @@ impl State {
     }
 
     /// Whether the calls of a request with `count` calls are spread. This is so for a single call, and
-    /// for a batch that does not fit into the window.
+    /// for a batch that does not fit into the window after the calls that wait or are reserved.
     pub(super) fn must_spread(&self, count: usize) -> bool {
         let reserved = usize::try_from(self.reserved.total()).unwrap_or(usize::MAX);
         let earlier = self.waiting().saturating_add(reserved);

@@ -294,6 +294,7 @@ async fn a_call_that_cannot_be_made_in_time_fails_at_once_with_the_time_to_wait(
 #[tokio::test(start_paused = true)]
 async fn a_call_that_new_clients_overtake_fails_at_its_deadline() {
     let (pace, start) = (pace(2), Instant::now());
+    // These calls are half a window apart, so only one call becomes free at `start + WINDOW`.
     calls(&pace, FIRST, 2).await;
     let overtaken = pace.take_permit(FIRST, true, start + WINDOW + Duration::from_secs(1));
     let (overtaken, second) = tokio::join!(overtaken, call(&pace, SECOND));

@@ -1,7 +1,7 @@
 //! Limits how many requests each client may send per minute.
 //!
 //! Requests are counted in this replica, and then in the Valkey if there is one. The replica's own count
-//! follows the shared one, so a client over its limit is usually refused without a command. While the
+//! follows the Valkey's, so a client over its limit is usually refused without a command. While the
 //! Valkey cannot be used, the replica's own count decides.
 
 use std::{
@@ -30,7 +30,7 @@ use crate::{
     web::{error::Error, extract::client_network::client_network},
 };
 
-/// The most clients whose requests are counted. If there are more, the clients that call least are
+/// The most clients whose requests this replica counts. If there are more, the clients that call least are
 /// removed.
 const MAX_CLIENTS: usize = 100_000;
 
@@ -88,22 +88,26 @@ impl RateLimit {
     /// # Errors
     /// How long the client must wait, if it would exceed its limit. Then nothing is counted.
     async fn count(&self, caller: Caller, requests: u32) -> Result<(), Duration> {
-        let counted = self.count_here(caller, requests, Instant::now())?;
+        let arrival_here = self.count_here(caller, requests, Instant::now())?;
         let Some(valkey) = &self.valkey else { return Ok(()) };
-        let delay = self.interval.saturating_mul(requests);
-        let Ok(reply) = valkey.count_requests(caller.hash(), delay, self.minute).await else {
+        let cost = self.interval.saturating_mul(requests);
+        let Ok(reply) = valkey.count_requests(caller.hash(), cost, self.minute).await else {
             return Ok(());
         };
         let is_counted = reply.wait.is_zero();
         if !is_counted {
-            counted.fetch_sub(nanos(delay), Ordering::Relaxed);
+            // Undoes the count in this replica.
+            arrival_here.fetch_sub(nanos(cost), Ordering::Relaxed);
         }
-        let ahead = self.started.elapsed() + reply.ahead;
-        counted.fetch_max(nanos(ahead), Ordering::Relaxed);
+        let shared_arrival = self.started.elapsed() + reply.ahead;
+        arrival_here.fetch_max(nanos(shared_arrival), Ordering::Relaxed);
         if is_counted { Ok(()) } else { Err(reply.wait) }
     }
 
     /// Counts the requests in this replica. Returns the client's theoretical arrival time.
+    ///
+    /// # Errors
+    /// How long the client must wait, if it would exceed its limit. Then nothing is counted.
     fn count_here(
         &self,
         caller: Caller,
@@ -111,22 +115,22 @@ impl RateLimit {
         now: Instant,
     ) -> Result<Arc<AtomicU64>, Duration> {
         let now = nanos(now.saturating_duration_since(self.started));
-        let delay = nanos(self.interval.saturating_mul(requests));
+        let cost = nanos(self.interval.saturating_mul(requests));
         // A client may be ahead of its even intervals by at most a minute.
         let latest_arrival = now + nanos(self.minute);
         let new_arrival = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
-        let Ok(arrival) = self.arrivals.get_or_insert_with(&caller, new_arrival);
-        let next = |arrival: u64| arrival.max(now) + delay;
+        let Ok(stored) = self.arrivals.get_or_insert_with(&caller, new_arrival);
+        let next = |arrival: u64| arrival.max(now) + cost;
         let wait = |arrival: u64| next(arrival).saturating_sub(latest_arrival);
         let update = |arrival: u64| if wait(arrival) == 0 { Some(next(arrival)) } else { None };
-        match arrival.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update) {
-            Ok(_) => Ok(arrival),
+        match stored.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update) {
+            Ok(_) => Ok(stored),
             Err(arrival) => Err(Duration::from_nanos(wait(arrival))),
         }
     }
 }
 
-/// The limit of the client that sent a request. A batch counts each of its pictures as a request.
+/// The limit of the client that sent a request. Each picture of a batch counts as a request.
 #[derive(Clone)]
 pub(in crate::web) struct ClientLimit {
     limit: Arc<RateLimit>,
@@ -239,7 +243,7 @@ mod tests {
         assert_eq!(admitted, 50);
     }
 
-    /// A replica that counts up to 60 requests per minute.
+    /// The limit of a replica, which has its own connection to the Valkey: 60 requests per minute.
     async fn replica(url: &str) -> RateLimit {
         let settings = valkey::Settings {
             url: ValkeyUrl::parse(url).unwrap(),

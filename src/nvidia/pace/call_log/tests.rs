@@ -25,14 +25,14 @@ enum Event {
     Wait(u64),
     /// This replica takes a turn, if there is one.
     Take(u8),
-    /// This replica looks which calls were made.
-    Look(u8),
+    /// This replica asks which calls were made.
+    Ask(u8),
     /// One of the turns is given back.
     GiveBack(Index),
     /// The call of one of the turns is made now.
     Use(Index),
     /// The Valkey loses its data, and all replicas record their calls again.
-    Lose,
+    LoseData,
     /// All replicas record their calls, although the Valkey knows them.
     RecordAgain,
 }
@@ -42,10 +42,10 @@ fn any_event() -> impl Strategy<Value = Event> {
         3 => (0u64..10).prop_map(Event::Wait),
         3 => (0u64..70_000_000).prop_map(Event::Wait),
         8 => (0u8..3).prop_map(Event::Take),
-        2 => (0u8..3).prop_map(Event::Look),
+        2 => (0u8..3).prop_map(Event::Ask),
         2 => any::<Index>().prop_map(Event::GiveBack),
         3 => any::<Index>().prop_map(Event::Use),
-        1 => Just(Event::Lose),
+        1 => Just(Event::LoseData),
         1 => Just(Event::RecordAgain),
     ]
 }
@@ -77,6 +77,7 @@ impl Scripts {
         }
     }
 
+    /// Takes a turn for a call. Without a `call`, only asks which calls were made.
     fn take(&mut self, limit: usize, replica: u8, call: Option<u64>) -> Reply {
         let call = call.map(|call| call.to_string()).unwrap_or_default();
         let (mut script, now) = (self.take.key("calls"), self.now);
@@ -102,7 +103,7 @@ impl Scripts {
     }
 }
 
-/// The script with a time that is an argument.
+/// The script, with the simulated time in place of the server's.
 fn with_simulated_time(text: &str) -> Script {
     let parts: Vec<&str> = text.split("redis.call('TIME')").collect();
     assert_eq!(parts.len(), 2, "the script should read the time once");
@@ -133,7 +134,7 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
             let demand = Demand { client_network, is_spread: false, count: 1 };
             log.next([demand].into_iter(), now).unwrap().1
         };
-        let expected = |log: &CallLog, replica: u8, takes: bool| -> Reply {
+        let expected_reply = |log: &CallLog, replica: u8, takes: bool| -> Reply {
             let wait = micros(earliest(log) - now);
             let others =
                 log.calls.iter().filter(|call| call.client_network != Some(client(replica)));
@@ -142,7 +143,7 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
         match event {
             Event::Wait(micros) => scripts.now += micros,
             Event::Take(replica) => {
-                let expected = expected(&log, replica, true);
+                let expected = expected_reply(&log, replica, true);
                 assert_eq!(scripts.take(limit, replica, Some(id)), expected, "a turn for {id}");
                 if expected.0 {
                     let call = TimedCall { time: now, id, client_network: Some(client(replica)) };
@@ -150,9 +151,9 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
                     turns.push((replica, call));
                 }
             }
-            Event::Look(replica) => {
-                let expected = expected(&log, replica, false);
-                assert_eq!(scripts.take(limit, replica, None), expected, "a look of {replica}");
+            Event::Ask(replica) => {
+                let expected = expected_reply(&log, replica, false);
+                assert_eq!(scripts.take(limit, replica, None), expected, "replica {replica} asks");
             }
             Event::GiveBack(index) if !turns.is_empty() => {
                 let (replica, call) = turns.swap_remove(index.index(turns.len()));
@@ -166,8 +167,8 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
                 log.record(TimedCall { time: now, ..call });
             }
             Event::GiveBack(_) | Event::Use(_) => {}
-            Event::Lose | Event::RecordAgain => {
-                if matches!(event, Event::Lose) {
+            Event::LoseData | Event::RecordAgain => {
+                if matches!(event, Event::LoseData) {
                     let () = redis::cmd("FLUSHALL").query(&mut scripts.connection).unwrap();
                 }
                 for replica in 0..3 {
@@ -199,12 +200,12 @@ fn a_client_may_make_half_of_the_calls_at_once_at_all_replicas_together() {
         let rule = Rule { calls_per_window: 40, window: WINDOW, replicas, clients: Clients::Many };
         let mut log = CallLog::new(rule);
         let demand = Demand { client_network: client(1), is_spread: true, count: 1 };
-        let mut is_made = |id: &u64| {
-            let is_made = log.next([demand].into_iter(), now) == Some((0, now));
+        let mut make_call = |id: &u64| {
+            let is_at_once = log.next([demand].into_iter(), now) == Some((0, now));
             log.record(TimedCall { time: now, id: *id, client_network: Some(client(1)) });
-            is_made
+            is_at_once
         };
-        assert_eq!((0..40).take_while(|id| is_made(id)).count(), at_once, "{replicas} replicas");
+        assert_eq!((0..40).take_while(|id| make_call(id)).count(), at_once, "{replicas} replicas");
     }
 }
 

@@ -38,7 +38,7 @@ fn key() -> PaceKey {
 }
 
 impl Replica {
-    /// A replica that shares `total` calls in a window.
+    /// A replica that shares `total` calls in a window, and need not wait until the limit has settled.
     async fn start(server: &RedisServer, total: u32, window: Duration) -> Self {
         Self::with(server, total, window, Duration::ZERO, Duration::from_millis(300)).await
     }
@@ -61,14 +61,15 @@ impl Replica {
         Self { pace, valkey, background }
     }
 
-    /// Takes a permit for a call that may wait for two minutes.
+    /// Takes a permit. Its deadline is far away, but it must come soon.
     async fn permit(&self) -> PacePermit {
         let deadline = Instant::now() + 2 * MINUTE;
         let permit = self.pace.take_permit(CLIENT, false, deadline);
         timeout(SOON, permit).await.expect("there should be a turn soon").unwrap()
     }
 
-    /// Makes as many calls as need not wait. Returns their number, and how long the next one must wait.
+    /// Makes calls until one would have to wait for more than two seconds. Returns how many were made, and
+    /// how long the next one must wait.
     async fn make_calls(&self) -> (usize, Duration) {
         let mut count = 0;
         loop {
@@ -82,7 +83,7 @@ impl Replica {
     }
 
     /// Waits until this replica knows of two replicas.
-    async fn knows_two_replicas(&self) {
+    async fn wait_for_two_replicas(&self) {
         until(async || self.valkey.replicas() == 2).await;
     }
 
@@ -168,6 +169,7 @@ async fn a_request_that_no_longer_waits_for_the_reply_gives_the_turn_back() {
     let deadline = Instant::now() + MINUTE;
     let permit = first.pace.take_permit(CLIENT, true, deadline);
     assert!(timeout(Duration::from_millis(100), permit).await.is_err());
+    // The task that gives the turn back is running.
     assert_eq!(first.background.len(), 1);
     signal(&server, "-CONT");
     first.background.close();
@@ -187,7 +189,7 @@ async fn a_call_that_other_replicas_delay_past_its_deadline_fails_at_once_with_i
     let wait = second.pace.take_permit(CLIENT, true, deadline).await.unwrap_err();
     assert!(wait > MINUTE - SOON && wait <= MINUTE, "{wait:?}");
     assert!(start.elapsed() < Duration::from_secs(1));
-    // The replica has learned when the calls were made, so it does not ask for this.
+    // The replica now knows when the calls were made, so it need not ask again.
     let wait = second.pace.reserve(CLIENT, 1, Instant::now(), deadline).unwrap_err();
     assert!(wait > MINUTE - SOON && wait <= MINUTE, "{wait:?}");
 }
@@ -207,11 +209,11 @@ async fn a_turn_counts_from_its_use() {
 }
 
 #[tokio::test]
-async fn without_a_valkey_a_replica_has_its_share_and_an_empty_one_learns_the_calls() {
+async fn without_a_valkey_a_replica_has_its_share_and_an_empty_valkey_learns_the_calls() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let first = Replica::start(&server, 10, MINUTE).await;
     let second = Replica::start(&server, 10, MINUTE).await;
-    first.knows_two_replicas().await;
+    first.wait_for_two_replicas().await;
     first.permit().await.use_now().await;
     let port = server.port();
     drop(server);
@@ -228,24 +230,26 @@ async fn without_a_valkey_a_replica_has_its_share_and_an_empty_one_learns_the_ca
 #[tokio::test]
 async fn until_all_replicas_have_recorded_their_calls_each_has_its_share_at_most() {
     let Some(server) = RedisServer::start(&[]) else { return };
+    // The limit of these replicas does not settle during the test.
     let settle_time = Duration::from_secs(3600);
-    let timeout = Duration::from_millis(250);
-    let first = Replica::with(&server, 10, MINUTE, settle_time, timeout).await;
+    let command_timeout = Duration::from_millis(250);
+    let first = Replica::with(&server, 10, MINUTE, settle_time, command_timeout).await;
     let second = Replica::start(&server, 10, MINUTE).await;
-    first.knows_two_replicas().await;
+    first.wait_for_two_replicas().await;
     assert_eq!(first.make_calls().await.0, 5, "the share of two replicas is five calls");
     assert_eq!(second.make_calls().await.0, 5, "the Valkey knows five calls of the other one");
-    let third = Replica::with(&server, 10, MINUTE, settle_time, timeout).await;
+    let third = Replica::with(&server, 10, MINUTE, settle_time, command_timeout).await;
     assert_eq!(third.make_calls().await.0, 0, "the share is useless without a turn");
 }
 
 #[tokio::test]
 async fn a_waiting_call_is_made_when_the_limit_has_settled() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    let (settle_time, timeout) = (Duration::from_secs(2), Duration::from_millis(250));
-    let first = Replica::with(&server, 2, MINUTE, settle_time, timeout).await;
+    let (settle_time, command_timeout) = (Duration::from_secs(2), Duration::from_millis(250));
+    let first = Replica::with(&server, 2, MINUTE, settle_time, command_timeout).await;
     let second = Replica::start(&server, 2, MINUTE).await;
-    first.knows_two_replicas().await;
+    first.wait_for_two_replicas().await;
+    // The first permit is the replica's share. The second one is granted only after the settle time.
     let _permits = (first.permit().await, first.permit().await);
     assert_eq!(second.make_calls().await.0, 0);
 }
