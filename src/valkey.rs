@@ -6,7 +6,8 @@
 //! clock matters.
 //!
 //! After a command has failed, no request sends another one until a task has connected again. The task
-//! tries this every half second. So for half a second after a failure, no request waits for the Valkey.
+//! tries this every half second. So for half a second after a failure, no request begins to wait for
+//! the Valkey.
 //! The connection manager of `redis` also connects again, but each command would wait for that.
 
 use std::{
@@ -55,7 +56,7 @@ pub struct Settings {
     pub url: ValkeyUrl,
     /// The longest time that a request waits for a command.
     pub timeout: Duration,
-    /// The number of replicas, as it is assumed until the Valkey reports it.
+    /// The assumed number of replicas, until the Valkey reports it.
     pub replicas: u32,
 }
 

@@ -22,7 +22,8 @@ const EXPIRY: Duration = Duration::from_secs(10);
 /// The time between two renewals.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How late a renewal may be sent. In addition, the server may take one timeout.
+/// How late a renewal may be without making [`Valkey::lease_reserve`] untrue. In addition, it may take
+/// one timeout.
 const LATENESS: Duration = Duration::from_secs(1);
 
 /// How long a lease that is released as done says so. This is longer than [`Valkey::lease_reserve`],

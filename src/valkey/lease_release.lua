@@ -1,5 +1,5 @@
--- Releases a lease, unless another call has taken it or has released it as done. Says 'done' even if the
--- lease has expired and is free.
+-- Releases a lease, unless another call has taken it or has released it as done. After a write of the
+-- vector, the key then says 'done', even if the lease had expired and was free.
 -- KEYS[1]: as in lease.lua
 -- ARGV: the token; for how many milliseconds the key says 'done', or 0 if no vector was written
 -- Returns 0 if another call has taken it or has released it as done, else 1.

@@ -1,6 +1,7 @@
 -- Records calls that were made, or are made now. A call that is known already keeps its later time.
 -- KEYS[1]: as in pace.lua
 -- ARGV: the window in microseconds; then for each call its name and its age in microseconds
+-- Returns the number of calls in the window.
 local calls, window = KEYS[1], tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]

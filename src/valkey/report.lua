@@ -1,5 +1,5 @@
 -- Reports that a replica runs, and counts the replicas.
--- KEYS[1]: a sorted set of the replicas, by the time of their last reports in milliseconds
+-- KEYS[1]: a sorted set of the replicas, by the times of their last reports in milliseconds
 -- ARGV: the replica's id; after how many milliseconds without a report a replica counts as stopped,
 --       or 0 if this replica stops
 -- Returns whether the set already contained the replica (1 or 0), and the number of replicas now.

@@ -62,7 +62,9 @@ pub(in crate::nvidia) struct SharedLimit {
 #[derive(Debug)]
 pub(super) struct SharedPace {
     limit: SharedLimit,
+    /// The most calls of all replicas together.
     calls_per_window: usize,
+    /// The window for the Valkey. With a long timeout, it is longer than the limiter's.
     window: Duration,
     generation: watch::Receiver<u64>,
     /// The task that runs [`record_again`]. It ends with the limiter.

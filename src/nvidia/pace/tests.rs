@@ -19,6 +19,9 @@ const SECOND: ClientNetwork = client(2);
 /// Longer than any wait of these tests.
 const NO_DEADLINE: Duration = Duration::from_secs(1_000_000);
 
+/// The argument `is_spread` for a single call.
+const SPREAD: bool = true;
+
 const fn client(number: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::V4(Ipv4Addr::new(127, 0, 0, number)))
 }
@@ -31,7 +34,7 @@ fn pace(calls_per_window: u32) -> PaceLimiter {
 /// Waits for a permit, uses it, and returns the time of the call.
 async fn call(pace: &PaceLimiter, client_network: ClientNetwork) -> Instant {
     let permit =
-        pace.take_permit(client_network, true, Instant::now() + NO_DEADLINE).await.unwrap();
+        pace.take_permit(client_network, SPREAD, Instant::now() + NO_DEADLINE).await.unwrap();
     permit.use_now().await;
     Instant::now()
 }
@@ -92,7 +95,7 @@ proptest! {
                 let pace = pace.clone();
                 tasks.spawn(async move {
                     let deadline = Instant::now() + Duration::from_secs(90);
-                    let permit = pace.take_permit(client(number), true, deadline).await.ok()?;
+                    let permit = pace.take_permit(client(number), SPREAD, deadline).await.ok()?;
                     match use_permit {
                         Use::Now => {}
                         Use::After(millis) => sleep(Duration::from_millis(millis)).await,
@@ -124,7 +127,7 @@ proptest! {
             for _ in 0..earlier {
                 // The near deadline allows only calls that need not wait.
                 let soon = Instant::now() + Duration::from_millis(1);
-                if let Ok(permit) = pace.take_permit(FIRST, true, soon).await {
+                if let Ok(permit) = pace.take_permit(FIRST, SPREAD, soon).await {
                     permit.use_now().await;
                 }
             }
@@ -143,7 +146,7 @@ proptest! {
                 for _ in 0..count {
                     let pace = pace.clone();
                     tasks.spawn(async move {
-                        let permit = pace.take_permit(client(number), true, deadline).await;
+                        let permit = pace.take_permit(client(number), SPREAD, deadline).await;
                         permit?.use_now().await;
                         Ok::<(), Duration>(())
                     });
@@ -286,7 +289,7 @@ fn reserved_calls_count_before_they_wait_for_a_permit() {
 async fn a_call_that_cannot_be_made_in_time_fails_at_once_with_the_time_to_wait() {
     let (pace, start) = (pace(1), Instant::now());
     assert_eq!(call(&pace, FIRST).await, start);
-    let permit = pace.take_permit(FIRST, true, start + Duration::from_secs(30)).await;
+    let permit = pace.take_permit(FIRST, SPREAD, start + Duration::from_secs(30)).await;
     assert_eq!((permit.unwrap_err(), Instant::now()), (WINDOW, start));
     assert_eq!(call(&pace, FIRST).await, start + WINDOW);
 }
@@ -296,7 +299,7 @@ async fn a_call_that_new_clients_overtake_fails_at_its_deadline() {
     let (pace, start) = (pace(2), Instant::now());
     // These calls are half a window apart, so only one call becomes free at `start + WINDOW`.
     calls(&pace, FIRST, 2).await;
-    let overtaken = pace.take_permit(FIRST, true, start + WINDOW + Duration::from_secs(1));
+    let overtaken = pace.take_permit(FIRST, SPREAD, start + WINDOW + Duration::from_secs(1));
     let (overtaken, second) = tokio::join!(overtaken, call(&pace, SECOND));
     assert_eq!((overtaken.unwrap_err(), second), (Duration::ZERO, start + WINDOW));
     assert_eq!(pace.waiting(), 0);
@@ -305,7 +308,7 @@ async fn a_call_that_new_clients_overtake_fails_at_its_deadline() {
 #[tokio::test(start_paused = true)]
 async fn another_call_may_use_the_time_of_a_dropped_permit() {
     let (pace, start) = (pace(1), Instant::now());
-    let permit = pace.take_permit(FIRST, true, start + NO_DEADLINE).await.unwrap();
+    let permit = pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE).await.unwrap();
     let waiting = tokio::spawn({
         let pace = pace.clone();
         async move { call(&pace, SECOND).await }
@@ -316,18 +319,18 @@ async fn another_call_may_use_the_time_of_a_dropped_permit() {
     assert_eq!(waiting.await.unwrap(), start + Duration::from_secs(5));
     // A caller that no longer waits is not counted.
     let given_up =
-        timeout(Duration::from_secs(1), pace.take_permit(FIRST, true, start + NO_DEADLINE)).await;
+        timeout(Duration::from_secs(1), pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE)).await;
     assert!(given_up.is_err() && pace.waiting() == 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_permit_counts_from_its_use() {
     let (pace, start) = (pace(1), Instant::now());
-    let permit = pace.take_permit(FIRST, true, start + NO_DEADLINE).await.unwrap();
+    let permit = pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE).await.unwrap();
     sleep(Duration::from_secs(20)).await;
     permit.use_now().await;
     assert_eq!(call(&pace, FIRST).await, start + Duration::from_secs(20) + WINDOW);
-    let old = pace.take_permit(FIRST, true, start + NO_DEADLINE).await.unwrap();
+    let old = pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE).await.unwrap();
     assert!(!old.is_expired());
     sleep(WINDOW).await;
     assert!(old.is_expired());
@@ -391,9 +394,6 @@ async fn nothing_is_stored_about_a_client_one_window_after_its_last_call() {
     call(&pace, SECOND).await;
     sleep(WINDOW).await;
     let state = pace.0.state(Instant::now());
-    assert_eq!(
-        format!("{state:?}").matches("ClientNetwork").count(),
-        0,
-        "no client should be stored: {state:?}"
-    );
+    let clients = format!("{state:?}").matches("ClientNetwork").count();
+    assert_eq!(clients, 0, "no client should be stored: {state:?}");
 }

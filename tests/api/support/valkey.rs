@@ -36,6 +36,13 @@ pub enum Link {
     Silent,
 }
 
+/// Who sends the bytes that the proxy forwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Service,
+    Server,
+}
+
 /// A server with a password. The process is killed when this value is dropped.
 pub struct ValkeyServer {
     /// `None` after [`Self::kill`].
@@ -124,30 +131,30 @@ impl ValkeyServer {
 
 async fn forward_all(listener: TcpListener, port: u16, link: watch::Receiver<Link>) {
     let mut connections = JoinSet::new();
-    while let Ok((client, _)) = listener.accept().await {
-        // While the server does not run, the client's connection is closed.
+    while let Ok((service, _)) = listener.accept().await {
+        // While the server does not run, the service's connection is closed.
         let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { continue };
-        let ((from_client, to_client), (from_server, to_server)) =
-            (client.into_split(), server.into_split());
-        connections.spawn(forward(from_client, to_server, link.clone(), false));
-        connections.spawn(forward(from_server, to_client, link.clone(), true));
+        let ((from_service, to_service), (from_server, to_server)) =
+            (service.into_split(), server.into_split());
+        connections.spawn(forward(Source::Service, from_service, to_server, link.clone()));
+        connections.spawn(forward(Source::Server, from_server, to_service, link.clone()));
         while connections.try_join_next().is_some() {}
     }
 }
 
 /// Forwards bytes until one side closes the connection.
 async fn forward(
+    source: Source,
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     link: watch::Receiver<Link>,
-    is_from_server: bool,
 ) {
     let mut buffer = vec![0; 64 << 10];
     let mut has_lost_bytes = false;
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         let link = *link.borrow();
         match link {
-            Link::Slow(delay) if is_from_server => sleep(delay).await,
+            Link::Slow(delay) if source == Source::Server => sleep(delay).await,
             Link::Silent => has_lost_bytes = true,
             Link::Fast | Link::Slow(_) => {}
         }

@@ -20,6 +20,10 @@ use crate::{
 
 const CLIENT: ClientNetwork = ClientNetwork::UNKNOWN;
 
+/// Values of the argument `is_spread`.
+const SPREAD: bool = true;
+const AT_ONCE: bool = false;
+
 /// Longer than any of these tests may take.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -64,7 +68,7 @@ impl Replica {
     /// Takes a permit. Its deadline is far away, but it must come soon.
     async fn permit(&self) -> PacePermit {
         let deadline = Instant::now() + 2 * MINUTE;
-        let permit = self.pace.take_permit(CLIENT, false, deadline);
+        let permit = self.pace.take_permit(CLIENT, AT_ONCE, deadline);
         timeout(SOON, permit).await.expect("there should be a turn soon").unwrap()
     }
 
@@ -74,7 +78,7 @@ impl Replica {
         let mut count = 0;
         loop {
             let soon = Instant::now() + Duration::from_secs(2);
-            match self.pace.take_permit(CLIENT, false, soon).await {
+            match self.pace.take_permit(CLIENT, AT_ONCE, soon).await {
                 Ok(permit) => permit.use_now().await,
                 Err(wait) => return (count, wait),
             }
@@ -121,7 +125,7 @@ async fn two_replicas_keep_the_limit_together_and_use_all_of_it() {
         for _ in 0..20 {
             let pace = replica.pace.clone();
             tasks.spawn(async move {
-                let permit = pace.take_permit(CLIENT, false, Instant::now() + MINUTE).await;
+                let permit = pace.take_permit(CLIENT, AT_ONCE, Instant::now() + MINUTE).await;
                 permit.unwrap().use_now().await;
                 Instant::now()
             });
@@ -167,7 +171,7 @@ async fn a_request_that_no_longer_waits_for_the_reply_gives_the_turn_back() {
     let first = Replica::with(&server, 1, MINUTE, Duration::ZERO, SOON).await;
     signal(&server, "-STOP");
     let deadline = Instant::now() + MINUTE;
-    let permit = first.pace.take_permit(CLIENT, true, deadline);
+    let permit = first.pace.take_permit(CLIENT, SPREAD, deadline);
     assert!(timeout(Duration::from_millis(100), permit).await.is_err());
     // The task that gives the turn back is running.
     assert_eq!(first.background.len(), 1);
@@ -186,7 +190,7 @@ async fn a_call_that_other_replicas_delay_past_its_deadline_fails_at_once_with_i
     let second = Replica::start(&server, 3, MINUTE).await;
     assert_eq!(first.make_calls().await.0, 3);
     let (start, deadline) = (Instant::now(), Instant::now() + MINUTE / 2);
-    let wait = second.pace.take_permit(CLIENT, true, deadline).await.unwrap_err();
+    let wait = second.pace.take_permit(CLIENT, SPREAD, deadline).await.unwrap_err();
     assert!(wait > MINUTE - SOON && wait <= MINUTE, "{wait:?}");
     assert!(start.elapsed() < Duration::from_secs(1));
     // The replica now knows when the calls were made, so it need not ask again.
