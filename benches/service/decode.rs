@@ -98,12 +98,12 @@ impl Bench {
         self.report.goal_at_most("one child for one pixel, ms", decoded.p50 - not_decoded.p50, 4.0);
     }
 
-    /// Measures uploads of one photograph. Returns the processor time of an upload in ms, in the service
-    /// and in the decoder, and a decoder's peak memory in MB.
+    /// Measures uploads of one photograph. Returns the processor time of an upload in ms, for the service
+    /// and the decoder together; and the peak memory of a decoder in MB.
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
         let load = upload(picture, self.load_time);
         let result = load.run(service, &self.nvidia);
-        // Measured separately, because reading the memory often needs processor time.
+        // Measured separately, because the many reads of the memory take processor time.
         let mut client = load.client(service);
         let child_memory = service.peak_of_decoders(|| {
             for _ in 0..3 {

@@ -8,8 +8,8 @@ use crate::{
     samples::jpeg,
 };
 
-/// A request as bytes. A number in these bytes makes its picture different from those of other
-/// requests.
+/// A request as bytes. Most requests contain a picture with a number, which makes the picture
+/// different from those of other requests.
 #[derive(Clone)]
 pub struct Request {
     pub bytes: Vec<u8>,
@@ -43,7 +43,7 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
     }
 
-    /// A batch of different pictures as Base64. Every batch contains the same pictures.
+    /// A batch of different pictures as Base64. Each call returns the same ones.
     /// [`Self::set_number`] must not be called, because it would overwrite other bytes.
     pub fn batch(len: usize, pictures: u64) -> Self {
         let pictures = (0..pictures).map(|number| {

@@ -50,7 +50,7 @@ fn a_url_and_a_data_url_and_base64_are_distinguished() {
 fn only_the_first_elements_of_a_long_list_are_stored() {
     let list = format!("[{}1]", "1,".repeat(1_000_000));
     let list = RawValue::from_string(list).unwrap();
-    // All elements are counted, although only four are stored.
+    // All elements are counted, although at most four are stored.
     let elements = json::elements(&list, 4).unwrap();
     assert_eq!((elements.prefix.len(), elements.count), (4, 1_000_001));
 }
