@@ -15,7 +15,7 @@ use super::{
     ExportError,
 };
 
-/// The `.jsonl` file, whose rows `imagesvc embed` has written.
+/// The `.jsonl` file, to which `imagesvc embed` has written the rows.
 pub(super) struct RowFile<'a> {
     pub file: &'a File,
     /// Contains the prefix of the names of the fields that `embed` adds to a row.

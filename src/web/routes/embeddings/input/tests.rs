@@ -8,7 +8,7 @@ use crate::base64_text::decode;
 
 const RULES: Rules = Rules { max_pictures: 4, model: "nvidia/nv-dinov2" };
 
-/// Strings that random items contain. "QUJD" is the Base64 of "ABC".
+/// Strings for random items, besides random strings. "QUJD" is the Base64 of "ABC".
 const TEXTS: &[&str] =
     &["QUJD", "data:,QUJD", "http://a/b", "two words", "", "data:", "QQ==QQ==", "é"];
 
