@@ -49,8 +49,8 @@ pub struct Settings {
     pub hosts: Vec<String>,
 }
 
-/// Builds the routes and their layers. `extra` contains further routes, which
-/// need no key: those of the sandbox.
+/// Builds the routes and their layers. `extra` contains the routes of the
+/// sandbox, or none. They need no key.
 pub fn router(
     state: &AppState,
     settings: &Settings,
@@ -62,7 +62,7 @@ pub fn router(
     let routes = routes::router(state, settings, &rules, extra);
     let router = with_layers(routes, log, &state.shutdown, settings.origins.layer(), rules);
     // The trailing slash must be removed before the router chooses a route. A layer of the router runs
-    // only after that choice, so the removal is outside of the router, in a second one.
+    // only after that choice, so a second router around it removes the slash.
     Router::new()
         .fallback_service(ServiceBuilder::new().map_request(trim_trailing_slash).service(router))
 }
