@@ -157,6 +157,7 @@ pub(super) async fn embeddings(
     let pictures = match app.pipeline.embed_batch(admission, sources, options).await {
         Ok(pictures) => pictures,
         Err(BatchError { index, error }) => {
+            // Without an index, the error is that of the whole batch.
             let sent_item = index.and_then(|index| sent_items.get(index));
             return Err(match sent_item {
                 Some(sent_item) => sent_item.explain(error),

@@ -36,6 +36,7 @@ enum Layout {
 struct Samples {
     photometric: u64,
     count: u32,
+    /// The bits of each sample.
     bits: u32,
     /// Whether samples are floating-point numbers.
     is_float: bool,
