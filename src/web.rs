@@ -18,11 +18,11 @@ use crate::{
 use error::Error;
 use middleware::{
     access_log::{AccessLog, access_log},
-    body_draining::drain_body,
     cors::{PageRules, check_page},
     head_checking::check_head,
     shutdown::{close_when_draining, end_after_drain_timeout},
     trailing_slash::trim_trailing_slash,
+    unread_body::discard_unread_body,
 };
 
 pub mod error;
@@ -44,11 +44,13 @@ pub struct Settings {
     /// The origins whose web pages may call the service, besides the service's own origin.
     pub origins: Origins,
     /// The service's host names. Without client keys, the service's own pages may call it only by
-    /// these names, by an IP address, or as `localhost`.
+    /// these names, by an IP address, or as `localhost`. Otherwise a foreign page could pass as an own
+    /// page with DNS rebinding: see `middleware::cors`.
     pub hosts: Vec<String>,
 }
 
-/// Builds the routes and their layers. `extra` contains routes of other modules. These need no key.
+/// Builds the routes and their layers. `extra` contains the routes of the
+/// sandbox, or none. They need no key.
 pub fn router(
     state: &AppState,
     settings: &Settings,
@@ -59,18 +61,18 @@ pub fn router(
     let rules = Arc::new(PageRules::new(settings));
     let routes = routes::router(state, settings, &rules, extra);
     let router = with_layers(routes, log, &state.shutdown, settings.origins.layer(), rules);
-    // The trailing slash must be removed before the router chooses a route. Layers of the router
-    // itself run after that.
+    // The trailing slash must be removed before the router chooses a route. A layer of the router runs
+    // only after that choice, so a second router around it removes the slash.
     Router::new()
         .fallback_service(ServiceBuilder::new().map_request(trim_trailing_slash).service(router))
 }
 
 /// Adds the layers. From the outermost to the innermost:
 ///
-/// 1. `close_when_draining` closes connections while the service is stopping.
-/// 2. `access_log` assigns request ids, logs and counts requests, and writes the bodies of errors.
-///    It must be outside of all layers that return errors.
-/// 3. `drain_body` reads the rest of a body that no inner layer has read.
+/// 1. `close_when_draining` adds `Connection: close` to responses while the service is stopping.
+/// 2. `access_log` assigns request ids, and logs and counts requests. It also writes the bodies of
+///    errors, which contain the request id. It must be outside of all layers that return errors.
+/// 3. `discard_unread_body` reads and discards the rest of a body that no inner layer has read.
 /// 4. `check_head` refuses requests whose head violates HTTP. Inner layers can rely on a valid head.
 /// 5. The CORS layer responds to preflight requests, and lets allowed pages read responses. It must
 ///    be outside of the layers whose errors pages should be able to read.
@@ -92,7 +94,7 @@ fn with_layers(
         ServiceBuilder::new()
             .layer(map_response_with_state(shutdown.clone(), close_when_draining))
             .layer(from_fn_with_state(log, access_log))
-            .layer(from_fn(drain_body))
+            .layer(from_fn(discard_unread_body))
             .layer(from_fn(check_head))
             .option_layer(cors)
             .layer(CatchPanicLayer::custom(panic_response))

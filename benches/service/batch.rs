@@ -55,6 +55,7 @@ impl Bench {
     fn single_picture_beside_batch(&mut self) {
         let folder = self.folder("beside");
         // The limit on calls at once is low, so the 32 pictures of the batch need four rounds of calls.
+        // If the upload had to wait for all of them, it would take about 1.8 s.
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));

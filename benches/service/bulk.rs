@@ -69,7 +69,7 @@ impl Bench {
         }
     }
 
-    /// Embeds a long list. The rows are written to `/dev/null`.
+    /// Embeds a long list. The output goes to `/dev/null`, because it has about 30 KB for each row.
     fn long_list(&mut self) {
         let rows = env::var("BENCH_LIST_ROWS").map_or(LISTED_ROWS, |text| text.parse().unwrap());
         let folder = self.folder("list");
@@ -165,7 +165,8 @@ fn row_of(n: u32, pictures: u32) -> String {
     format!(r#"{{"name": "Person {n}", "path": "photos/{}.jpg", "n": {n}}}"#, n % pictures)
 }
 
-/// Writes a list, and an output that contains all rows of the list. No picture is needed for them.
+/// Writes a list, and an output that contains all rows of the list. The pictures themselves are not
+/// needed, because the run skips all rows.
 fn write_output(folder: &Path, out_path: &Path) {
     let mut vector = String::new();
     for n in 0..1536_u32 {

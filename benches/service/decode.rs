@@ -84,11 +84,11 @@ impl Bench {
             decoded.push(gif_client.send(&gif_load));
         }
         // Each GIF was decoded by a child of its own.
-        let children = decoded.len() as f64;
-        let cpu = service.cpu_of_decoders().per_request_since(cpu_before, children);
+        let child_count = decoded.len() as f64;
+        let cpu = service.cpu_of_decoders().per_request_since(cpu_before, child_count);
         let (decoded, not_decoded) = (Percentiles::of(decoded), Percentiles::of(not_decoded));
         println!(
-            "\n{children} uploads each of a GIF and a PNG of one pixel, alternating: {:.3} ms for the GIF (p99 {:.3}), {:.3} ms for the PNG, which is not decoded (p99 {:.3}); CPU of a child {:.3} ms",
+            "\n{child_count} uploads each of a GIF and a PNG of one pixel, alternating: {:.3} ms for the GIF (p99 {:.3}), {:.3} ms for the PNG, which is not decoded (p99 {:.3}); CPU of a child {:.3} ms",
             decoded.p50,
             decoded.p99,
             not_decoded.p50,
@@ -98,12 +98,12 @@ impl Bench {
         self.report.goal_at_most("one child for one pixel, ms", decoded.p50 - not_decoded.p50, 4.0);
     }
 
-    /// Measures uploads of one photograph. Returns the processor time of an upload in ms, in the service
-    /// and in the decoder, and a decoder's peak memory in MB.
+    /// Measures uploads of one photograph. Returns the processor time of an upload in ms, for the service
+    /// and the decoder together; and the peak memory of a decoder in MB.
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
         let load = upload(picture, self.load_time);
         let result = load.run(service, &self.nvidia);
-        // Measured separately, because reading the memory often needs processor time.
+        // Measured separately, because the many reads of the memory take processor time.
         let mut client = load.client(service);
         let child_memory = service.peak_of_decoders(|| {
             for _ in 0..3 {
@@ -133,9 +133,9 @@ impl Bench {
             "34 KB uploads of 16 clients: alone, and beside two clients that send a WebP and a TIFF of 12 megapixels",
             &["beside", "req/s", "p50 ms", "p99 ms", "decoded"],
         );
-        let print_row = |beside: &str, result: &LoadResult, decoded: u64| {
+        let print_row = |beside: &str, result: &LoadResult, decoded_count: u64| {
             let LoadResult { per_second, latency, .. } = *result;
-            row(&[beside.into()], &[per_second, latency.p50, latency.p99, decoded as f64]);
+            row(&[beside.into()], &[per_second, latency.p50, latency.p99, decoded_count as f64]);
         };
         let small = self.fresh_uploads();
         let mut ratios = [0.0; ROUNDS];
@@ -144,9 +144,9 @@ impl Bench {
             print_row("nothing", &alone, 0);
             let decoded_loads = [&photographs.webp, &photographs.tiff]
                 .map(|picture| upload(picture, self.load_time));
-            let (beside, decoded) =
+            let (beside, decoded_count) =
                 run_under_load(&decoded_loads, service, || small.run(service, &self.nvidia));
-            print_row("decoding", &beside, decoded);
+            print_row("decoding", &beside, decoded_count);
             *ratio = beside.latency.p99 / alone.latency.p99;
         }
         ratios.sort_by(f64::total_cmp);

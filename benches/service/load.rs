@@ -17,17 +17,18 @@ use crate::{
     request::Request,
 };
 
-/// How long the service may continue to work after its responses: it deletes assets, and writes to
-/// the cache on disk.
+/// How long the benchmark waits before it reads the service's counters. After its responses, the
+/// service still deletes assets, and writes to the cache on disk.
 const SETTLE_TIME: Duration = Duration::from_millis(50);
 
-/// The number of the next new picture.
+/// The next number for [`Request::set_number`], which makes a picture different from all before.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// The requests of a load.
+/// A load: what the clients send, how many they are, and for how long they send.
 pub struct Load {
     pub request: Request,
-    /// Whether each request contains a new picture. Otherwise all contain the same picture.
+    /// Whether each request gets another number, and so a new picture. Otherwise all requests are the
+    /// same.
     pub is_fresh: bool,
     /// The number of clients that send requests at the same time.
     pub clients: usize,

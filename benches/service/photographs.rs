@@ -65,8 +65,8 @@ fn make_photograph() -> RgbImage {
     large
 }
 
-/// A GIF and a PNG of one pixel, padded to the same number of bytes. The service must decode the
-/// GIF, and sends the PNG unchanged.
+/// A GIF and a PNG of one pixel. The service must decode the GIF, and sends the PNG unchanged. Both are
+/// padded to the same number of bytes, so that only the decoding differs.
 pub fn one_pixel_pictures() -> (Vec<u8>, Vec<u8>) {
     let [mut gif, mut png] = [ImageFormat::Gif, ImageFormat::Png].map(|format| {
         let mut pixel = Cursor::new(Vec::new());

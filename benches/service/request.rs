@@ -8,8 +8,8 @@ use crate::{
     samples::jpeg,
 };
 
-/// A request as bytes. A number in these bytes makes its picture different from those of other
-/// requests.
+/// A request as bytes. Most requests contain a picture with a number, which makes the picture
+/// different from those of other requests.
 #[derive(Clone)]
 pub struct Request {
     pub bytes: Vec<u8>,
@@ -27,10 +27,10 @@ impl Request {
     pub fn upload_of(picture: &[u8]) -> Self {
         let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
         body.extend(picture);
-        let after = b"\r\n--boundary--\r\n";
-        body.extend(after);
+        let body_end = b"\r\n--boundary--\r\n";
+        body.extend(body_end);
         let media_type = "multipart/form-data; boundary=boundary";
-        Self::new("/vectorize-image-upload", media_type, &body, after.len())
+        Self::new("/vectorize-image-upload", media_type, &body, body_end.len())
     }
 
     /// A request to the Base64 route, with a picture of about `len` bytes. The number replaces the
@@ -38,12 +38,12 @@ impl Request {
     pub fn base64(len: usize) -> Self {
         // The length is a multiple of three, so that the text does not end in `=`.
         let text = BASE64_STANDARD.encode(jpeg(len / 3 * 3));
-        let after = r#"","filename":"photo.jpg"}"#;
-        let body = format!(r#"{{"image_base64":"{text}{after}"#);
-        Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), after.len())
+        let body_end = r#"","filename":"photo.jpg"}"#;
+        let body = format!(r#"{{"image_base64":"{text}{body_end}"#);
+        Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), body_end.len())
     }
 
-    /// A batch of different pictures as Base64. Every batch contains the same pictures.
+    /// A batch of different pictures as Base64. Each call returns the same ones.
     /// [`Self::set_number`] must not be called, because it would overwrite other bytes.
     pub fn batch(len: usize, pictures: u64) -> Self {
         let pictures = (0..pictures).map(|number| {
@@ -66,9 +66,9 @@ impl Request {
 
     /// A request with the URL of a picture. The URL must end in the picture's number.
     pub fn url(url: &str) -> Self {
-        let after = r#""}"#;
-        let body = format!(r#"{{"image_url":"{url}{after}"#);
-        Self::new("/vectorize-image", "application/json", body.as_bytes(), after.len())
+        let body_end = r#""}"#;
+        let body = format!(r#"{{"image_url":"{url}{body_end}"#);
+        Self::new("/vectorize-image", "application/json", body.as_bytes(), body_end.len())
     }
 
     /// The request that the service sends to NVIDIA for a small picture.
@@ -76,8 +76,8 @@ impl Request {
         let text = BASE64_STANDARD.encode(jpeg(SMALL));
         let body = inline_body("image/jpeg", &text);
         // `inline_body` ends in this after the Base64 text.
-        let after = r#""}}}]}"#;
-        Self::new(INFER_PATH, "application/json", body.as_bytes(), after.len())
+        let body_end = r#""}}}]}"#;
+        Self::new(INFER_PATH, "application/json", body.as_bytes(), body_end.len())
     }
 
     /// `after_number` is the number of bytes between the picture's number and the end of the body.

@@ -1,8 +1,8 @@
 //! Makes a Parquet or NumPy file from the rows when a run ends.
 //!
 //! During the run, the rows are appended to a `.jsonl` file. No row can be appended to a complete Parquet
-//! or NumPy file, so a killed run could not be continued with one. That file is written under another
-//! name and then renamed, so that it is complete or absent.
+//! or NumPy file, so a killed run could not be continued with one. The Parquet or NumPy file is written
+//! under another name and then renamed, so that it is complete or absent.
 
 use std::{
     fs::{self, File},
@@ -59,10 +59,10 @@ enum ExportError {
 pub(super) struct Export {
     file: ExportFile,
     rows_path: PathBuf,
-    /// The open `.jsonl` file. It stays locked as long as this exists.
+    /// The open `.jsonl` file. It stays locked as long as this handle is open.
     rows: File,
     reader: ItemReader,
-    /// How many rows were written to the new file so far.
+    /// How many rows the new file has so far. The last of them may still be in memory.
     exported: Arc<AtomicU64>,
 }
 
@@ -100,7 +100,7 @@ impl Export {
     ) -> Result<Self, OutputError> {
         let incomplete = temporary_path(&file.path);
         remove(&incomplete).map_err(|error| OutputError::Io(incomplete, error))?;
-        // The clone keeps the lock.
+        // The file stays locked until the clone is closed, too.
         let rows = rows.try_clone();
         let rows = rows.map_err(|error| OutputError::Io(rows_path.to_owned(), error))?;
         let (rows_path, reader) = (rows_path.to_owned(), reader.clone());
@@ -148,8 +148,8 @@ impl Export {
         let path = self.file.path.clone();
         let exported = Arc::clone(&self.exported);
         let is_interrupted = Arc::new(AtomicBool::new(false));
-        let thread_is_interrupted = Arc::clone(&is_interrupted);
-        let mut task = spawn_blocking(move || self.write(&thread_is_interrupted));
+        let flag_for_task = Arc::clone(&is_interrupted);
+        let mut task = spawn_blocking(move || self.write(&flag_for_task));
         let report = || write_line(&progress_line(&path, &exported));
         let joined = tokio::select! {
             joined = with_progress(&mut task, report) => joined,
@@ -196,7 +196,8 @@ impl Export {
     }
 }
 
-/// Waits for the task. Calls `report` from time to time, since a file of a million rows takes minutes.
+/// Waits for the task. Calls `report` every [`LINE_INTERVAL`], since a file of a million rows takes
+/// minutes.
 async fn with_progress<T>(
     task: &mut JoinHandle<T>,
     mut report: impl FnMut(),

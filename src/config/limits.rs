@@ -50,7 +50,7 @@ pub(super) const MAX_BATCH: Setting<usize> = Setting::new(
 pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_BUFFERED_BYTES",
     "128MiB",
-    // With less than 1 MiB no picture could be served.
+    // `check_combinations` demands at least 1 MiB, and more if pictures may be large.
     |text| parse::size_within(text, 1 << 20..=1 << 40),
     "The most memory for bodies, for all requests together",
 );
@@ -65,6 +65,6 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Limits {
         max_batch: reader.value(&MAX_BATCH),
         request_timeout: reader.value(&REQUEST_TIMEOUT),
         body_timeout: reader.value(&BODY_TIMEOUT),
-        clients: Clients::Many,
+        clients: Clients::Many, // see `own_client.rs` for one client
     }
 }

@@ -73,6 +73,6 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
         max_connections_per_peer: reader.value(&MAX_CONNECTIONS_PER_PEER),
         max_connections: reader.value(&MAX_CONNECTIONS),
         trusted_proxies: reader.optional(&TRUSTED_PROXIES).unwrap_or_default(),
-        clock: SystemTime::now,
+        clock: SystemTime::now, // for the header `Date`; only tests use another clock
     }
 }

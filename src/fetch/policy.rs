@@ -21,8 +21,8 @@ pub struct Policy {
     pub ports: Vec<u16>,
     /// The only allowed hosts; `None` allows every public host.
     pub hosts: Option<Vec<HostPattern>>,
-    /// Exceptions to the rules about addresses. An [`Exception::Server`] is also one to the rule
-    /// about ports.
+    /// Exceptions to the rules about addresses. An [`Exception::Server`] is also an exception
+    /// to the rule about ports.
     pub exceptions: Vec<Exception>,
 }
 
@@ -47,7 +47,7 @@ pub enum Exception {
 /// Why a URL is not fetched. The text is a sentence for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// The text is not an absolute `http` or `https` URL, or the URL contains a user name or
+    /// The text is too long, is not an absolute `http` or `https` URL, or contains a user name or
     /// password.
     #[error("{0}")]
     Invalid(&'static str),
@@ -62,11 +62,12 @@ pub const TOO_LONG: UrlError = UrlError::Invalid("image_url is longer than 8192 
 /// The error for an address that is not public.
 const NOT_PUBLIC: UrlError = UrlError::Denied("This address does not lead to a public host.");
 
-/// The error for every redirect that is not followed.
+/// The error for a redirect to an invalid or denied URL.
 const NOT_FOLLOWED: UrlError =
     UrlError::Denied("The URL redirects to one that the service does not fetch.");
 
-/// A URL that may be requested. If its host is a name, the resolver still checks the addresses.
+/// A URL that may be requested. If its host is a name, the resolver must still check the name's
+/// addresses.
 #[derive(Debug, Clone)]
 pub struct Target {
     /// The URL.
@@ -146,7 +147,7 @@ impl Policy {
     /// Checks the target of a redirect.
     ///
     /// # Errors
-    /// [`UrlError`]
+    /// [`UrlError::Denied`], also if the URL is invalid.
     pub fn check_redirect(&self, from: &Url, location: &str) -> Result<Target, UrlError> {
         let url = match from.join(location) {
             Ok(url) if location.len() <= MAX_URL_LEN => url,
@@ -228,7 +229,7 @@ const METADATA_ENDPOINTS: [IpAddr; 8] = [
     IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)), // GCP
 ];
 
-/// The IPv4 network that begins at `a.b.c.d`.
+/// The IPv4 network `a.b.c.d/prefix`.
 const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), prefix)
 }
@@ -256,7 +257,7 @@ const DENIED_V4: [Ipv4Net; 19] = [
     v4(240, 0, 0, 0, 4),      // reserved
 ];
 
-/// The IPv6 network that begins at `a:b:c::`.
+/// The IPv6 network `a:b:c::/prefix`.
 const fn v6(a: u16, b: u16, c: u16, prefix: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, 0, 0, 0, 0, 0), prefix)
 }
@@ -276,7 +277,8 @@ const DENIED_V6: [Ipv6Net; 5] = [
     v6(0x3fff, 0, 0, 20),         // documentation
 ];
 
-/// Whether an address is public. The caller converts IPv4-mapped addresses to IPv4 first.
+/// Whether an address is public. The caller has already replaced IPv4-mapped and NAT64 addresses by the
+/// IPv4 addresses that they contain.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !DENIED_V4.iter().any(|network| network.contains(&address)),
@@ -288,8 +290,8 @@ fn is_public(address: IpAddr) -> bool {
     }
 }
 
-/// Returns the IPv4 address in the last 32 bits of a NAT64 address (RFC 6052, section 2.1). Returns
-/// every other address unchanged. In a network with DNS64, names resolve to NAT64 addresses if they
+/// Returns the IPv4 address in the last 32 bits of an address in [`NAT64`] (RFC 6052, section 2.1).
+/// Returns every other address unchanged. In a network with DNS64, names resolve to NAT64 addresses if they
 /// have only IPv4 addresses.
 fn unwrap_nat64(address: IpAddr) -> IpAddr {
     match address {

@@ -2,7 +2,6 @@
 
 pub(super) mod access_log;
 pub(super) mod auth;
-pub(super) mod body_draining;
 pub(super) mod cors;
 pub(super) mod head_checking;
 pub(super) mod rate_limit;
@@ -10,3 +9,4 @@ mod request_id;
 pub(super) mod shutdown;
 mod trace_context;
 pub(super) mod trailing_slash;
+pub(super) mod unread_body;

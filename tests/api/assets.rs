@@ -1,5 +1,8 @@
 //! A picture that is too large to be sent inline needs three calls to NVIDIA, and a fourth to
-//! delete the asset. These tests check every byte of these calls.
+//! delete the asset. These tests check the request lines, all headers and the bodies of these calls.
+//! Of a picture that the service converts, they check only the format and size.
+//!
+//! "Large" means too large to be sent inline: more than about 150 KB.
 
 use image_rs::ImageFormat;
 
@@ -24,7 +27,7 @@ enum Expected {
 async fn assert_uploaded(picture: &[u8], expected: Expected, media_type: &str) {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // Every byte of the calls is compared below, so none of them may contain this name.
+    // The file's name must not be sent to NVIDIA. The comparisons below would find it in a call.
     app.upload(picture, "secret-name.jpg").await.vector();
 
     let received = nvidia.wait_for(4).await;
@@ -142,12 +145,14 @@ async fn a_hanging_deletion_does_not_delay_the_answer_or_the_shutdown() {
             .await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
-            // At its stop, the service waits at most this long for running requests and calls.
+            // When the service stops, it waits at most this long for running requests and for calls
+            // to NVIDIA, such as the deletion.
             config.server.drain_timeout = std::time::Duration::from_millis(50);
         })
         .start()
         .await;
-    // The service would end a deletion that hangs only after 10 s.
+    // The timeout of a deletion is 10 s (`DELETE_TIMEOUT`), so a service that waits for the deletion
+    // would exceed the 8 s below.
     let started = std::time::Instant::now();
     app.upload(HUBBLE, "hubble.jpg").await.vector();
     nvidia.wait_for(4).await;

@@ -16,8 +16,8 @@ use crate::support::{
 /// The largest picture that the service of [`start_limited`] accepts, in bytes.
 const MAX_PICTURE_BYTES: usize = 1 << 20;
 
-/// How often a request is repeated. If the service reset connections, a client would lose the
-/// answer only sometimes.
+/// How many times each request is sent. A faulty service that resets connections would lose the
+/// answer only in some of these rounds.
 const ROUNDS: usize = 100;
 
 /// For each route: its path, a content type, and a body that is too large. On the upload and the
@@ -118,7 +118,7 @@ async fn reqwest_always_receives_the_413_for_a_body_that_is_too_large() {
     for (route, content_type, body) in bodies_that_are_too_large() {
         for round in 0..ROUNDS {
             let request = app.client.post(app.url(route)).header("content-type", content_type);
-            // In turn with a `Content-Length` and in chunks.
+            // Alternately with a `Content-Length` and in chunks.
             let request = if round % 2 == 0 {
                 request.body(body.clone())
             } else {
@@ -172,8 +172,8 @@ async fn a_client_that_waits_for_100_continue_receives_the_413_before_it_sends_t
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in bodies_that_are_too_large() {
-        // The declared length alone must exceed the limit. One byte too many would not be enough,
-        // because a form or JSON may have many bytes besides the picture.
+        // The declared length must exceed the limit on the body. This limit is higher than the one on
+        // the picture, because a form or JSON may have many bytes besides the picture.
         let declared_length = body.len() + 2 * MAX_PICTURE_BYTES;
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = format!(
@@ -207,12 +207,16 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
         let mut answers = String::new();
         stream.read_to_string(&mut answers).await.unwrap();
         let expected = format!("HTTP/1.1 {status} ");
-        assert!(answers.starts_with(&expected), "{route} should be answered: {answers}");
+        assert!(
+            answers.starts_with(&expected),
+            "{route} should get the status {status}: {answers}"
+        );
         // The smuggled request asks for the metrics.
         assert!(
             !answers.contains("openmetrics"),
             "the smuggled request must not be answered: {answers}"
         );
+        // The service may also close the connection after the first answer.
         assert!(
             answers.matches("HTTP/1.1 ").count() <= 2,
             "only the two requests outside of the body may be answered: {answers}"
@@ -235,6 +239,7 @@ async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
         (Reply::Endless(ok_and(b"content-length: 99999999999\r\n\r\n")), 413, "image_too_large"),
         (Reply::CloseAfter(ok_and(b"content-length: 100000\r\n\r\nshort")), 502, "download_failed"),
         (
+            // a gzip stream that ends after two bytes
             Reply::CloseAfter(ok_and(b"content-encoding: gzip\r\n\r\n\x1f\x8b")),
             502,
             "download_failed",
@@ -252,6 +257,7 @@ async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
             .start()
             .await;
         let answer = app.by_url(&picture_server.url("/")).await;
+        // `assert_problem` checks the code too, but its message does not contain the reply.
         assert_eq!(answer.json()["code"], code, "{reply_text:.60}");
         assert_problem(&answer, status, code);
         assert!(app.saved().is_empty());
@@ -265,7 +271,7 @@ async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_t
     let keyed_app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     for (app, status) in [(&limited_app, "413"), (&keyed_app, "401")] {
         for (route, content_type, body) in bodies_that_are_too_large() {
-            // As in the tests above, the refusal could be lost only sometimes.
+            // Repeated, because a faulty service would lose the refusal only sometimes.
             for _ in 0..30 {
                 let mut stream = TcpStream::connect(app.address).await.unwrap();
                 let head = format!(
@@ -282,7 +288,7 @@ async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_t
                 }
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                // If the declared length is within the limit, a `100 Continue` comes first.
+                // If the declared length is within the limit on the body, a `100 Continue` comes first.
                 let final_answer = answer.rsplit("HTTP/1.1 ").next().unwrap();
                 assert!(final_answer.starts_with(status), "{answer}");
             }

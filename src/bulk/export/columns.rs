@@ -138,7 +138,7 @@ mod tests {
     fn the_number_of_columns_and_the_length_of_their_names_are_limited() {
         let mut columns = Columns::default();
         (0..MAX_COLUMNS).try_for_each(|n| columns.add(&n.to_string())).unwrap();
-        columns.add("0").unwrap();
+        columns.add("0").unwrap(); // known, so this adds no column
         assert!(columns.add("one more").is_err());
         let mut columns = Columns::default();
         columns.add(&"a".repeat(MAX_NAME_BYTES)).unwrap();

@@ -16,7 +16,7 @@ use crate::nvidia::DIMENSIONS;
 const HEADER_LEN: usize = 128;
 
 /// The beginning of the header: the magic text and the version.
-const MAGIC: &[u8; 8] = b"\x93NUMPY\x01\x00";
+const MAGIC_AND_VERSION: &[u8; 8] = b"\x93NUMPY\x01\x00";
 
 /// How many bytes are written at once.
 const WRITE_BYTES: usize = 1 << 20;
@@ -31,13 +31,15 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let mut length = None;
     let mut numbers = Vec::new();
     let count = rows.for_each(|line| {
-        line.added_values()?; // only to refuse a row without them
+        // Refuses a row without the fields that `embed` adds. The file contains only their last one,
+        // the vector.
+        line.added_values()?;
         numbers.clear();
         line.append_vector(&mut length, &mut numbers)?;
         for number in &numbers {
             output.write_all(&number.to_le_bytes())?;
         }
-        rows.add_exported();
+        rows.count_exported_row();
         Ok(())
     })?;
     output.flush()?;
@@ -53,10 +55,10 @@ fn header(rows: u64, columns: usize) -> [u8; HEADER_LEN] {
     let description =
         format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {columns}), }}");
     let mut header = [b' '; HEADER_LEN];
-    let (magic, rest) = header.split_at_mut(MAGIC.len());
-    magic.copy_from_slice(MAGIC);
-    // After the magic text are two bytes with the length of the rest of the header.
-    let text_len = (HEADER_LEN - MAGIC.len() - 2) as u16;
+    let (magic_and_version, rest) = header.split_at_mut(MAGIC_AND_VERSION.len());
+    magic_and_version.copy_from_slice(MAGIC_AND_VERSION);
+    // Two bytes contain the length of the text, which is the rest of the header.
+    let text_len = (HEADER_LEN - MAGIC_AND_VERSION.len() - 2) as u16;
     rest[..2].copy_from_slice(&text_len.to_le_bytes());
     rest[2..][..description.len()].copy_from_slice(description.as_bytes());
     header[HEADER_LEN - 1] = b'\n';

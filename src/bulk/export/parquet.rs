@@ -40,7 +40,7 @@ const MAX_BATCH_ROWS: usize = 256;
 /// A batch with this many bytes of text is full.
 const MAX_BATCH_BYTES: usize = 4 << 20;
 
-/// The name of the numbers in a list, by Parquet's specification.
+/// The name of the field for a list's numbers, by Parquet's specification.
 const ELEMENT: &str = "element";
 
 /// Writes the file. Returns the number of rows.
@@ -68,7 +68,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let mut length = Some(length);
     let count = rows.for_each(|line| {
         batch.add(&line, &mut length)?;
-        rows.add_exported();
+        rows.count_exported_row();
         if batch.is_full() { Ok(writer.write(&batch.take(vector_length)?)?) } else { Ok(()) }
     })?;
     writer.write(&batch.take(vector_length)?)?;

@@ -15,12 +15,12 @@ use super::{
     ExportError,
 };
 
-/// The `.jsonl` file, whose rows `imagesvc embed` has written.
+/// The `.jsonl` file, to which `imagesvc embed` has written the rows.
 pub(super) struct RowFile<'a> {
     pub file: &'a File,
     /// Contains the prefix of the names of the fields that `embed` adds to a row.
     pub reader: &'a ItemReader,
-    /// Counts the rows that were written to the new file.
+    /// Counts the rows of the new file, for the progress line.
     pub exported: &'a AtomicU64,
     /// Reading ends when this becomes true.
     pub is_interrupted: &'a AtomicBool,
@@ -54,13 +54,13 @@ impl RowFile<'_> {
         Err(ExportError::Interrupted)
     }
 
-    /// Counts a row that was written to the new file.
-    pub(super) fn add_exported(&self) {
+    /// Adds a row to the count of the progress line.
+    pub(super) fn count_exported_row(&self) {
         self.exported.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// A line of the file.
+/// A row of the file, with the number of its line.
 pub(super) struct Line<'a> {
     number: u64,
     pub row: Row<'a>,
@@ -90,15 +90,15 @@ impl<'a> Line<'a> {
         length: &mut Option<usize>,
         values: &mut Vec<f32>,
     ) -> Result<(), ExportError> {
-        let before = values.len();
+        let previous_len = values.len();
         numbers::append(self.row.vector, values).map_err(|detail| self.error(detail))?;
-        let found = values.len() - before;
-        let expected = *length.get_or_insert(found);
-        if found == expected {
+        let actual = values.len() - previous_len;
+        let expected = *length.get_or_insert(actual);
+        if actual == expected {
             return Ok(());
         }
         Err(self
-            .error(format!("the vector has {found} numbers, but the first row's has {expected}")))
+            .error(format!("the vector has {actual} numbers, but the first row's has {expected}")))
     }
 }
 

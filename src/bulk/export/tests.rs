@@ -77,8 +77,8 @@ fn formats() -> Vec<ExportFormat> {
     ]
 }
 
-/// The text of a number just above the middle of two `f32`. Its nearest `f64` is the middle, which would
-/// be rounded down.
+/// The text of a number just above the middle between two `f32`, and the nearest `f32`: the upper one.
+/// The nearest `f64` is the middle itself, which would be rounded to the lower one.
 pub(super) const ABOVE_MIDDLE: (&str, f32) =
     ("1.0000000596046447753906250000000001", 1.0 + f32::EPSILON);
 
@@ -213,7 +213,7 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
             finish.send("made").unwrap();
         }
     };
-    // The clock does not advance by itself while a thread works.
+    // The paused clock does not advance by itself while a blocking task runs.
     let clock = async {
         loop {
             tokio::time::advance(std::time::Duration::from_secs(1)).await;

@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// A policy for the ports 80 and 443. Without `hosts`, it allows every public host.
 fn new_policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
     let hosts: Vec<_> = hosts.iter().map(|host| HostPattern::parse(host).unwrap()).collect();
     Policy {
@@ -13,7 +14,8 @@ fn new_policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
     }
 }
 
-/// Returns whether an allowed URL is an exception, or the error of a URL that is not allowed.
+/// Returns whether an exception for a server (host and port) allows the URL, or the error of a URL
+/// that is not allowed. An exception for a network gives `false`.
 fn checked(policy: &Policy, url: &str) -> Result<bool, UrlError> {
     policy.check_url(url).map(|target| target.is_exception)
 }
@@ -30,6 +32,7 @@ fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbou
         assert!(!is_public(network.addr()), "{network}");
         assert!(!is_public(network.broadcast()), "{network}");
     }
+    // Addresses beside the ranges. An IPv6 address before a range is near it, but not the last before it.
     for public in [
         "1.0.0.0",
         "9.255.255.255",
@@ -79,7 +82,8 @@ fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbou
     ] {
         assert!(is_public(public.parse().unwrap()), "{public}");
     }
-    // These IPv6 addresses are not global unicast addresses, or they lead to an IPv4 address.
+    // These are not global unicast addresses, except the last two. Those belong to ISATAP tunnels,
+    // which lead to an IPv4 address.
     for denied in [
         "1fff::",
         "4000::",
@@ -99,7 +103,7 @@ fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbou
 }
 
 #[test]
-fn every_spelling_of_a_private_address_is_denied() {
+fn private_addresses_are_denied_in_many_spellings() {
     let policy = new_policy(&[], &[]);
     for url in [
         "http://127.0.0.1/",
@@ -132,7 +136,7 @@ fn every_spelling_of_a_private_address_is_denied() {
 }
 
 #[test]
-fn text_that_is_not_a_web_url_is_invalid() {
+fn text_that_is_not_a_web_url_or_has_a_user_or_is_too_long_is_invalid() {
     let policy = new_policy(&[], &[]);
     for url in [
         "",
@@ -171,8 +175,10 @@ fn an_exception_allows_only_its_own_network_or_server() {
         &[],
         &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"],
     );
+    // Allowed, but `is_exception` is true only for a server.
     assert_eq!(checked(&policy, "http://10.1.2.3/"), Ok(false));
     assert!(is_denied(&policy, "http://10.2.0.1/"));
+    // An exception for a network does not allow further ports.
     assert!(is_denied(&policy, "http://10.1.2.3:8080/"));
     assert_eq!(checked(&policy, "http://PICTURES.internal.:8080/"), Ok(true));
     assert!(is_denied(&policy, "http://pictures.internal:8081/"));
@@ -181,12 +187,14 @@ fn an_exception_allows_only_its_own_network_or_server() {
     assert_eq!(checked(&policy, "http://169.254.1.1/"), Ok(false));
     // No exception allows a metadata endpoint.
     assert!(is_denied(&policy, "http://169.254.169.254/"));
-    let (metadata, is_exception) = ("::ffff:169.254.169.254".parse().unwrap(), true);
-    assert!(policy.check_address(metadata, is_exception).is_err());
+    let metadata_address = "::ffff:169.254.169.254".parse().unwrap();
+    let is_exception = true; // as for the host and port of an exception
+    assert!(policy.check_address(metadata_address, is_exception).is_err());
 }
 
 #[test]
 fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
+    // The first exception has no effect, because only the contained IPv4 address is checked.
     let with_exceptions = new_policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
     for (address, is_allowed, is_allowed_with_exceptions) in [
         ("64:ff9b::808:808", true, true),     // 8.8.8.8
@@ -194,7 +202,7 @@ fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
         ("64:ff9b::7f00:1", false, false),    // 127.0.0.1
         ("64:ff9b::a00:1", false, false),     // 10.0.0.1
         ("64:ff9b::a01:1", false, true),      // 10.1.0.1
-        // A prefix for local use (RFC 8215) is not unwrapped.
+        // With the NAT64 prefix for local use (RFC 8215), the contained IPv4 address does not count.
         ("64:ff9b:1::808:808", false, false),
     ] {
         let address = address.parse().unwrap();
@@ -203,8 +211,9 @@ fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
         let result = with_exceptions.check_address(address, false);
         assert_eq!(result.is_ok(), is_allowed_with_exceptions, "{address}");
     }
-    let (metadata, is_exception) = ("64:ff9b::a9fe:a9fe".parse().unwrap(), true);
-    assert!(with_exceptions.check_address(metadata, is_exception).is_err());
+    let metadata_address = "64:ff9b::a9fe:a9fe".parse().unwrap();
+    let is_exception = true; // as for the host and port of an exception
+    assert!(with_exceptions.check_address(metadata_address, is_exception).is_err());
 }
 
 #[test]
@@ -250,7 +259,8 @@ fn invalid_exceptions_and_host_patterns_are_errors() {
     }
 }
 
-/// Whether an address is private, computed without the policy's tables: from octets and segments.
+/// Whether an address is private, determined without the policy's tables. Some ranges of the tables are
+/// not private here.
 fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
@@ -279,7 +289,7 @@ fn is_private(address: IpAddr) -> bool {
                 || v6.is_unique_local()
                 || v6.is_unicast_link_local()
                 || a == 0 // IPv4-compatible and the like
-                || a == 0x64 // NAT64
+                || a == 0x64 // NAT64 with another prefix (RFC 8215)
                 || a == 0x2002 // 6to4
                 || (a == 0x2001 && b == 0) // Teredo
                 || (a & 0xffc0) == 0xfec0 // site-local
@@ -311,7 +321,7 @@ fn any_address() -> impl Strategy<Value = IpAddr> {
         // IPv4-compatible addresses
         v4.prop_map(|v4| IpAddr::V6(Ipv6Addr::from_bits(u128::from(v4.to_bits())))),
         any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))),
-        // Global unicast addresses
+        // Global unicast addresses, which begin with the bits 001
         any::<u128>().prop_map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits >> 3 | 0x2 << 124))),
     ]
 }
@@ -327,7 +337,8 @@ fn spelling() -> impl Strategy<Value = String> {
             3 => format!("{a:#o}.{b:#x}.{c}.{d}").replace("0o", "0"),
             4 => format!("{a}.{}", bits & 0x00ff_ffff),
             5 => format!("[::ffff:{a}.{b}.{c}.{d}]"),
-            // Another address: its first number begins with an encoded digit, and a dot follows.
+            // A percent-encoded first digit, and a trailing dot. The digits of `a` are in another order,
+            // so this is another address than that of `bits`, which does not matter here.
             _ => format!("%{:02x}{}.{b}.{c}.{d}.", b'0' + a % 10, a / 10),
         }
     })

@@ -50,8 +50,7 @@ mod schema;
 const PIXEL: &str =
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
-/// How long after a batch was parsed its last fetch may begin, as a multiple of the timeout of a
-/// single fetch.
+/// A fetch may begin at most this many fetch timeouts after the batch was parsed.
 const MAX_FETCH_START_DELAY: u32 = 2;
 
 /// An answer with more pictures than this is serialized on a blocking thread.
@@ -158,6 +157,7 @@ pub(super) async fn embeddings(
     let pictures = match app.pipeline.embed_batch(admission, sources, options).await {
         Ok(pictures) => pictures,
         Err(BatchError { index, error }) => {
+            // Without an index, the error is that of the whole batch.
             let sent_item = index.and_then(|index| sent_items.get(index));
             return Err(match sent_item {
                 Some(sent_item) => sent_item.explain(error),
@@ -178,8 +178,8 @@ pub(super) async fn embeddings(
     spawn_blocking(serialize).await?
 }
 
-/// Logs the error of a picture whose batch continues. The access log contains only one line for the whole
-/// request. Returns the error.
+/// Logs and returns the error of a picture whose batch continues. The access log contains only one line
+/// for the whole request.
 fn log_error(error: Error) -> Error {
     let code = error.code();
     if code.status().is_server_error() {
@@ -226,7 +226,8 @@ async fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Er
     rate_limit.count_batch(count).await
 }
 
-/// Returns the bytes of a picture. The body is dropped when all pictures in it have been read.
+/// Returns a stream of a picture's bytes. If the picture is in the body, the stream keeps the body in
+/// memory.
 fn picture_bytes(
     app: &AppState,
     client: ClientNetwork,

@@ -96,8 +96,9 @@ fn a_file_without_rows_declares_vectors_of_the_length_that_the_model_has() {
 fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     let many = (0..MAX_GROUP_ROWS + 10).map(|n| row(&n.to_string())).collect::<String>();
     let file = open(&Rows::new(&many));
-    let rows: Vec<_> = file.metadata().row_groups().iter().map(|group| group.num_rows()).collect();
-    assert_eq!(rows, [MAX_GROUP_ROWS as i64, 10]);
+    let row_groups = file.metadata().row_groups();
+    let row_counts: Vec<_> = row_groups.iter().map(|group| group.num_rows()).collect();
+    assert_eq!(row_counts, [MAX_GROUP_ROWS as i64, 10]);
 
     // 23 rows with texts of 3 MiB: more than two groups of 32 MiB.
     const TEXT_BYTES: usize = 3 << 20;

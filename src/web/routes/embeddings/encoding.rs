@@ -45,8 +45,8 @@ impl Encoding {
             None => false,
             Some(format) => match &*json::text(format, "encoding_format")? {
                 "float" => false,
-                // A client that requests Base64 must not get a list: openai-node would decode the
-                // list as `[0, 0]`, without an error.
+                // An ignored `base64` would not be harmless: openai-node requests it by default, and
+                // decodes a list as `[0, 0]` without an error.
                 "base64" => true,
                 _ => {
                     return Err(Error::UnsupportedParameter {
@@ -63,7 +63,7 @@ impl Encoding {
                 return Err(Invalid::at(
                     &["body", "normalized"],
                     "bool_type",
-                    "Input should be a valid boolean",
+                    "Input should be a valid boolean", // the text of FastAPI
                     "The field normalized must be true or false.",
                 ));
             }

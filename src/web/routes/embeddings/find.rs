@@ -13,7 +13,7 @@ use crate::web::{
 /// message with one part.
 const MAX_PARTS: usize = 100;
 
-/// The types of parts that this route accepts. A part without a type is recognized by its fields.
+/// The types of parts that this route accepts. A part may lack a type: its fields decide what it is.
 const PART_TYPES: [&str; 4] = ["text", "image", "image_url", "input_image"];
 
 /// A JSON object: an item, a message, or a part of either.
@@ -97,7 +97,7 @@ fn find_in_item<'a>(item: &'a RawValue, place: &str) -> Result<&'a RawValue, Err
     }
 }
 
-/// Returns the string of the only picture in all messages.
+/// Returns the string of the picture in the messages, which must contain exactly one.
 pub(super) fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> {
     let place = "messages";
     let mut pictures = Vec::new();
@@ -175,7 +175,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Returns the only picture. No picture and several pictures are errors.
+/// Returns the picture of a list that must have exactly one.
 fn only_picture<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawValue, Error> {
     match *pictures {
         [picture] => Ok(picture),

@@ -122,7 +122,7 @@ pub(super) fn parse(body: Vec<u8>, rules: Rules) -> Result<Batch, Error> {
         let source = text.and_then(|text| locate(text, body_address, &place));
         (place, source)
     });
-    // This ends the borrow of the body, so that the body can change.
+    // `collect` ends the borrow of the body, so that the body can change.
     let sources: Vec<_> = sources.collect();
     let items = sources.into_iter().map(|(place, source)| {
         let source = source.and_then(|source| with_normalized_base64(source, &mut body, &place));
@@ -137,7 +137,7 @@ fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
         let detail = "The field dimensions must be a number: send 1536, or leave the field out.";
         return Err(invalid("dimensions", "Input should be a number", detail));
     };
-    // 0 means the same as no number.
+    // 0 means the same as an absent field.
     if number == 0.0 || number == DIMENSIONS as f64 {
         return Ok(());
     }
@@ -150,7 +150,7 @@ fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
 /// Determines whether a JSON string is a URL, a `data:` URL or Base64, and where it is in the body.
 fn locate(text: &RawValue, body_address: usize, place: &str) -> Result<Source, Error> {
     let raw = text.get();
-    let inner = raw.get(1..raw.len() - 1).unwrap_or_default();
+    let inner = raw.get(1..raw.len() - 1).unwrap_or_default(); // without the quotes
     let trimmed = trim_json_start(inner);
     if is_url(trimmed) {
         // A copied URL outlives the body, and the memory limit does not count the copy. A long URL is

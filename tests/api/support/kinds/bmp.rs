@@ -35,6 +35,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
         ("8", indexed(8)),
         ("16", uncompressed(16, &pixels(1, 16))),
         ("24", uncompressed(24, &pixels(3, 8))),
+        // A negative height means that the top row comes first.
         ("24-top-down", bmp((size.0, -size.1), 24, NONE, 0, &[], &pixels(3, 8))),
         ("32", uncompressed(32, &pixels(4, 8))),
         ("565", with_masks(16, [0xf800, 0x7e0, 0x1f], &pixels(1, 16))),
@@ -71,11 +72,12 @@ fn os2(windows: &[u8]) -> Vec<u8> {
 /// Run-length encoded pixels in runs of up to four pixels of one colour.
 fn runs((width, height): (u32, u32), bits: u32) -> Vec<u8> {
     let mut data = Vec::new();
+    // Each sample of `packed` is the colour of one run.
     for row in packed((width.div_ceil(4), height), 1, 8) {
-        for (run, color) in (0..).zip(row) {
+        for (run_index, color) in (0..).zip(row) {
             // With four bits per pixel, a byte contains the colours of two pixels.
             let color = if bits == 4 { color >> 4 | color & 0xf0 } else { color };
-            data.extend([(width - run * 4).min(4) as u8, color]);
+            data.extend([(width - run_index * 4).min(4) as u8, color]);
         }
         data.extend([0, 0]); // the end of the row
     }

@@ -4,13 +4,15 @@
 use super::{Kind, byte, palette};
 use crate::support::craft::gif_lzw;
 
+// Flags of a frame.
+const NONE: u8 = 0;
 const INTERLACED: u8 = 0x40;
 
 pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
-    let whole_frame = frame(size, 0);
+    let whole_frame = frame(size, NONE);
     // The graphic control extension that makes colour 7 transparent.
     let transparent = b"!\xf9\x04\x01\0\0\x07\0";
-    let smaller_frame = frame((size.0.div_ceil(2), size.1.div_ceil(2)), 0);
+    let smaller_frame = frame((size.0.div_ceil(2), size.1.div_ceil(2)), NONE);
     [
         ("plain", gif(size, &whole_frame)),
         ("interlaced", gif(size, &frame(size, INTERLACED))),
@@ -24,7 +26,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     .to_vec()
 }
 
-/// A GIF with a colour table of 256 colours, as the flags 0xf7 say, and these blocks.
+/// A GIF with these blocks. The flags 0xf7 say that it has a colour table of 256 colours.
 fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let sizes = [(width as u16).to_le_bytes(), (height as u16).to_le_bytes()].concat();
     [b"GIF89a", &sizes[..], &[0xf7, 0, 0], &palette(), blocks, b";"].concat()

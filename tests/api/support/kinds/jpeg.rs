@@ -1,4 +1,4 @@
-//! JPEG: one from an encoder, and others with a few random coefficients in each block.
+//! Generates JPEGs: one with an encoder, and others with a few random coefficients in each block.
 
 use image_rs::{ImageFormat, RgbImage};
 
@@ -57,15 +57,15 @@ impl Blocks {
         u64::from(self.seed >> 16)
     }
 
-    /// Writes a random DC difference of five bits, after the code for this length.
+    /// Writes the code for a DC difference of five bits (see [`jpeg_head`]), and then five random bits.
     fn write_dc(&mut self) {
         let difference = self.random() & 31;
         self.bits.put(5, 4);
         self.bits.put(difference, 5);
     }
 
-    /// Writes six AC coefficients of one random bit, each after the code for this length, and the
-    /// code for the end of the block.
+    /// Writes six AC coefficients, and then the code for the end of the block. Each coefficient is the
+    /// code for "one bit" (see [`jpeg_head`]) and one random bit.
     fn write_ac(&mut self) {
         for _ in 0..6 {
             let coefficient = self.random() & 1;
@@ -98,6 +98,9 @@ impl Blocks {
 fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
     let max_factors = sampling[0]; // the first component has the largest factors
     let (max_horizontal, max_vertical) = (u32::from(max_factors >> 4), u32::from(max_factors & 15));
+    // A scan of several components consists of whole MCUs (minimum coded units), so it may have
+    // blocks beyond the right and the bottom edge. A scan of one component has only the blocks that
+    // the picture needs (ITU-T T.81, A.2.2).
     let mcus = size.0.div_ceil(8 * max_horizontal) * size.1.div_ceil(8 * max_vertical);
     let scan = |head: Vec<u8>, block_count: u32, write_block: fn(&mut Blocks)| {
         let mut blocks = Blocks { bits: HighBits::default(), seed: 1 };
@@ -107,33 +110,35 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
     let ids: Vec<u8> = (1..=sampling.len() as u8).collect();
     let blocks_per_mcu: u32 =
         sampling.iter().map(|factors| u32::from((factors >> 4) * (factors & 15))).sum();
-    // In a scan of several components, blocks fill up the last MCU (minimum coded unit) of a row
-    // and of a column. A scan of one component contains only the blocks that are needed (A.2.2).
-    let blocks_in_own_scan = |factors: u8| {
+    let blocks_if_alone_in_scan = |factors: u8| {
         (size.0 * u32::from(factors >> 4)).div_ceil(8 * max_horizontal)
             * (size.1 * u32::from(factors & 15)).div_ceil(8 * max_vertical)
     };
-    let blocks_in_common_scan =
-        if sampling.len() == 1 { blocks_in_own_scan(max_factors) } else { mcus * blocks_per_mcu };
+    let blocks_if_all_in_one_scan = if sampling.len() == 1 {
+        blocks_if_alone_in_scan(max_factors)
+    } else {
+        mcus * blocks_per_mcu
+    };
     let mut jpeg = jpeg_head(frame, (size.0 as u16, size.1 as u16), sampling);
     if sampling.len() == 4 {
         // Adobe's segment: the components are CMYK, without a colour transform.
         jpeg.splice(2..2, segment(0xee, b"Adobe\0\x64\0\0\0\0\0"));
     }
     if frame == PROGRESSIVE {
-        jpeg.extend(scan(scan_head(&ids, (0, 0), 0), blocks_in_common_scan, Blocks::write_dc));
+        // A scan with the DC coefficients of all components, and one with the AC coefficients of each.
+        jpeg.extend(scan(scan_head(&ids, (0, 0), 0), blocks_if_all_in_one_scan, Blocks::write_dc));
         for (id, factors) in ids.iter().zip(sampling) {
             let head = scan_head(&[*id], (1, 63), 0);
-            jpeg.extend(scan(head, blocks_in_own_scan(*factors), Blocks::write_ac));
+            jpeg.extend(scan(head, blocks_if_alone_in_scan(*factors), Blocks::write_ac));
         }
     } else if scans == Scans::ForEachComponent {
         for (id, factors) in ids.iter().zip(sampling) {
             let head = scan_head(&[*id], (0, 63), 0);
-            jpeg.extend(scan(head, blocks_in_own_scan(*factors), Blocks::write_dc_and_ac));
+            jpeg.extend(scan(head, blocks_if_alone_in_scan(*factors), Blocks::write_dc_and_ac));
         }
     } else {
         let head = scan_head(&ids, (0, 63), 0);
-        jpeg.extend(scan(head, blocks_in_common_scan, Blocks::write_dc_and_ac));
+        jpeg.extend(scan(head, blocks_if_all_in_one_scan, Blocks::write_dc_and_ac));
     }
     jpeg.extend(b"\xff\xd9");
     jpeg

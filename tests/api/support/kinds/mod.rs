@@ -1,7 +1,7 @@
 //! Generates ordinary pictures of many kinds. Like photographs, they have gradients and some noise.
 //!
 //! Some kinds are missing. Lossy WebP is always grey, because an encoder for colours would be long.
-//! There is no JPEG with arithmetic coding, with 12 bits or without loss. Two kinds that the
+//! There is no JPEG with arithmetic coding, with 12 bits or without loss. Some kinds that the
 //! service cannot decode are included: see [`unsupported`].
 
 mod bmp;
@@ -18,7 +18,7 @@ use image_rs::{DynamicImage, ImageFormat};
 /// The name of a kind of picture, and a picture of this kind.
 pub type Kind = (String, Vec<u8>);
 
-/// One picture of each kind, of this size.
+/// One picture of each kind, of this size. Only the canvas of `gif-first-frame-larger` is smaller.
 pub fn all(width: u32, height: u32) -> Vec<Kind> {
     let size = (width, height);
     [
@@ -32,7 +32,7 @@ pub fn all(width: u32, height: u32) -> Vec<Kind> {
     .concat()
 }
 
-/// How the error describes this kind, or `None` if the service can decode the kind.
+/// How the error describes the kind with this name, or `None` if the service can decode the kind.
 pub fn unsupported(name: &str) -> Option<&'static str> {
     let several_scans = "a baseline JPEG with its colour components in several scans";
     let floats = "a TIFF of floating-point numbers that are not RGB of 32 bits";
@@ -41,6 +41,7 @@ pub fn unsupported(name: &str) -> Option<&'static str> {
         ("jpeg-scan-per-component-422", several_scans),
         ("tiff-grey-float-32-", floats),
     ];
+    // The name of a TIFF ends with its layout.
     kinds.iter().find(|(start, _)| name.starts_with(start)).map(|(_, description)| *description)
 }
 

@@ -32,7 +32,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
                     // Three bytes for each of 2^depth colours.
                     let colors = &palette()[..3 << depth];
                     chunks.push(png_chunk(b"PLTE", colors));
-                    chunks.push(png_chunk(b"tRNS", &[0]));
+                    chunks.push(png_chunk(b"tRNS", &[0])); // the first colour is transparent
                 }
                 chunks.push(png_chunk(b"IDAT", &zlib(&data)));
                 let bytes = png(size, *depth as u8, color_type, interlace, &chunks);

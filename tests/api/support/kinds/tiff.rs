@@ -36,6 +36,7 @@ enum Layout {
 struct Samples {
     photometric: u64,
     count: u32,
+    /// The bits of each sample.
     bits: u32,
     /// Whether samples are floating-point numbers.
     is_float: bool,
@@ -160,7 +161,7 @@ fn picture(
 ) -> Vec<u8> {
     let (planes, channels_per_plane) =
         if samples.is_planar { (samples.count, 1) } else { (1, samples.count) };
-    // The width, which all chunks share, and the height of each chunk.
+    // A chunk is a strip or a tile. All chunks have the same width, but not the same height.
     let (chunk_width, chunk_heights): (u32, Vec<u32>) = match layout {
         Layout::Strips(rows) => (
             width,
@@ -181,7 +182,8 @@ fn picture(
             data.extend(compressed);
         }
     }
-    let planar_configuration = if samples.is_planar { tag::SEPARATE_PLANES } else { 1 };
+    let interleaved = 1;
+    let planar_configuration = if samples.is_planar { tag::SEPARATE_PLANES } else { interleaved };
     let mut entries: Vec<Entry> = vec![
         (tag::WIDTH, tag::LONG, vec![width.into()]),
         (tag::HEIGHT, tag::LONG, vec![height.into()]),

@@ -24,8 +24,9 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
     let raw_alpha: Vec<u8> =
         (0..height).flat_map(|y| (0..width).map(move |x| byte(x, y, 3))).collect();
     let alpha_chunk = |filter: u8| riff_chunk(b"ALPH", &[&[filter << 2], &raw_alpha[..]].concat());
-    let animated = |frame: &[Vec<u8>]| {
-        let frame = anmf(width, height, frame);
+    // Two frames, which are the same.
+    let animated = |chunks: &[Vec<u8>]| {
+        let frame = anmf(width, height, chunks);
         let head = [vp8x(ANIMATED | ALPHA, width, height), riff_chunk(b"ANIM", &[0; 6])];
         webp(&[&head[..], &[frame.clone(), frame]].concat())
     };

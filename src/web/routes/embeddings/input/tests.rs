@@ -8,7 +8,7 @@ use crate::base64_text::decode;
 
 const RULES: Rules = Rules { max_pictures: 4, model: "nvidia/nv-dinov2" };
 
-/// Strings that random items contain. "QUJD" is the Base64 of "ABC".
+/// Strings for random items, besides random strings. "QUJD" is the Base64 of "ABC".
 const TEXTS: &[&str] =
     &["QUJD", "data:,QUJD", "http://a/b", "two words", "", "data:", "QQ==QQ==", "é"];
 
@@ -50,7 +50,7 @@ fn a_url_and_a_data_url_and_base64_are_distinguished() {
 fn only_the_first_elements_of_a_long_list_are_stored() {
     let list = format!("[{}1]", "1,".repeat(1_000_000));
     let list = RawValue::from_string(list).unwrap();
-    // All elements are counted, although only four are stored.
+    // All elements are counted, although at most four are stored.
     let elements = json::elements(&list, 4).unwrap();
     assert_eq!((elements.prefix.len(), elements.count), (4, 1_000_001));
 }

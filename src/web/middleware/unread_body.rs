@@ -1,4 +1,4 @@
-//! Drains the rest of a body that no handler has read, so that the client can read the response.
+//! Discards the rest of a body that no handler has read, so that the client can read the response.
 //!
 //! If the connection were closed while the client is sending, the client would see a broken pipe,
 //! or a reset that discards the response. This layer therefore reads and discards the rest of the
@@ -23,13 +23,13 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-/// The most bytes of a body to drain: as many as, by default, the largest body that a route accepts.
-const MAX_DRAINED_BYTES: u64 = 32 << 20;
-/// The most time for draining a body.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most bytes of a body to discard: as many as, by default, the largest body that a route accepts.
+const MAX_DISCARDED_BYTES: u64 = 32 << 20;
+/// The most time for discarding a body.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The layer. The module's documentation describes it.
-pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response {
+pub(in crate::web) async fn discard_unread_body(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() {
         return next.run(request).await;
     }
@@ -41,7 +41,7 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
     let mut response = next.run(request).await;
     match unread.take() {
         None => {}
-        // A body is not drained if it already arrived too slowly. Nor is it drained if the client
+        // A body is not read here if it already arrived too slowly. Nor is it read if the client
         // still waits for `100 Continue`, because reading the body would send that. If bytes arrive
         // nevertheless, the server discards them while the connection lingers.
         Some(rest)
@@ -51,7 +51,7 @@ pub(in crate::web) async fn drain_body(request: Request, next: Next) -> Response
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         // Dropping the handle does not end the task.
-        Some(rest) => drop(tokio::spawn(timeout(DRAIN_TIMEOUT, discard(rest.body)))),
+        Some(rest) => drop(tokio::spawn(timeout(DISCARD_TIMEOUT, discard(rest.body)))),
     }
     response
 }
@@ -67,7 +67,7 @@ async fn discard(mut body: Body) {
     let mut discarded = 0;
     while let Some(Ok(frame)) = body.frame().await {
         discarded += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
-        if discarded > MAX_DRAINED_BYTES {
+        if discarded > MAX_DISCARDED_BYTES {
             break;
         }
     }
@@ -145,15 +145,16 @@ mod tests {
     use super::*;
 
     /// Sends an endless body, a chunk after each pause, to a handler that does not read it. Returns
-    /// how many bytes were drained, and how long that took.
-    async fn drained(chunk_bytes: usize, pause: Duration) -> (u64, Duration) {
+    /// how many bytes were discarded, and how long that took.
+    async fn discarded(chunk_bytes: usize, pause: Duration) -> (u64, Duration) {
         let (sender, mut sizes) = mpsc::unbounded_channel();
         let body = Body::from_stream(stream::unfold(sender, move |sender| async move {
             sleep(pause).await;
             sender.send(chunk_bytes as u64).ok()?;
             Some((Ok::<_, io::Error>(vec![0; chunk_bytes]), sender))
         }));
-        let router = Router::new().route("/", post(async || "ok")).layer(from_fn(drain_body));
+        let router =
+            Router::new().route("/", post(async || "ok")).layer(from_fn(discard_unread_body));
         let started = Instant::now();
         let response = router.oneshot(Request::post("/").body(body).unwrap()).await.unwrap();
         assert_eq!((response.status(), started.elapsed()), (StatusCode::OK, Duration::ZERO));
@@ -163,23 +164,23 @@ mod tests {
                 total += size;
             }
         };
-        // The channel ends when the body is dropped, after it was drained.
+        // The channel ends when the body is dropped, after the last read.
         timeout(Duration::from_secs(60), add_all).await.unwrap();
         (total, started.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_slow_body_is_drained_for_at_most_five_seconds() {
-        assert_eq!(drained(1, Duration::from_secs(3600)).await, (0, DRAIN_TIMEOUT));
+    async fn a_slow_body_is_discarded_for_at_most_five_seconds() {
+        assert_eq!(discarded(1, Duration::from_secs(3600)).await, (0, DISCARD_TIMEOUT));
         // One byte every 0.3 s: 16 bytes arrive within 5 s.
-        assert_eq!(drained(1, Duration::from_millis(300)).await, (16, DRAIN_TIMEOUT));
+        assert_eq!(discarded(1, Duration::from_millis(300)).await, (16, DISCARD_TIMEOUT));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn draining_ends_with_the_first_chunk_beyond_32_mib() {
+    async fn discarding_ends_with_the_first_chunk_beyond_32_mib() {
         let chunk_bytes = 64 * 1024;
-        let (total, elapsed) = drained(chunk_bytes, Duration::ZERO).await;
-        assert_eq!(total, MAX_DRAINED_BYTES + chunk_bytes as u64);
+        let (total, elapsed) = discarded(chunk_bytes, Duration::ZERO).await;
+        assert_eq!(total, MAX_DISCARDED_BYTES + chunk_bytes as u64);
         assert_eq!(elapsed, Duration::ZERO);
     }
 }
