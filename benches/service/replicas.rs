@@ -114,7 +114,7 @@ impl Bench {
 
         self.nvidia.set_delay(CALL_TIME);
         heading(
-            "one client, a bucket and a NVIDIA of 20 ms on loopback; median latency",
+            "one client, a bucket and an NVIDIA of 20 ms on loopback; median latency",
             &["picture", "bucket alone ms", "with Valkey ms", "added ms"],
         );
         for (sent, is_fresh, max_added_ms) in [("fresh", true, 5.0), ("again", false, 2.0)] {

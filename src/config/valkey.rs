@@ -68,6 +68,8 @@ mod tests {
             assert!(!format!("{config:?}").contains("hunter2"));
         }
         assert!(resolve(&[]).unwrap().valkey.is_none());
+        let error = resolve(&[("IMAGESVC_VALKEY_TIMEOUT", "11s")]).unwrap_err();
+        assert!(error.contains("IMAGESVC_VALKEY_TIMEOUT must be at most 10s"), "{error}");
         let error = resolve(&[("IMAGESVC_VALKEY_URL", "hunter2")]).unwrap_err();
         assert!(error.contains("IMAGESVC_VALKEY_URL") && !error.contains("hunter2"), "{error}");
     }

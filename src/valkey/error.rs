@@ -1,7 +1,7 @@
 //! Why the Valkey cannot be used, and what an operator can do.
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use tokio::{sync::AcquireError, task::JoinError};
+use tokio::task::JoinError;
 
 /// Why a command or the connection failed.
 #[derive(Debug, thiserror::Error)]
@@ -15,9 +15,6 @@ pub enum Failure {
     /// The task that connects panicked.
     #[error("the task that connects has failed")]
     Task(#[from] JoinError),
-    /// The service stops.
-    #[error("the service stops")]
-    Stopping(#[from] AcquireError),
 }
 
 impl From<RedisError> for Failure {
@@ -48,7 +45,7 @@ impl Failure {
         match self {
             Self::Timeout => "timeout",
             Self::Redis(error) if error.is_io_error() => "no_connection",
-            Self::Redis(_) | Self::Task(_) | Self::Stopping(_) => "error",
+            Self::Redis(_) | Self::Task(_) => "error",
         }
     }
 
@@ -95,7 +92,7 @@ impl Failure {
     /// the server cannot be reached, or fails in a way that may pass.
     pub(super) fn into_refusal(self) -> Result<StartError, Self> {
         let is_refusal = match &self {
-            Self::Timeout | Self::Task(_) | Self::Stopping(_) => false,
+            Self::Timeout | Self::Task(_) => false,
             Self::Redis(error) => {
                 self.is_about_permissions()
                     || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))

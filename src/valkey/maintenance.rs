@@ -93,8 +93,9 @@ impl Valkey {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(command_timeout))
             .set_response_timeout(Some(command_timeout));
-        // The thread holds the permit until it ends, even if this future is dropped earlier.
-        let permit = Arc::clone(&self.0.may_connect).acquire_owned().await?;
+        // The thread holds the permit until it ends, even if this future is dropped earlier. Nothing closes
+        // the semaphore, so there is always a permit.
+        let permit = Arc::clone(&self.0.may_connect).acquire_owned().await.ok();
         // With TLS, `redis` reads the system's certificates from files, which blocks.
         let runtime = Handle::current();
         let connect = spawn_blocking(move || {

@@ -70,7 +70,7 @@ fn findings(settings: &Settings, probe: &Probe, now: SystemTime) -> Vec<Finding>
     if findings.is_empty() {
         findings.push(finding(
             State::Ok,
-            format!("{}: a script was run, and the clock was read", settings.url),
+            format!("{}: all scripts were run, and the clock was read", settings.url),
         ));
     }
     findings

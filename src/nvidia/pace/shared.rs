@@ -114,8 +114,8 @@ impl Sharing {
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
         // A replica connects half a second after a failure. Connecting takes up to two timeouts, and
-        // writing the replica's calls takes another.
-        let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 3 * valkey.timeout());
+        // the first report and the replica's calls take one each.
+        let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 4 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
 }
