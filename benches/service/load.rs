@@ -25,6 +25,7 @@ const SETTLE_TIME: Duration = Duration::from_millis(50);
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// The requests of a load.
+#[derive(Clone)]
 pub struct Load {
     pub request: Request,
     /// Whether each request contains a new picture. Otherwise all contain the same picture.
