@@ -15,12 +15,17 @@ use crate::{fake_nvidia::FakeNvidia, http::Connection, nvidia_api};
 
 /// The program to measure: the one that `BENCH_PROGRAM` names if it is set, else that of this build.
 pub fn program() -> PathBuf {
-    let program = env::var_os("BENCH_PROGRAM").unwrap_or(env!("CARGO_BIN_EXE_imagesvc").into());
-    // An absolute path, because the service runs in another folder.
-    fs::canonicalize(program).unwrap()
+    program_of("BENCH_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_imagesvc").into())
 }
 
-/// A running service. Dropping it kills the process.
+/// The program that this variable names, if it is set.
+pub fn program_of(variable: &str) -> Option<PathBuf> {
+    // An absolute path, because the service runs in another folder.
+    env::var_os(variable).map(|program| fs::canonicalize(program).unwrap())
+}
+
+/// A running service. Dropping it kills the process. The nginx of [`crate::nginx`] counts as one, because
+/// it is measured in the same way.
 pub struct Service {
     pub address: SocketAddr,
     /// The time from the start of the process to its first response.
@@ -53,10 +58,18 @@ impl Service {
     /// Starts the service in a folder, and waits for its first response. The service calls the fake
     /// NVIDIA.
     pub fn start(folder: &Path, nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
-        // The port is free now. Another process is unlikely to use it before the service does.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let log = File::options().create(true).append(true).open(folder.join("service.log"));
-        let mut command = Command::new(program());
+        Self::start_program(&program(), folder, nvidia, settings)
+    }
+
+    /// Like [`Self::start`], with a program that need not be of this build.
+    pub fn start_program(
+        program: &Path,
+        folder: &Path,
+        nvidia: &FakeNvidia,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        let address = free_address();
+        let mut command = Command::new(program);
         command
             .env_clear()
             .env("MALLOC_ARENA_MAX", "2") // as in the systemd unit and the container image
@@ -66,9 +79,14 @@ impl Service {
             .env("IMAGESVC_PORT", address.port().to_string())
             .env("IMAGESVC_FETCH_ALLOW", nvidia.address.to_string())
             .envs(nvidia_api::settings(nvidia.address))
-            .envs(settings.iter().copied())
-            .current_dir(folder)
-            .stderr(Stdio::from(log.unwrap()));
+            .envs(settings.iter().copied());
+        Self::spawn(command, address, folder)
+    }
+
+    /// Starts a server, and waits for its first response. Its log is `service.log` in the folder.
+    pub fn spawn(mut command: Command, address: SocketAddr, folder: &Path) -> Self {
+        let log = File::options().create(true).append(true).open(folder.join("service.log"));
+        command.current_dir(folder).stderr(Stdio::from(log.unwrap()));
         let started = Instant::now();
         let mut process = command.spawn().unwrap();
         while !is_healthy(address) {
@@ -168,6 +186,11 @@ impl Drop for Service {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// An address whose port is free now. Another process is unlikely to use it before the server does.
+pub fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// Reads a memory field of `/proc/<id>/status` in MB. Returns `None` if the process has ended.

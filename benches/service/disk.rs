@@ -5,11 +5,15 @@ use std::{
     fs::{self, File},
     io::Write,
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use crate::{load::Percentiles, samples::jpeg};
+
+/// The name of the next file. No file replaces an earlier one, because that would have a cost of its own.
+static NEXT_NAME: AtomicU64 = AtomicU64::new(0);
 
 /// What was measured while files were saved.
 pub struct DiskResult {
@@ -25,11 +29,11 @@ pub fn measure(folder: &Path, len: usize, thread_count: usize, run_for: Duration
     let bytes = jpeg(len);
     fs::create_dir_all(folder.join("staged")).unwrap();
     let started = Instant::now();
-    let save_files = |thread_index: usize| {
+    let save_files = || {
         let (cpu_before, mut latencies) = (cpu_of_this_thread(), Vec::new());
         while started.elapsed() < run_for {
             let save_started = Instant::now();
-            save(folder, &format!("{thread_index}-{}", latencies.len()), &bytes);
+            save(folder, &NEXT_NAME.fetch_add(1, Ordering::Relaxed).to_string(), &bytes);
             latencies.push(save_started.elapsed());
         }
         (latencies, cpu_of_this_thread() - cpu_before)
@@ -37,8 +41,7 @@ pub fn measure(folder: &Path, len: usize, thread_count: usize, run_for: Duration
     let (mut all_latencies, mut total_cpu) = (Vec::new(), 0.0);
     thread::scope(|scope| {
         let save_files = &save_files;
-        let handles: Vec<_> =
-            (0..thread_count).map(|index| scope.spawn(move || save_files(index))).collect();
+        let handles: Vec<_> = (0..thread_count).map(|_| scope.spawn(save_files)).collect();
         for handle in handles {
             let (latencies, cpu) = handle.join().unwrap();
             all_latencies.extend(latencies);

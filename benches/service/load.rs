@@ -25,6 +25,7 @@ const SETTLE_TIME: Duration = Duration::from_millis(50);
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// A load: what the clients send, how many they are, and for how long they send.
+#[derive(Clone)]
 pub struct Load {
     pub request: Request,
     /// Whether each request gets another number, and so a new picture. Otherwise all requests are the

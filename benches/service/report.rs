@@ -94,3 +94,9 @@ pub fn row(names: &[String], figures: &[f64]) {
         .collect();
     println!("{names}{figures}");
 }
+
+/// The round with the median of its first figure. The number of rounds is odd.
+pub fn median<const N: usize>(mut rounds: Vec<[f64; N]>) -> [f64; N] {
+    rounds.sort_by(|a, b| a[0].total_cmp(&b[0]));
+    rounds[rounds.len() / 2]
+}

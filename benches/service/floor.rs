@@ -1,0 +1,96 @@
+//! Compares the processor time of a request with that of nginx, which passes the same bytes through.
+//! Processor times vary with the machine and over time; their ratio hardly does.
+
+use std::fs;
+
+use tempfile::TempDir;
+
+use crate::{
+    Bench,
+    child::Service,
+    load::Load,
+    nginx,
+    pictures::{LARGE, SMALL},
+    report::{heading, median, row},
+    request::Request,
+};
+
+/// How often two programs are measured in turn. The median of their ratios counts.
+pub const ROUNDS: u32 = 5;
+
+/// A file system in memory.
+const MEMORY: &str = "/dev/shm";
+
+/// The free memory that the pictures of a round, and the cache of vectors on disk, may need.
+const MEMORY_BYTES: u64 = 4 << 30;
+
+/// A service whose folder is in memory. Dropping it removes the folder.
+pub struct InMemory {
+    pub service: Service,
+    folder: TempDir,
+}
+
+impl InMemory {
+    /// Removes the saved pictures, so that they do not fill the memory.
+    pub fn remove_pictures(&self) {
+        for entry in fs::read_dir(self.folder.path().join("downloads")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "jpg") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+    }
+}
+
+impl Bench {
+    /// Compares each route with nginx. The nginx passes on what the service sends for a picture of 34 KB.
+    pub fn floor(&mut self) {
+        let folder = self.folder("nginx");
+        let Some(nginx) = nginx::start(&folder, self.nvidia.address) else { return };
+        let Some(memory) = self.start_in_memory() else { return };
+        heading(
+            "16 clients, the folder in memory; processor time against that of nginx",
+            &["route", "picture", "sent", "nginx ms", "CPU ms", "times"],
+        );
+        let url = Request::url(&self.nvidia.picture_url(SMALL));
+        let goals = [
+            ("upload", "34 KB", "fresh", Request::upload(SMALL), 6.0),
+            ("base64", "34 KB", "fresh", Request::base64(SMALL), 6.5),
+            ("url", "34 KB", "fresh", url, 9.0),
+            ("upload", "34 KB", "again", Request::upload(SMALL), 2.8),
+            ("upload", "2 MB", "fresh", Request::upload(LARGE), 120.0),
+        ];
+        let run_for = self.load_time / ROUNDS * 2;
+        let load = |request| Load { request, is_fresh: true, clients: 16, run_for };
+        let pass_through = load(Request::inference());
+        for (route, picture, sent, request, max) in goals {
+            let load = Load { is_fresh: sent == "fresh", ..load(request) };
+            let rounds = (0..ROUNDS).map(|_| {
+                let floor = pass_through.run(&nginx, &self.nvidia).cpu.total();
+                let cpu = load.run(&memory.service, &self.nvidia).cpu.total();
+                memory.remove_pictures();
+                [cpu / floor, floor, cpu]
+            });
+            let [ratio, floor, cpu] = median(rounds.collect());
+            row(&[route.into(), picture.into(), sent.into()], &[floor, cpu, ratio]);
+            let name = format!("{route}, {picture}, {sent}, in memory: times nginx");
+            self.report.goal_at_most(&name, ratio, max);
+        }
+    }
+
+    /// Starts a service whose folder is in memory, and warms it up. Returns `None`, and says why, if there
+    /// is too little memory.
+    pub fn start_in_memory(&self) -> Option<InMemory> {
+        let free_bytes = rustix::fs::statvfs(MEMORY).map(|free| free.f_bavail * free.f_frsize);
+        if free_bytes.unwrap_or_default() < MEMORY_BYTES {
+            println!("\nskipped: {MEMORY} has less than {} GiB free", MEMORY_BYTES >> 30);
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("imagesvc-bench-").tempdir_in(MEMORY).unwrap();
+        let service = Service::start(folder.path(), &self.nvidia, &[]);
+        let memory = InMemory { service, folder };
+        self.fresh_uploads().run(&memory.service, &self.nvidia);
+        memory.remove_pictures();
+        Some(memory)
+    }
+}

@@ -1,0 +1,94 @@
+//! Measures what it costs to save a picture so that it survives a loss of power: the folder on disk
+//! against the folder in memory, and against an earlier program.
+
+use crate::{
+    Bench,
+    child::{Service, program_of},
+    disk,
+    floor::ROUNDS,
+    load::Load,
+    pictures::SMALL,
+    report::{heading, median, row},
+};
+
+impl Bench {
+    pub fn saving(&mut self) {
+        self.cost_of_disk();
+        self.speed_on_disk();
+    }
+
+    /// Compares the processor time that the disk adds with that of saving the same bytes without the
+    /// service.
+    fn cost_of_disk(&mut self) {
+        let Some(memory) = self.start_in_memory() else { return };
+        let on_disk = self.start_warm("saving");
+        heading(
+            "16 clients, 34 KB, fresh; processor time with the folder in memory and on disk, and of the disk alone",
+            &["in memory", "on disk", "alone", "times"],
+        );
+        let folder = self.folder("alone");
+        let run_for = self.load_time / ROUNDS * 2;
+        let load = Load { run_for, ..self.fresh_uploads() };
+        let cpu_alone = || disk::measure(&folder, SMALL, 16, run_for / 2).cpu;
+        cpu_alone(); // in a new folder, the first few thousand files are slower
+        let rounds = (0..ROUNDS).map(|_| {
+            let cpu_in_memory = load.run(&memory.service, &self.nvidia).cpu.total();
+            memory.remove_pictures();
+            let cpu_on_disk = load.run(&on_disk, &self.nvidia).cpu.total();
+            let cpu_alone = cpu_alone();
+            [(cpu_on_disk - cpu_in_memory) / cpu_alone, cpu_in_memory, cpu_on_disk, cpu_alone]
+        });
+        let [added, in_memory, on_disk, alone] = median(rounds.collect());
+        row(&[], &[in_memory, on_disk, alone, added]);
+        let name = "upload, 34 KB, fresh: CPU of the disk, times alone";
+        self.report.goal_at_most(name, added, 1.5);
+    }
+
+    /// Measures the speed of uploads, and compares it with that of the earlier program if there is one.
+    fn speed_on_disk(&mut self) {
+        heading(
+            "34 KB, fresh, the folder on disk; requests a second of 16 clients, and the latency of one",
+            &["program", "req/s", "p50 ms"],
+        );
+        // Both programs start with a new folder, because its age matters.
+        let service = self.start_warm("this");
+        let before = program_of("BENCH_PROGRAM_BEFORE").map(|program| {
+            let folder = self.folder("before");
+            let service = Service::start_program(&program, &folder, &self.nvidia, &[]);
+            self.fresh_uploads().run(&service, &self.nvidia); // as `start_warm` does
+            service
+        });
+        let many = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
+        let one = Load { clients: 1, ..many.clone() };
+        let per_second = |service: &Service| many.run(service, &self.nvidia).per_second;
+        let p50 = |service: &Service| one.run(service, &self.nvidia).latency.p50;
+        let (mut speeds, mut latencies) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            speeds.push(compare(&service, before.as_ref(), per_second));
+            latencies.push(compare(&service, before.as_ref(), p50));
+        }
+        let [speed_ratio, speed, speed_before] = median(speeds);
+        let [latency_ratio, latency, latency_before] = median(latencies);
+        row(&["this".into()], &[speed, latency]);
+        if before.is_some() {
+            row(&["before".into()], &[speed_before, latency_before]);
+            let name = "16 clients, on disk: requests a second, times before";
+            self.report.goal_at_least(name, speed_ratio, 1.6);
+            // No worse, except for what two runs of the same program differ by.
+            let name = "one client, on disk: p50, times before";
+            self.report.goal_at_most(name, latency_ratio, 1.05);
+        }
+    }
+}
+
+/// Measures the service, and then the earlier one. Returns the ratio and both figures. Without an earlier
+/// one, the first figure is compared with 1, so that the median is that of the figures.
+fn compare(
+    service: &Service,
+    before: Option<&Service>,
+    measure: impl Fn(&Service) -> f64,
+) -> [f64; 3] {
+    let figure = measure(service);
+    let figure_before = before.map_or(1.0, measure);
+    [figure / figure_before, figure, figure_before]
+}
