@@ -13,7 +13,7 @@ use clap_complete::{
     shells::{Bash, Zsh},
 };
 use clap_mangen::Man;
-use imagesvc::config::{ABOUT_VARIABLES, documented_command_line, keys};
+use imagesvc::config::{ABOUT_VARIABLES, documented_command_line, secrets};
 use roff::{Roff, bold, roman};
 
 fn main() -> io::Result<()> {
@@ -85,7 +85,7 @@ fn environment() -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["ENVIRONMENT"]);
     section.text([roman(ABOUT_VARIABLES)]);
-    for (name, help) in keys() {
+    for (name, help) in secrets() {
         section.control("TP", []);
         section.text([bold(name)]);
         section.text([roman(help)]);

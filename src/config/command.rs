@@ -84,22 +84,34 @@ pub fn documented_command_line() -> clap::Command {
         .version(env!("CARGO_PKG_VERSION"))
         .about(env!("CARGO_PKG_DESCRIPTION"))
         .max_term_width(HELP_WIDTH)
-        .after_help(help_of_keys())
-        .subcommands(commands.map(|command| command.after_help(help_of_keys())))
+        .after_help(help_of_secrets(settings::FIRST.settings))
+        .after_long_help(help_of_secrets(settings::all()))
+        .subcommands(commands.map(|command| {
+            command
+                .after_help(help_of_secrets(settings::FIRST.settings))
+                .after_long_help(help_of_secrets(settings::all()))
+        }))
         .args(flags)
 }
 
-/// Explains where settings can be set, and the settings that have no flag.
-fn help_of_keys() -> String {
-    let width = keys().map(|(name, _)| name.len()).max().unwrap_or_default();
-    let lines = keys().map(|(name, help)| format!("\n  {name:width$}  {help}"));
+/// Explains where settings can be set, and those of these settings that have no flag.
+fn help_of_secrets(settings: impl IntoIterator<Item = &'static SettingInfo>) -> String {
+    let secrets: Vec<_> = secrets_of(settings).collect();
+    let width = secrets.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    let lines = secrets.iter().map(|(name, help)| format!("\n  {name:width$}  {help}"));
     format!("{ABOUT_VARIABLES}{}", lines.collect::<String>())
 }
 
 /// Returns the settings that have no flag, each with its help.
-pub fn keys() -> impl Iterator<Item = (&'static str, String)> {
-    let secret = settings::all().filter(|setting| setting.kind == Kind::Secret);
-    secret.map(|setting| (setting.name, setting.plain_help()))
+pub fn secrets() -> impl Iterator<Item = (&'static str, String)> {
+    secrets_of(settings::all())
+}
+
+fn secrets_of(
+    settings: impl IntoIterator<Item = &'static SettingInfo>,
+) -> impl Iterator<Item = (&'static str, String)> {
+    let secrets = settings.into_iter().filter(|setting| setting.kind == Kind::Secret);
+    secrets.map(|setting| (setting.name, setting.plain_help()))
 }
 
 /// Returns the output format that the arguments of `settings` select.
