@@ -81,8 +81,10 @@ fn serve(mut stream: TcpStream, objects: &Objects) -> Result<()> {
             "GET" => objects.lock().unwrap().get(&path).cloned(),
             _ => objects.lock().unwrap().remove(&path),
         };
-        let status = if object.is_some() { "200 OK" } else { "404 Not Found" };
-        let body = object.unwrap_or_default();
+        let (status, body) = match object {
+            Some(object) => ("200 OK", object),
+            None => ("404 Not Found", b"<Error><Code>NoSuchKey</Code></Error>".to_vec()),
+        };
         let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all(&[head.as_bytes(), &body].concat())?;
     }
