@@ -53,7 +53,7 @@ pub struct Error {
 pub(super) enum Cause {
     /// The server answered with an error.
     #[error("status {}{}", .0.status, .0.code.as_ref().map(|code| format!(" {code}")).unwrap_or_default())]
-    Refused(Refusal),
+    ErrorResponse(ErrorResponse),
     /// There are no credentials.
     #[error("no credentials: {0}")]
     Credentials(String),
@@ -80,7 +80,7 @@ pub(super) enum Cause {
 
 /// An error response of the server.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Refusal {
+pub(super) struct ErrorResponse {
     pub status: u16,
     /// S3's code, if the body of the response contains one.
     pub code: Option<String>,
@@ -90,7 +90,7 @@ pub(super) struct Refusal {
     pub region: Option<String>,
 }
 
-impl Refusal {
+impl ErrorResponse {
     fn code(&self) -> &str {
         self.code.as_deref().unwrap_or_default()
     }
@@ -129,7 +129,7 @@ impl Cause {
     /// Whether the same request may succeed a moment later.
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Refused(refusal) => refusal.is_transient(),
+            Self::ErrorResponse(response) => response.is_transient(),
             Self::Connection { .. } => true,
             Self::Credentials(_)
             | Self::Timeout(_)
@@ -142,7 +142,7 @@ impl Cause {
     /// Whether the object may have been written nevertheless.
     pub(super) fn may_have_written(&self) -> bool {
         match self {
-            Self::Refused(refusal) => refusal.status >= 500,
+            Self::ErrorResponse(response) => response.status >= 500,
             Self::Connection { was_sent, .. } => *was_sent,
             Self::Timeout(_) | Self::DeadlinePassed => true,
             Self::Credentials(_) | Self::Lost | Self::Suspended => false,
@@ -152,7 +152,7 @@ impl Cause {
     /// The label in metrics.
     pub(super) fn label(&self) -> Cow<'static, str> {
         match self {
-            Self::Refused(refusal) => return refusal.status.to_string().into(),
+            Self::ErrorResponse(response) => return response.status.to_string().into(),
             Self::Credentials(_) => "credentials",
             Self::Connection { .. } => "connection",
             Self::Timeout(_) => "timeout",
@@ -173,10 +173,10 @@ impl Error {
     /// overload and a wrong clock are no refusals: they may end by themselves.
     pub fn is_refusal(&self) -> bool {
         match &self.cause {
-            Cause::Refused(refusal) => {
-                (300..500).contains(&refusal.status)
-                    && !refusal.is_transient()
-                    && !refusal.is_about_the_clock()
+            Cause::ErrorResponse(response) => {
+                (300..500).contains(&response.status)
+                    && !response.is_transient()
+                    && !response.is_about_the_clock()
             }
             Cause::Lost => true,
             _ => false,
@@ -190,7 +190,7 @@ impl Error {
 
     /// Whether the server refuses this object, but would take another one.
     pub fn is_about_the_object(&self) -> bool {
-        matches!(&self.cause, Cause::Refused(refusal) if refusal.is_about_the_object())
+        matches!(&self.cause, Cause::ErrorResponse(response) if response.is_about_the_object())
     }
 
     /// Whether the error shows that the bucket fails. The deadline of a client's request does not, nor
@@ -202,8 +202,8 @@ impl Error {
 
     /// What the operator can do, if that is known.
     pub fn advice(&self) -> Option<String> {
-        let refusal = match &self.cause {
-            Cause::Refused(refusal) => refusal,
+        let response = match &self.cause {
+            Cause::ErrorResponse(response) => response,
             Cause::Credentials(_) => {
                 return Some(
                     "give the instance a role and install deploy/instance-role.conf, or set \
@@ -219,8 +219,8 @@ impl Error {
             Cause::Lost | Cause::Suspended => return None,
         };
         let permission = self.operation.permission();
-        let advice = match refusal.code() {
-            _ if refusal.is_about_the_clock() => {
+        let advice = match response.code() {
+            _ if response.is_about_the_clock() => {
                 "this machine's clock is wrong: synchronize it".into()
             }
             "NoSuchBucket" => {
@@ -237,18 +237,18 @@ impl Error {
             | "TemporaryRedirect"
             | "AuthorizationHeaderMalformed"
             | "AuthorizationQueryParametersError"
-            | "IllegalLocationConstraintException" => match &refusal.region {
+            | "IllegalLocationConstraintException" => match &response.region {
                 Some(region) => format!("IMAGESVC_BUCKET_REGION must be {region}"),
                 None => "IMAGESVC_BUCKET_REGION is not the bucket's region".into(),
             },
-            "AccessDenied" if refusal.message_contains("kms:") => {
+            "AccessDenied" if response.message_contains("kms:") => {
                 "the policy of the KMS key must allow kms:GenerateDataKey and kms:Decrypt to the role or user"
                     .into()
             }
             "AccessDenied" | "AllAccessDisabled" => {
                 format!("the policy of the role or user must allow {permission}")
             }
-            "" if !refusal.is_transient() => {
+            "" if !response.is_transient() => {
                 "the server does not answer as S3 does: check IMAGESVC_BUCKET_ENDPOINT".into()
             }
             _ => return None,
@@ -265,10 +265,10 @@ mod tests {
         Error::new(Operation::Write, cause)
     }
 
-    fn refused(status: u16, code: &str, message: &str) -> Error {
+    fn error_response(status: u16, code: &str, message: &str) -> Error {
         let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let (code, message) = (text(code), text(message));
-        error(Cause::Refused(Refusal { status, code, message, region: None }))
+        error(Cause::ErrorResponse(ErrorResponse { status, code, message, region: None }))
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod tests {
             (403, "AccessDenied", "s3:PutObject"),
             (404, "", "IMAGESVC_BUCKET_ENDPOINT"),
         ] {
-            let error = refused(status, code, "");
+            let error = error_response(status, code, "");
             let advice = error.advice().unwrap_or_default();
             assert!(advice.contains(expected), "{code}: {advice}");
             assert!(error.is_refusal() && !error.may_have_written(), "{code}");
@@ -292,17 +292,17 @@ mod tests {
 
     #[test]
     fn a_wrong_clock_or_kms_policy_is_distinguished_from_a_missing_permission_by_s3s_message() {
-        let clock = refused(403, "AccessDenied", "Request has expired");
+        let clock = error_response(403, "AccessDenied", "Request has expired");
         assert!(clock.advice().unwrap_or_default().contains("clock"));
         assert!(!clock.is_refusal(), "the clock may be set later");
         let message = "not authorized to perform: kms:GenerateDataKey on the resource";
-        let key_policy = refused(403, "AccessDenied", message);
+        let key_policy = error_response(403, "AccessDenied", message);
         assert!(key_policy.advice().unwrap_or_default().contains("kms:Decrypt"));
     }
 
     #[test]
     fn a_refusal_of_one_object_says_nothing_about_the_bucket() {
-        for error in [refused(413, "", ""), refused(400, "EntityTooLarge", "")] {
+        for error in [error_response(413, "", ""), error_response(400, "EntityTooLarge", "")] {
             assert!(error.is_about_the_object() && !error.is_about_the_bucket(), "{error}");
         }
     }
@@ -311,8 +311,8 @@ mod tests {
     fn an_outage_is_not_a_refusal_and_may_have_written_the_object() {
         let broken = Cause::Connection { detail: "reset".into(), was_sent: true };
         for error in [
-            refused(503, "SlowDown", ""),
-            refused(500, "InternalError", ""),
+            error_response(503, "SlowDown", ""),
+            error_response(500, "InternalError", ""),
             error(broken),
             error(Cause::Timeout(Duration::from_secs(1))),
         ] {

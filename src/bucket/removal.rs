@@ -105,6 +105,7 @@ impl Bucket {
     async fn remove_when_it_works(&self, path: &str) -> Result<(), Error> {
         let deadline = Instant::now() + MAX_TIME;
         loop {
+            // Removals are never suspended, so this asks whether writes work.
             while !self.works(Operation::Write) && !self.is_stopping() && Instant::now() < deadline
             {
                 self.sleep_unless_stopping(PAUSE).await;

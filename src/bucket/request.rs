@@ -19,7 +19,7 @@ use tracing::{Instrument, field::Empty};
 
 use super::{
     Bucket, Object,
-    error::{Cause, Error, Operation, Refusal},
+    error::{Cause, Error, ErrorResponse, Operation},
 };
 use crate::{
     causes::causes,
@@ -203,7 +203,7 @@ impl Bucket {
             Some("InvalidObjectState") if operation == Operation::Read => Ok(None),
             _ => {
                 let (status, region) = (status.as_u16(), region.or(region_in_body));
-                Err(Cause::Refused(Refusal { status, code, message, region }))
+                Err(Cause::ErrorResponse(ErrorResponse { status, code, message, region }))
             }
         }
     }
