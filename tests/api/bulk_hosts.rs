@@ -40,7 +40,11 @@ async fn a_slow_host_gets_two_requests_at_once_and_does_not_delay_another_host()
     Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 12 + 30);
     // Two is the default of `--per-host`.
-    assert_eq!(slow.most_delayed(), 2, "two requests at once should be sent to the slow host");
+    assert_eq!(
+        slow.most_delayed_at_once(),
+        2,
+        "two requests at once should be sent to the slow host"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -82,7 +82,7 @@ async fn a_running_service_gets_eight_requests_at_once_by_default() {
     let bulk = Bulk::without_nvidia();
     bulk.write_pictures(30);
     bulk.run(&format!("photos --out vectors.jsonl --to {}", app.url(""))).expect_exit_code(0);
-    assert_eq!(nvidia.most_delayed(), 8, "eight calls should run at once");
+    assert_eq!(nvidia.most_delayed_at_once(), 8, "eight calls should run at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -127,7 +127,7 @@ async fn a_service_that_was_busy_gets_half_as_many_requests_at_once() {
         "the service should get a request for the model, refuse 8 pictures, and embed 16"
     );
     // Half of the eight requests are four. Each round of successes allows one request more.
-    let most = service.most_delayed();
+    let most = service.most_delayed_at_once();
     assert!((4..=6).contains(&most), "4 to 6 requests should run at once, not {most}");
 }
 
@@ -138,7 +138,7 @@ async fn the_command_sends_as_many_pictures_at_once_as_it_is_told() {
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(12);
     bulk.run("photos --out vectors.jsonl --concurrency 3").expect_exit_code(0);
-    assert_eq!(nvidia.most_delayed(), 3, "three calls should run at once");
+    assert_eq!(nvidia.most_delayed_at_once(), 3, "three calls should run at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

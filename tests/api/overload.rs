@@ -35,7 +35,7 @@ async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
     for answer in join_all(uploads).await {
         answer.vector();
     }
-    assert_eq!(nvidia.most_delayed(), 2);
+    assert_eq!(nvidia.most_delayed_at_once(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -136,7 +136,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_beyond_the_limit_on_calls_per_minute_are_not_uploaded_to_nvidia() {
-    // Each upload takes half a second, in which all six requests arrive.
+    // Each upload takes half a second, in which all six requests arrive. One of the two calls is made at
+    // once, and the other half a minute later.
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
