@@ -83,7 +83,7 @@ async fn the_file_is_made_from_all_rows_although_some_pictures_failed() {
     assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl", "vectors.npy"]);
     assert_eq!((len(&bulk, "vectors.npy"), bulk.rows("vectors.jsonl").len()), (npy_len(3), 3));
     bulk.write_pictures(5);
-    // The failures file still contains this file, so it fails again.
+    // `vectors.failed.jsonl` still contains `text.jpg`, so that fails again.
     fs::remove_file(bulk.path("photos/text.jpg")).unwrap();
     let run = bulk.run("photos vectors.failed.jsonl --out vectors.npy").expect_exit_code(1);
     assert!(run.stderr.contains("vectors.npy contains 5 rows"), "{}", run.stderr);
@@ -268,7 +268,7 @@ async fn an_output_that_is_a_source_or_was_not_made_by_a_run_is_refused_unchange
         let run = bulk.run(arguments).expect_exit_code(2);
         assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
     }
-    // In these two runs, standard input is the output file, and standard output is the source.
+    // In the next run, standard input is the output file. In the last, standard output is the source.
     let open = |name: &str| File::options().append(true).read(true).open(bulk.path(name)).unwrap();
     let mut command = bulk.command("- --out empty.jsonl");
     let run =

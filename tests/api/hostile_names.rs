@@ -53,6 +53,7 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
         // The service may refuse such a form, but must not fail.
         assert!([200, 422].contains(&answer.status().as_u16()), "{form_name:?}");
     }
+    // The last id is too long: an id has at most 64 characters.
     for id in ["planted\tid", "planted id", "planted\"id", "planted<id>", &"planted".repeat(10)] {
         let answer =
             client.get(service.url("/health")).header("x-request-id", id).send().await.unwrap();

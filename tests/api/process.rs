@@ -47,9 +47,10 @@ fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dotenv_file_from_windows_with_the_documented_user_agent_is_read() {
+async fn a_dotenv_file_from_windows_with_a_user_agent_of_several_words_is_read() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let readme = Document::read("README.md").text;
+    // The example in README.md. Neither user agent has quotes, although both contain spaces.
     let (_, rest) = readme.split_once("`my-app").unwrap();
     let documented_agent = format!("my-app{}", rest.split('`').next().unwrap());
     for agent in
@@ -89,7 +90,7 @@ fn version_and_help_are_printed() {
 }
 
 #[test]
-fn the_hidden_settings_command_lists_all_settings_and_needs_no_key() {
+fn the_hidden_settings_command_prints_settings_in_two_formats_and_needs_no_key() {
     let folder = tempfile::tempdir().unwrap();
     let settings_as = |format| program(folder.path()).args(["settings", format]).output().unwrap();
     for (format, line) in [

@@ -107,6 +107,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
 /// TIFFs with JPEG compression in one strip, as scanners write them.
 fn with_jpeg_compression(size: (u32, u32)) -> Vec<Kind> {
     let jpegs = jpeg::all(size).into_iter();
+    // The service cannot decode all JPEGs with a scan for each component, so these are left out.
     let jpegs = jpegs.filter(|(name, _)| !name.starts_with("jpeg-scan-per-component-"));
     let wrap = |(name, jpeg): Kind| {
         let (photometric, samples) = match name.rsplit('-').next() {
