@@ -226,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blanks_are_removed_as_they_are_and_escaped() {
+    fn blanks_and_escaped_blanks_are_removed_from_the_beginning() {
         for blanks in ["", " ", "\t\r\n", r"\t\r\n", r" \n \n", "\u{a0}"] {
             let content = format!("{blanks}text {blanks}");
             assert_eq!(trim_json_start(&content), format!("text {blanks}"), "{blanks:?}");

@@ -68,7 +68,7 @@ mod writer;
 pub use error::{BulkError, Outcome};
 pub use nearest::nearest;
 
-/// The default for the most concurrent requests to a running service, which may have other clients.
+/// The default limit on concurrent requests to a running service, which may have other clients.
 const SHARED_CONCURRENCY: usize = 8;
 
 /// Embeds the pictures of the sources.
@@ -119,10 +119,10 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     }
 }
 
-/// The default for the most concurrent requests to a service in this process. It is twice the number of
+/// The default limit on concurrent requests to a service in this process. It is twice the number of
 /// permits for calls to NVIDIA, because a request needs its permit for only a part of its time. But it is
-/// at most the number of calls that half a minute allows, or one. With more requests, some would wait for
-/// their calls past their deadlines, and would be refused.
+/// at most the number of calls that half a minute allows, and at least one. With more requests, some would
+/// wait for their calls past their deadlines, and would be refused.
 fn concurrency_in_process(config: &Config) -> usize {
     let twice_the_permits = 2 * config.embed.call.max_concurrency;
     let limit = RunLimit::of(config);
@@ -130,7 +130,8 @@ fn concurrency_in_process(config: &Config) -> usize {
     calls_in_half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
-/// Checks that the files that the run would write are not sources, and that the run may replace them.
+/// Checks that no file that the run would write is a source, and that the run may replace the exported
+/// file.
 fn check_output(arguments: &EmbedArguments) -> Result<(), BulkError> {
     let EmbedArguments { sources, out, export, .. } = arguments;
     let export_path = export.as_ref().map(|export| &export.path);
@@ -143,7 +144,8 @@ fn check_output(arguments: &EmbedArguments) -> Result<(), BulkError> {
 }
 
 /// Opens the output and the failures, and reads which rows the output contains. Prepares the export: the
-/// Parquet or NumPy file that is made from the rows at the end.
+/// Parquet or NumPy file that is made from the rows at the end. Without `out`, the target is standard
+/// output.
 async fn open_target(
     out: Option<PathBuf>,
     export: Option<ExportFile>,

@@ -99,7 +99,7 @@ pub(super) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Parses an address to listen on.
+/// Parses an address to listen on, or `localhost`.
 pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     match text {
         "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_with_and_without_a_unit() {
+    fn durations_are_read_with_and_without_a_unit_and_invalid_ones_are_refused() {
         assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_are_read_with_and_without_a_unit() {
+    fn sizes_are_read_with_and_without_a_unit_and_invalid_ones_are_refused() {
         assert_eq!(size("20MiB"), Ok(20 << 20));
         assert_eq!(size("20 mib"), Ok(20 << 20));
         assert_eq!(size("500kB"), Ok(500_000));

@@ -66,6 +66,7 @@ fn new_embedder() -> Embedder {
 
 fn new_job() -> Job {
     let content = Content::Memory(Bytes::from_static(b"sent as it is"));
+    // The permits are empty, so any limits do.
     let (at_work, memory) = (Shares::new(1, 1, 1), Shares::new(1, 1, 1));
     let client = ClientNetwork::UNKNOWN;
     let orientation = Orientation::NoTransforms;
@@ -101,9 +102,10 @@ fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
 #[tokio::test]
 async fn a_request_gets_the_outcome_of_a_completed_call_whose_entry_still_exists() {
     let embedder = new_embedder();
+    // The call's entry, which other requests find, exists until this guard is dropped.
     let _entry = lead(&embedder).complete(Ok(sample_embedding()));
-    let found = embedder.embed(new_job(), None).await.unwrap();
-    assert_eq!((found.provenance, found.attempts), (Provenance::Shared, 0));
+    let embedding = embedder.embed(new_job(), None).await.unwrap();
+    assert_eq!((embedding.provenance, embedding.attempts), (Provenance::Shared, 0));
 }
 
 #[tokio::test]

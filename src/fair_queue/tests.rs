@@ -74,14 +74,14 @@ async fn the_expected_wait_follows_from_the_queue_and_the_typical_time_of_a_perm
         tokio::time::advance(Duration::from_secs(4)).await;
     }
     // A permit is now typically in use for 4 s.
-    let expected = |client| queue.expected_wait(client).as_secs_f64().round();
-    assert_eq!(expected(first), 0.0, "with two free permits, a job should not wait");
+    let wait_seconds = |client| queue.expected_wait(client).as_secs_f64().round();
+    assert_eq!(wait_seconds(first), 0.0, "with two free permits, a job should not wait");
     let _taken = take_all(&queue, first).await;
-    assert_eq!(expected(first), 2.0, "one of two permits should be free after 4 s / 2");
+    assert_eq!(wait_seconds(first), 2.0, "one of two permits should be free after 4 s / 2");
     let waiting = queue_up(&queue, first, 0, 3).await;
     // The fourth job in the queue waits for four permits, one every 2 s.
-    assert_eq!((queue.waiting(), expected(first)), (3, 8.0));
-    assert_eq!(expected(second), 2.0, "the second client should go before the queued jobs");
+    assert_eq!((queue.waiting(), wait_seconds(first)), (3, 8.0));
+    assert_eq!(wait_seconds(second), 2.0, "the second client should go before the queued jobs");
     drop(waiting);
     assert_eq!(queue.waiting(), 0);
 }

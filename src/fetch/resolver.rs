@@ -72,7 +72,7 @@ impl fmt::Debug for Lookup {
     }
 }
 
-/// The look-up returned no address.
+/// A look-up that failed or returned no address.
 #[derive(Debug, thiserror::Error)]
 #[error("the look-up failed")]
 pub(super) struct LookupError(#[source] io::Error);
@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_certain_errors_mean_that_the_name_has_no_address() {
+    fn a_name_without_an_address_is_distinguished_from_other_failures() {
         let means_no_address = |text: &str| {
             let message = format!("failed to lookup address information: {text}");
             LookupError(io::Error::other(message)).means_no_address()

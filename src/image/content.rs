@@ -164,7 +164,8 @@ impl BufRead for Reader {
             };
             let is_allowed = count_down(&mut self.windows_left);
             self.fail_unless(is_allowed)?;
-            // If the file has become shorter, the error has no code, and counts as the end.
+            // If the file has become shorter, the error has no code, so `self.error` is `None`: this
+            // counts as the end of the content.
             self.window = self.content.read_at(self.position, len).inspect_err(|error| {
                 self.error = error.raw_os_error().map(ReadError::System);
             })?;

@@ -41,9 +41,9 @@ impl InlineImage {
     /// Writes the body for a picture of this media type.
     pub fn new(media_type: &str, picture: &[u8]) -> Self {
         const SEPARATOR: &str = ";base64,";
-        let text_len = Self::BEFORE.len() + media_type.len() + SEPARATOR.len() + Self::AFTER.len();
+        let json_len = Self::BEFORE.len() + media_type.len() + SEPARATOR.len() + Self::AFTER.len();
         let base64_len = picture.len().div_ceil(3) * 4;
-        let mut body = String::with_capacity(text_len + base64_len);
+        let mut body = String::with_capacity(json_len + base64_len);
         body.push_str(Self::BEFORE);
         body.push_str(media_type);
         body.push_str(SEPARATOR);

@@ -75,7 +75,7 @@ impl Limits {
 }
 
 /// Creates the limit on memory for bodies, which all requests share. `inline_memory` is the memory,
-/// in bytes, for sending a picture to NVIDIA inside the request itself, not as an uploaded asset.
+/// in bytes, that a call to NVIDIA needs if its body contains the picture.
 pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
     let largest = largest_request(limits.max_image_bytes, inline_memory);
     match limits.clients {
@@ -105,8 +105,8 @@ pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
 
 impl Pipeline {
     /// Returns how many pictures one batch may have: the setting, but not more than the permits and
-    /// the memory that one client can get. Each picture needs a permit, and memory in addition to
-    /// the body's memory.
+    /// the memory that one client can get, and at least one. Each picture needs a permit, and memory
+    /// in addition to the body's memory.
     pub fn largest_batch(&self) -> usize {
         let permits = self.at_work.most_for_one_client();
         let memory = self.memory.most_for_one_client();
@@ -126,7 +126,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Overloaded`] if too many pictures are at work, if too little memory is free, or if
     /// the picture would wait for NVIDIA for more than half of the request timeout.
-    /// [`Error::Store`] if the disk is full, or if pictures are to be saved and cannot be.
+    /// [`Error::Store`] if the disk is full or its free space cannot be measured, or if the picture is
+    /// to be saved and the bucket fails.
     pub async fn admit(
         &self,
         client: ClientNetwork,

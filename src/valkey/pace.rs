@@ -67,7 +67,8 @@ impl Valkey {
         Ok(PaceReply { is_granted, wait: Duration::from_micros(wait), ages_of_others })
     }
 
-    /// Records calls of this replica with their ages. A call that is known already keeps its later time.
+    /// Records calls of this replica with their ages. If a call is known already, the later of its two
+    /// times counts.
     ///
     /// # Errors
     /// [`Unavailable`]

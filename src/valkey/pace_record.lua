@@ -1,4 +1,5 @@
--- Records calls that were made, or are made now. A call that is known already keeps its later time.
+-- Records calls that were made, or are made now. If a call is known already, the later of its two times
+-- counts.
 -- KEYS[1]: as in pace.lua
 -- ARGV: the window in microseconds; then for each call its name and its age in microseconds
 -- Returns the number of calls in the window.

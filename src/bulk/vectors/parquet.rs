@@ -67,11 +67,12 @@ impl Parquet {
             let mut chosen_fields =
                 [&reader.id_field, &reader.location_field].into_iter().flatten();
             // Whether the field at this path is the column, or inside the column's JSON.
-            let contains_field = |path: &str| {
-                path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            let contains_field = |field_path: &str| {
+                let rest = field_path.strip_prefix(name);
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
             [&vector, &model].contains(&&name.to_owned())
-                || chosen_fields.any(|path| contains_field(path))
+                || chosen_fields.any(|field_path| contains_field(field_path))
                 || reader.location_field.is_none() && USUAL_FIELDS.contains(&name)
         };
         let wanted = columns.enumerate().filter(|(_, name)| is_wanted(name)).map(|(at, _)| at);
@@ -146,7 +147,8 @@ impl Columns<'_> {
         self.batch.column_by_name(name).filter(|column| column.is_valid(self.at))
     }
 
-    /// The text of a column with texts or integers, unless it is null.
+    /// The text of a column with texts or integers. `None` if it is null, or if the column is missing or
+    /// has another type.
     fn text(&self, name: &str) -> Option<String> {
         let column = self.value(name)?;
         Some(match column.data_type() {
@@ -168,7 +170,8 @@ impl Columns<'_> {
         })
     }
 
-    /// The path or URL.
+    /// The path or URL, unless it is missing or blank. `field` is the path of its field, if the user
+    /// chose one.
     fn location(&self, field: Option<&str>) -> Option<String> {
         let text = |path: &str| self.field(path).filter(|text| !text.trim().is_empty());
         match field {

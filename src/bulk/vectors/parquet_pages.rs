@@ -16,8 +16,8 @@ use parquet::{
 /// The most values in a page: 128 MiB of 32-bit floats. Writers make pages of 1 to 100 MB.
 const MAX_PAGE_VALUES: u64 = 32 << 20;
 
-/// The most bytes of a page with texts. This also limits the pages with dictionaries: a longer text in a
-/// dictionary would take a lot of memory if many rows repeat it.
+/// The most bytes of a page of a column with texts. This also limits the column's dictionary page: if
+/// many rows repeat a longer text of the dictionary, each copy takes memory.
 const MAX_TEXT_PAGE: usize = 16 << 20;
 
 /// All row groups of a file, whose declared sizes were checked.
@@ -236,7 +236,8 @@ mod tests {
         Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }
     }
 
-    /// Whether a column with this many values may consist of these pages.
+    /// Whether a column with this many values may consist of these pages. The pages of floats are shorter
+    /// than their values would be, because the limits do not compare the two.
     fn are_possible(values_left: u64, column_type: Type, pages: &[Page]) -> bool {
         let mut limits = Limits { values_left, column_type, has_dictionary: false };
         pages.iter().all(|page| limits.check(page).is_ok())

@@ -81,7 +81,8 @@ impl Drop for GiveUpGuard {
 /// picture is already being renamed.
 ///
 /// # Errors
-/// The thread's error, or [`Error::Timeout`]. After an error, no file remains.
+/// The thread's error, or [`Error::Timeout`]. After an error, no file remains once the thread has
+/// ended.
 pub(in crate::store) async fn save_before<T: Send + 'static>(
     deadline: Instant,
     save: impl FnOnce(&Decision) -> Result<T, Error> + Send + 'static,

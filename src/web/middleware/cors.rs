@@ -3,7 +3,7 @@
 //!
 //! Without these rules, any web page could make a browser in the service's network call the service
 //! and use its NVIDIA key. The rules depend on the headers `Origin` and `Sec-Fetch-Site`, which only
-//! browsers send. Other programs may always call.
+//! browsers send, so they do not restrict other programs.
 //!
 //! An attacker can also make his own host name resolve to the service's address (DNS rebinding). The
 //! browser then treats his page as the service's own page. Therefore, if clients need no key, the

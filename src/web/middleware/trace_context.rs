@@ -1,5 +1,5 @@
 //! Reads the client's trace (W3C Trace Context, `traceparent`) for the log and for exported
-//! traces. The service does not send the trace to NVIDIA or to other hosts.
+//! traces. The service itself sends no `traceparent`, neither to NVIDIA nor to hosts of pictures.
 
 use axum::http::{HeaderMap, HeaderName};
 

@@ -97,8 +97,8 @@ fn describe_headers(operation: &mut Operation) {
     }
 }
 
-/// Whether this response is an error with a [`Problem`](crate::web::error::Problem). `/ready` also
-/// has a 503 that is none.
+/// Whether this response is an error with a [`Problem`](crate::web::error::Problem). The 503 of
+/// `/ready` is not one.
 fn is_problem(response: &Response) -> bool {
     response.content.contains_key(crate::web::error::PROBLEM_JSON)
 }

@@ -203,7 +203,7 @@ fn a_file_whose_meta_box_is_too_long_is_damaged() {
         read_bytes(bytes)
     };
     assert!(read_with_longer_meta_box(1000).is_ok());
-    let max_len = 1 << 20;
+    let max_len = 1 << 20; // `MAX_META` in `boxes.rs`
     assert_eq!(read_with_longer_meta_box(max_len), Err(Damaged));
 }
 

@@ -9,7 +9,7 @@ use crate::image::header::tiff::{
 /// Restores the samples of a row from the differences that a predictor stored (TIFF 6.0, section 14,
 /// and Adobe's Technical Note 3).
 pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
-    // A sample is added to the same sample of the next pixel.
+    // Each sample is added to that of the same channel in the next pixel.
     let distance = tiff.samples_of_a_pixel_in_one_chunk() as usize;
     match (tiff.predictor, tiff.depth.bits()) {
         (Predictor::None, _) => {}
