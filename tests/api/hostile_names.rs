@@ -39,8 +39,8 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
         assert!(returned.starts_with(&name[..2]) && returned.chars().count() <= 255);
         assert!(!returned.chars().any(|c| c.is_control() || c == '\u{202e}'), "{returned:?}");
 
-        // The same name in the header of a form's part, without the characters that would end the
-        // name.
+        // The same name in the header of a form's part, without the characters that would end or
+        // change it.
         let form_name: String =
             name.chars().filter(|c| !matches!(c, '\0' | '\r' | '\n' | '"' | '\\')).collect();
         let head = format!(

@@ -236,8 +236,8 @@ mod tests {
         Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }
     }
 
-    /// Whether a column with this many values may consist of these pages. The pages of floats are shorter
-    /// than their values would be, because the limits do not compare the two.
+    /// Whether a column with this many values may consist of these pages. In these tests, pages
+    /// may be too short for their floats: the limits do not compare bytes and values.
     fn are_possible(values_left: u64, column_type: Type, pages: &[Page]) -> bool {
         let mut limits = Limits { values_left, column_type, has_dictionary: false };
         pages.iter().all(|page| limits.check(page).is_ok())
