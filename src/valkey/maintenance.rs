@@ -93,8 +93,8 @@ impl Valkey {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(command_timeout))
             .set_response_timeout(Some(command_timeout));
-        // The thread holds the permit until it ends, even if this future is dropped earlier. Nothing closes
-        // the semaphore, so there is always a permit.
+        // The thread holds the permit until the thread ends, even if this future is dropped earlier.
+        // Nothing closes the semaphore, so `permit` is never `None`.
         let permit = Arc::clone(&self.0.may_connect).acquire_owned().await.ok();
         // With TLS, `redis` reads the system's certificates from files, which blocks.
         let runtime = Handle::current();
@@ -147,6 +147,7 @@ impl Valkey {
         drop(self.maintenance().take());
         // Waits for a thread that still connects, because it would panic when the runtime ends.
         let _ = timeout(3 * self.0.timeout, self.0.may_connect.acquire()).await;
+        // With this expiry, the replica counts as stopped at once.
         let script = self.report_script(Duration::ZERO);
         let _: Result<Report, Unavailable> = self.run("report", &script).await;
     }
