@@ -62,6 +62,7 @@ impl Bench {
             ("upload", "34 KB", "again", Request::upload(SMALL), 2.8),
             ("upload", "2 MB", "fresh", Request::upload(LARGE), 120.0),
         ];
+        // All rounds of a program together take twice as long as another load.
         let run_for = self.load_time / ROUNDS * 2;
         let load = |request| Load { request, is_fresh: true, clients: 16, run_for };
         let pass_through = load(Request::inference());

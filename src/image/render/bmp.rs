@@ -226,6 +226,7 @@ mod tests {
             let all_transparent = row(header_len, compression, &masks, &[1, 2, 3, 0, 4, 5, 6, 0]);
             assert_eq!(all_transparent, [[3, 2, 1], [6, 5, 4]], "{header_len}");
         }
+        // If all masks are zero, the usual masks for 32 bits are used.
         let masks = [0, 0, 0];
         assert_eq!(
             row(40, BITFIELDS, &masks, &[1, 2, 3, 255, 4, 5, 6, 255]),

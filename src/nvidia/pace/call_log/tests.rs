@@ -104,7 +104,8 @@ impl Scripts {
     }
 }
 
-/// The script, with the simulated time in place of the server's.
+/// The script, with a simulated time in place of the server's. `KEYS[2]` and `KEYS[3]` are its seconds and
+/// microseconds.
 fn with_simulated_time(text: &str) -> Script {
     let parts: Vec<&str> = text.split("redis.call('TIME')").collect();
     assert_eq!(parts.len(), 2, "the script should read the time once");
