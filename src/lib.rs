@@ -29,8 +29,9 @@
 //!    takes longest. [`store`] syncs the file and renames it, so that the file is complete or
 //!    absent.
 //! 6. **[`embed`]** looks in the cache (memory, then disk), or joins a running call for the same
-//!    picture. Replicas that share a bucket and a [`valkey`] also agree on one call. Otherwise it
-//!    prepares the picture. Upright JPEGs and PNGs are sent unchanged.
+//!    picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.) Without a
+//!    cached vector or a running call, it prepares the picture. Upright JPEGs and PNGs are sent
+//!    unchanged.
 //!    [`decoder`] turns all others into an upright JPEG, in a child process with strict limits: a
 //!    hostile picture may need far more memory and time than its header suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it
@@ -42,9 +43,9 @@
 //!
 //! # Which module may import which
 //!
-//! A module imports only modules further down in this table, and there are no circular imports.
-//! Also, [`web`] and [`sandbox`] do not import each other, nor do [`embed`], [`store`] and
-//! [`fetch`].
+//! A module imports only modules further down in this table. Modules of the last row may also import
+//! each other. There are no circular imports. Also, [`web`] and [`sandbox`] do not import each other,
+//! nor do [`embed`], [`store`] and [`fetch`].
 //!
 //! | Module | What it does |
 //! |---|---|

@@ -63,7 +63,7 @@ impl<T: Clone + Send + Sync + 'static> Sampler<T> {
         // The reading stays valid even if a holder of the lock panicked.
         let mut latest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reading) = &*latest
-            && (reading.is_running() || reading.is_younger_than(max_age))
+            && (reading.is_running() || reading.has_value_younger_than(max_age))
         {
             return reading.clone();
         }
@@ -81,7 +81,7 @@ impl<T> Reading<T> {
         self.value.borrow().is_none() && self.value.has_changed().is_ok()
     }
 
-    fn is_younger_than(&self, max_age: Duration) -> bool {
+    fn has_value_younger_than(&self, max_age: Duration) -> bool {
         self.value.borrow().is_some() && self.started_at.elapsed() < max_age
     }
 }

@@ -156,10 +156,11 @@ impl Store {
         Self { bucket, ..self }
     }
 
-    /// Checks that the bucket, if there is one, takes pictures, as far as is known without trying.
+    /// Checks that no recent request has shown that the bucket fails. Makes no request. Without a
+    /// bucket, always succeeds.
     ///
     /// # Errors
-    /// [`Error::Bucket`] if it fails at the moment.
+    /// [`Error::Bucket`] if the bucket fails at the moment.
     pub fn check_bucket(&self) -> Result<(), Error> {
         self.bucket.as_ref().map_or(Ok(()), |bucket| Ok(bucket.check(Operation::Write)?))
     }
@@ -205,7 +206,7 @@ impl Store {
         let _ = timeout(REMOVAL_TIMEOUT, removal).await;
     }
 
-    /// The staging folder for files that will not be saved.
+    /// The staging folder, for callers that receive files but do not save them.
     pub fn staging(&self) -> Staging {
         self.folder.incoming.clone()
     }
@@ -258,7 +259,8 @@ mod tests {
     use super::*;
 
     fn open(folder: &Path) -> Result<Store, OpenError> {
-        open_on(DiskSpace::new(folder.to_owned(), 0), folder)
+        let reserve = 0;
+        open_on(DiskSpace::new(folder.to_owned(), reserve), folder)
     }
 
     fn open_on(space: DiskSpace, folder: &Path) -> Result<Store, OpenError> {
@@ -293,6 +295,7 @@ mod tests {
     async fn pictures_in_memory_and_in_staging_files_are_saved_completely() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path()).unwrap();
+        // The picture has 11 bytes: it stays in memory only with the first limit.
         for memory_limit in [100, 3, 0] {
             let spooled = receive(&store, memory_limit, &[b"hello ", b"wor", b"ld"]).await;
             // The hash of "hello world".
@@ -345,7 +348,8 @@ mod tests {
     #[tokio::test]
     async fn a_disk_with_less_free_space_than_the_reserve_is_full() {
         let folder = tempfile::tempdir().unwrap();
-        let space = DiskSpace::new(folder.path().to_owned(), u64::MAX);
+        let reserve = u64::MAX;
+        let space = DiskSpace::new(folder.path().to_owned(), reserve);
         let store = open_on(space, folder.path()).unwrap();
         assert!(store.check_space().await.unwrap_err().is_full());
     }
@@ -353,9 +357,10 @@ mod tests {
     #[tokio::test]
     async fn disk_space_is_reserved_for_a_picture_in_memory() {
         let folder = tempfile::tempdir().unwrap();
-        // There is space for one small picture.
-        let free = FreeSpace { bytes: (1 << 20) + 4096, inodes: None };
-        let space = DiskSpace::with_measure(folder.path().to_owned(), 1 << 20, move |_| Ok(free));
+        let reserve = 1 << 20;
+        // Beside the reserve, there is space for one small picture: one block.
+        let free = FreeSpace { bytes: reserve + 4096, inodes: None };
+        let space = DiskSpace::with_measure(folder.path().to_owned(), reserve, move |_| Ok(free));
         let store = open_on(space, folder.path()).unwrap();
         let picture = receive(&store, 100, &[b"hello"]).await;
         assert!(store.check_space().await.unwrap_err().is_full());

@@ -1,8 +1,8 @@
-//! Runs the parts whose instructions `.ci/instructions` counts: those that compute for each byte, each
-//! number or each request, without a thread, a clock or a file.
+//! Runs the parts of the service whose instructions `.ci/instructions` counts: the functions that compute
+//! for each byte, each number or each request, without a thread, a clock or a file.
 //!
-//! To stop the time of a part would need a quiet machine. The number of its instructions is the same in
-//! each run.
+//! To measure the time of a part, the machine would have to be quiet. The number of its instructions is
+//! the same in each run.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, unreachable_pub)]
 
@@ -37,7 +37,7 @@ const PICTURE_LEN: usize = 34 * 1024;
 /// The size of the chunks in which hyper delivers a body, in bytes.
 const CHUNK_LEN: usize = 16 * 1024;
 
-/// The service's default for the most pixels of a picture.
+/// The service's default limit on the pixels of a picture.
 const MAX_PIXELS: u64 = 64_000_000;
 
 /// NVIDIA's limit on the length of the Base64 text of an inline picture.
@@ -60,7 +60,7 @@ type Part = (&'static str, fn(&Inputs));
 
 const PARTS: [Part; 6] = [
     ("receive", receive),
-    // The allocator may take some hundred instructions more or less. Of a hundred runs, that is little.
+    // The allocator may take some hundred instructions more or less: little compared with 100 runs.
     ("probe-header-100-times", |inputs| (0..100).for_each(|_| probe_header(inputs))),
     ("encode-inline", encode_inline),
     ("decode-base64", decode_base64),
@@ -77,7 +77,7 @@ fn main() {
     }
 }
 
-/// Callgrind writes what it has counted when this function ends, so it must not be inlined.
+/// When this function ends, Callgrind writes its counts. So this function must not be inlined.
 #[inline(never)]
 fn run_twice(part: fn(&Inputs), inputs: &Inputs) {
     // The first run has costs that later ones have not: it fills tables, and looks at the processor's
@@ -86,7 +86,7 @@ fn run_twice(part: fn(&Inputs), inputs: &Inputs) {
     counted(part, inputs);
 }
 
-/// Callgrind counts only in this function, so it must not be inlined.
+/// Callgrind counts only in this function. So this function must not be inlined.
 #[inline(never)]
 fn counted(part: fn(&Inputs), inputs: &Inputs) {
     part(black_box(inputs));

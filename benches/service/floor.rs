@@ -43,16 +43,18 @@ impl InMemory {
 }
 
 impl Bench {
-    /// Compares each route with nginx. The nginx passes on what the service sends for a picture of 34 KB.
+    /// Compares each route with nginx. nginx gets the requests that the service sends to NVIDIA for a
+    /// picture of 34 KB, and passes them on.
     pub fn floor(&mut self) {
         let folder = self.folder("nginx");
         let Some(nginx) = nginx::start(&folder, self.nvidia.address) else { return };
-        let Some(memory) = self.start_in_memory() else { return };
+        let Some(in_memory) = self.start_in_memory() else { return };
         heading(
             "16 clients, the folder in memory; processor time against that of nginx",
             &["route", "picture", "sent", "nginx ms", "CPU ms", "times"],
         );
         let url = Request::url(&self.nvidia.picture_url(SMALL));
+        // The last number is the goal: at most this many times nginx's processor time.
         let goals = [
             ("upload", "34 KB", "fresh", Request::upload(SMALL), 6.0),
             ("base64", "34 KB", "fresh", Request::base64(SMALL), 6.5),
@@ -60,21 +62,22 @@ impl Bench {
             ("upload", "34 KB", "again", Request::upload(SMALL), 2.8),
             ("upload", "2 MB", "fresh", Request::upload(LARGE), 120.0),
         ];
+        // All rounds of a program together take twice as long as another load.
         let run_for = self.load_time / ROUNDS * 2;
         let load = |request| Load { request, is_fresh: true, clients: 16, run_for };
         let pass_through = load(Request::inference());
-        for (route, picture, sent, request, max) in goals {
+        for (route, picture, sent, request, max_ratio) in goals {
             let load = Load { is_fresh: sent == "fresh", ..load(request) };
             let rounds = (0..ROUNDS).map(|_| {
                 let floor = pass_through.run(&nginx, &self.nvidia).cpu.total();
-                let cpu = load.run(&memory.service, &self.nvidia).cpu.total();
-                memory.remove_pictures();
+                let cpu = load.run(&in_memory.service, &self.nvidia).cpu.total();
+                in_memory.remove_pictures();
                 [cpu / floor, floor, cpu]
             });
             let [ratio, floor, cpu] = median(rounds.collect());
             row(&[route.into(), picture.into(), sent.into()], &[floor, cpu, ratio]);
             let name = format!("{route}, {picture}, {sent}, in memory: times nginx");
-            self.report.goal_at_most(&name, ratio, max);
+            self.report.goal_at_most(&name, ratio, max_ratio);
         }
     }
 
@@ -88,9 +91,9 @@ impl Bench {
         }
         let folder = tempfile::Builder::new().prefix("imagesvc-bench-").tempdir_in(MEMORY).unwrap();
         let service = Service::start(folder.path(), &self.nvidia, &[]);
-        let memory = InMemory { service, folder };
-        self.fresh_uploads().run(&memory.service, &self.nvidia);
-        memory.remove_pictures();
-        Some(memory)
+        let in_memory = InMemory { service, folder };
+        self.fresh_uploads().run(&in_memory.service, &self.nvidia);
+        in_memory.remove_pictures();
+        Some(in_memory)
     }
 }

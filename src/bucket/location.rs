@@ -22,8 +22,9 @@ impl fmt::Display for Location {
 }
 
 impl Location {
-    /// Parses `s3://bucket` or `s3://bucket/prefix`. The rules for names are S3's:
-    /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html> and
+    /// Parses `s3://bucket` or `s3://bucket/prefix`. The bucket's name must follow S3's rules:
+    /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>. A prefix may
+    /// contain only slashes and the characters that S3 calls safe, except `*`:
     /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.
     ///
     /// # Errors
@@ -32,11 +33,11 @@ impl Location {
         let rest =
             text.strip_prefix("s3://").ok_or("must begin with s3://, as in s3://bucket/prefix")?;
         let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-        let is_letter_or_digit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-        let has_valid_ends = bucket.bytes().next().is_some_and(is_letter_or_digit)
-            && bucket.bytes().last().is_some_and(is_letter_or_digit);
+        let is_lowercase_or_digit = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+        let has_valid_ends = bucket.bytes().next().is_some_and(is_lowercase_or_digit)
+            && bucket.bytes().last().is_some_and(is_lowercase_or_digit);
         let has_valid_bytes =
-            bucket.bytes().all(|byte| is_letter_or_digit(byte) || matches!(byte, b'-' | b'.'));
+            bucket.bytes().all(|byte| is_lowercase_or_digit(byte) || matches!(byte, b'-' | b'.'));
         let is_ip_address = bucket.parse::<Ipv4Addr>().is_ok();
         let has_valid_dots = !bucket.contains("..") && !is_ip_address;
         let has_valid_len = (3..=63).contains(&bucket.len());
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_or_prefix_that_s3_would_refuse_is_refused() {
+    fn a_text_without_s3_or_with_an_invalid_bucket_or_prefix_is_refused() {
         for invalid in [
             "photos",
             "http://photos",

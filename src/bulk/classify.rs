@@ -69,10 +69,11 @@ impl Action {
             // A proxy has refused the picture.
             Self::Fail(failure) if failure.code == UNKNOWN_ANSWER => Sign::Nothing,
             Self::PauseService(..) => Sign::NotProcessed,
-            // A proxy cannot reach the service either.
+            // The unknown answer is from a proxy that cannot reach the service.
             Self::TryAgain(failure) if [UNREACHABLE, UNKNOWN_ANSWER].contains(&&*failure.code) => {
                 Sign::NotProcessed
             }
+            // `StopRun` may also come from a proxy. Its sign does not matter, because the run ends.
             Self::Fail(_)
             | Self::TryAgain(_)
             | Self::HostFailed(_)
@@ -126,7 +127,7 @@ pub(super) fn response(
             let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
             Action::PauseService(failure(true), pause)
         }
-        // Its status is 408, so it is not a server error.
+        // Its status 408 is not that of a server error, so the arms below would not try it again.
         ("request_timeout", _) => Action::TryAgain(failure(true)),
         // After a server error, a later run may still succeed.
         _ if is_final => Action::Fail(failure(status.is_server_error())),
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_picture_are_final_and_errors_of_the_server_are_not() {
+    fn errors_of_the_picture_are_not_tried_again_but_temporary_errors_are() {
         for (status, code) in
             [(415, "unsupported_image"), (413, "image_too_large"), (403, "url_not_allowed")]
         {

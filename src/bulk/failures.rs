@@ -104,8 +104,8 @@ fn current_path(path: &Path) -> PathBuf {
     path.with_extension("jsonl.current")
 }
 
-/// Merges the second file into the file at `path`, or removes that file if no row is kept. A row is kept
-/// if `keep` returns true for whether it is of the current run, and for its identity.
+/// Merges the second file into the file at `path`, or removes that file if no row is kept. `keep` returns
+/// whether to keep a row. It gets whether the row is from the second file, and the row's identity.
 fn merge(
     path: &Path,
     reader: &ItemReader,

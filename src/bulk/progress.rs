@@ -58,7 +58,7 @@ impl Console {
         }
     }
 
-    /// Writes a row, so that the line is the same JSON.
+    /// Writes a row as one line. The line means the same JSON, although control characters are replaced.
     pub(super) fn write_row(&self, row: &str) {
         self.write_line(&without_control_spaces(row));
     }

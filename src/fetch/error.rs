@@ -110,8 +110,8 @@ impl Error {
         }
     }
 
-    /// How long the host asks to wait, but at most an hour: a client that obeys must not wait for
-    /// years.
+    /// How long the host asks to wait in a 429 or a 503, but at most an hour: a client that obeys must
+    /// not wait for years.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { status: 429 | 503, retry_after } => {

@@ -166,8 +166,8 @@ impl PaceLimiter {
                 let mut state = self.0.state(now);
                 let step = state.step(guard.id, now);
                 if step == Step::WaitForOthers {
-                    // This call was the next one. If another call is it now, for example after an
-                    // expiry, the other call's task must wake up.
+                    // This call was the next one. If another call is now the next one, for example
+                    // after an expiry, that call's task must wake up.
                     if mem::take(&mut was_next) {
                         self.0.changed.notify_waiters();
                     }

@@ -93,8 +93,8 @@ impl Valkey {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(command_timeout))
             .set_response_timeout(Some(command_timeout));
-        // The thread holds the permit until it ends, even if this future is dropped earlier. Nothing closes
-        // the semaphore, so there is always a permit.
+        // The thread holds the permit until the thread ends, even if this future is dropped earlier.
+        // Nothing closes the semaphore, so `permit` is never `None`.
         let permit = Arc::clone(&self.0.may_connect).acquire_owned().await.ok();
         // With TLS, `redis` reads the system's certificates from files, which blocks.
         let runtime = Handle::current();
@@ -106,7 +106,7 @@ impl Valkey {
         let connected =
             timeout(2 * command_timeout, connect).await.map_err(|_| Failure::Timeout)?;
         let mut commands: MultiplexedConnection = connected??;
-        let report = self.report_script(REPLICA_EXPIRY).invoke_async(&mut commands).await;
+        let report = self.script_to_report(REPLICA_EXPIRY).invoke_async(&mut commands).await;
         let (was_known, replicas): Report = report?;
         self.replica_count().store(was_known, replicas, Instant::now());
         // A request that finds the connection must find the new generation as well.
@@ -120,7 +120,7 @@ impl Valkey {
     /// Reports that this replica runs, and counts the replicas.
     async fn report(&self) -> Result<(), Unavailable> {
         let (was_known, replicas): Report =
-            self.run("report", &self.report_script(REPLICA_EXPIRY)).await?;
+            self.run("report", &self.script_to_report(REPLICA_EXPIRY)).await?;
         self.replica_count().store(was_known, replicas, Instant::now());
         if !was_known {
             tracing::info!(
@@ -131,7 +131,7 @@ impl Valkey {
         Ok(())
     }
 
-    fn report_script(&self, expiry: Duration) -> ScriptInvocation<'static> {
+    fn script_to_report(&self, expiry: Duration) -> ScriptInvocation<'static> {
         report_script(&format!("{PREFIX}:replicas"), &self.0.replica, expiry)
     }
 
@@ -147,7 +147,8 @@ impl Valkey {
         drop(self.maintenance().take());
         // Waits for a thread that still connects, because it would panic when the runtime ends.
         let _ = timeout(3 * self.0.timeout, self.0.may_connect.acquire()).await;
-        let script = self.report_script(Duration::ZERO);
+        // With this expiry, the replica counts as stopped at once.
+        let script = self.script_to_report(Duration::ZERO);
         let _: Result<Report, Unavailable> = self.run("report", &script).await;
     }
 }

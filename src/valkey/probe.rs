@@ -45,7 +45,7 @@ pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
     let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
     let round_trip = started.elapsed();
     run_scripts(&mut connection).await?;
-    // Hosted servers forbid `CONFIG GET`, but not `INFO`.
+    // Some hosted servers forbid `CONFIG GET`, but allow `INFO`.
     let mut info = Cmd::new();
     info.arg("INFO").arg("memory");
     let info: Result<InfoDict, RedisError> = info.query_async(&mut connection).await;
@@ -54,8 +54,8 @@ pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
     Ok(Probe { clock, round_trip, eviction_policy })
 }
 
-/// Runs each script with keys that nothing else uses. Afterwards, these keys are removed or soon expire.
-/// So a missing permission is known before a request needs it.
+/// Runs each script once, so that a missing permission is known before a request needs it. The scripts
+/// get keys that nothing else uses. Afterwards, these keys are removed or soon expire.
 pub(super) async fn run_scripts(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     const ID: &str = "check";
     const SECOND: Duration = Duration::from_secs(1);

@@ -103,6 +103,7 @@ fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
     let values_before = samples(before);
     let series = samples(after).into_iter().map(|(name, value_after)| {
         let value_before = values_before.get(&name).copied().unwrap_or(0.0);
+        // A gauge that has shrunk stays constant.
         (name, format!("{value_before}+{}x40", (value_after - value_before).max(0.0)))
     });
     series.collect()
@@ -150,7 +151,7 @@ async fn the_counters_that_alerts_use_start_at_zero() {
 }
 
 #[tokio::test]
-async fn one_refusal_by_nvidia_of_its_key_or_the_account_raises_the_key_alert() {
+async fn one_refusal_of_the_nvidia_key_or_of_the_account_raises_the_key_alert() {
     // For ROCKET, NVIDIA refuses the inference. For HUBBLE, it refuses the creation of an asset.
     for (status, picture) in [(401, ROCKET), (402, ROCKET), (403, ROCKET), (401, HUBBLE)] {
         let nvidia = FakeNvidia::replying(vec![Reply::status(status)]).await;

@@ -44,7 +44,10 @@ async fn pictures_are_in_the_bucket_byte_for_byte_and_not_in_the_folder() {
     }
     assert!(app.saved().is_empty());
     app.wait_for(|_| incoming_count(&app) == 0).await;
-    assert!(bucket.objects_in("checks").is_empty(), "the test at the start must remove its object");
+    assert!(
+        bucket.objects_in("checks").is_empty(),
+        "the service's check at its start must remove its object"
+    );
 }
 
 #[tokio::test]

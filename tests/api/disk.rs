@@ -88,7 +88,8 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    /// Mounts the file system. If that is not allowed, prints that the test is skipped, or fails in CI.
+    /// Mounts the file system. If that is not allowed, prints that the test is skipped, and returns
+    /// `None`. In CI, panics instead.
     fn mount(options: &str) -> Option<Self> {
         let mount_point = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");

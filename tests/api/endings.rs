@@ -29,7 +29,7 @@ enum Ending {
     Joined,
     /// The picture goes to a staging file.
     Large,
-    // These requests are refused, each at a later stage than the previous one.
+    // These requests are refused, at different stages.
     /// The declared length of the body exceeds the limit.
     DeclaredTooLarge,
     /// A body without a declared length exceeds the limit.
@@ -83,7 +83,7 @@ impl Servers {
         .await;
         let nvidia = FakeNvidia::healthy_except(|request| match try_picture_number(request) {
             Some(number) if is_refused(number) => Some(Reply::status(400)),
-            // In the meantime, a second request for the same picture can join the call.
+            // The call takes 20 ms, so that a second request for the same picture can join it.
             Some(_) => Some(embedding().after(Duration::from_millis(20))),
             None => None,
         })

@@ -86,12 +86,18 @@ fn the_short_help_lists_the_commands_and_only_the_five_settings_that_come_first(
         assert!(help.contains(line), "{line}: {help}");
     }
     let (_, first_settings) = help.split_once("\nSettings to start with:\n").unwrap();
-    let flags = ["--sandbox[=<BOOL>]", "--port <VALUE>", "--downloads-dir <VALUE>"];
+    let starts = [
+        "--sandbox[=<BOOL>]",
+        "--port <VALUE>",
+        "--downloads-dir <VALUE>",
+        "NVIDIA_API_KEY",
+        "IMAGESVC_API_KEYS",
+    ];
     let is_entry =
-        |line: &&str| line.starts_with("--") || SECRETS.iter().any(|key| line.starts_with(key));
+        |line: &&str| line.starts_with("--") || SECRETS.iter().any(|name| line.starts_with(name));
     let entries: Vec<_> = first_settings.lines().map(str::trim_start).filter(is_entry).collect();
     assert_eq!(entries.len(), 5, "{help}");
-    for (entry, start) in entries.iter().zip(flags.into_iter().chain(SECRETS)) {
+    for (entry, start) in entries.iter().zip(starts) {
         assert!(entry.starts_with(start), "{start}: {entry}");
     }
     assert_eq!(settings()[0].1.len(), 5, "the first group should have the same five settings");
@@ -110,7 +116,7 @@ fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
             let (group, _) = group.split_once("\n\nSettings ").unwrap_or((group, ""));
             let group = group.split_whitespace().collect::<Vec<_>>().join(" ");
             for name in &names {
-                // A key has no flag. The end of the help lists it.
+                // A secret has no flag. The end of the help lists it.
                 let is_listed = match SECRETS.contains(&name.as_str()) {
                     true => help.contains(&format!("\n  {name} ")),
                     false => group.contains(&format!("[env: {name}]")),
@@ -131,8 +137,8 @@ fn the_man_pages_list_every_command_every_argument_and_every_setting() {
         assert!(main_page.contains(&format!(".SH \"{}\"\n", heading.to_uppercase())), "{heading}");
         for name in names {
             let has_flag = main_page.contains(&format!("[env: {name}]"));
-            let is_key = main_page.contains(&format!(".TP\n{name}\n"));
-            assert!(has_flag != is_key, "{name} should be listed once: {main_page}");
+            let is_secret = main_page.contains(&format!(".TP\n{name}\n"));
+            assert!(has_flag != is_secret, "{name} should be listed once: {main_page}");
             count += 1;
         }
     }

@@ -50,7 +50,7 @@ async fn a_call_serves_later_clients_after_the_client_that_started_it_disconnect
     }
     let other_uploads = join_all((0..10).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
-        // The picture of the disconnected client counts until its call ends: one and ten.
+        // Ten, and the picture of the disconnected client, which counts until its call ends.
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 11.0).await;
         release.send(true).unwrap();
     };

@@ -87,11 +87,13 @@ fn new_run(service: SocketAddr) -> (Run, TempDir) {
     let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let out = folder.path().join("out.jsonl");
     let rows = Appender::new(output::open(&out).unwrap()).unwrap();
-    let failures = Failures::open(&out, reader, |_| false).unwrap();
+    let is_done = |_| false; // the output contains no rows
+    let failures = Failures::open(&out, reader, is_done).unwrap();
     let progress = Progress::hidden();
     let writer = Writer::start(Target::Files(rows, failures), progress.console()).unwrap();
     let url = format!("http://{service}").parse().unwrap();
-    let client = ServiceClient::new(url, None, false, "").unwrap();
+    let (key, save, field_prefix) = (None, false, "");
+    let client = ServiceClient::new(url, key, save, field_prefix).unwrap();
     let plan = Plan { concurrency: 8, per_host: 2, model: "m".into() };
     (Run::new(plan, client, writer, progress), folder)
 }

@@ -214,6 +214,7 @@ fn read_grid_layout(
     const IN_META: u64 = 1;
     let Location { method, start, length } = meta.location(grid).ok_or(Damaged)?;
     let mut data = [0; 12]; // enough for the longest layout
+    // A length of zero means: up to the end (ISO/IEC 14496-12, 8.11.3).
     let length = usize::try_from(length).ok().filter(|len| *len > 0).unwrap_or(data.len());
     let length = length.min(data.len());
     match method {

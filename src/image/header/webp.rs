@@ -15,8 +15,8 @@ pub(in crate::image) struct WebP {
     width: u32,
     height: u32,
     orientation: Orientation,
-    /// The flags of an extended WebP: only those for alpha and animation, corrected to match its
-    /// chunks. `None` for a simple WebP.
+    /// Two flags of an extended WebP: the flag for animation as stored, and the flag for alpha,
+    /// corrected to match the chunks. `None` for a simple WebP.
     pub(in crate::image) corrected_flags: Option<u8>,
 }
 
@@ -64,7 +64,7 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
         b"VP8X" => {
             let mut chunks = Chunks::default();
             // The end of the file is no error here: if pixels are missing, the decoder reports
-            // that. `read_bounded` reports the other read errors.
+            // that. The caller of this function, `read_bounded`, reports the other read errors.
             let _ = chunks.read(reader);
             let flags = head[FLAGS_AT];
             let orientation = chunks.orientation.filter(|_| flags & HAS_EXIF != 0);
@@ -175,8 +175,8 @@ mod tests {
     const PREFIXED_EXIF: &[u8; 32] =
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
-    /// Checks that the size is 160 × 120, and returns the orientation.
-    fn orientation(bytes: &[u8]) -> Orientation {
+    /// Asserts that the size is 160 × 120, and returns the orientation.
+    fn orientation_of_160_by_120(bytes: &[u8]) -> Orientation {
         let header = read_bytes(bytes).unwrap().header().unwrap();
         assert_eq!((header.width, header.height), (160, 120));
         header.orientation
@@ -189,12 +189,12 @@ mod tests {
             riff(&[chunk(b"VP8 ", &[b"\x30\0\0\x9d\x01\x2a", &sides[..], &[0; 8]].concat())])
         };
         for scale in 0..4 {
-            assert_eq!(orientation(&lossy(scale)), Orientation::NoTransforms);
+            assert_eq!(orientation_of_160_by_120(&lossy(scale)), Orientation::NoTransforms);
         }
         let sides = (159u32 | 119 << 14).to_le_bytes();
         let lossless = riff(&[chunk(b"VP8L", &[&[0x2f], &sides[..]].concat())]);
-        assert_eq!(orientation(&lossless[..25]), Orientation::NoTransforms);
-        assert_eq!(orientation(&extended(0, &[])), Orientation::NoTransforms);
+        assert_eq!(orientation_of_160_by_120(&lossless[..25]), Orientation::NoTransforms);
+        assert_eq!(orientation_of_160_by_120(&extended(0, &[])), Orientation::NoTransforms);
         for complete in [lossy(0), lossless, extended(0, &[])] {
             for len in 0..25 {
                 assert_eq!(read_bytes(&complete[..len]), Err(HeaderError::Damaged));
@@ -214,8 +214,14 @@ mod tests {
                 // The first EXIF chunk counts.
                 [exif.clone(), chunk(b"EXIF", b"")],
             ] {
-                assert_eq!(orientation(&extended(HAS_EXIF, &chunks)), Orientation::Rotate90);
-                assert_eq!(orientation(&extended(0, &chunks)), Orientation::NoTransforms);
+                assert_eq!(
+                    orientation_of_160_by_120(&extended(HAS_EXIF, &chunks)),
+                    Orientation::Rotate90
+                );
+                assert_eq!(
+                    orientation_of_160_by_120(&extended(0, &chunks)),
+                    Orientation::NoTransforms
+                );
             }
         }
     }
@@ -233,7 +239,10 @@ mod tests {
             vec![chunk(b"ALPH", &[]); 10],
             vec![],
         ] {
-            assert_eq!(orientation(&extended(HAS_EXIF, &chunks)), Orientation::NoTransforms);
+            assert_eq!(
+                orientation_of_160_by_120(&extended(HAS_EXIF, &chunks)),
+                Orientation::NoTransforms
+            );
         }
     }
 
@@ -259,7 +268,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn damaged_headers_cause_no_panic_and_sides_have_at_most_24_bits(
+        fn damaged_headers_cause_no_panic_and_sides_are_at_most_2_to_the_24(
             flags in any::<u8>(),
             start in 12..120usize,
             noise in proptest::collection::vec(any::<u8>(), 0..64),

@@ -29,8 +29,8 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     // as if the bottom row came first, and are then flipped.
     let must_flip = bmp.is_top_down && !is_uncompressed;
     // Some programs leave out the padding of the last row, or the marker at the end of run-length
-    // coded pixels. In place of that marker, the decoder also accepts the marker at the end of a
-    // row.
+    // coded pixels. So zeros are added after the file. In place of the marker at the end of the
+    // pixels, the decoder also accepts the marker at the end of a row, which consists of zeros.
     let padding = if is_uncompressed { row_padding(&bmp) } else { END_OF_ROW_LEN };
     let height = bmp.height.cast_signed();
     let signed_height = if bmp.is_top_down && !must_flip { -height } else { height };
@@ -226,6 +226,7 @@ mod tests {
             let all_transparent = row(header_len, compression, &masks, &[1, 2, 3, 0, 4, 5, 6, 0]);
             assert_eq!(all_transparent, [[3, 2, 1], [6, 5, 4]], "{header_len}");
         }
+        // If all masks are zero, the usual masks for 32 bits are used.
         let masks = [0, 0, 0];
         assert_eq!(
             row(40, BITFIELDS, &masks, &[1, 2, 3, 255, 4, 5, 6, 255]),
@@ -237,12 +238,12 @@ mod tests {
     fn wrong_values_in_headers_are_corrected_except_an_offset_of_pixels_within_the_headers() {
         assert_eq!(File { planes: 0, ..FILE }.pixels(), PIXELS);
         assert_eq!(File { data_at: Some(0), ..FILE }.pixels(), PIXELS);
-        // The offset of the pixels is zero, or it is the offset of the palette.
+        // With a palette, the offset of the pixels is zero, or it is the offset of the palette.
         for data_at in [0, 54] {
             let file = File { data_at: Some(data_at), ..INDEXED };
             assert_eq!(file.pixels(), INDEXED_PIXELS, "{data_at}");
         }
-        // The number of colours is too low, or higher than the bits of a pixel allow.
+        // The number of colours is too low, or higher than the bits of a pixel allow. Zero means all.
         for colors in [0, 2, 300, u32::MAX] {
             let expected = if colors == 2 { [BLACK, B, A, B] } else { INDEXED_PIXELS };
             assert_eq!(File { colors, ..INDEXED }.pixels(), expected, "{colors}");
@@ -290,6 +291,7 @@ mod tests {
             let bytes = File { bits, compression, ..FILE }.bytes();
             assert!(matches!(decoded(&bytes), Err(Error::BadHeader(_))), "{bits} {compression}");
         }
+        // A side may have at most 65,535 pixels.
         let wide = File { size: (65_536, 1), bits: 1, ..FILE }.bytes();
         assert!(matches!(decoded(&wide), Err(Error::Unsupported(Unsupported::Kind(_)))));
         for size in [(0, 2), (2, 0), (-2, 2), (i32::MIN, 2), (2, i32::MIN)] {

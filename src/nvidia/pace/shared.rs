@@ -66,6 +66,8 @@ pub(super) struct SharedPace {
     calls_per_window: usize,
     /// The window for the Valkey. With a long timeout, it is longer than the limiter's.
     window: Duration,
+    /// A number that changes when this replica must record its calls again: with each new connection,
+    /// and when the Valkey has forgotten this replica.
     generation: watch::Receiver<u64>,
     /// The task that runs [`record_again`]. It ends with the limiter.
     recorder: OnceLock<AbortOnDropHandle<()>>,
@@ -113,8 +115,8 @@ impl Sharing {
 
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
-        // A replica connects half a second after a failure. Connecting takes up to two timeouts, and
-        // the first report and the replica's calls take one each.
+        // A second is enough until all replicas begin to connect. Connecting takes up to two timeouts,
+        // and the first report and the replica's calls take up to one each.
         let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 4 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
@@ -193,8 +195,8 @@ impl Inner {
         let share = (total / replicas).max(1);
         match mode {
             Mode::Alone => state.log.set_limit(share, 1),
-            // While the limit settles, `Sharing::must_wait_until` enforces the share. This limit
-            // predicts waits that end later.
+            // While the limit settles, `Sharing::must_wait_until` enforces the share. The whole limit is
+            // set to predict waits that end after the settle time.
             Mode::Settling | Mode::Shared => state.log.set_limit(total, replicas),
         }
         state.sharing.share = share;

@@ -51,8 +51,8 @@ async fn calls(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) 
     times
 }
 
-/// The fewest and the most calls in any period of this length that begins with a call and ends before
-/// the last one.
+/// The fewest and the most calls in a period of this length. Looks at the periods that begin with a call
+/// and end no later than the last call.
 fn fewest_and_most(times: &[Instant], period: Duration) -> (usize, usize) {
     let last = *times.last().unwrap();
     let starts = times.iter().enumerate().filter(|(_, start)| **start + period <= last);
@@ -324,7 +324,7 @@ async fn another_call_may_use_the_time_of_a_dropped_permit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_counts_from_its_use() {
+async fn a_permit_counts_from_its_use_and_expires_after_a_window() {
     let (pace, start) = (pace(1), Instant::now());
     let permit = pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE).await.unwrap();
     sleep(Duration::from_secs(20)).await;

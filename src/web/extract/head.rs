@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_host_accepts_exactly_the_hosts_of_rfc_3986() {
+    fn is_host_accepts_names_and_addresses_with_or_without_a_port_and_nothing_else() {
         for host in [
             "x",
             "images.example.com",

@@ -66,7 +66,7 @@ impl Builder {
         settings.iter().fold(self, |builder, (name, value)| builder.setting(name, value))
     }
 
-    /// Shares calls and limits by this Valkey.
+    /// Shares calls and limits with other replicas through this Valkey.
     pub fn valkey(self, valkey: &ValkeyServer) -> Self {
         valkey
             .settings()
@@ -85,7 +85,8 @@ impl Builder {
         self.setting("IMAGESVC_FETCH_ALLOW", server.address)
     }
 
-    /// In the resolved configuration, changes values that have no setting of their own.
+    /// Changes values of the resolved configuration that have no setting of their own. Only the last
+    /// change counts.
     pub fn configure(mut self, change: impl FnOnce(&mut Config) + Send + 'static) -> Self {
         self.change_config = Box::new(change);
         self

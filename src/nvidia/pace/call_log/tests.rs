@@ -83,7 +83,8 @@ impl Scripts {
         let (mut script, now) = (self.take.key("calls"), self.now);
         script.key(now / 1_000_000).key(now % 1_000_000);
         script.arg(limit).arg(WINDOW.as_micros() as u64).arg(format!("r{replica}"));
-        script.arg(call).arg(1000).invoke(&mut self.connection).unwrap()
+        let most_ages = 1000; // more than the calls of a test
+        script.arg(call).arg(most_ages).invoke(&mut self.connection).unwrap()
     }
 
     /// Records calls of a replica with their ages in microseconds.
@@ -103,7 +104,8 @@ impl Scripts {
     }
 }
 
-/// The script, with the simulated time in place of the server's.
+/// The script, with a simulated time in place of the server's. `KEYS[2]` and `KEYS[3]` are its seconds and
+/// microseconds.
 fn with_simulated_time(text: &str) -> Script {
     let parts: Vec<&str> = text.split("redis.call('TIME')").collect();
     assert_eq!(parts.len(), 2, "the script should read the time once");
@@ -210,7 +212,7 @@ fn a_client_may_make_half_of_the_calls_at_once_at_all_replicas_together() {
 }
 
 #[test]
-fn a_call_after_the_time_of_a_new_server_counts_as_made_now() {
+fn a_call_in_the_future_of_a_new_servers_clock_counts_as_made_now() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let mut scripts = Scripts::new(&server);
     assert_eq!(scripts.take(1, 0, Some(0)), (true, 0, vec![]));
@@ -228,7 +230,7 @@ fn a_call_that_is_recorded_again_keeps_its_later_time() {
     assert!(scripts.take(1, 0, Some(7)).0);
     scripts.now += 1_000_000;
     scripts.record(0, [(7, 0)].into_iter());
-    // This was read before the line above, and arrives after it.
+    // A delayed command with the time of the turn arrives after the one above.
     scripts.record(0, [(7, 1_000_000)].into_iter());
     assert_eq!(scripts.take(1, 1, None), (false, micros(WINDOW), vec![0]));
 }

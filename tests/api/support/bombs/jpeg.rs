@@ -13,6 +13,7 @@ const ARITHMETIC: u8 = 0xc9;
 
 pub(super) fn all() -> Vec<Bomb> {
     vec![
+        // The service accepts at most 100 scans.
         ("jpeg-99-scans", scans((1000, 1000), 99)),
         ("jpeg-101-scans", scans((1000, 1000), 101)),
         ("jpeg-99-scans-of-9-megapixels", scans((3000, 3000), 99)),
@@ -54,8 +55,9 @@ pub(super) fn endless() -> Vec<Bomb> {
 /// only DC coefficients (0) may have a scan of several components.
 fn with_empty_scan(head: Vec<u8>) -> Vec<u8> {
     let components: Vec<u8> = (1..=3).collect();
-    let spectrum = if head.windows(2).any(|pair| pair == [0xff, PROGRESSIVE]) { 0 } else { 63 };
-    [head, scan_head(&components, (0, spectrum), 0), b"\xff\xd9".to_vec()].concat()
+    let last_coefficient =
+        if head.windows(2).any(|pair| pair == [0xff, PROGRESSIVE]) { 0 } else { 63 };
+    [head, scan_head(&components, (0, last_coefficient), 0), b"\xff\xd9".to_vec()].concat()
 }
 
 /// A picture of 64 × 64 pixels with these segments before its scan.
@@ -74,8 +76,8 @@ fn scans(size: (u16, u16), count: usize) -> Vec<u8> {
     [jpeg, b"\xff\xd9".to_vec()].concat()
 }
 
-/// A picture whose samples have 12 bits. The number is in the frame header, after the marker and
-/// the length.
+/// A picture whose samples have 12 bits. The number of bits is in the frame header, after the marker
+/// and the length.
 fn twelve_bit() -> Vec<u8> {
     let mut jpeg = jpeg_head(EXTENDED, (64, 64), &[0x11; 3]);
     let frame_header = jpeg.windows(2).position(|pair| pair == [0xff, EXTENDED]).unwrap();

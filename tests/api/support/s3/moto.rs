@@ -66,7 +66,7 @@ struct Started {
 }
 
 impl MotoServer {
-    /// Starts the server. Returns `None` if moto is not installed, or fails in CI.
+    /// Starts the server. If moto is not installed, returns `None`, or panics if this is CI.
     pub async fn start() -> Option<Self> {
         let python = python();
         if python_lacks(&python, "boto3, flask, moto; assert moto.__version__ == '5.2.5'") {
@@ -118,8 +118,8 @@ impl MotoServer {
         bucket_settings(endpoint, &self.region, &self.bucket, &self.prefix)
     }
 
-    /// The endpoint of an instance's metadata. moto has one of its own, which hands out credentials
-    /// of the role that do not expire.
+    /// The endpoint of an instance's metadata, as moto imitates it. It hands out credentials of the
+    /// role; these credentials do not expire.
     pub fn metadata_endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -142,12 +142,12 @@ impl MotoServer {
         result.as_str().map(|text| BASE64_STANDARD.decode(text).unwrap())
     }
 
-    /// Creates or replaces an object, with all permissions.
+    /// Creates or replaces an object, as an administrator who may do everything.
     pub async fn write(&self, key: &str, bytes: &[u8]) {
         self.run(json!(["write", key, BASE64_STANDARD.encode(bytes)])).await;
     }
 
-    /// Deletes an object, with all permissions.
+    /// Deletes an object, as an administrator who may do everything.
     pub async fn delete(&self, key: &str) {
         self.run(json!(["delete", key])).await;
     }
