@@ -55,7 +55,8 @@ pub enum Target {
         /// The maximum length of the JPEG, in bytes.
         max_len: usize,
     },
-    /// An upright JPEG, scaled down until it has at most `max_len` bytes or is tiny.
+    /// An upright JPEG whose longer side has at most 1024 pixels. It is scaled down further until it has
+    /// at most `max_len` bytes or is tiny.
     Shrunk {
         /// The maximum length of the JPEG, in bytes.
         max_len: usize,
