@@ -65,8 +65,8 @@ async fn send_concurrently(
     assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
     let idle_memory = child.peak_memory();
     let is_over = Arc::new(AtomicBool::new(false));
-    let (service_id, measuring_ends) = (child.id(), Arc::clone(&is_over));
-    let measuring = thread::spawn(move || measure_decoders(service_id, &measuring_ends));
+    let (service_id, is_over_for_thread) = (child.id(), Arc::clone(&is_over));
+    let measuring = thread::spawn(move || measure_decoders(service_id, &is_over_for_thread));
     let mut requests = JoinSet::new();
     for body in bodies {
         let request = client.post(child.url(route)).header("content-type", content_type).body(body);

@@ -31,8 +31,8 @@ pub enum Link {
     Fast,
     /// From the server to the service this much later.
     Slow(Duration),
-    /// Not at all, as if the other machine were gone. Connections stay open. A connection that loses
-    /// bytes never forwards any again.
+    /// Not at all, as if the other machine were gone. Connections stay open. After a connection has lost
+    /// bytes of one side, it never forwards this side's bytes again.
     Silent,
 }
 
