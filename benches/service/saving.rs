@@ -55,14 +55,14 @@ impl Bench {
         let service = self.start_warm("this");
         let before = program_of("BENCH_PROGRAM_BEFORE").map(|program| {
             let folder = self.folder("before");
-            let service = Service::start_program(&program, &folder, &self.nvidia, &[]);
-            self.fresh_uploads().run(&service, &self.nvidia); // as `start_warm` does
-            service
+            let earlier = Service::start_program(&program, &folder, &self.nvidia, &[]);
+            self.fresh_uploads().run(&earlier, &self.nvidia); // as `start_warm` does
+            earlier
         });
-        let many = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
-        let one = Load { clients: 1, ..many.clone() };
-        let per_second = |service: &Service| many.run(service, &self.nvidia).per_second;
-        let p50 = |service: &Service| one.run(service, &self.nvidia).latency.p50;
+        let from_16_clients = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
+        let from_one_client = Load { clients: 1, ..from_16_clients.clone() };
+        let per_second = |service: &Service| from_16_clients.run(service, &self.nvidia).per_second;
+        let p50 = |service: &Service| from_one_client.run(service, &self.nvidia).latency.p50;
         let (mut speeds, mut latencies) = (Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             speeds.push(compare(&service, before.as_ref(), per_second));

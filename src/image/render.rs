@@ -86,7 +86,8 @@ impl Target {
         Ok(estimate_memory(picture)? + scaling)
     }
 
-    /// The maximum number of bytes that [`Self::render`] returns.
+    /// An upper limit on the bytes that [`Self::render`] returns. A tiny picture may have more than the
+    /// `max_len` of [`Self::Shrunk`].
     pub fn max_len(self) -> u64 {
         match self {
             Self::Converted { max_len } | Self::Shrunk { max_len } => {

@@ -1,4 +1,4 @@
-//! The API key. Its only use is the `Authorization` header.
+//! NVIDIA's API key. The service sends it only in the `Authorization` header of calls to NVIDIA.
 
 use std::fmt;
 

@@ -100,7 +100,7 @@ struct PendingResult {
     vector: Vec<f32>,
 }
 
-/// An asset that was created. The picture may not be uploaded yet.
+/// An asset that was created, before or after the upload of its picture.
 struct Asset {
     created: Instant,
     signature: String,
