@@ -1,4 +1,5 @@
-//! `--dry-run`: counts the pictures of the sources, and prints how long they take at most.
+//! `--dry-run`: counts the pictures of the sources. If calls are limited, prints how long they take at
+//! most.
 
 use std::{
     io::{self, Write},

@@ -67,7 +67,7 @@ def scaled_down(expected):
 
 
 def report(folder, picture):
-    """Writes the expected pixels, and returns the line of JSON for the picture."""
+    """Writes the expected pixels. Returns what the picture's line of JSON contains."""
     try:
         expected = expected_pixels(picture)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:

@@ -53,6 +53,7 @@ impl Terminal {
         match command {
             "A" => self.row -= count,
             "B" => self.move_to_row(self.row + count),
+            // The program sends only `2K`, which clears the whole line.
             "K" => self.lines[self.row].clear(),
             _ => panic!("the terminal does not know the sequence {sequence:?}"),
         }

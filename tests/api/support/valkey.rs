@@ -57,7 +57,7 @@ impl ValkeyServer {
     /// The server's password, which must not be printed anywhere.
     pub const PASSWORD: &'static str = "planted-valkey-password";
 
-    /// The longest time that a request of these tests waits for the server.
+    /// How long the service waits for a reply of the server in these tests.
     pub const TIMEOUT: Duration = Duration::from_secs(2);
 
     const ARGUMENTS: [&'static str; 2] = ["--requirepass", Self::PASSWORD];
