@@ -283,7 +283,7 @@ impl Pipeline {
                     None
                 }
             };
-            // The embedding may not wait for this.
+            // An error means that the embedding does not wait for the file.
             let _ = saved.send(());
             Ok::<_, Error>(file)
         };

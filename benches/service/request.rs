@@ -23,7 +23,8 @@ impl Request {
         Self::upload_of(&jpeg(len))
     }
 
-    /// An upload of this picture. The number replaces the last bytes, which decoders must ignore.
+    /// An upload of this picture. [`Self::set_number`] overwrites its last bytes, so these must be
+    /// padding that decoders ignore.
     pub fn upload_of(picture: &[u8]) -> Self {
         let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
         body.extend(picture);
@@ -33,8 +34,8 @@ impl Request {
         Self::new("/vectorize-image-upload", media_type, &body, body_end.len())
     }
 
-    /// A request to the Base64 route, with a picture of about `len` bytes. The number replaces the
-    /// last characters of the Base64 text.
+    /// A request to the Base64 route, with a picture of about `len` bytes. [`Self::set_number`]
+    /// overwrites the last characters of the Base64 text.
     pub fn base64(len: usize) -> Self {
         // The length is a multiple of three, so that the text does not end in `=`.
         let text = BASE64_STANDARD.encode(jpeg(len / 3 * 3));
@@ -43,10 +44,10 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), body_end.len())
     }
 
-    /// A batch of different pictures as Base64. Each call returns the same ones.
+    /// A batch of `count` different pictures as Base64. Each call returns the same ones.
     /// [`Self::set_number`] must not be called, because it would overwrite other bytes.
-    pub fn batch(len: usize, pictures: u64) -> Self {
-        let pictures = (0..pictures).map(|number| {
+    pub fn batch(len: usize, count: u64) -> Self {
+        let pictures = (0..count).map(|number| {
             // A multiple of three, as in `base64`.
             let mut picture = jpeg(len / 3 * 3);
             let end = picture.len() - NUMBER_LEN;

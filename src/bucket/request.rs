@@ -43,8 +43,8 @@ const MAX_DETAIL_CHARS: usize = 200;
 /// How long the source of the credentials may take.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// After this time without an answer, the bucket counts as failing, even if the client's own deadline
-/// ended the request.
+/// If the deadline of a client's request ends the wait for an answer later than this, the bucket counts
+/// as failing. An earlier deadline says nothing about the bucket.
 const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// How many times a request is sent at most.
@@ -53,7 +53,7 @@ const MAX_ATTEMPTS: u32 = 2;
 /// The shortest and the longest pause before the second attempt, in milliseconds.
 const PAUSE_MILLIS: std::ops::Range<u64> = 50..250;
 
-/// The header with the SHA-256 of the body. S3 refuses a body with another one.
+/// The header with the SHA-256 of the body. S3 refuses a body that has another SHA-256.
 const CHECKSUM: HeaderName = HeaderName::from_static("x-amz-checksum-sha256");
 
 /// The header with the bucket's region, when a request was sent to another region.
@@ -70,7 +70,8 @@ struct ErrorBody {
 
 impl Bucket {
     /// Sends a request, and waits for the response until the operation's own timeout, but not beyond
-    /// the deadline. Returns the object's bytes for a read, and `None` if there is no such object.
+    /// the deadline. After a read, returns the object's bytes, or `None` if there is no such object.
+    /// After other operations, returns `None`.
     pub(super) async fn request(
         &self,
         operation: Operation,

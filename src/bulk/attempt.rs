@@ -8,8 +8,8 @@ use super::{
     lanes::Job,
 };
 
-/// Sends the job's picture. Waits before each attempt except the first, unless as much time has passed
-/// since the last one failed.
+/// Sends the job's picture. After a failed attempt, first waits for the rest of the backoff, which began
+/// at the failure.
 pub(super) async fn attempt(
     client: ServiceClient,
     mut job: Job,

@@ -42,6 +42,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub(super) struct ServiceClient {
     http: Client,
+    /// The service's URL, without a route.
     base: Url,
     authorization: Option<HeaderValue>,
     /// Whether the service is asked to save the pictures.

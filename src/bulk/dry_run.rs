@@ -1,4 +1,5 @@
-//! `--dry-run`: counts the pictures of the sources, and prints how long they take at most.
+//! `--dry-run`: counts the pictures of the sources. If calls are limited, prints how long they take at
+//! most.
 
 use std::{
     io::{self, Write},
@@ -57,18 +58,18 @@ pub(super) fn count(
 /// A line that says how long this number of calls takes at most.
 fn longest_time(calls: u64, limit: RunLimit) -> String {
     let CallLimit { total, replicas } = limit.limit;
-    let part = limit.calls();
-    let seconds = calls.saturating_mul(60) / u64::from(part);
+    let calls_per_minute = limit.calls();
+    let seconds = calls.saturating_mul(60) / u64::from(calls_per_minute);
     let time = humantime::format_duration(Duration::from_secs(seconds));
-    let limit = match (limit.has_valkey, replicas) {
+    let limit_text = match (limit.has_valkey, replicas) {
         (true, _) => {
             format!("NVIDIA_REQUESTS_PER_MINUTE={total}, as long as no other replica makes calls")
         }
         (false, 1) => format!("NVIDIA_REQUESTS_PER_MINUTE={total}"),
         (false, _) => format!(
-            "this replica's part of NVIDIA_REQUESTS_PER_MINUTE={total}, which is {part} with \
-             IMAGESVC_REPLICAS={replicas}"
+            "this replica's part of NVIDIA_REQUESTS_PER_MINUTE={total}, which is {calls_per_minute} \
+             with IMAGESVC_REPLICAS={replicas}"
         ),
     };
-    format!("with {limit}, at most {time}; equal pictures and cached ones take no time\n")
+    format!("with {limit_text}, at most {time}; equal pictures and cached ones take no time\n")
 }

@@ -31,7 +31,7 @@ impl Interrupt {
     /// Waits for a signal, or for ever if there are no handlers.
     pub(super) async fn wait(&mut self) {
         match &mut self.0 {
-            Some(signals) => next(signals).await,
+            Some(signals) => next_signal(signals).await,
             None => std::future::pending().await,
         }
     }
@@ -40,7 +40,7 @@ impl Interrupt {
     pub(super) fn exit_at_next_signal(&mut self) {
         if let Some(mut signals) = self.0.take() {
             tokio::spawn(async move {
-                next(&mut signals).await;
+                next_signal(&mut signals).await;
                 telemetry::close_log();
                 std::process::exit(EXIT_CODE.into());
             });
@@ -48,6 +48,6 @@ impl Interrupt {
     }
 }
 
-async fn next((interrupt, terminate): &mut (Signal, Signal)) {
+async fn next_signal((interrupt, terminate): &mut (Signal, Signal)) {
     tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
 }

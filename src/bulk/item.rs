@@ -116,7 +116,7 @@ pub(super) struct Item {
 pub(super) struct ItemReader {
     /// The field with the path or URL. With `None`, the usual names are tried.
     pub location_field: Option<String>,
-    /// The field that identifies a row. With `None`, or if a row lacks it, the path or URL identifies it.
+    /// The field that identifies a row. With `None`, or in a row without this field, see [`Identity`].
     pub id_field: Option<String>,
     /// The beginning of the added fields' names.
     pub prefix: String,

@@ -59,8 +59,8 @@ async fn find_and_print(arguments: NearestArguments, config: Config) -> Result<(
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
     let file = super::on_blocking_thread(open).await?;
     // The picture is not saved. Its added fields are not printed, so their names need no prefix.
-    let (save, prefix) = (false, "");
-    let service = Service::open(to.as_ref(), save, prefix, config).await?;
+    let (save, no_prefix) = (false, "");
+    let service = Service::open(to.as_ref(), save, no_prefix, config).await?;
     let embedded = embed(&service.client, &picture, &file).await;
     service.stop().await;
     let (query, model) = embedded?;

@@ -22,18 +22,18 @@ pub(super) struct Attempts {
     /// How many have failed, without those that the busy service refused.
     failed: u32,
     /// The time from the start of the first attempt to the deadline.
-    longest: Duration,
+    time_limit: Duration,
     /// When the wait after the latest failure ends. `None` before the first failure.
     wait_end: Option<Instant>,
-    /// After this, no further attempt is planned. One that waits already may still start, for
-    /// [`MIN_REQUEST_TIMEOUT`]. `None` before the first attempt.
+    /// No attempt is planned for a later time. An attempt that is planned already, but is delayed, may
+    /// still start, with [`MIN_REQUEST_TIMEOUT`]. `None` before the first attempt.
     deadline: Option<Instant>,
 }
 
 impl Attempts {
     /// No attempt yet. The deadline will be this long after the start of the first attempt.
-    pub(super) fn within(longest: Duration) -> Self {
-        Self { failed: 0, longest, wait_end: None, deadline: None }
+    pub(super) fn within(time_limit: Duration) -> Self {
+        Self { failed: 0, time_limit, wait_end: None, deadline: None }
     }
 
     /// Counts an attempt that has failed now.
@@ -53,7 +53,7 @@ impl Attempts {
     /// Starts a request. Returns how long it may take. The first call sets the deadline.
     pub(super) fn start_request(&mut self) -> Duration {
         let now = Instant::now();
-        let deadline = *self.deadline.get_or_insert(now + self.longest);
+        let deadline = *self.deadline.get_or_insert(now + self.time_limit);
         let left = deadline.saturating_duration_since(now);
         left.clamp(MIN_REQUEST_TIMEOUT, REQUEST_TIMEOUT)
     }

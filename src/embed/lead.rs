@@ -1,5 +1,5 @@
-//! What the leader of a call does: it looks in the cache once more, decides with the other replicas
-//! which of them calls NVIDIA, makes the call, and writes the vector.
+//! What the leader of a call does: it looks in the cache once more, agrees with the other replicas on
+//! the one that calls NVIDIA, makes the call if it is that one, and writes the vector.
 
 use std::sync::Arc;
 
@@ -81,6 +81,7 @@ impl Inner {
             };
             let reservation = match reservation.take() {
                 Some(reservation) => reservation,
+                // The request came without one, or gave it up while another replica held the lease.
                 None => self.reserve(job.client, 1, job.deadline)?,
             };
             match self.call(&job.picture, reservation, lease.as_ref(), job.deadline).await? {

@@ -55,7 +55,8 @@ pub enum Target {
         /// The maximum length of the JPEG, in bytes.
         max_len: usize,
     },
-    /// An upright JPEG, scaled down until it has at most `max_len` bytes or is tiny.
+    /// An upright JPEG whose longer side has at most 1024 pixels. It is scaled down further until it has
+    /// at most `max_len` bytes or is tiny.
     Shrunk {
         /// The maximum length of the JPEG, in bytes.
         max_len: usize,
@@ -85,7 +86,8 @@ impl Target {
         Ok(estimate_memory(picture)? + scaling)
     }
 
-    /// The maximum number of bytes that [`Self::render`] returns.
+    /// An upper limit on the bytes that [`Self::render`] returns. A tiny picture may have more than the
+    /// `max_len` of [`Self::Shrunk`].
     pub fn max_len(self) -> u64 {
         match self {
             Self::Converted { max_len } | Self::Shrunk { max_len } => {

@@ -67,6 +67,7 @@ impl Client {
                 Err(error) => retry_state.wait_for_next(error, deadline).await?,
             }
         };
+        // If the upload fails, `asset` is dropped, so NVIDIA's empty asset is deleted.
         let asset = UploadedAsset { id: created.asset_id, nvidia: self.clone() };
         loop {
             match self.send_picture(&created, media_type, picture, deadline).await {

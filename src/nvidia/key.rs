@@ -1,4 +1,4 @@
-//! The API key. Its only use is the `Authorization` header.
+//! NVIDIA's API key. The service sends it only in the `Authorization` header of calls to NVIDIA.
 
 use std::fmt;
 
@@ -83,6 +83,10 @@ mod tests {
         for text in ["nvapi-1", " nvapi-1\n", "Bearer nvapi-1", "bearer  nvapi-1 "] {
             assert_eq!(ApiKey::parse(text).unwrap().bearer(), "Bearer nvapi-1");
         }
+    }
+
+    #[test]
+    fn text_without_a_key_with_two_words_or_with_other_characters_is_refused() {
         for text in [
             "",
             "  ",

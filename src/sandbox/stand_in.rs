@@ -100,7 +100,7 @@ struct PendingResult {
     vector: Vec<f32>,
 }
 
-/// An asset that was created. The picture may not be uploaded yet.
+/// An asset that was created, before or after the upload of its picture.
 struct Asset {
     created: Instant,
     signature: String,
@@ -262,8 +262,8 @@ async fn infer(
     }
 }
 
-/// Starts the inference of an asset. The response is always 202, so that the service has to poll for
-/// the result.
+/// Starts the inference of an asset. A successful response is always 202, so that the service has to
+/// poll for the result.
 fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Rejection> {
     const NOT_UPLOADED: Rejection = bad_request("No such asset was uploaded");
     let parse_id = |name: &HeaderName| {

@@ -22,8 +22,8 @@ use tokio::{
 /// The most time that a connection lingers.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most bytes to read while a connection lingers: as many as, by default, the largest body that a
-/// route accepts.
+/// The most bytes to read while a connection lingers. With the default settings, no route accepts a
+/// longer body.
 const MAX_LINGER_BYTES: u64 = 32 << 20;
 
 /// A stream that can linger, such as a `TcpStream`.

@@ -14,13 +14,14 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("clie
 pub struct ClientLimitReply {
     /// How long the client must wait; zero if its requests are counted.
     pub wait: Duration,
-    /// By how much the client's theoretical arrival time is ahead of the clock.
+    /// By how much the client's theoretical arrival time is ahead of the clock. This is when its next
+    /// request would arrive if it had sent its requests at even intervals.
     pub ahead: Duration,
 }
 
 impl Valkey {
-    /// Counts requests of a client, if its limit allows them. `cost` is how long they take at this
-    /// limit, and `burst` is the largest allowed [`ClientLimitReply::ahead`].
+    /// Counts requests of a client, if its limit allows them. `cost` is their number multiplied by the
+    /// limit's interval between two requests. `burst` is the largest allowed [`ClientLimitReply::ahead`].
     ///
     /// # Errors
     /// [`Unavailable`]

@@ -22,12 +22,12 @@ const EXPIRY: Duration = Duration::from_secs(10);
 /// The time between two renewals.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How late a renewal may be without making [`Valkey::lease_reserve`] untrue. In addition, it may take
-/// one timeout.
+/// [`Valkey::lease_reserve`] assumes that a renewal begins at most this late. It may then still take as
+/// long as the Valkey's timeout.
 const LATENESS: Duration = Duration::from_secs(1);
 
-/// How long a lease that is released as done says so. This is longer than [`Valkey::lease_reserve`],
-/// because a replica that looked in the bucket less than that ago must see it.
+/// How long a lease that is released as done says so. A replica that acquires a lease trusts a look in
+/// the bucket that is younger than [`Valkey::lease_reserve`]. So the lease must say `done` for longer.
 const DONE_EXPIRY: Duration = Duration::from_secs(30);
 
 /// The reply to an attempt to acquire a lease.
@@ -41,10 +41,12 @@ pub enum LeaseReply {
     Done,
 }
 
-/// The names of a lease and of the call that holds it in the Valkey.
+/// What a lease and its holder are called in the Valkey.
 #[derive(Debug, Clone)]
 struct Names {
+    /// The key of the lease.
     key: String,
+    /// The value of the key while this call holds the lease.
     token: String,
 }
 

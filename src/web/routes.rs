@@ -99,8 +99,9 @@ fn document() -> Document {
     openapi::document(open, describe(ModelDocument::openapi(), &KEYED))
 }
 
-/// Builds the routes alone. Frees each route's part of the document before it builds the next route,
-/// because all parts together take more memory than the rest of the start.
+/// Builds the routes without a document, and creates their counters. Frees each route's part of the
+/// document before it builds the next route, because all parts together take more memory than the rest
+/// of the start.
 fn without_document(routes: &[Described], metrics: &Metrics) -> Router<AppState> {
     routes.iter().fold(Router::new(), |router, route| {
         let (route, document) = OpenApiRouter::new().routes(route()).split_for_parts();
@@ -109,7 +110,7 @@ fn without_document(routes: &[Described], metrics: &Metrics) -> Router<AppState>
     })
 }
 
-/// Builds all routes. `extra` contains open routes of other modules.
+/// Builds all routes. `extra` contains further open routes: those of the sandbox.
 pub(super) fn router(
     state: &AppState,
     settings: &Settings,

@@ -47,7 +47,8 @@ fn only_embedding(answer: &Answer) -> Vec<String> {
     embedding.split(',').map(ToOwned::to_owned).collect()
 }
 
-/// The tiny picture's number in an embedding by [`nvidia_with_numbered_embeddings`].
+/// The tiny picture's number in an embedding by [`nvidia_with_numbered_embeddings`], whose values are
+/// the number and a half, divided by 1000.
 fn number_in(entry: &Value) -> f64 {
     let embedding = entry["embedding"].as_array().unwrap();
     assert_eq!(embedding.len(), 1536);
@@ -205,7 +206,7 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     let cache_values: Vec<_> = embeddings.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
     assert_eq!(cache_values, ["miss", "miss", "hit", "hit", "hit"]);
     assert_eq!(nvidia.count(), 2, "each different picture should be sent once");
-    assert_eq!(app.saved().len(), 5, "each picture should be saved, also if it is equal");
+    assert_eq!(app.saved().len(), 5, "equal pictures should all be saved");
 }
 
 #[tokio::test]

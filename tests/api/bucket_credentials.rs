@@ -13,7 +13,7 @@ use crate::support::{
 };
 
 /// Adds settings. If a setting is there twice, the last value counts.
-fn with(settings: Vec<Setting>, added: &[(&'static str, &str)]) -> Vec<Setting> {
+fn with_added(settings: Vec<Setting>, added: &[(&'static str, &str)]) -> Vec<Setting> {
     let added = added.iter().map(|(name, value)| (*name, (*value).to_owned()));
     settings.into_iter().chain(added).collect()
 }
@@ -25,7 +25,8 @@ async fn the_role_of_an_instance_gives_the_credentials() {
     let settings = moto.settings_without_credentials(moto.address);
     let endpoint = moto.metadata_endpoint();
     let replica =
-        Replica::start(&nvidia, &with(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)])).await;
+        Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
+            .await;
     let saved = replica.upload(ROCKET).await;
     saved.vector();
     let key = format!("imagesvc/downloads/{}", saved.saved_as());
@@ -55,7 +56,8 @@ async fn credentials_that_expire_are_replaced_while_pictures_are_uploaded() {
     let settings = moto.settings_without_credentials(moto.address);
     let endpoint = metadata.endpoint();
     let replica =
-        Replica::start(&nvidia, &with(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)])).await;
+        Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
+            .await;
     assert_eq!(metadata.handed_out(), 1);
     metadata.rotate(second, Duration::from_secs(3600));
     let started = Instant::now();
@@ -81,14 +83,15 @@ async fn credentials_that_expire_are_replaced_while_pictures_are_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_credentials_the_service_starts_with_a_warning_that_says_where_they_come_from() {
+async fn without_credentials_the_service_starts_with_a_warning_that_says_where_to_set_them() {
     let Some(moto) = MotoServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
     // Nobody listens at this endpoint.
     let endpoint = format!("http://{}", free_address().await);
     let settings = moto.settings_without_credentials(moto.address);
     let replica =
-        Replica::start(&nvidia, &with(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)])).await;
+        Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
+            .await;
     assert_problem(&replica.upload(ROCKET).await, 503, "storage_unavailable");
     replica.upload_unsaved(ROCKET).await.vector();
     let (_, log) = replica.stop().await;
@@ -117,13 +120,13 @@ async fn log_of_refused_start(nvidia: &FakeNvidia, settings: Vec<Setting>) -> St
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_that_refuses_stops_the_start_with_exit_code_1_and_the_settings_name() {
+async fn a_bucket_that_cannot_be_used_stops_the_start_with_exit_code_1_and_a_log_of_the_cause() {
     let Some(moto) = MotoServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
     let revoked = moto.assume_role().await;
     moto.revoke(&revoked).await;
     let unknown = Credentials { key_id: "AKIAUNKNOWN".to_owned(), ..moto.user.clone() };
-    for (name, added) in [
+    for (cause, added) in [
         ("AWS_SECRET_ACCESS_KEY", vec![("AWS_SECRET_ACCESS_KEY", "wrong".to_owned())]),
         ("AWS_ACCESS_KEY_ID", unknown.settings()),
         ("AWS_ACCESS_KEY_ID", revoked.settings()),
@@ -133,7 +136,7 @@ async fn a_bucket_that_refuses_stops_the_start_with_exit_code_1_and_the_settings
     ] {
         let settings = [moto.settings(), added].concat();
         let log = log_of_refused_start(&nvidia, settings).await;
-        assert!(log.contains("IMAGESVC_BUCKET cannot be used") && log.contains(name), "{log}");
+        assert!(log.contains("IMAGESVC_BUCKET cannot be used") && log.contains(cause), "{log}");
     }
     moto.delete_bucket().await;
     let log = log_of_refused_start(&nvidia, moto.settings()).await;

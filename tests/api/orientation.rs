@@ -339,6 +339,7 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
         let problem = assert_problem(&answer, 415, "unsupported_image");
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains("its colour components in several scans"), "{detail}");
+        // The file is intact, and is a JPEG already.
         assert!(!detail.contains("damaged") && !detail.contains("as a JPEG"), "{detail}");
         assert!(problem.get("saved_as").is_none());
     }

@@ -48,6 +48,7 @@ async fn send_random(
     // run of half a minute contains one.
     let is_endless = n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2;
     let request = match random % 16 {
+        // This picture takes longer to decode than the decoder's time limit.
         _ if is_endless => upload(variant(&bombs::shared_lzw(), n)),
         0..4 => upload(variant(ROCKET, n)),
         4 => upload(hostile[n % hostile.len()].1.clone()),

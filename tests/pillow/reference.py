@@ -1,7 +1,8 @@
 """Decodes pictures with Pillow: python3 reference.py FOLDER
 
-Writes the pictures of pictures.py to the folder. Then decodes every picture in the folder, and writes its
-pixels to `<name>.expected.png`: upright, on white, with 8 bits. Prints a line of JSON for each picture:
+Decodes every picture in the folder, and then the pictures of pictures.py, which it adds to the folder.
+Writes the pixels of each to `<name>.expected.png`: upright, on white, with 8 bits. Prints a line of JSON
+for each:
 
     {"name": …, "reference": {"width": …, "height": …, "orientation": …, "scaled": [360, 270]}}
     {"name": …, "error": "why Pillow cannot decode it"}
@@ -38,7 +39,7 @@ def eight_bits(image):
 
 
 def expected_pixels(picture):
-    """Returns the pixels that Pillow decodes if it is correct, else the original pixels."""
+    """Returns the pixels that Pillow decodes, or the original ones if Pillow decodes the picture wrongly."""
     expected = picture.expected
     if picture.pillow_is_correct:
         decoded = decode(picture.data)
@@ -66,7 +67,7 @@ def scaled_down(expected):
 
 
 def report(folder, picture):
-    """Writes the expected pixels, and returns the line of JSON for the picture."""
+    """Writes the expected pixels. Returns what the picture's line of JSON contains."""
     try:
         expected = expected_pixels(picture)
     except (OSError, ValueError, KeyError, NotImplementedError) as error:
@@ -85,7 +86,7 @@ def main(folder):
     # Every picture must be different, because the service caches the result of equal bytes.
     seen = set()
     for path in sorted(folder.iterdir()):
-        picture = Picture(path.name, path.read_bytes(), None)
+        picture = Picture(path.name, path.read_bytes(), expected=None)
         assert picture.data not in seen, f"{picture.name} equals another picture"
         seen.add(picture.data)
         try:

@@ -26,8 +26,8 @@ PEOPLE = [
     r'{"name": "", "path": "photos/again.jpg", "n": "1", "n": "last", "a.b": "dot", "line": "1\n2\t3\\"}',
 ]
 
-# The first numbers of a vector. The first is rounded wrongly if it is rounded twice. Some others are very
-# large or very small.
+# The first numbers of a vector. The first number is rounded wrongly if it is rounded twice. Some others are
+# very large or very small.
 HARD_NUMBERS = ["1.0000000596046447753906250000000001", "-0.0", "1e-45", "3.4028234e38", "1E-60", "0.1"]
 
 
@@ -46,6 +46,7 @@ def make_files(folder):
     embed(folder, "list.jsonl", "--out", "people.jsonl")
     with open(folder / "people.jsonl", "a") as rows:
         rows.write(hard_row((folder / "people.jsonl").read_text().splitlines()[0]) + "\n")
+    # These runs find all pictures in people.jsonl, and convert its rows, also the added one.
     embed(folder, "list.jsonl", "--out", "people.parquet")
     embed(folder, "list.jsonl", "--out", "people.npy")
 
@@ -62,8 +63,8 @@ def embed(folder, *arguments, code=0):
     """Runs `imagesvc embed`, which must end with this exit code."""
     env = {"IMAGESVC_MIN_FREE_BYTES": "0", "XDG_CACHE_HOME": str(folder / "cache")}
     command = [IMAGESVC, "embed", "--sandbox", *arguments]
-    run = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
-    assert run.returncode == code, (arguments, run.returncode, run.stderr)
+    result = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == code, (arguments, result.returncode, result.stderr)
 
 
 def run(program, files):

@@ -16,7 +16,7 @@ use super::{
 const EXTENSIONS: [&str; 12] =
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif"];
 
-/// Reads the files that have the extension of a picture. Ignores hidden files and folders. Does not
+/// Passes on the files that have the extension of a picture. Ignores hidden files and folders. Does not
 /// follow symbolic links to folders, because such links may form a loop. Returns whether more items are
 /// wanted.
 ///
@@ -25,7 +25,7 @@ const EXTENSIONS: [&str; 12] =
 pub(super) fn read(folder: &Path, reader: &ItemReader, sink: &mut Sink<'_>) -> io::Result<bool> {
     let mut folders = vec![folder.to_owned()];
     while let Some(current) = folders.pop() {
-        match read_one(&current, &mut folders, reader, sink) {
+        match read_folder(&current, &mut folders, reader, sink) {
             Ok(true) => {}
             Ok(false) => return Ok(false),
             Err(error) if current == folder => return Err(error),
@@ -41,9 +41,9 @@ pub(super) fn read(folder: &Path, reader: &ItemReader, sink: &mut Sink<'_>) -> i
     Ok(true)
 }
 
-/// Reads the files of one folder, and adds its subfolders to `folders`. Returns whether more items are
-/// wanted.
-fn read_one(
+/// Passes on the pictures of one folder, and adds its subfolders to `folders`. Returns whether more items
+/// are wanted.
+fn read_folder(
     folder: &Path,
     folders: &mut Vec<PathBuf>,
     reader: &ItemReader,
@@ -59,8 +59,8 @@ fn read_one(
             folders.push(entry.path());
         } else if is_picture_name(&name) {
             let path = entry.path();
-            // `is_dir` follows links, so a link to a folder is ignored. A link to a missing file becomes an
-            // item, which fails later.
+            // `Path::is_dir` follows links, so a link to a folder is ignored. A link to a missing file
+            // becomes an item, which fails later.
             if !path.is_dir() && !sink(reader.plain(Picture::File(path))) {
                 return Ok(false);
             }

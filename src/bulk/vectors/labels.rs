@@ -15,11 +15,11 @@ use crate::bulk::item::ItemReader;
 pub(in crate::bulk) struct Labels {
     /// The file from which the labels were read.
     pub path: PathBuf,
-    /// The number of rows in that file, not only of the wanted ones.
+    /// The number of all rows in that file.
     pub rows: u64,
-    /// The model of the last wanted row, if the file has any of them.
+    /// The model of the last wanted row. `None` if the file has no wanted row.
     pub model: Option<String>,
-    /// The labels by the numbers of their rows.
+    /// The labels by the numbers of their rows. A row that has no label is not stored.
     pub by_row: HashMap<u64, String>,
 }
 

@@ -22,7 +22,7 @@ pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     let u32_at =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     // The end of the file is no error here: if pixels are missing, the decoder reports that.
-    // `read_bounded` reports the other read errors.
+    // Other read errors are reported by `read_bounded`, which calls this function.
     let orientation = read_orientation(reader).ok().flatten();
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     Header::new(u32_at(16), u32_at(20), orientation).ok_or(HeaderError::Damaged)

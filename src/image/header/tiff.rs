@@ -345,6 +345,7 @@ mod tests {
         ] {
             assert_eq!(header(&crafted), Err(HeaderError::Damaged), "{problem}");
         }
+        // At each of these lengths, the file ends before or inside the directory.
         for len in 0..100 {
             let mut file = grey().file(&[&[0; 8]]);
             file.truncate(len);

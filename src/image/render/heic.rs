@@ -20,9 +20,9 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let options = heifer::Options {
         // The memory limit of the child process is computed for one thread.
         max_threads: 1,
-        // A video stream may have as many pixels as the whole picture, or as a padded stream if
-        // that is more. The limit is too high for a tile. If a tile is too large, only the limits of
-        // the process stop it.
+        // The limit for each HEVC stream: the whole picture or one of its tiles. A stream has padding,
+        // so it may be larger than a small picture. The limit is too high for a tile. If a tile is
+        // too large, only the limits of the process stop it.
         max_pixels: header.coded_pixels().max(header.padded_stream_pixels()),
     };
     let image =
@@ -158,6 +158,7 @@ mod tests {
 
     #[test]
     fn a_stream_whose_size_differs_from_the_header_is_broken() {
+        // In the first file, the header's size is larger than the stream's. In the second, it is smaller.
         for name in ["bad-size-larger.heic", "bomb-stream-larger.heic"] {
             assert!(matches!(decoded(file(name)), Err(Error::Broken { .. })), "{name}");
         }

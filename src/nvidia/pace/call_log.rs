@@ -247,7 +247,8 @@ impl CallLog {
             && client_calls.count >= self.rule.burst()
         {
             let until_expiry = expiry.saturating_duration_since(client_calls.last);
-            // The free calls divide the time until the next expiry into equal gaps.
+            // The free calls divide the time from the client's last call to the next expiry into equal
+            // gaps.
             let gaps = (self.free() + 1).saturating_sub(self.rule.spare()).max(1);
             let spacing = fraction(window, calls_per_window).max(fraction(until_expiry, gaps));
             time = time.max(client_calls.last + spacing);
@@ -260,7 +261,8 @@ impl Rule {
     /// How many calls in a window a client may make at this replica before its further calls are spread.
     fn burst(self) -> usize {
         match self.clients {
-            // A balancer may send the client's requests to all replicas.
+            // Half of the limit. A balancer may send the client's requests to all replicas, so each
+            // allows only its part of that.
             Clients::Many => self.calls_per_window.div_ceil(2 * self.replicas.max(1)),
             // The only client makes calls for a long time. A large burst at its start would only delay
             // its later calls.

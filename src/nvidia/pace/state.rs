@@ -18,16 +18,16 @@ pub(super) struct State {
     pub reserved: Tally,
     /// What is known about the Valkey.
     pub sharing: Sharing,
-    /// The clients with calls that wait for a permit, in the order of their arrival.
+    /// The calls that wait for a permit. The queues are in the order in which they became non-empty.
     waiting: Vec<ClientQueue>,
     next_id: u64,
 }
 
-/// A client's waiting calls.
+/// Waiting calls of a client: all that are spread, or all that are not.
 #[derive(Debug)]
 struct ClientQueue {
     client_network: ClientNetwork,
-    /// As in [`Demand`]: whether the calls are spread.
+    /// See [`Demand::is_spread`].
     is_spread: bool,
     /// The ids of the calls, in the order of their arrival.
     ids: VecDeque<u64>,
@@ -42,8 +42,8 @@ pub(super) enum Step {
     AskForTurn,
     /// Asks the Valkey which calls other replicas have made.
     AskForCalls,
-    /// Waits until the state changes, or at most until `until`. The call is the next one, and may be made
-    /// at `earliest`.
+    /// Waits until the state changes, but at most until `until`. This call is the next one. As far as is
+    /// known now, it may be made at `earliest`.
     Wait { until: Instant, earliest: Instant },
     /// Waits until the state changes. Another call is the next one, or another task asks the Valkey.
     WaitForOthers,
@@ -106,6 +106,7 @@ impl State {
         if earliest <= now && !needs_turn {
             return Step::Call;
         }
+        // When a call expires, another call may be the next one: see `CallLog::next`.
         let expiry = self.log.next_expiry().unwrap_or(earliest);
         if !needs_turn {
             return Step::Wait { until: expiry.min(earliest), earliest };

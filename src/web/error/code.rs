@@ -51,7 +51,8 @@ codes! {
     InvalidBase64 = "invalid_base64", BAD_REQUEST;
     /// The picture has no bytes.
     EmptyImage = "empty_image", BAD_REQUEST;
-    /// The picture is damaged, or its format or a feature of its format is not supported.
+    /// The picture is damaged, or its format or a feature of its format is not supported. Or the URL leads
+    /// to a web page instead of a picture.
     UnsupportedImage = "unsupported_image", UNSUPPORTED_MEDIA_TYPE;
     /// The picture has more bytes or pixels than the limit, needs too much memory to be decoded, or is
     /// in a body that is too long.
@@ -64,7 +65,8 @@ codes! {
     UnsupportedTransferEncoding = "unsupported_transfer_encoding", NOT_IMPLEMENTED;
     /// The service requires a key, and the request has no key or a wrong key.
     Unauthorized = "unauthorized", UNAUTHORIZED;
-    /// A web page of another site sent the request, and the settings do not allow that site.
+    /// A web page sent the request, and the settings do not allow the page's site, or the host name by
+    /// which the page called the service.
     CrossOrigin = "cross_origin", FORBIDDEN;
     /// The client has reached its own rate limit.
     RateLimited = "rate_limited", TOO_MANY_REQUESTS;
@@ -80,7 +82,7 @@ codes! {
     EmbeddingUnauthorized = "embedding_unauthorized", BAD_GATEWAY;
     /// The NVIDIA account is out of credits, or has no access to the model.
     EmbeddingExhausted = "embedding_exhausted", SERVICE_UNAVAILABLE;
-    /// NVIDIA's rate limit refused the call and all retries.
+    /// The limit on calls to NVIDIA is reached, and the next call would be too late for the deadline.
     EmbeddingRateLimited = "embedding_rate_limited", SERVICE_UNAVAILABLE;
     /// The call to NVIDIA and all retries failed.
     EmbeddingUnavailable = "embedding_unavailable", BAD_GATEWAY;

@@ -1,8 +1,8 @@
 //! Limits how many requests each client may send per minute.
 //!
 //! Requests are counted in this replica, and then in the Valkey if there is one. The replica's own count
-//! follows the Valkey's, so a client over its limit is usually refused without a command. While the
-//! Valkey cannot be used, the replica's own count decides.
+//! follows the Valkey's, so a client over its limit is usually refused without asking the Valkey. While
+//! the Valkey cannot be used, the replica's own count decides.
 
 use std::{
     sync::{
@@ -271,6 +271,7 @@ mod tests {
             assert!(wait > Duration::from_secs(20), "30 requests take 30 s, not {wait:?}");
         }
         assert!(replicas[0].count(SECOND, 60).await.is_ok());
+        // Two, because a request may be allowed again by now.
         assert!(replicas[1].count(SECOND, 2).await.is_err());
     }
 

@@ -9,7 +9,8 @@ use tempfile::TempDir;
 /// binary here.
 pub fn decoder_settings() -> decoder::Settings {
     let program = env!("CARGO_BIN_EXE_imagesvc").into();
-    decoder::Settings { program, ..decoder::Settings::new(512 << 20) }
+    let max_memory = 512 << 20;
+    decoder::Settings { program, ..decoder::Settings::new(max_memory) }
 }
 
 /// Creates a fake decoder that writes its process id to the file `pid`, and runs a shell script,

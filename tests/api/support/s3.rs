@@ -3,7 +3,8 @@
 //! `tests/s3/README.md` describes what these tests need. [`MotoServer`] checks signatures and
 //! permissions. [`RcloneServer`] is written independently of it and checks signatures as well.
 //! [`FaultProxy`] stands between the service and either of them. [`FakeMetadata`] hands out the
-//! credentials of an instance's role. [`DiscardingBucket`] takes gigabytes.
+//! credentials of an instance's role. [`DiscardingBucket`] accepts
+//! gigabytes, because it keeps no large objects.
 
 mod discarding;
 mod fault_proxy;

@@ -3,11 +3,13 @@
 
 use std::str::Chars;
 
-/// The cells of a screen. Lines that scroll out at the top are kept.
+/// A screen that is `columns` wide and has no limit on its lines, so nothing scrolls out.
 pub struct Terminal {
     columns: usize,
     lines: Vec<Vec<char>>,
+    /// The row of the cursor.
     row: usize,
+    /// The column of the cursor.
     column: usize,
 }
 
@@ -16,7 +18,8 @@ impl Terminal {
         Self { columns, lines: vec![Vec::new()], row: 0, column: 0 }
     }
 
-    /// Shows a program's output. Calls `watch` whenever the program begins to redraw a line.
+    /// Shows a program's output. Calls `watch` before each control sequence, so before a
+    /// line is redrawn.
     pub fn show(&mut self, output: &str, mut watch: impl FnMut(&Self)) {
         let mut chars = output.chars();
         while let Some(c) = chars.next() {
@@ -34,7 +37,7 @@ impl Terminal {
         }
     }
 
-    /// The visible lines, without spaces at their ends and without empty lines at the end.
+    /// All lines, without spaces at their ends and without empty lines at the end.
     pub fn lines(&self) -> Vec<String> {
         let text = |line: &Vec<char>| line.iter().collect::<String>().trim_end().to_owned();
         let mut lines: Vec<_> = self.lines.iter().map(text).collect();
@@ -50,6 +53,7 @@ impl Terminal {
         match command {
             "A" => self.row -= count,
             "B" => self.move_to_row(self.row + count),
+            // The program sends only `2K`, which clears the whole line.
             "K" => self.lines[self.row].clear(),
             _ => panic!("the terminal does not know the sequence {sequence:?}"),
         }

@@ -31,8 +31,8 @@ pub enum Link {
     Fast,
     /// From the server to the service this much later.
     Slow(Duration),
-    /// Not at all, as if the other machine were gone. Connections stay open. A connection that loses
-    /// bytes never forwards any again.
+    /// Not at all, as if the other machine were gone. Connections stay open. After a connection has lost
+    /// bytes of one side, it never forwards this side's bytes again.
     Silent,
 }
 
@@ -57,7 +57,7 @@ impl ValkeyServer {
     /// The server's password, which must not be printed anywhere.
     pub const PASSWORD: &'static str = "planted-valkey-password";
 
-    /// The longest time that a request of these tests waits for the server.
+    /// How long the service waits for a reply of the server in these tests.
     pub const TIMEOUT: Duration = Duration::from_secs(2);
 
     const ARGUMENTS: [&'static str; 2] = ["--requirepass", Self::PASSWORD];

@@ -35,12 +35,14 @@ impl Crafted {
             .with(ROWS_PER_STRIP, &[size.1])
     }
 
-    /// Sets the values of a tag. A tag without values is left out of the file.
+    /// Sets the values of a tag. With no values, the file does not contain the tag, even if
+    /// [`Self::file`] would add it otherwise.
     pub(in crate::image) fn with(mut self, tag: u16, values: &[u64]) -> Self {
         self.tags.insert(tag, values.to_vec());
         self
     }
 
+    /// Removes a tag that [`Self::new`] has set.
     pub(in crate::image) fn without(mut self, tag: u16) -> Self {
         self.tags.remove(&tag);
         self
@@ -56,7 +58,8 @@ impl Crafted {
         self
     }
 
-    /// Returns the bytes of the file, with these strips or tiles.
+    /// Returns the bytes of the file, with these strips or tiles. Adds the tags with their offsets and
+    /// lengths, unless [`Self::with`] has set these tags.
     pub(in crate::image) fn file(&self, chunks: &[&[u8]]) -> Vec<u8> {
         // Encodes a number in `len` bytes.
         let number = |value: u64, len: usize| {

@@ -14,7 +14,7 @@ const GIB: u64 = 1 << 30;
 pub(super) fn all() -> Vec<Bomb> {
     let with_gib = |head: &[u8]| [head, &zlib_zeros(GIB)].concat();
     vec![
-        // Text and profiles that decompress to a gibibyte (11.3.3, 11.3.2.3).
+        // Text and a profile that decompress to a gibibyte (11.3.3, 11.3.2.3).
         ("png-ztxt", small(&[png_chunk(b"zTXt", &with_gib(b"Comment\0\0"))])),
         ("png-itxt", small(&[png_chunk(b"iTXt", &with_gib(b"XML:com.adobe.xmp\0\x01\0\0\0"))])),
         ("png-iccp", small(&[png_chunk(b"iCCP", &with_gib(b"Profile\0\0"))])),

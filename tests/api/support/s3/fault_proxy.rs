@@ -32,7 +32,8 @@ pub enum Fault {
     CutResponse,
     /// Reads the head of the request, and never answers.
     Hold,
-    /// Refuses connections. This affects all requests.
+    /// Closes all connections and refuses new ones, so that all requests fail, also those that do not
+    /// match the condition of [`FaultProxy::set_for`].
     Refuse,
 }
 
@@ -53,8 +54,8 @@ struct Shared {
     rule: watch::Receiver<Option<Rule>>,
 }
 
-/// A running proxy. It forwards every request unchanged, except for the header `Connection`, which is
-/// not signed. Dropping this value closes all connections.
+/// A running proxy. Requests without a fault are forwarded unchanged, except for the header
+/// `Connection`, which may change because it is not signed. Dropping this value closes all connections.
 pub struct FaultProxy {
     pub address: SocketAddr,
     rule: watch::Sender<Option<Rule>>,
@@ -124,7 +125,7 @@ impl FaultProxy {
         *self.shared.count.borrow()
     }
 
-    /// Waits until this many requests have arrived.
+    /// Waits until at least this many requests have arrived, and returns all of them.
     pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
         let mut count = self.shared.count.subscribe();
         let wait = timeout(PATIENCE, count.wait_for(|count| *count >= requests)).await;
@@ -133,8 +134,8 @@ impl FaultProxy {
     }
 
     async fn wait_until_listening(&mut self, expected: bool) {
-        let wait = timeout(PATIENCE, self.is_listening.wait_for(|found| *found == expected));
-        wait.await.expect("the proxy should change in time").unwrap();
+        let wait = timeout(PATIENCE, self.is_listening.wait_for(|current| *current == expected));
+        wait.await.expect("the proxy should start or stop to listen in time").unwrap();
     }
 }
 
@@ -146,7 +147,7 @@ fn bind(address: SocketAddr) -> TcpSocket {
     socket
 }
 
-/// Accepts connections, except during [`Fault::Refuse`]. Connections are closed when the fault begins.
+/// Accepts connections, except during [`Fault::Refuse`]. The open ones are closed when this fault begins.
 async fn accept(
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -206,20 +207,22 @@ async fn serve(mut client: TcpStream, peer: SocketAddr, shared: &Shared) -> std:
         return copy(&mut client, &mut server, length / 2).await;
     }
     copy(&mut client, &mut server, length).await?;
-    let head = read_head(&mut server).await?;
+    let response_head = read_head(&mut server).await?;
     if let Some(Fault::Delay(delay)) = fault {
         tokio::time::sleep(delay).await;
     }
     if fault == Some(Fault::CutResponse) {
-        let length = parse_head(&head, peer).header("content-length").map(str::to_owned);
-        let length: u64 = length.map_or(0, |length| length.parse().unwrap());
-        if length == 0 {
-            return client.write_all(&head[..head.len() / 2]).await;
+        // The headers of a response are parsed like those of a request.
+        let parsed = parse_head(&response_head, peer);
+        let body_len: u64 =
+            parsed.header("content-length").map_or(0, |length| length.parse().unwrap());
+        if body_len == 0 {
+            return client.write_all(&response_head[..response_head.len() / 2]).await;
         }
-        client.write_all(&head).await?;
-        return copy(&mut server, &mut client, length / 2).await;
+        client.write_all(&response_head).await?;
+        return copy(&mut server, &mut client, body_len / 2).await;
     }
-    client.write_all(&head).await?;
+    client.write_all(&response_head).await?;
     tokio::io::copy(&mut server, &mut client).await?;
     client.shutdown().await
 }

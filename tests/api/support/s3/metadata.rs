@@ -68,6 +68,7 @@ fn reply(request: &Received, current: &Current) -> Reply {
     if line == "PUT /latest/api/token" {
         let lifetime = request.header(LIFETIME_HEADER).and_then(|text| text.parse::<u32>().ok());
         return match lifetime {
+            // The metadata accept at most six hours. This token gets ten minutes, whatever was requested.
             Some(1..=21_600) => Reply::new(200, &[(LIFETIME_HEADER, "600")], FakeMetadata::TOKEN),
             _ => Reply::status(400),
         };

@@ -12,8 +12,8 @@ use tokio::{
 use super::{Credentials, PATIENCE, bucket_settings, program_beside_python};
 use crate::support::is_missing;
 
-/// A running rclone with one bucket. It checks signatures, but has no permissions. The process is
-/// killed when this value is dropped.
+/// A running rclone with one bucket. It checks signatures, and allows everything to its user. The
+/// process is killed when this value is dropped.
 pub struct RcloneServer {
     pub address: SocketAddr,
     pub user: Credentials,
@@ -25,7 +25,7 @@ const BUCKET: &str = "test-pictures";
 const PREFIX: &str = "imagesvc";
 
 impl RcloneServer {
-    /// Starts the server. Returns `None` if rclone is not installed, or fails in CI.
+    /// Starts the server. If rclone is not installed, returns `None`; with `CI` set, panics instead.
     pub async fn start() -> Option<Self> {
         let program = program_beside_python("rclone");
         if is_missing(&program) {
@@ -77,12 +77,12 @@ impl RcloneServer {
         [settings, self.user.settings()].concat()
     }
 
-    /// The path of the file with an object. `key` does not contain the prefix.
+    /// The path of the file that contains an object. `key` is the object's key without the prefix.
     pub fn file_of(&self, key: &str) -> PathBuf {
         self.folder.path().join("objects").join(BUCKET).join(PREFIX).join(key)
     }
 
-    /// The names of the objects in `<prefix>/<folder>/`, in order.
+    /// The names of the objects in `<prefix>/<folder>/`, sorted, without this beginning of their keys.
     pub fn keys_in(&self, folder: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.file_of(folder)) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
