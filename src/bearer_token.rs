@@ -21,7 +21,7 @@ pub(crate) fn check(text: &str) -> Result<(), &'static str> {
             "that contains a space, a quote, a $ or another character that no key contains",
         );
     }
-    // In documentation, only such characters follow `nvapi-`, as in `nvapi-xxxx`.
+    // Documentation writes `nvapi-xxxx` or `nvapi-...` in place of a key. `nvapi-` alone is no key either.
     let is_filler = |rest: &str| rest.bytes().all(|byte| b".xX-_".contains(&byte));
     if PLACEHOLDERS.iter().any(|placeholder| text.eq_ignore_ascii_case(placeholder))
         || text.strip_prefix("nvapi-").is_some_and(is_filler)

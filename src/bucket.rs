@@ -4,8 +4,8 @@
 //! own HTTP client: it streams a picture from its file, ignores proxies in the environment, and sees
 //! S3's error codes, which `object_store` hides.
 //!
-//! An object's name is either new or derived from its content. So a write can be repeated, and need
-//! not check whether the object exists.
+//! The name of a picture's object is new, and that of a vector's object is derived from the vector's
+//! picture. So a write can be repeated, and need not check whether the object exists.
 //!
 //! While the bucket fails, nobody waits for it: writes are refused at once, and reads are skipped.
 //! Meanwhile `health` tests the bucket every few seconds.

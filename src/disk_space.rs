@@ -118,7 +118,8 @@ impl fmt::Debug for DiskSpace {
 }
 
 impl DiskSpace {
-    /// The disk of `folder`, where `reserved_bytes` must stay free; 0 means no reserve.
+    /// The disk of `folder`, where `reserved_bytes` must stay free; 0 means that bytes are not checked. The
+    /// reserve of inodes does not depend on this.
     pub fn new(folder: PathBuf, reserved_bytes: u64) -> Self {
         Self::with_measure(folder, reserved_bytes, free_space)
     }

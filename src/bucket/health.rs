@@ -85,6 +85,8 @@ impl Failures {
             return None;
         }
         let was_failing = self.is_failing;
+        // One failed test suspends reads. A further failed read must not end that, although its
+        // `max_failures` is higher.
         self.is_failing = self.count >= max_failures || (was_failing && has_failed);
         match (was_failing, self.is_failing) {
             (false, true) => Some(Transition::Fails),
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_successful_operation_ends_the_failure() {
+    fn a_successful_test_ends_the_failure_and_the_testing() {
         let (health, now) = (Health::default(), Instant::now());
         for operation in [Operation::Write, Operation::Read] {
             assert_eq!(health.record_test(operation, FAILED, now), Some(Transition::Fails));

@@ -14,19 +14,19 @@ use crate::{image::Content, sha256::Sha256};
 /// The content of the object that a test writes.
 const CONTENT: &[u8] = b"imagesvc check\n";
 
-/// The results of a test. Each part is tested even if another one failed.
+/// The results of a test. A part that cannot be tested because another one failed counts as a success.
 #[derive(Debug)]
 pub struct TestReport {
     /// When the test began.
     pub started: Instant,
     /// An object was written.
     pub write: Result<(), Error>,
-    /// The same object was read.
+    /// The same object was read. If it was not written, this says only whether the bucket can be read.
     pub read: Result<(), Error>,
     /// A missing object was reported as missing. S3 does so only with the permission to list the
-    /// bucket; otherwise it denies access.
+    /// bucket; otherwise it denies access. Not tested if `read` was refused.
     pub read_missing: Result<(), Error>,
-    /// The object was removed, or its removal was not tested because it was not written.
+    /// The object was removed. Not tested if it was not written.
     pub remove: Result<(), Error>,
 }
 
@@ -64,7 +64,7 @@ impl Bucket {
         let write = self.request(Operation::Write, &path, Some(&object), deadline()).await;
         let read = self.request(Operation::Read, &path, None, None).await;
         let read_missing = match &read {
-            // If nothing can be read, this would blame the permission to list the bucket as well.
+            // If nothing can be read, this read would blame the permission to list the bucket as well.
             Err(error) if error.is_refusal() => Ok(None),
             _ => self.request(Operation::ReadMissing, &missing_path, None, None).await,
         };

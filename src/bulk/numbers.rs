@@ -5,7 +5,7 @@ use std::fmt;
 use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The most numbers of a vector.
+/// The most numbers that a vector may have.
 pub(super) const MAX_LENGTH: usize = 1 << 20;
 
 /// How many characters of a wrong number an error repeats.
@@ -14,7 +14,8 @@ const MAX_QUOTED: usize = 40;
 /// Appends the numbers of a JSON array to `numbers`. Each is the `f32` that is nearest to its text.
 ///
 /// # Errors
-/// The text is not an array of numbers, it is empty, or a number is too large.
+/// The text is not an array of numbers, the array is empty or has more than [`MAX_LENGTH`] numbers, or a
+/// number is too large for an `f32`. Some numbers may have been appended nevertheless.
 pub(super) fn append(text: &str, numbers: &mut Vec<f32>) -> Result<(), String> {
     let start = numbers.len();
     let mut json = serde_json::Deserializer::from_str(text);
@@ -28,10 +29,10 @@ pub(super) fn append(text: &str, numbers: &mut Vec<f32>) -> Result<(), String> {
     check(&numbers[start..])
 }
 
-/// Checks that a cosine can be computed with these numbers.
+/// Checks that there are numbers, and that all are finite. `nearest` needs this to compute a cosine.
 ///
 /// # Errors
-/// There are no numbers, or one is infinite or not a number.
+/// There are no numbers, or one is infinite or NaN.
 pub(super) fn check(vector: &[f32]) -> Result<(), String> {
     if vector.is_empty() {
         return Err("the vector is empty".into());
@@ -144,6 +145,7 @@ mod tests {
             let error = read(text).unwrap_err();
             assert!(error.starts_with(reason), "{text}: {error}");
         }
+        // The error repeats only the beginning of a long number.
         let long = format!("[{}]", "9".repeat(1000));
         assert!(read(&long).unwrap_err().contains(&format!("\"{}\"", "9".repeat(MAX_QUOTED))));
     }

@@ -19,7 +19,7 @@ pub(super) enum Selected {
     Send,
     /// The output contains the row already.
     Skip,
-    /// The limit is reached, so this row and all further ones are left for another run.
+    /// The limit is reached. The caller stops, so this row and all further ones are left for another run.
     Leave,
 }
 

@@ -330,7 +330,7 @@ mod tests {
         let check_with_inodes =
             |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
         // `None` is for a file system that creates inodes when they are needed. In others, one inode in
-        // a hundred must stay free.
+        // a hundred must stay free, and the next picture needs one more.
         assert_eq!(check_with_inodes(None).state, State::Ok);
         assert_eq!(check_with_inodes(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
         let full = check_with_inodes(Some(Inodes { free: 10, total: 1000 }));

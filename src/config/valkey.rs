@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_comes_from_a_variable_or_a_file_and_is_not_printed() {
+    fn the_url_comes_from_a_variable_or_a_file_and_its_password_is_not_printed() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("url");
         let url = "rediss://:hunter2@cache.example:6379";
@@ -68,6 +68,10 @@ mod tests {
             assert!(!format!("{config:?}").contains("hunter2"));
         }
         assert!(resolve(&[]).unwrap().valkey.is_none());
+    }
+
+    #[test]
+    fn a_timeout_of_over_ten_seconds_and_an_invalid_url_are_refused_and_the_url_is_not_printed() {
         let error = resolve(&[("IMAGESVC_VALKEY_TIMEOUT", "11s")]).unwrap_err();
         assert!(error.contains("IMAGESVC_VALKEY_TIMEOUT must be at most 10s"), "{error}");
         let error = resolve(&[("IMAGESVC_VALKEY_URL", "hunter2")]).unwrap_err();

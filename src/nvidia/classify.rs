@@ -63,7 +63,7 @@ pub enum ErrorKind {
     InvalidResponse,
     /// The status is not documented for this call.
     Unexpected,
-    /// The deadline of the client's request to this service passed.
+    /// The deadline passed: of the client's request to this service, or the earlier one of an upload.
     DeadlinePassed,
 }
 
@@ -162,6 +162,7 @@ impl Error {
     /// error caused by the key, the account or the rate limit would happen again.
     pub fn may_succeed_inline(&self) -> bool {
         match self.operation {
+            // The deadline of an upload leaves time for an inline call.
             Operation::CreateAsset | Operation::UploadAsset => match self.kind {
                 ErrorKind::KeyRefused | ErrorKind::AccountRefused | ErrorKind::RateLimited => false,
                 ErrorKind::PictureRefused

@@ -109,7 +109,8 @@ mod tests {
         let mut png = std::io::Cursor::new(Vec::new());
         picture.write_to(&mut png, ImageFormat::Png).unwrap();
         let picture = probe(Content::Memory(png.into_inner().into()), u64::MAX).unwrap();
-        let square = Target::Square { side: SIDE }.render(&picture, 1 << 30).unwrap();
+        let memory_estimate = 1 << 30;
+        let square = Target::Square { side: SIDE }.render(&picture, memory_estimate).unwrap();
         vector(&square).unwrap()
     }
 

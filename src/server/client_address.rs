@@ -20,7 +20,7 @@ pub struct Peer(pub SocketAddr);
 pub struct ClientAddress(pub IpAddr);
 
 impl ClientAddress {
-    /// The network that limits count as one client: an IPv4 address, or an IPv6 /64. Providers
+    /// The network that counts as one client in limits: an IPv4 address, or an IPv6 /64. Providers
     /// assign a /64 to one customer.
     pub fn network(self) -> ClientNetwork {
         ClientNetwork(match self.0.to_canonical() {
@@ -120,6 +120,7 @@ mod tests {
     #[test]
     fn the_address_of_a_client_behind_several_trusted_proxies_is_found() {
         assert_eq!(client("127.0.0.1", &["9.9.9.9, 198.51.100.1, 10.1.2.3"]), "198.51.100.1");
+        // All addresses belong to trusted proxies.
         assert_eq!(client("127.0.0.1", &["10.1.2.3"]), "10.1.2.3");
     }
 

@@ -78,10 +78,12 @@ impl ObjectGuard {
         &self.name
     }
 
+    /// Makes the picture stay when the guard is dropped.
     pub(super) fn confirm(&mut self) {
         self.is_confirmed = true;
     }
 
+    /// Whether the picture stays when the guard is dropped.
     pub(super) fn is_confirmed(&self) -> bool {
         self.is_confirmed
     }

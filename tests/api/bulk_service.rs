@@ -1,4 +1,4 @@
-//! `imagesvc embed --to`: how it uses a running service.
+//! How `imagesvc embed` uses a service: a running one (`--to`), or one that it starts itself.
 
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,8 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limits_for_other_clients_do_not_apply_to_the_command() {
     let nvidia = FakeNvidia::healthy().await;
-    // This machine does not have the address 192.0.2.1, so a service could not listen on it.
+    // The service that the command starts ignores these settings. This machine does not have the address
+    // 192.0.2.1, so no service could listen on it.
     let bulk = Bulk::new(&nvidia)
         .setting("IMAGESVC_API_KEYS", "first")
         .setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", 1)

@@ -33,7 +33,8 @@ async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     (answer, app, folder)
 }
 
-/// Waits up to 10 s until the process that ran the script has exited.
+/// Waits up to 10 s until the fake decoder in this folder has exited. It has written its process id to the
+/// file `pid`.
 async fn assert_exits(folder: &TempDir, script: &str) {
     let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
     let started = Instant::now();
@@ -52,7 +53,8 @@ fn header(letter: char, len: u8) -> String {
 }
 
 #[tokio::test]
-async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
+async fn a_picture_that_is_broken_or_crashes_its_decoder_is_unsupported_and_not_saved() {
+    // The announced result has 100 bytes, but only three are printed.
     let aborts_halfway = format!("{}printf abc; kill -ABRT $$", header('d', 100));
     for script in [
         "kill -ABRT $$",
@@ -63,6 +65,7 @@ async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
         // A Rust program exits with this code after a panic.
         "exit 101",
         &aborts_halfway,
+        // The decoder itself reports a broken picture, or a panic.
         &format!("{}printf wrong", header('b', 5)),
         &format!("{}printf wrong", header('p', 5)),
     ] {
@@ -75,11 +78,10 @@ async fn a_picture_that_crashes_its_decoder_is_unsupported_and_not_saved() {
 
 #[tokio::test]
 async fn a_picture_whose_decoder_is_killed_or_cannot_limit_itself_is_saved_and_answered_503() {
-    // The announced result has 100 bytes, but only three are printed.
     let killed_halfway = format!("{}printf abc; kill -KILL $$", header('d', 100));
     let cannot_lower_limits = format!("{}printf never", header('l', 5));
-    // These two signals come from outside, for example if the machine runs out of memory. They say
-    // nothing about the picture.
+    // The signals KILL and TERM come from outside, for example if the machine runs out of memory. They
+    // say nothing about the picture.
     for script in ["kill -KILL $$", "kill -TERM $$", &killed_halfway, &cannot_lower_limits] {
         let (answer, app, _folder) = decode_with(script).await;
         assert_problem(&answer, 503, "overloaded");
@@ -230,7 +232,7 @@ fn ends_in(line: &str, words: [&str; 3]) -> bool {
 }
 
 #[tokio::test]
-async fn a_decoder_inherits_only_its_picture_from_the_service() {
+async fn a_decoder_inherits_no_variables_and_no_sockets_and_can_only_read_its_picture() {
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("inherited");
     // Lists the variables and the open files of the decoder in a file.

@@ -100,7 +100,7 @@ async fn every_code_block_in_the_openapi_document_is_on_a_page_whose_blocks_are_
 }
 
 #[tokio::test]
-async fn every_example_of_an_answer_in_the_openapi_document_is_like_a_real_answer() {
+async fn the_openapi_examples_of_readiness_and_metrics_are_like_the_real_answers() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let document = app.get("/openapi.json").await.json();

@@ -63,8 +63,7 @@ async fn requests_that_send_only_a_head_block_no_other_client() {
     let (nvidia, picture_server) = (FakeNvidia::healthy().await, FakeServer::serving(ROCKET).await);
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     let mut open_connections: Vec<TcpStream> = Vec::new();
-    // One address may have 64 connections. The first address opens only 58, because it also sends
-    // pictures.
+    // One address may have 64 connections. 127.0.0.1 opens only 58, because it also sends pictures.
     for (last_byte, count) in [(1, 58), (2, 64), (3, 64), (4, 64)] {
         for n in 0..count {
             let mut stream = connect_from([127, 0, 0, last_byte], app.address).await.unwrap();
@@ -76,7 +75,7 @@ async fn requests_that_send_only_a_head_block_no_other_client() {
         let in_flight = open_connections.len() as f64 + 1.0;
         app.wait_for(|value| value("imagesvc_requests_in_flight") >= in_flight).await;
         assert_eq!(metric(&app.get("/metrics").await.text(), "imagesvc_buffered_bytes"), 0.0);
-        // The second address also sends heads.
+        // `OTHER` sends no heads, but 127.0.0.1 does.
         for source in [OTHER, [127, 0, 0, 1]] {
             assert_served_promptly(&app, &picture_server, source, ROCKET).await;
         }
@@ -301,6 +300,7 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
         app.send_by(&other, app.upload_request(&picture, "a.webp")).await.vector();
         let widths = read_widths();
         let position = widths.lines().position(|width| width == "640").unwrap();
+        // A few decodes may start before the picture has arrived.
         assert!(
             position <= decodes_before + 2,
             "the picture of width 640 should be among the first decodes after {decodes_before} \
@@ -313,9 +313,9 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() {
-    /// The pictures of the single client.
+    /// How many pictures the single client sends, one after the other.
     const ROUNDS: usize = 5;
-    /// The pictures of the bulk run. While the single client is served, fewer than 200 of them are
+    /// How many pictures the bulk run sends. While the single client is served, fewer than 200 of them are
     /// embedded, so that more than 100 still wait.
     const PICTURES: usize = 450;
     let nvidia = FakeNvidia::healthy().await;

@@ -118,8 +118,8 @@ async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_requ
     ] {
         // Repeated, because the outcome depends on timing.
         for round in 0..20 {
-            // Every second client sends `Expect`, but does not wait for `100 Continue`: it sends
-            // its body after the refusal.
+            // Every second client sends `Expect`, and waits for an answer. The answer is the refusal
+            // and not `100 Continue`, but the client sends its body nevertheless.
             let sends_expect = round % 2 == 0;
             let expect = if sends_expect { "expect: 100-continue\r\n" } else { "" };
             let headers = format!("{framing}{expect}connection: close\r\n");
@@ -127,7 +127,6 @@ async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_requ
             let mut stream = TcpStream::connect(app.address).await.unwrap();
             stream.write_all(&head).await.unwrap();
             if sends_expect {
-                // Waits for the answer.
                 stream.readable().await.unwrap();
             }
             for piece in body.chunks(64 * 1024) {
@@ -170,7 +169,7 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
         let headers: String =
             codings.iter().map(|coding| format!("transfer-encoding: {coding}\r\n")).collect();
         // A parser that is wrong about the end of the body would find a request inside the body or
-        // after it.
+        // after it. `parse_answer` refuses a second answer.
         let body = format!(
             "{:x}\r\n{SMUGGLED_REQUEST}\r\n0\r\n\r\n{SMUGGLED_REQUEST}",
             SMUGGLED_REQUEST.len()
@@ -241,7 +240,8 @@ async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
         "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
         "transfer-encoding: chunked\r\ncontent-length: 5\r\ncontent-length: 6\r\n",
     ] {
-        // A parser that uses the length would find a request after the five bytes `0\r\n\r\n`.
+        // A parser that uses the length takes `0\r\n\r\n` for the body, and would find a request after
+        // it. `parse_answer` refuses a second answer.
         let mut request = raw_request("POST /nothing HTTP/1.1", &["x"], framing);
         request.extend(format!("0\r\n\r\n{SMUGGLED_REQUEST}").as_bytes());
         let answer = parse_answer(&exchange(app.address, &request).await);

@@ -82,7 +82,11 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
     let blocker = first.start_unsaved_upload(&tiny(BLOCKER));
     nvidia.wait_for(1).await;
     let embedded = join!(upload(&first, 0..9), upload(&second, 100..114), upload(&third, 200..214));
-    assert_eq!(embedded, (0, 14, 14), "the other replicas should use all turns");
+    assert_eq!(
+        embedded,
+        (0, 14, 14),
+        "the other replicas should also use the turns that were given back"
+    );
     assert_eq!(blocker.await.unwrap().unwrap().status, 504);
     let calls = times.lock().unwrap().clone();
     assert_eq!(calls.len(), 1 + 28);

@@ -1,5 +1,5 @@
 """A small JPEG encoder for files that Pillow cannot write: with any sampling, colours and order of scans
-(ITU-T T.81). All Huffman codes have the same length, so no statistics are needed."""
+(ITU-T T.81). All Huffman codes of a table have the same length, so no statistics are needed."""
 
 import struct
 
@@ -34,7 +34,7 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
 
     `sampling` contains each plane's sampling factors, horizontal and vertical. `scans` lists the planes of
     each scan. `ids` are the components' ids. `adobe` is the colour transform in the APP14 segment. `restart`
-    is the number of units between two restart markers, or 0 for none."""
+    is the number of units (MCUs) between two restart markers, or 0 for none."""
     height, width = planes[0].shape
     ids = ids or range(1, len(planes) + 1)
     max_factors = [max(factors[axis] for factors in sampling) for axis in (0, 1)]
@@ -58,8 +58,9 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
     # The planes, the first coefficient and the last coefficient of each pass over the picture.
     passes = [(scan, 0, 63) for scan in scans]
     if frame == PROGRESSIVE:
-        each = [[plane] for plane in range(len(planes))]
-        passes = [(scan, 0, 0) for scan in scans] + [(scan, *band) for band in [(1, 5), (6, 63)] for scan in each]
+        single_planes = [[plane] for plane in range(len(planes))]
+        passes = [(scan, 0, 0) for scan in scans]
+        passes += [(scan, *band) for band in [(1, 5), (6, 63)] for scan in single_planes]
     for scan, first, last in passes:
         head = b"".join(bytes([ids[plane], 0]) for plane in scan)
         file += segment(0xDA, bytes([len(scan)]) + head + bytes([first, last, 0]))

@@ -67,9 +67,9 @@ def on_white(image):
 
 def inks(image):
     """Converts to CMYK with much black. Pillow's own conversion uses no black."""
-    paper = 255 - np.asarray(image).astype(float)
-    black = 0.7 * paper.min(2, keepdims=True)
-    colors = (paper - black) * 255 / (255 - black)
+    without_black = 255 - np.asarray(image).astype(float)
+    black = 0.7 * without_black.min(2, keepdims=True)
+    colors = (without_black - black) * 255 / (255 - black)
     cmyk = np.rint(np.concatenate([colors, black], 2)).astype("uint8")
     return Image.merge("CMYK", [Image.fromarray(cmyk[..., ink]) for ink in range(4)])
 
@@ -87,7 +87,7 @@ INVERSE_TRANSFORMS = {
 
 
 def stored(image, orientation):
-    """Transforms an image so that a viewer shows the original with this orientation."""
+    """Transforms an image so that a viewer that applies this orientation shows the original."""
     return image if orientation == 1 else image.transpose(INVERSE_TRANSFORMS[orientation])
 
 
@@ -170,7 +170,7 @@ def jpegs():
     yield Picture("jpeg-rgb-by-names", jpeg.encode(planes(original), [once] * 3, ids=b"RGB"), original)
 
     # Adobe's programs invert CMYK, but not the YCC of YCCK (libjpeg's jdcolor.c). Pillow and browsers assume
-    # this for every CMYK JPEG.
+    # this for every CMYK JPEG, even without Adobe's segment.
     inverted = [255 - plane for plane in planes(cmyk)]
     as_ycc = planes(Image.merge("RGB", [Image.fromarray(plane) for plane in planes(cmyk)[:3]]).convert("YCbCr"))
     as_ycck = [*as_ycc, inverted[3]]
@@ -328,8 +328,8 @@ def gifs():
     palette = original.quantize(128)
     plain = encoded(palette, "GIF", interlace=0)
     # The colour table is moved from the file's header to the first frame.
-    colors = 3 << (plain[10] & 7) + 1
-    table, rest = plain[13:13 + colors], plain[13 + colors:]
+    table_len = 3 << (plain[10] & 7) + 1
+    table, rest = plain[13:13 + table_len], plain[13 + table_len:]
     frame = rest.index(b",")
     local = (plain[:10] + bytes([plain[10] & 0x70, 0, 0]) + rest[:frame + 9]
              + bytes([rest[frame + 9] | 0x80 | plain[10] & 7]) + table + rest[frame + 10:])

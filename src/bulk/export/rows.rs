@@ -44,7 +44,7 @@ impl RowFile<'_> {
             let error = |detail: String| ExportError::Row { line: number, detail };
             match found {
                 Found::Line => {}
-                // All lines were rows, so the number of the last line is their number.
+                // Every line was a row, so the last line has the number of rows as its line number.
                 Found::End => return Ok(number),
                 Found::IncompleteLine => return Err(error("the line is incomplete".into())),
             }

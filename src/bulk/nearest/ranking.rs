@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_cosine_of_a_zero_vector_is_zero_and_the_cosine_of_extreme_vectors_is_correct() {
-        // Each vector has one number more than `LANES`.
+        // These two have one number more than `LANES`.
         let zero = [0.0; 9];
         let any = [1.0, -2.0, 3.0, 0.5, 1.0, 1.0, 1.0, 1.0, 7.0];
         assert_eq!([cosine(&zero, &any), cosine(&any, &zero), cosine(&zero, &zero)], [0.0; 3]);

@@ -27,8 +27,8 @@ pub(super) fn read(
     let mut json = serde_json::Deserializer::from_reader(input);
     let mut wants_more = true;
     let list = List { place, reader, sink, allowance, wants_more: &mut wants_more };
-    let read = json.deserialize_seq(list).and_then(|()| json.end());
-    match read {
+    let outcome = json.deserialize_seq(list).and_then(|()| json.end());
+    match outcome {
         // The sink may have refused further items at the last object.
         Ok(()) => Ok(wants_more),
         // The rest of the array was not read, which the deserializer reports as an error.

@@ -8,7 +8,7 @@ use super::{
     limited::MAX_ROW_BYTES,
 };
 
-/// Reads paths and URLs. Ignores empty lines. Returns whether more items are wanted.
+/// Reads paths and URLs. Ignores blank lines. Returns whether more items are wanted.
 pub(super) fn read_plain(
     input: impl Read,
     place: &str,
@@ -18,7 +18,7 @@ pub(super) fn read_plain(
     read(input, place, reader, sink, |text, _| reader.plain(Picture::parse(text)))
 }
 
-/// Reads JSON objects. Ignores empty lines. Returns whether more items are wanted.
+/// Reads JSON objects. Ignores blank lines. Returns whether more items are wanted.
 pub(super) fn read_objects(
     input: impl Read,
     place: &str,
@@ -28,7 +28,7 @@ pub(super) fn read_objects(
     read(input, place, reader, sink, |text, line| reader.object(text, place, line))
 }
 
-/// Reads the lines that are not empty. `parse` turns a line and its number into an item.
+/// Reads the lines that are not blank. `parse` turns a line and its number into an item.
 fn read(
     input: impl Read,
     place: &str,
@@ -43,8 +43,8 @@ fn read(
         bytes.clear();
         line += 1;
         // The two further bytes are those of the longest line break.
-        let read = input.by_ref().take(MAX_ROW_BYTES + 2).read_until(b'\n', &mut bytes)?;
-        if read == 0 {
+        let read_len = input.by_ref().take(MAX_ROW_BYTES + 2).read_until(b'\n', &mut bytes)?;
+        if read_len == 0 {
             return Ok(true);
         }
         let row = match bytes.strip_suffix(b"\n") {

@@ -99,6 +99,7 @@ fn the_label_of_a_row_of_a_jsonl_file_is_its_id_or_else_its_path_or_url() {
         let expected: Vec<_> = numbered.map(|((n, label), vector)| (n, label, vector)).collect();
         assert_eq!(read("v.jsonl", &text, &fields).unwrap(), expected);
     }
+    // The names of the added fields may have a prefix.
     let prefixed = text.replace("\"vector\"", "\"p_vector\"").replace("\"sha256\"", "\"p_sha256\"");
     let prefixed = prefixed.replace("\"model\"", "\"p_model\"");
     let fields = ItemReader { prefix: "p_".into(), ..usual_fields() };
@@ -122,6 +123,7 @@ fn an_incomplete_last_line_is_ignored_wherever_it_ends() {
 #[test]
 fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
     let good = line(r#"{"path":"a"}"#, "1,2");
+    // A row has at most 16 MiB.
     let long = format!("{{\"path\":\"{}\"}}\n", "x".repeat(17 << 20));
     for (bad, reason) in [
         ("\n".into(), "does not end with a vector"),
@@ -143,7 +145,7 @@ fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
         (good.replace("[1,2]", "[1,1e999]"), "infinite"),
         (good.replace("[1,2]", "[1,NaN]"), "not a list of numbers"),
         (format!("{{\u{1}{}", &good[1..]), "this is not a row"),
-        (long, "does not end with a vector"),
+        (long, "longer than any row"),
     ] {
         let error = read("v.jsonl", format!("{good}{bad}{good}"), &usual_fields()).unwrap_err();
         assert!(error.starts_with("v.jsonl, line 2: "), "{bad:.99}: {error}");

@@ -8,8 +8,8 @@ use crate::{embed::Prepared, nvidia::Vector};
 /// The bytes begin with this text. The number is the version of the format.
 const MAGIC: &str = "imagesvc-vector 2";
 
-/// The most bytes of a cached embedding. A vector is shorter than 1 MiB, because the service reads
-/// no longer response of NVIDIA. The first line is shorter than 256 bytes.
+/// The most bytes of a cached embedding. A vector is shorter than 1 MiB, because longer responses of
+/// NVIDIA are refused. The first line is shorter than 256 bytes.
 pub(super) const MAX_LEN: usize = (1 << 20) + 256;
 
 /// Returns the bytes of a cached embedding: one line that describes the vector, then the vector as

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::spool::Spooled;
 
-/// Saves a picture. Calls `enter` at the start of each stage. After an error, also one of `enter`, no
-/// picture remains. Blocks the thread.
+/// Saves a picture. Calls `enter` at the start of each stage, and stops if `enter` returns an error. After
+/// any error, no picture remains. Blocks the thread.
 pub(in crate::store) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,

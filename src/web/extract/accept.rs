@@ -23,12 +23,12 @@ impl<S: Sync> FromRequestParts<S> for Accepted {
 }
 
 /// How much a client prefers a media type. The order of the fields matters: the weights are compared
-/// first. If they are equal, `text/plain` is preferred to `text/*`, and that to `*/*`.
+/// first. If they are equal, the client prefers the type that its header names more specifically.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Preference {
     /// The weight in thousandths.
     weight: u16,
-    /// As in [`BestMatch`].
+    /// As in [`BestMatch`], but 0 for a type that the client refuses.
     specificity: u8,
 }
 
@@ -63,13 +63,14 @@ struct BestMatch {
 }
 
 impl BestMatch {
-    /// Replaces the match by a range of the header, if that matches and is more specific. `matching`
-    /// contains the ranges that match the media type, the least specific first.
+    /// Replaces the best match by a range of the header if that is a better match: a more specific one, or
+    /// an equally specific one with a higher weight. `matching` contains the ranges that match the media
+    /// type, the least specific first.
     fn consider(&mut self, range: &Parameterized<'_>, weight: u16, matching: &[&str]) {
         let Some((specificity, _)) = (1..).zip(matching).find(|(_, name)| range.is(name)) else {
             return;
         };
-        // A client may list several versions of one type. The highest weight counts.
+        // A client may list several versions of one type, each with a weight.
         if (specificity, weight) > (self.specificity, self.weight) {
             *self = Self { specificity, weight };
         }

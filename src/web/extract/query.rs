@@ -107,7 +107,7 @@ fn parse(query: &str) -> Result<PictureOptions, Error> {
     Ok(PictureOptions { save_mode })
 }
 
-/// Parses `true` or `false` in upper or lower case, since Python writes `False`.
+/// Parses `true` or `false`, ignoring the case, since Python writes `False`.
 fn parse_bool(text: &str) -> Option<bool> {
     if text.eq_ignore_ascii_case("true") {
         Some(true)

@@ -11,7 +11,7 @@ const BITFIELDS: u32 = 3;
 const JPEG: u32 = 4;
 
 pub(super) fn all() -> Vec<Bomb> {
-    let palette = [7; 1024];
+    let palette = [7; 1024]; // 256 colours of four bytes
     let rle8 = |size, data: &[u8]| bmp(size, 8, RLE8, 256, &palette, data);
     let rle4 = |size, data: &[u8]| bmp(size, 4, RLE4, 16, &palette[..64], data);
     let with_masks = |masks: [u32; 3]| {
@@ -21,12 +21,12 @@ pub(super) fn all() -> Vec<Bomb> {
     vec![
         // The data for 36 megapixels is only the code for the end of the picture.
         ("bmp-rle8-of-nothing", rle8((6000, 6000), &[0, 1])),
-        // Jumps to the right and up, out of the picture.
+        // Jumps out of the picture: to the right, and in the first file also up.
         ("bmp-rle8-jumps", rle8((64, 64), &[0, 2, 255, 255].repeat(1000))),
         ("bmp-rle4-jumps", rle4((64, 64), &[0, 2, 1, 0].repeat(1000))),
         // Jumps by zero pixels, so that the codes never advance.
         ("bmp-rle8-stands-still", rle8((64, 64), &[0, 2, 0, 0].repeat(500_000))),
-        // Runs without the code for the end of the picture.
+        // Without the code for the end of the picture: runs, and in RLE4 blocks of unencoded pixels.
         ("bmp-rle8-never-ends", rle8((64, 64), &[255, 1].repeat(1_000_000))),
         ("bmp-rle4-never-ends", rle4((64, 64), &[0, 255].repeat(1_000_000))),
         ("bmp-palette-4-billion", bmp((16, 16), 8, NONE, u32::MAX, &palette, &[0; 256])),
