@@ -73,7 +73,7 @@ class Admin:
         self.iam, self.sts, self.s3 = (self.client(name, *access_keys["admin"]) for name in services)
         self.user = access_keys[USER]
         self.create_bucket()
-        # moto's instance metadata has these constant credentials. Let them be those of a role.
+        # moto's instance metadata always returns the constant credentials below. Make them those of a role.
         self.assume_role()
         metadata_role = assumed_roles()[-1]
         metadata_role.access_key_id, metadata_role.secret_access_key = "test-key", "test-secret-key"

@@ -93,6 +93,7 @@ fn a_row_of_exactly_the_most_bytes_is_read_and_a_line_with_one_byte_more_is_not(
         let csv = format!("url\nx\n{}{line_break}", "x".repeat(MOST));
         assert_eq!(read_files(&[("list.csv", csv.as_bytes())]).map(|items| items.len()), Ok(2));
     }
+    // Without the text of `x`, an object has 10 bytes.
     let object = |length: usize| format!("{{\"url\":\"{}\"}}", "x".repeat(length - 10));
     let json = format!("[\n  {},\n  {}\n]\n", object(MOST), object(MOST));
     assert_eq!(read_files(&[("list.json", json.as_bytes())]).map(|items| items.len()), Ok(2));
