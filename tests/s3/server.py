@@ -171,7 +171,7 @@ class Admin:
         }
 
     def revoke(self, key_id):
-        """Refuses these temporary credentials from now on."""
+        """From now on, refuses the temporary credentials with this key id."""
         assumed_roles()[:] = [role for role in assumed_roles() if role.access_key_id != key_id]
 
 

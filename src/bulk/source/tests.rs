@@ -22,7 +22,7 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<Item>, String> {
     let mut items = Vec::new();
     let sink = &mut |item| {
         items.push(item);
-        true
+        true // more items are wanted
     };
     read(paths, &reader, sink).map_err(|error| error.to_string())?;
     Ok(items)
@@ -189,7 +189,7 @@ fn reading_stops_when_no_more_items_are_wanted_even_at_the_last_item_of_a_source
         let mut count = 0;
         let sink = &mut |_| {
             count += 1;
-            false
+            false // no more items are wanted
         };
         // The second source must not be read either.
         read(&[source.to_owned(), source.to_owned()], &reader, sink).unwrap();
