@@ -79,7 +79,8 @@ pub enum BuildError {
 
 impl App {
     /// Logs the configuration's warnings, opens the downloads folder, binds the port, and tests
-    /// the decoder. In sandbox mode, also starts the stand-in for NVIDIA.
+    /// the decoder. In sandbox mode, also starts the stand-in for NVIDIA. If they are configured,
+    /// also starts the client of the Valkey, and tests the bucket.
     ///
     /// # Errors
     /// [`BuildError`]

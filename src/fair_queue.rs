@@ -90,7 +90,7 @@ struct QueuedJob {
 }
 
 /// Owned by the caller that submitted a [`QueuedJob`]. Dropping the guard removes the job from the
-/// queue.
+/// queue, or releases its permit if the caller has not received it.
 struct QueueGuard {
     queue: Arc<Inner>,
     client: ClientNetwork,

@@ -39,7 +39,8 @@ pub use state::{AppState, Shared};
 pub struct Settings {
     /// The clients' keys. Without keys, every client may call the service.
     pub keys: ClientKeys,
-    /// The number of POST requests that each client may send per minute.
+    /// How many POST requests each client may send per minute; `None` for no limit. A batch counts as
+    /// one request for each of its pictures.
     pub rate_limit: Option<u32>,
     /// The origins whose web pages may call the service, besides the service's own origin.
     pub origins: Origins,
@@ -49,8 +50,8 @@ pub struct Settings {
     pub hosts: Vec<String>,
 }
 
-/// Builds the routes and their layers. `extra` contains the routes of the
-/// sandbox, or none. They need no key.
+/// Builds the routes and their layers. `extra` contains the routes of the sandbox, which need no
+/// key. Without the sandbox, it is empty.
 pub fn router(
     state: &AppState,
     settings: &Settings,
@@ -74,8 +75,8 @@ pub fn router(
 ///    errors, which contain the request id. It must be outside of all layers that return errors.
 /// 3. `discard_unread_body` reads and discards the rest of a body that no inner layer has read.
 /// 4. `check_head` refuses requests whose head violates HTTP. Inner layers can rely on a valid head.
-/// 5. The CORS layer responds to preflight requests, and lets allowed pages read responses. It must
-///    be outside of the layers whose errors pages should be able to read.
+/// 5. The CORS layer responds to preflight requests, and lets allowed pages read the responses of
+///    all inner layers, including errors.
 /// 6. The panic layer turns panics into errors.
 /// 7. `end_after_drain_timeout` ends the requests that are still running after the drain timeout.
 /// 8. `check_page` refuses requests from web pages that may not call the service.

@@ -103,7 +103,7 @@ impl Bench {
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
         let load = upload(picture, self.load_time);
         let result = load.run(service, &self.nvidia);
-        // Measured separately, because the many reads of the memory take processor time.
+        // The children's memory is measured separately, because reading it often takes processor time.
         let mut client = load.client(service);
         let child_memory = service.peak_of_decoders(|| {
             for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! Makes pictures that must be decoded: photographs as large as a phone's, and single pixels.
+//! Makes pictures to measure decoding: photographs as large as a phone's, and single pixels.
 
 use std::io::Cursor;
 

@@ -15,7 +15,7 @@ use super::{
     progress::Console,
 };
 
-/// The most rows that wait to be written.
+/// The most rows and failures that wait to be written.
 const MAX_WAITING: usize = 64;
 
 /// Where rows and failures are written.
@@ -57,12 +57,12 @@ impl Writer {
         Ok(Self { entries, thread })
     }
 
-    /// Writes a row.
+    /// Gives the thread a row to write.
     pub(super) async fn row(&self, identity: Identity, line: String) -> Result<(), Closed> {
         self.entries.send(Entry::Row(identity, line)).await.map_err(|_| Closed)
     }
 
-    /// Writes a failure.
+    /// Gives the thread a failure to write.
     pub(super) async fn failure(&self, item: Item, failure: Failure) -> Result<(), Closed> {
         let entry = Entry::Failure(Box::new(item), failure);
         self.entries.send(entry).await.map_err(|_| Closed)

@@ -313,7 +313,7 @@ mod tests {
     #[test]
     fn a_tiff_with_too_many_strips_bits_or_samples_is_refused() {
         for (tag, values) in [
-            (STRIP_OFFSETS, &[8; 70_000][..]),
+            (STRIP_OFFSETS, &[8; 70_000][..]), // at most 65,536 are allowed
             (STRIP_BYTE_COUNTS, &[8; 70_000]),
             (BITS_PER_SAMPLE, &[9999]),
             (SAMPLES_PER_PIXEL, &[999]),

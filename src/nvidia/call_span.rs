@@ -6,7 +6,7 @@ use tracing::{Span, field::Empty};
 use super::{ApiResponse, Error, Operation};
 use crate::telemetry::{mark_failed, span};
 
-/// The field with the status, or with the kind of the error.
+/// The field of a failed call: the status of the response, or the kind of the error.
 const ERROR_TYPE: &str = "error.type";
 
 /// Creates the span of a call. `request` is `None` if it could not be built.

@@ -66,7 +66,8 @@ struct FailedAttempt {
     kind: ErrorKind,
     /// How long NVIDIA asks to wait.
     retry_after: Option<Duration>,
-    /// How many attempts have failed with a transient error, with this one.
+    /// How many attempts have failed with a transient error so far. If the error of this one is
+    /// transient, it is counted.
     number: u32,
 }
 
@@ -145,7 +146,8 @@ impl RetryState<'_> {
         self.sent_inferences
     }
 
-    /// Waits until the next attempt may start.
+    /// Waits until the next attempt may start. `deadline` may be earlier than the deadline of the
+    /// picture, as for an upload.
     ///
     /// # Errors
     /// Returns `error` if the policy, the budget or `deadline` does not allow another attempt.
@@ -230,7 +232,7 @@ mod tests {
         while budget.try_take_retry() {
             retries += 1;
         }
-        // The initial budget of 100 retries is full, so the first pictures add nothing to it.
+        // The initial budget of 100 retries is full, so the first picture adds nothing to it.
         assert!((470..=100 + 1500 / 4).contains(&retries), "{retries} retries");
     }
 }

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::telemetry::Metrics;
 
-/// The size of each buffer of a connection, in bytes. A request's header must fit into one buffer.
+/// The size of each buffer of a connection, in bytes. The head of a request must fit into one buffer.
 const BUFFER_BYTES: usize = 32 * 1024;
 
 /// How long a server that stops waits for connections that linger.

@@ -125,7 +125,7 @@ async fn each_client_key_has_its_own_rate_limit() {
         "Retry-After should be a third of a minute, or a little less: {retry_after} s"
     );
     upload("second-client-key").await.vector();
-    // The limit counts pictures only, so more than three other requests with the first key are
+    // The limit counts POST requests only, so more than three other requests with the first key are
     // answered.
     for _ in 0..5 {
         let key = [("authorization", "Bearer first-client-key")];

@@ -224,7 +224,7 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
 
 #[tokio::test]
 async fn a_declared_length_over_the_limit_is_refused_and_the_error_lists_client_settings() {
-    // A batch may use a quarter of the memory for bodies, which is 16 MiB here.
+    // A batch may use a quarter of the memory for bodies: here 4 of 16 MiB.
     const MAX_BODY_BYTES: usize = 4 << 20;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)

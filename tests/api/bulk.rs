@@ -167,7 +167,7 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
     );
     assert!(!bulk.path("vectors.jsonl").exists() && !bulk.path(".cache").exists());
     bulk.write("list.json", r#"[{"url": "http://localhost/b"}]"#);
-    // The limit of 1 is reached at the end of the list.
+    // In the second case, the list has one picture, so the limit is reached at the end of the list.
     for (arguments, count) in [("photos list.txt", 3), ("list.json photos", 1), ("photos", 0)] {
         let run = bulk.run(&format!("{arguments} --dry-run --limit {count}")).expect_exit_code(0);
         let expected = format!("{count} pictures to send");

@@ -99,7 +99,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
         writer.write_all(head.as_bytes()).await.unwrap();
         // Caddy does not read the whole body of a refused request.
         let _ = writer.write_all(body).await;
-        pending::<()>().await;
+        pending::<()>().await; // only the end of `read` ends the exchange
     };
     let mut answer = Vec::new();
     let read = async {

@@ -80,12 +80,12 @@ async fn signatures_stay_valid_through_the_proxy_and_each_fault_reaches_the_clie
         let mut proxy = FaultProxy::start(upstream).await;
         let address = proxy.address;
         let put = async |key| {
-            let put = object_with_body(&format!("imagesvc/{key}"));
-            moto.attempt_as(user, address, "put_object", &put).await
+            let parameters = object_with_body(&format!("imagesvc/{key}"));
+            moto.attempt_as(user, address, "put_object", &parameters).await
         };
         let get = async |key| {
-            let get = object(&format!("imagesvc/{key}"));
-            moto.attempt_as(user, address, "get_object", &get).await
+            let parameters = object(&format!("imagesvc/{key}"));
+            moto.attempt_as(user, address, "get_object", &parameters).await
         };
         assert_eq!(put("whole").await, "ok");
         assert_eq!(proxy.lines(), ["PUT /test-pictures/imagesvc/whole"]);

@@ -12,7 +12,8 @@ use crate::support::{
     tiny, wait_for,
 };
 
-/// The JSON block of the page that contains this text, for the bucket of the server.
+/// The JSON block of docs/scaling.md that contains `part`, with the name of the server's bucket in
+/// place of the example's.
 fn json_block(moto: &MotoServer, part: &str) -> Value {
     let page = Document::read("docs/scaling.md");
     let blocks = page.blocks().into_iter();
@@ -81,6 +82,7 @@ async fn the_policy_of_docs_scaling_md_allows_what_the_service_needs_and_nothing
     ] {
         let text = policy.to_string();
         assert_eq!(text.matches(action).count(), 1, "{action}");
+        // None of the operations needs this permission.
         let smaller = text.replace(action, "s3:GetBucketLocation");
         moto.set_policy(&serde_json::from_str(&smaller).unwrap()).await;
         assert_eq!(results(&moto).await, expected(denied), "without {action}");
@@ -99,8 +101,10 @@ async fn a_bucket_accepts_the_lifecycle_rules_of_docs_scaling_md() {
         .iter_mut()
         .map(|rule| rule["Filter"]["Prefix"].take())
         .collect();
-    let expected = ["imagesvc/downloads/", "imagesvc/vectors/", "imagesvc/checks/", "imagesvc/"];
-    assert_eq!(prefixes, expected);
+    assert_eq!(
+        prefixes,
+        ["imagesvc/downloads/", "imagesvc/vectors/", "imagesvc/checks/", "imagesvc/"]
+    );
 }
 
 /// The numbers of GET and PUT requests in the table of costs, row by row. A cell may contain words
@@ -126,7 +130,7 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     let nvidia = FakeNvidia::healthy().await;
     let settings = moto.settings_through(proxy.address);
     let replica = Replica::start(&nvidia, &settings).await;
-    // The first look-up of a vector that exists is by another replica.
+    // It has no vector in its local cache yet, so it finds the first replica's vector in the bucket.
     let other_replica = Replica::start(&nvidia, &settings).await;
     let assert_costs =
         async |replica: &Replica, picture: &[u8], is_saved: bool, expected: [usize; 2]| {
@@ -160,7 +164,7 @@ fn the_permissions_on_the_valkey_are_those_that_the_scripts_need_and_that_ci_tes
     let page = Document::read("docs/scaling.md").text;
     let (_, permissions) = page.split_once("ACL SETUSER imagesvc on >PASSWORD ").unwrap();
     let permissions = permissions.lines().next().unwrap();
-    // `.ci/run` runs this script with `--check`, and the service fails there without a permission.
+    // `.ci/run` runs this script with `--check`, which fails if the service lacks a permission.
     let script = fs::read_to_string(root().join("deploy/replicas")).unwrap();
     let line = format!("\npermissions='{permissions}'\n");
     assert!(script.contains(&line), "deploy/replicas should contain {line}");

@@ -111,8 +111,8 @@ async fn the_error_contains_the_name_of_an_unsupported_kind_and_no_decoder_is_st
 async fn the_kinds_that_scanners_and_drawing_programs_write_are_decoded_correctly() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // All files show this picture. NVIDIA gets them as JPEGs, so even their best copies differ a
-    // little. A palette and 16 shades of grey differ more.
+    // All files show this picture. NVIDIA gets them as JPEGs, so even the files with the same pixels
+    // differ a little. A palette, 16 shades of grey and a fax differ more.
     let plain = image_rs::load_from_memory(&fixture("plain.png")).unwrap().into_rgb8();
     for (name, expected, scale, max_difference) in [
         ("tiff-tiled-planar-exact-zip", &plain, 1, 3.0),

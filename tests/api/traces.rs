@@ -152,7 +152,11 @@ async fn each_step_of_a_request_is_a_span_in_the_trace_of_the_client() {
     assert_eq!(call.attribute("http.request.method"), Some("POST"));
     assert_eq!(call.attribute("server.address"), Some("127.0.0.1"));
     assert_eq!(call.attribute("http.response.status_code"), Some("200"));
-    assert_eq!(spans.len(), 7, "the health check and the decoder's test should have no span");
+    assert_eq!(
+        spans.len(),
+        7,
+        "the health check and the decoder's test at the start should have no span"
+    );
     for span in &spans {
         assert_eq!(hex(&span.span.trace_id), TRACE, "{span:?}");
         assert!(!span.has_failed() && span.span.events.is_empty(), "{span:?}");
@@ -291,6 +295,8 @@ async fn a_collector_that_refuses_or_never_answers_delays_no_request_and_is_logg
     let silent_url = format!("http://user:planted@{}", silent.local_addr().unwrap());
     let refusing = FakeServer::start(|_, _| Reply::status(403)).await;
     let refusing_url = refusing.url("");
+    // The service stops before the 10 s after which sending to the silent collector fails with a
+    // warning.
     for (endpoint, warnings) in [(silent_url, 0), (refusing_url, 1)] {
         let folder = tempfile::tempdir().unwrap();
         // Spans are exported every 10 ms.
@@ -302,12 +308,11 @@ async fn a_collector_that_refuses_or_never_answers_delays_no_request_and_is_logg
         for n in 1..=5 {
             let response = service.upload_request(&client, &tiny(n)).send().await.unwrap();
             assert_eq!(response.status(), 200);
-            // This collector refuses several batches, but the log must contain only one warning.
+            // The refusing collector gets several batches, but the log must contain only one warning.
             if warnings > 0 {
                 refusing.wait_for(n).await;
             }
         }
-        // A batch takes up to ten seconds to fail if the collector is silent.
         assert!(started.elapsed() < Duration::from_secs(8), "requests must not wait");
         let stopped = Instant::now();
         let (status, log) = service.stop();

@@ -1,6 +1,6 @@
-//! One picture in many files, which use unusual variants of the formats, as real files do. The
-//! service embeds what a file shows, or refuses the file and says why. The tests in
-//! [`super::pillow`] compare how the service and Pillow decode these files.
+//! One picture, in files of unusual variants of the formats that occur in practice. The service
+//! embeds what a file shows, or refuses the file and says why. The tests in [`super::pillow`]
+//! compare how the service and Pillow decode these files.
 
 use std::{fs, path::Path};
 

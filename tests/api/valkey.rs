@@ -145,7 +145,8 @@ async fn pictures_that_come_to_three_replicas_at_once_are_paid_for_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_sigterm_under_load_nothing_is_lost_and_no_turn_or_lease_is_left() {
+async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lease_is_left() {
+    // With a limit, each call takes a turn in the Valkey, which stays there for a minute.
     let limit = [("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned())];
     let Some(setup) = Setup::new(&limit).await else { return };
     let Setup { valkey, nvidia, replicas, .. } = setup;
@@ -184,7 +185,10 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_turn_or_lease_is_left()
     assert_all_done(&valkey).await;
     let [pace] = &valkey.keys("pace:").await[..] else { panic!("there should be one pace") };
     let turns: usize = valkey.query(&["ZCARD", pace]).await;
-    assert_eq!(turns, paid_before, "each call should have one turn, and no turn should be left");
+    assert_eq!(
+        turns, paid_before,
+        "only the calls should have turns: unused turns must be given back"
+    );
     // The stopped replica has told the Valkey, so the others need not wait until its report expires.
     for replica in [&other, &another] {
         replica.wait_for_valkey(json!({ "usable": true, "replicas": 2 }), SOON).await;

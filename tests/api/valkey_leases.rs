@@ -21,7 +21,8 @@ use crate::support::{
     tiny, try_picture_number, wait_for,
 };
 
-/// The other replicas must be served within this time. It is longer than a lease and a suspension.
+/// The other replicas must be served within this time. It is longer than a lease, and longer than
+/// a suspension.
 const RECOVERY: Duration = Duration::from_secs(15);
 
 /// How long a lease is valid if nobody renews it.
@@ -51,8 +52,8 @@ enum FirstCall {
     Refuse,
 }
 
-/// Three replicas. Each test first makes `holder` the holder of the lease. A proxy is between it and the
-/// bucket.
+/// Three replicas. Each test first makes `holder` the holder of the lease. `proxy` is between `holder`
+/// and the bucket.
 struct Setup {
     proxy: FaultProxy,
     nvidia: FakeNvidia,
@@ -69,12 +70,12 @@ impl Setup {
         let (released, is_first) = (release.clone(), AtomicBool::new(true));
         let nvidia = FakeNvidia::healthy_except(move |request| {
             let number = try_picture_number(request).filter(|_| request.line() == INFER)?;
-            let first_call = match number {
+            let action = match number {
                 BLOCKER => FirstCall::Hold,
                 PICTURE if is_first.swap(false, Ordering::SeqCst) => first_call,
                 _ => FirstCall::Answer,
             };
-            match first_call {
+            match action {
                 FirstCall::Answer => None,
                 FirstCall::Hold => Some(embedding().held_until(&released)),
                 FirstCall::Refuse => Some(Reply::status(422).held_until(&released)),

@@ -101,6 +101,7 @@ async fn send_to_all(replicas: &[Replica], picture: usize) -> Duration {
 async fn suffer(outage: Outage, bucket: &[Setting]) {
     let Some(mut valkey) = ValkeyServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
+    // With limits, each request and each call is also counted in the Valkey.
     let more = [
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000".to_owned()),
         ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
@@ -128,7 +129,7 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
             let state = json!({ "usable": false, "replicas": 3 });
             replica.wait_for_valkey(state, PATIENCE).await;
         }
-        // A request that comes during the outage does not wait for the Valkey at all.
+        // Once a replica has noticed the outage, no request waits for the Valkey.
         let slowest = send_to_all(&replicas, 2).await;
         assert!(slowest < TIMEOUT, "{outage:?}: a later request took {slowest:?}");
     }

@@ -73,7 +73,7 @@ class Admin:
         self.iam, self.sts, self.s3 = (self.client(name, *access_keys["admin"]) for name in services)
         self.user = access_keys[USER]
         self.create_bucket()
-        # moto's instance metadata has these constant credentials. Let them be those of a role.
+        # moto's instance metadata always returns the constant credentials below. Make them those of a role.
         self.assume_role()
         metadata_role = assumed_roles()[-1]
         metadata_role.access_key_id, metadata_role.secret_access_key = "test-key", "test-secret-key"
@@ -171,7 +171,7 @@ class Admin:
         }
 
     def revoke(self, key_id):
-        """Refuses these temporary credentials from now on."""
+        """From now on, refuses the temporary credentials with this key id."""
         assumed_roles()[:] = [role for role in assumed_roles() if role.access_key_id != key_id]
 
 

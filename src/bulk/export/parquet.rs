@@ -93,8 +93,8 @@ fn element() -> FieldRef {
     Arc::new(Field::new(ELEMENT, DataType::Float32, false))
 }
 
-/// How the columns are encoded. Dictionaries help with repeated values, and statistics with sorted ones.
-/// The numbers of vectors and the hashes are neither repeated nor sorted.
+/// How the columns are encoded. Dictionaries help only with repeated values, and the numbers of vectors
+/// and the hashes are hardly ever repeated. Statistics are useless for the numbers of vectors.
 fn properties(reader: &ItemReader) -> WriterProperties {
     let [sha256, .., vector] = ADDED_FIELDS.map(|field| reader.name(field));
     let sha256 = ColumnPath::new(vec![sha256]);

@@ -22,7 +22,7 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<Item>, String> {
     let mut items = Vec::new();
     let sink = &mut |item| {
         items.push(item);
-        true
+        true // more items are wanted
     };
     read(paths, &reader, sink).map_err(|error| error.to_string())?;
     Ok(items)
@@ -93,6 +93,7 @@ fn a_row_of_exactly_the_most_bytes_is_read_and_a_line_with_one_byte_more_is_not(
         let csv = format!("url\nx\n{}{line_break}", "x".repeat(MOST));
         assert_eq!(read_files(&[("list.csv", csv.as_bytes())]).map(|items| items.len()), Ok(2));
     }
+    // Without the text of `x`, an object has 10 bytes.
     let object = |length: usize| format!("{{\"url\":\"{}\"}}", "x".repeat(length - 10));
     let json = format!("[\n  {},\n  {}\n]\n", object(MOST), object(MOST));
     assert_eq!(read_files(&[("list.json", json.as_bytes())]).map(|items| items.len()), Ok(2));
@@ -188,7 +189,7 @@ fn reading_stops_when_no_more_items_are_wanted_even_at_the_last_item_of_a_source
         let mut count = 0;
         let sink = &mut |_| {
             count += 1;
-            false
+            false // no more items are wanted
         };
         // The second source must not be read either.
         read(&[source.to_owned(), source.to_owned()], &reader, sink).unwrap();

@@ -193,7 +193,8 @@ impl Jpeg {
             Frame { components, .. } if !matches!(components, 1 | 3 | 4) => {
                 "a JPEG that is neither grey nor RGB nor CMYK"
             }
-            // zune-jpeg 0.5.15 decodes this to a green picture (zune-image, issues 419 and 422).
+            // zune-jpeg 0.5.15 decodes subsampled colours in several scans to a green picture
+            // (zune-image, issues 419 and 422).
             Frame { is_subsampled: true, .. }
                 if !self.is_progressive()
                     && self.first_scan_components.is_some()

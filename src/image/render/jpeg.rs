@@ -53,8 +53,8 @@ pub(super) struct Samples {
 /// samples by that of the JPEG.
 ///
 /// # Errors
-/// Why the JPEG cannot be decoded. A frame that is larger than `size` is an error, because the
-/// limits of pixels and memory were checked for that size.
+/// Why the JPEG cannot be decoded. A frame that is larger than `width` × `height` is an error, because
+/// the limits of pixels and memory were checked for this size.
 pub(super) fn decode_segments(
     segments: &[u8],
     (width, height): (u32, u32),

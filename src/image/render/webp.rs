@@ -18,11 +18,11 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     decode_with_image_crate(picture, bytes, ImageFormat::WebP, memory_estimate)
 }
 
-/// Returns a reader of the picture's bytes, with flags only for the chunks that exist.
+/// Returns a reader of the picture's bytes, in which the flags announce no missing chunk.
 fn with_correct_flags(picture: &Picture) -> Result<SplicedReader, Error> {
     let webp = header::read_bounded(picture.format, &picture.content, webp::read)?;
     let Some(flags) = webp.corrected_flags else {
-        // The file contains no flags, so nothing is replaced.
+        // A simple WebP contains no flags, so nothing is replaced.
         return Ok(SplicedReader::new(Vec::new(), &picture.content, 0)?);
     };
     let before_flags = picture.content.read_at(0, FLAGS_AT)?;
@@ -70,6 +70,7 @@ mod tests {
         let transparent = RgbaImage::from_pixel(4, 4, Rgba([200, 10, 20, 0]));
         for flags in [0, ALPHA] {
             let image = decoded(&extended(flags, &transparent.clone().into())).unwrap();
+            // Transparent pixels are drawn on white.
             assert!(image.pixels().all(|pixel| pixel.0 == [255; 3]), "{flags:#b}");
         }
     }

@@ -22,9 +22,9 @@ impl LowBits {
         }
     }
 
-    /// Fills the last byte with zeros. If no bits are pending, seven bits do not make a byte.
+    /// Fills the last byte with zeros, if it is incomplete.
     pub fn finish(mut self) -> Vec<u8> {
-        self.put(0, 7);
+        self.put(0, 7); // completes any incomplete byte, and adds none if there is none
         self.bytes
     }
 }
@@ -50,10 +50,10 @@ impl HighBits {
         }
     }
 
-    /// Fills the last byte with ones, as JPEG requires and the other formats allow. If no bits are
-    /// pending, seven bits do not make a byte.
+    /// Fills the last byte with ones, if it is incomplete. JPEG requires ones, and the other formats
+    /// allow them.
     pub fn finish(mut self) -> Vec<u8> {
-        self.put(0x7f, 7);
+        self.put(0x7f, 7); // completes any incomplete byte, and adds none if there is none
         self.bytes
     }
 }
@@ -92,7 +92,8 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
         bits.put(length, 3);
     }
     // The lengths of the codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes) and
-    // for the distance 1. The symbols in between have no code, which is the length zero.
+    // for the distance 1. The symbols in between have no code, which is the length zero. The
+    // lengths are written as codes too: here, each code is beside its number of bits.
     let (length_1, length_2, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
     for ((code, code_bits), run) in [
         (length_2, None),
@@ -187,7 +188,7 @@ pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
 /// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). It decodes to grey pixels until
 /// the zeros end.
 pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -> Vec<u8> {
-    // A key frame that is shown, and the code that follows the first three bytes of a key frame.
+    // The frame tag: a key frame (bit 0 is clear) that is shown (bit 4). Then the start code.
     let mut frame = (first_partition_len << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
     frame.extend(b"\x9d\x01\x2a");
     frame.extend(width.to_le_bytes());
@@ -288,7 +289,8 @@ pub fn gif_lzw(bytes: &[u8]) -> Vec<u8> {
         chunk.iter().for_each(|byte| bits.put((*byte).into(), 9));
     }
     bits.put(257, 9);
-    [vec![8], sub_blocks(&bits.finish())].concat()
+    let min_code_size = 8;
+    [vec![min_code_size], sub_blocks(&bits.finish())].concat()
 }
 
 /// The data sub-blocks of GIF for these bytes, and the empty sub-block at the end.
