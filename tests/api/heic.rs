@@ -43,7 +43,7 @@ fn refusal_detail(answer: &Answer) -> String {
 }
 
 #[tokio::test]
-async fn every_fixture_is_sent_at_the_size_that_libheif_reads_and_is_saved_unchanged() {
+async fn every_fixture_in_expected_txt_is_sent_at_the_size_there_and_is_saved_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for line in EXPECTED.lines() {
