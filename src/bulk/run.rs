@@ -64,6 +64,7 @@ pub(super) struct Run {
     received: u64,
     /// Set while the service is busy or unreachable.
     pause: Option<Pause>,
+    /// For how long the service has processed no picture.
     silence: Silence,
     /// Why no further rows are sent.
     stop_reason: Option<String>,

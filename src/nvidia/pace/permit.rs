@@ -28,7 +28,7 @@ pub(in crate::nvidia) struct PacePermit {
 }
 
 impl ReservationGuard {
-    /// The argument of [`super::PaceLimiter::take_permit`] for the reserved calls.
+    /// The value of `is_spread` that [`super::PaceLimiter::take_permit`] needs for the reserved calls.
     pub(in crate::nvidia) fn is_spread(&self) -> bool {
         self.is_spread
     }

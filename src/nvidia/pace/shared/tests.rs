@@ -77,8 +77,8 @@ impl Replica {
     async fn make_calls(&self) -> (usize, Duration) {
         let mut count = 0;
         loop {
-            let soon = Instant::now() + Duration::from_secs(2);
-            match self.pace.take_permit(CLIENT, AT_ONCE, soon).await {
+            let deadline = Instant::now() + Duration::from_secs(2);
+            match self.pace.take_permit(CLIENT, AT_ONCE, deadline).await {
                 Ok(permit) => permit.use_now().await,
                 Err(wait) => return (count, wait),
             }
@@ -234,7 +234,7 @@ async fn without_a_valkey_a_replica_has_its_share_and_an_empty_valkey_learns_the
 #[tokio::test]
 async fn until_all_replicas_have_recorded_their_calls_each_has_its_share_at_most() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    // The limit of these replicas does not settle during the test.
+    // The limit of the first and of the third replica does not settle during the test.
     let settle_time = Duration::from_secs(3600);
     let command_timeout = Duration::from_millis(250);
     let first = Replica::with(&server, 10, MINUTE, settle_time, command_timeout).await;
