@@ -35,7 +35,7 @@ fn transient_faults() -> Vec<Reply> {
         nvidia_error(502),
         nvidia_error(503),
         nvidia_error(504),
-        Reply::status(504),
+        Reply::status(504), // without a body
         html(502),
         html(200),
         Reply::CloseAfter(Vec::new()),
