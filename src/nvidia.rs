@@ -127,10 +127,11 @@ pub struct Error {
     failed_to_connect: bool,
 }
 
-/// The state of the API key according to NVIDIA's latest response.
+/// The state of the API key according to NVIDIA's latest response that shows it. For example, a response
+/// of status 500 does not show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyState {
-    /// NVIDIA has not been called yet.
+    /// No response has shown the state yet.
     Unknown,
     /// NVIDIA accepted the key.
     Accepted,
@@ -215,7 +216,7 @@ impl Client {
         })))
     }
 
-    /// The state of the API key according to NVIDIA's latest response.
+    /// The state of the API key.
     pub fn key_state(&self) -> KeyState {
         let state = self.0.key_state.load(Ordering::Relaxed);
         [KeyState::Accepted, KeyState::Refused]

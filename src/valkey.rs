@@ -5,10 +5,10 @@
 //! The server decides by scripts. So a decision usually takes one round trip, and only the server's
 //! clock matters.
 //!
-//! After a command has failed, no request sends another one until a task has connected again. The task
-//! tries this every half second. So for half a second after a failure, no request begins to wait for
-//! the Valkey.
-//! The connection manager of `redis` also connects again, but each command would wait for that.
+//! After a command has failed, no request sends another one until a task has connected again. So
+//! further requests do not wait for a Valkey that does not reply. The task waits half a second before
+//! each attempt to connect. The connection manager of `redis` also connects again, but each command
+//! would wait for that.
 
 use std::{
     fmt,

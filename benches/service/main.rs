@@ -6,8 +6,8 @@
 //!
 //! - `BENCH_SECONDS`: how long each load lasts. The default is 3.
 //! - `BENCH_PROGRAM`: the path of another build to measure.
-//! - `BENCH_PROGRAM_BEFORE`: the path of an earlier build. The part `saving` measures it in turn with the
-//!   other, and compares them.
+//! - `BENCH_PROGRAM_BEFORE`: the path of an earlier build. The part `saving` measures the earlier and the
+//!   new build alternately, and compares them.
 //! - `BENCH_LIST_ROWS`: the number of rows of the long list in the part `bulk`. The default is a
 //!   million, which takes some minutes.
 //! - `BENCH_LOADS`: in the part `load`, only loads whose names contain this text are run. The name of

@@ -33,7 +33,7 @@ impl From<Outcome> for ExitCode {
     }
 }
 
-/// Why a run cannot start, or cannot write its output.
+/// Why a command cannot start, or cannot do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum BulkError {
     /// A source cannot be read, or does not fit the arguments.

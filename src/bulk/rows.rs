@@ -107,17 +107,17 @@ impl<'a> Row<'a> {
         let without_end = without_end.ok_or("it does not end with a vector")?;
         let vector_name = reader.name(vector_field);
         let members = json_object::members_before(text, &vector_name);
-        let mut own = members.map_err(|error| error.to_string())?;
+        let mut members = members.map_err(|error| error.to_string())?;
         // After the members are a comma, the vector's name, a colon, and the vector.
-        let rest = json_object::after(without_end, &own).trim_start();
+        let rest = json_object::after(without_end, &members).trim_start();
         let vector = rest.strip_prefix(',').and_then(|rest| {
             let rest = rest.trim_start().strip_prefix(&json_object::string(&vector_name))?;
             Some(rest.trim_start().strip_prefix(':')?.trim_start())
         });
-        let own_count = position(&own, &reader.name(first_added))?;
+        let own_count = position(&members, &reader.name(first_added))?;
         let vector = vector.ok_or_else(|| format!("its {vector_name} is not the last field"))?;
-        let added = own.split_off(own_count);
-        Ok(Self { text, reader, own, added, vector })
+        let added = members.split_off(own_count);
+        Ok(Self { text, reader, own: members, added, vector })
     }
 
     /// The model that computed the vector.

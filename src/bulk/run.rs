@@ -52,7 +52,9 @@ pub(super) struct Run {
     plan: Plan,
     client: ServiceClient,
     writer: Writer,
+    /// The rows that wait to be sent, in a lane for each host.
     lanes: Lanes,
+    /// How many requests may run at once.
     window: Window,
     /// The requests that run now.
     requests: JoinSet<(Job, Result<Embedded, Action>)>,
@@ -62,6 +64,7 @@ pub(super) struct Run {
     received: u64,
     /// Set while the service is busy or unreachable.
     pause: Option<Pause>,
+    /// For how long the service has processed no picture.
     silence: Silence,
     /// Why no further rows are sent.
     stop_reason: Option<String>,
@@ -246,8 +249,9 @@ impl Run {
         }
     }
 
-    /// When the next pause ends, of the service or else of a host. `None` if there is no pause, or if the
-    /// window is full, so that nothing can be sent before a request ends.
+    /// When the service's pause ends, or else the next pause of a host. `None` if there is no pause.
+    /// The pauses of hosts do not count while the window is full: only the end of a request then lets
+    /// another row be sent.
     fn next_end_of_pause(&self) -> Option<Instant> {
         match &self.pause {
             Some(pause) => Some(pause.end),

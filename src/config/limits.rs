@@ -50,7 +50,7 @@ pub(super) const MAX_BATCH: Setting<usize> = Setting::new(
 pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_BUFFERED_BYTES",
     "128MiB",
-    // `check_combinations` demands at least 1 MiB, and more if pictures may be large.
+    // `Config::check_combinations` also demands enough for a Base64 body of the largest picture.
     |text| parse::size_within(text, 1 << 20..=1 << 40),
     "The most memory for bodies, for all requests together",
 );

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::bucket::AWS_VARIABLES;
 
-/// The settings as text. An empty value counts as unset, but is an error for settings that protect
-/// the service.
+/// The settings as text. An empty value counts as unset. But for a setting that protects the service, it
+/// is an error, unless another source has a value for the setting.
 #[derive(Default)]
 pub struct RawSettings {
     /// The values by the names of their variables.

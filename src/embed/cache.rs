@@ -25,8 +25,8 @@ mod writer;
 /// any picture another embedding.
 const PREPARATION: u8 = 2;
 
-/// Identifies a cached embedding: a SHA-256 of the source, of every setting that changes how
-/// pictures are prepared, and of the picture's own SHA-256.
+/// Identifies a cached embedding: a SHA-256 of the [`Source`] that computed it, of [`PREPARATION`], of
+/// every setting that changes how pictures are prepared, and of the picture's own SHA-256.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CacheKey(Sha256);
 
@@ -102,9 +102,9 @@ impl Cache {
     /// Creates the levels that the settings turn on. Call this inside the Tokio runtime.
     pub(super) fn new(settings: &Settings, source: &Source, bucket: Option<Bucket>) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
-            let expected_len = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
-            let expected_len = usize::try_from(expected_len).unwrap_or(usize::MAX);
-            MemoryCache::with_weighter(expected_len, settings.cache_memory, ByteWeight)
+            let entries = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
+            let entries = usize::try_from(entries).unwrap_or(usize::MAX);
+            MemoryCache::with_weighter(entries, settings.cache_memory, ByteWeight)
         });
         let disk = (settings.cache_disk > 0).then(|| {
             let (folder, space) = (settings.cache_folder.clone(), settings.cache_space.clone());
@@ -175,7 +175,7 @@ impl Cache {
 
     /// Writes a permanent embedding to the disk and to the bucket. Returns when the embedding is
     /// written, or when it is clear that it will not be written. A temporary embedding is not
-    /// written. Returns whether it is in the bucket.
+    /// written. Returns whether the embedding was written to the bucket.
     pub(super) async fn write(&self, key: CacheKey, embedding: &Embedding) -> bool {
         if embedding.valid_until.is_some() {
             return false;

@@ -28,7 +28,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
 /// After a wait, a replica looks in the bucket if its last look is older than this. Usually the lease
-/// tells when the vector is there. But the holder may have lost its connection to the Valkey before.
+/// tells when the vector is there. But the holder may have lost its connection to the Valkey before it
+/// could release the lease as done.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a replica does next for a picture whose vector it has not found.
@@ -79,9 +80,9 @@ impl Step {
     }
 
     /// The step after a reply. `looked_recently` says whether this replica looked in the bucket less
-    /// than [`Valkey::lease_reserve`] before the reply. Then it need not look again after it has acquired
-    /// the lease. If another replica had written the vector since the look, the lease would be done. Or,
-    /// if that one was killed after the write, its lease would not have expired yet.
+    /// than [`Valkey::lease_reserve`] before the reply. If so, it need not look again after it has acquired
+    /// the lease: no other replica has written the vector since. Otherwise the reply would be `Done`; or
+    /// `Held`, if the writer was killed before it released its lease.
     fn after_reply(reply: Reply, looked_recently: bool) -> Self {
         match (reply, looked_recently) {
             (Reply::Acquired, true) => Self::Call(Position::Holder),
@@ -122,9 +123,9 @@ pub(super) enum Decision {
     Call(Option<Lease>),
 }
 
-/// Decides whether this replica calls NVIDIA. Waits while another replica calls it. During the wait, the
-/// reservation is given up. `looked_up_at` is when this replica last began to look in the bucket. `None`
-/// means that it must look before it calls NVIDIA.
+/// Decides whether this replica calls NVIDIA. Waits while another replica calls it. Gives up the
+/// reservation before the first wait. `looked_up_at` is when this replica last began to look in the
+/// bucket. `None` means that it must look before it calls NVIDIA.
 ///
 /// # Errors
 /// [`Error::QueueTimeout`] if another replica still calls NVIDIA at the deadline.

@@ -119,7 +119,7 @@ fn gunzip(
 
 /// Whether the body is compressed with gzip. The request asks for no compression, but object stores
 /// send a file in the form in which it was stored. Some hosts put values into `Content-Encoding`
-/// that are not compressions; these are ignored. Any other value is an error.
+/// that are not compressions; these are ignored. Any other value, and a second gzip, is an error.
 fn is_gzip(headers: &HeaderMap) -> Result<bool, Error> {
     let lines = headers.get_all(CONTENT_ENCODING).iter().map(HeaderValue::as_bytes);
     let mut has_gzip = false;

@@ -16,7 +16,7 @@ use crate::shares::ClientNetwork;
 #[derive(Debug)]
 pub struct Reservation {
     client_network: ClientNetwork,
-    /// `None` if calls per minute are not limited.
+    /// `None` if calls per minute are not limited, or if no calls were to be reserved.
     guard: Option<ReservationGuard>,
 }
 

@@ -1,4 +1,5 @@
-//! Lets the call to NVIDIA wait until the picture is saved.
+//! With a bucket, lets the call to NVIDIA wait until the picture is saved. A call for a picture that
+//! cannot be saved would be paid for nothing.
 
 use std::future::pending;
 

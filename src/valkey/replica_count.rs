@@ -26,14 +26,15 @@ impl ReplicaCount {
     }
 
     /// Stores the reply to a report: whether the Valkey knew this replica, and how many replicas it
-    /// knows. After a loss of its data, it does not know this replica, nor after this replica's start.
+    /// knows. The Valkey does not know this replica after the replica's start, nor after the Valkey has
+    /// lost its data.
     pub(super) fn store(&mut self, was_known: bool, count: u32, now: Instant) {
         if !was_known {
             self.only_rises_until = Some(now + RISING_TIME);
         }
         let only_rises = self.only_rises_until.is_some_and(|end| now < end);
-        let least = if only_rises { self.count } else { 1 };
-        self.count = count.max(least);
+        let minimum = if only_rises { self.count } else { 1 };
+        self.count = count.max(minimum);
     }
 }
 

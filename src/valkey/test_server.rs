@@ -26,8 +26,8 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts a server with these additional arguments. If `redis-server` is missing, returns `None` and
-    /// prints this; in CI, it panics.
+    /// Starts a server with these additional arguments. If `redis-server` is not installed, prints that
+    /// and returns `None`, or panics in CI.
     pub fn start(arguments: &[&str]) -> Option<Self> {
         let is_installed = Command::new("redis-server")
             .arg("--version")

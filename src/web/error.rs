@@ -133,6 +133,7 @@ pub struct Invalid {
 
 impl Invalid {
     /// Returns the error of a single field. `loc` is the field's place in the request.
+    /// `kind` and `msg` are in FastAPI's words.
     pub fn at(loc: &[&str], kind: &'static str, msg: &str, detail: impl Into<String>) -> Error {
         let loc = loc.iter().map(ToString::to_string).collect();
         Error::Invalid(Self {

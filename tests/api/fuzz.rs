@@ -104,7 +104,7 @@ fn random_urls_and_file_names_get_no_500() {
     assert_answered((any::<String>(), any::<String>()), async |app, (url, name)| {
         let answer = app.by_url(&url).await;
         if ![400, 403, 502].contains(&answer.status) {
-            // `assert_answered` checks any other answer.
+            // Not one of the usual refusals of a random URL: `assert_answered` checks this answer.
             return answer;
         }
         let body =

@@ -43,7 +43,7 @@ fn refusal_detail(answer: &Answer) -> String {
 }
 
 #[tokio::test]
-async fn every_fixture_is_sent_at_the_size_that_libheif_reads_and_is_saved_unchanged() {
+async fn every_fixture_in_expected_txt_is_sent_at_the_size_there_and_is_saved_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for line in EXPECTED.lines() {
@@ -103,7 +103,8 @@ async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
 async fn transparent_pixels_become_white() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // The picture has 120 × 80 pixels. Its top is transparent, and its bottom is not.
+    // The picture has 120 × 80 pixels. Its top is transparent, and its bottom is not. It shows a cat
+    // in brown colours, which contain less blue than white does.
     app.upload(&file("alpha.heic"), "a.heic").await.vector();
     let sent = last_sent_pixels(&nvidia);
     let mean_blue_of_row =

@@ -35,7 +35,7 @@ fn transient_faults() -> Vec<Reply> {
         nvidia_error(502),
         nvidia_error(503),
         nvidia_error(504),
-        Reply::status(504),
+        Reply::status(504), // without a body
         html(502),
         html(200),
         Reply::CloseAfter(Vec::new()),
@@ -185,8 +185,8 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
     {
         let calls_by_picture = calls_by_picture.lock().unwrap();
         let total: usize = calls_by_picture.values().sum();
-        // The retry budget is 100 at the start, and grows by one with every fourth request. These
-        // are 475 retries.
+        // The retry budget is 100 at the start, and grows by one with every fourth request. So 475
+        // retries are possible.
         let max_retries = REQUESTS / 4 + 100;
         assert!(total <= REQUESTS + max_retries, "retries must stay in the budget: {total} calls");
         assert!(total > REQUESTS + 400, "the service should use most of the budget: {total} calls");
@@ -202,6 +202,7 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
 
 #[tokio::test]
 async fn a_retry_waits_as_long_as_retry_after_asks() {
+    // A date has full seconds, so this wait is between 1.5 s and 2.5 s.
     let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
     let seconds = || "1".to_owned();
     let cases = [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)];
@@ -212,7 +213,6 @@ async fn a_retry_waits_as_long_as_retry_after_asks() {
         let app = TestApp::start(&nvidia).await;
         let started = Instant::now();
         app.upload(ROCKET, "rocket.jpg").await.vector();
-        // The date is rounded down to a full second, so the wait may be only 1.5 s.
         let elapsed = started.elapsed();
         assert!(
             elapsed >= Duration::from_secs(1),

@@ -63,7 +63,7 @@ fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
     let tests = test_names();
     let page = Document::read("docs/security.md").text;
     let threats = rows(&page);
-    // If there were fewer rows, `rows` would not understand the page.
+    // If fewer are found, `rows` does not understand the page.
     assert!(threats.len() > 40, "more than 40 rows should be found, not {}", threats.len());
     for row in threats {
         let [threat, guard, proofs] = row[..] else { panic!("a row must have 3 cells: {row:?}") };
@@ -131,7 +131,7 @@ fn every_link_between_the_markdown_pages_has_an_existing_target() {
             link_count += 1;
         }
     }
-    // If there were fewer links, this test would not find them all.
+    // If fewer are found, this test does not find all links.
     assert!(link_count > 40, "more than 40 links should be found, not {link_count}");
 }
 

@@ -29,7 +29,7 @@ pub(super) fn read(
     }
     let mut row = csv::StringRecord::new();
     loop {
-        allowance.renew();
+        allowance.renew(); // the limit on bytes applies to each row
         let line = rows.position().line();
         let item = match rows.read_record(&mut row) {
             Ok(false) => return Ok(true),

@@ -76,7 +76,7 @@ mod tests {
         assert!(rest.lines().all(has_indent), "{text}");
         let is_narrow = |line: &str| line.len() <= MAX_LINE_WIDTH || line.trim() == path;
         assert!(text.lines().all(is_narrow) && text.contains(&path), "{text}");
-        // Each line contains as many words as fit.
+        // The first line contains as many words as fit: a space and "exist", the longest word, do not.
         assert!(first.len() > MAX_LINE_WIDTH - "exist".len() - 1, "{text}");
         let words_of = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words_of(&text)[2..], words_of(&finding.text));

@@ -39,11 +39,11 @@ pub(super) struct Disk {
     folder: PathBuf,
     max_bytes: u64,
     space: DiskSpace,
-    /// The size of all files; `None` until the folder was listed. The lock is held during each
-    /// write, so that only one thread writes.
+    /// The size of all files; `None` while it is unknown: the folder must then be listed. The lock is
+    /// held during each write, so that only one thread writes.
     used_bytes: Mutex<Option<u64>>,
-    /// The first eight bytes of each key; `None` until the folder was listed. The lock is never
-    /// held during a disk access, so that [`Self::may_contain`] does not wait for the disk.
+    /// The first eight bytes of each key; `None` until the folder was listed completely. The lock is
+    /// never held during a disk access, so that [`Self::may_contain`] does not wait for the disk.
     key_prefixes: Mutex<Option<HashSet<u64>>>,
     /// The name of the next staging file.
     next_staging_name: AtomicU64,

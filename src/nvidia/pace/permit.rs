@@ -21,14 +21,14 @@ pub(in crate::nvidia) struct ReservationGuard {
 pub(in crate::nvidia) struct PacePermit {
     pub(super) pace: Arc<Inner>,
     pub(super) call: TimedCall,
-    /// When the Valkey was asked for the turn. `None` if it was not asked.
+    /// When the Valkey was asked for a turn, its permission for this call. `None` if it was not asked.
     pub(super) asked: Option<Instant>,
     /// Whether dropping the permit changes nothing: its call was made, or the Valkey granted no turn.
     pub(super) is_done: bool,
 }
 
 impl ReservationGuard {
-    /// The argument of [`super::PaceLimiter::take_permit`] for the reserved calls.
+    /// The value of `is_spread` that [`super::PaceLimiter::take_permit`] needs for the reserved calls.
     pub(in crate::nvidia) fn is_spread(&self) -> bool {
         self.is_spread
     }
@@ -50,7 +50,8 @@ impl Drop for ReservationGuard {
 }
 
 impl PacePermit {
-    /// Whether the permit is a window old. Its call is then no longer counted, so it must not be used.
+    /// Whether the permit is a window old. Its call is then no longer counted, so the permit must not be
+    /// used.
     pub(in crate::nvidia) fn is_expired(&self) -> bool {
         let counted_from = self.asked.unwrap_or(self.call.time);
         counted_from + self.pace.rule.window <= Instant::now()

@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_or_repeated_name_is_none() {
+    fn a_missing_or_repeated_name_is_none_and_invalid_utf8_is_replaced() {
         for (header, file_name) in [
             ("form-data", None),
             ("form-data; filename=\"name=file\"", Some("name=file")),

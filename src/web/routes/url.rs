@@ -29,7 +29,7 @@ use crate::{
     },
 };
 
-/// The most bytes of the body. The longest URL of 8 KiB fits even if every byte is a JSON escape,
+/// The most bytes of the body. The longest URL has 8 KiB. It fits even if every byte is a JSON escape,
 /// such as `\u002f`, which takes six bytes.
 const MAX_BODY_BYTES: u64 = 64 * 1024;
 

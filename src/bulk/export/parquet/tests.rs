@@ -130,6 +130,7 @@ fn a_row_with_other_types_and_a_row_with_too_many_fields_are_errors() {
     let rows = Rows::new(&row_of(&format!("{{{}}}", members.join(",")), "1"));
     let error = rows.make(ExportFormat::Parquet).unwrap_err();
     assert!(error.contains("more than 1000 different fields"), "{error}");
+    // The rows stay, and no Parquet file was made.
     assert!(
         fs::exists(rows.path("out.jsonl")).unwrap() && !fs::exists(rows.path("out.file")).unwrap()
     );

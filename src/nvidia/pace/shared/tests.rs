@@ -77,8 +77,8 @@ impl Replica {
     async fn make_calls(&self) -> (usize, Duration) {
         let mut count = 0;
         loop {
-            let soon = Instant::now() + Duration::from_secs(2);
-            match self.pace.take_permit(CLIENT, AT_ONCE, soon).await {
+            let deadline = Instant::now() + Duration::from_secs(2);
+            match self.pace.take_permit(CLIENT, AT_ONCE, deadline).await {
                 Ok(permit) => permit.use_now().await,
                 Err(wait) => return (count, wait),
             }
@@ -234,7 +234,7 @@ async fn without_a_valkey_a_replica_has_its_share_and_an_empty_valkey_learns_the
 #[tokio::test]
 async fn until_all_replicas_have_recorded_their_calls_each_has_its_share_at_most() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    // The limit of these replicas does not settle during the test.
+    // The limit of the first and of the third replica does not settle during the test.
     let settle_time = Duration::from_secs(3600);
     let command_timeout = Duration::from_millis(250);
     let first = Replica::with(&server, 10, MINUTE, settle_time, command_timeout).await;
@@ -243,7 +243,11 @@ async fn until_all_replicas_have_recorded_their_calls_each_has_its_share_at_most
     assert_eq!(first.make_calls().await.0, 5, "the share of two replicas is five calls");
     assert_eq!(second.make_calls().await.0, 5, "the Valkey knows five calls of the other one");
     let third = Replica::with(&server, 10, MINUTE, settle_time, command_timeout).await;
-    assert_eq!(third.make_calls().await.0, 0, "the share is useless without a turn");
+    assert_eq!(
+        third.make_calls().await.0,
+        0,
+        "the third replica has a share, but the Valkey has no turn left"
+    );
 }
 
 #[tokio::test]
@@ -261,14 +265,14 @@ async fn a_waiting_call_is_made_when_the_limit_has_settled() {
 #[tokio::test]
 async fn a_valkey_that_hangs_delays_one_call_by_its_timeout() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    let timeout = Duration::from_secs(1);
-    let replica = Replica::with(&server, 10, MINUTE, Duration::ZERO, timeout).await;
+    let command_timeout = Duration::from_secs(1);
+    let replica = Replica::with(&server, 10, MINUTE, Duration::ZERO, command_timeout).await;
     signal(&server, "-STOP");
     let start = Instant::now();
     let (count, _) = replica.make_calls().await;
     assert_eq!(count, 10);
     let elapsed = start.elapsed();
-    assert!((timeout..2 * timeout).contains(&elapsed), "{elapsed:?}");
+    assert!((command_timeout..2 * command_timeout).contains(&elapsed), "{elapsed:?}");
 }
 
 #[tokio::test]

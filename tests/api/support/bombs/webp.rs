@@ -19,6 +19,8 @@ pub(super) fn all() -> Vec<Bomb> {
         ("webp-animated-alpha-smaller", animated_alpha_smaller()),
         ("webp-100000-frames", many_frames()),
         ("webp-frame-outside", frame_outside()),
+        // The first byte of an alpha chunk contains the compression (two bits) and the filter (two bits).
+        // 4096 bytes must follow for 64 × 64 pixels without compression.
         ("webp-alpha-short", alpha(&[0; 17], &vp8_grey(64, 64))),
         ("webp-alpha-no-such-compression", alpha(&[3; 5000], &vp8_grey(64, 64))),
         ("webp-alpha-gradient", alpha(&[0b1100; 4097], &vp8_grey(64, 64))),
@@ -35,19 +37,20 @@ fn lossless(stream: &[u8]) -> Vec<u8> {
 }
 
 /// A bitstream with this number of groups of prefix codes for 8 × 8 pixels (lossless specification,
-/// 5.2.2: meta prefix codes). Each group has ten bytes here. With codes of 11 bits, a decoder that
-/// expands every group needs 52 KiB for each (CVE-2026-46603).
+/// 5.2.2: meta prefix codes). The codes for green have `length` bits. A group has ten bytes here. With
+/// codes of 11 bits, a decoder that expands every group needs 52 KiB for each (CVE-2026-46603).
 fn codes(groups: u64, length: usize) -> Vec<u8> {
     /// The order in which the lengths of codes for lengths are stored.
     const ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
     let mut bits = LowBits::default();
     bits.put(0, 1); // no transform
     bits.put(1 | 11 << 1, 5); // a colour cache of 11 bits
-    bits.put(1, 1 + 3); // meta prefix codes, for blocks of 4 × 4
-    bits.put(0, 1); // their picture has no cache
-    // Each pixel of that picture is the number of a group. All pixels have the highest number,
-    // whose bytes are in the green and the red channel. A code with a single symbol needs no bits
-    // for each pixel.
+    // Meta prefix codes: a second picture with a pixel for each block of 4 × 4. Each of its pixels is
+    // the number of a group.
+    bits.put(1, 1 + 3);
+    bits.put(0, 1); // it has no colour cache
+    // All its pixels have the highest number, whose bytes are in the green and the red channel. A
+    // code with a single symbol needs no bits for each pixel.
     let single_symbol = |bits: &mut LowBits, symbol: u64| bits.put(0b101 | symbol << 3, 11);
     single_symbol(&mut bits, (groups - 1) & 0xff);
     single_symbol(&mut bits, (groups - 1) >> 8);
@@ -55,9 +58,9 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
         bits.put(1, 4); // one symbol, zero
     }
     for _ in 0..groups {
-        // All codes have `length` bits, and there is a symbol for each code. Of the 4 + 11 lengths
-        // of codes for lengths, only one is not zero. So all symbols have that length, and no bits
-        // follow for them.
+        // The code for green: all 2^length symbols have codes of `length` bits. These lengths are
+        // coded, too. Of the 4 + 11 symbols of that second code, only `length` is used. So it needs no
+        // bits, and none follow for the lengths.
         bits.put(11 << 1, 5);
         ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
         // The number of symbols, minus 2, in 2 + 2 * 5 bits.
@@ -70,7 +73,8 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
     [bits.finish(), vec![0; 128]].concat()
 }
 
-/// The bitstream of [`codes`] in an alpha chunk, where it has no header.
+/// The bitstream of [`codes`] in an alpha chunk, whose first byte says that it is lossless. In such a
+/// chunk, the bitstream has no header.
 fn deep_codes_in_alpha() -> Vec<u8> {
     alpha(&[&[1][..], &codes(16_384, 11)].concat(), &vp8_grey(8, 8))
 }
