@@ -74,7 +74,7 @@ fn a_vector_that_replaces_another_does_not_increase_the_used_bytes() {
 }
 
 #[test]
-fn after_a_listing_the_cache_knows_which_files_do_not_exist() {
+fn after_a_clean_up_the_cache_knows_which_files_do_not_exist() {
     let (folder, disk) = new_disk(2 * file_size());
     disk.write(&key_of(1), &cached("0.5"));
     set_age(&disk, &key_of(1), 60);
@@ -130,6 +130,7 @@ fn files_that_the_cache_did_not_write_are_not_counted_and_not_removed() {
     assert_eq!(*reopened.used_bytes(), Some(file_size()));
     assert!(reopened.read(&key_of(0xab)).is_some());
     assert!(names.iter().all(|name| disk.path(&key_of(0xab)).with_file_name(name).exists()));
+    // A name that the cache itself writes is recognized.
     let parsed_name = Sha256::from_hex(key_of(0xab).to_string().as_bytes());
     assert_eq!(parsed_name.map(CacheKey), Some(key_of(0xab)));
 }
