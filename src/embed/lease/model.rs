@@ -286,6 +286,7 @@ impl World {
         }
     }
 
+    /// As in `lease_release.lua`, this also succeeds if the lease has expired and is free.
     fn release_as_done(&mut self, index: usize) {
         if self.reaches_valkey(index) && (self.holds(index) || self.lease == LeaseKey::Free) {
             self.lease = LeaseKey::Done;

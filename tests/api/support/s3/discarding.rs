@@ -101,6 +101,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, state: &State) -> std::io::R
                 None => response("404 Not Found", b"<Error><Code>NoSuchKey</Code></Error>"),
             },
             _ => {
+                // DELETE
                 state.kept.lock().unwrap().remove(&path);
                 b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()
             }
