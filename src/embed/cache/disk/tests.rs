@@ -110,7 +110,8 @@ fn the_oldest_files_are_removed_when_the_limit_is_reached() {
         assert!(disk.read(&key_of(n)).is_some(), "the newest file must stay");
     }
     let rest: Vec<_> = (0..30u8).filter(|n| disk.read(&key_of(*n)).is_some()).collect();
-    // At the limit, old files are removed until the rest takes at most seven eighths of it.
+    // If a write would exceed the limit, old files are removed until all files, with the new one, take at
+    // most seven eighths of the limit.
     assert!(rest.len() >= 8, "too many files were removed; the rest is {rest:?}");
     let newest: Vec<_> = (30 - rest.len() as u8..30).collect();
     assert_eq!(rest, newest);
