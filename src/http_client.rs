@@ -38,8 +38,7 @@ pub(crate) fn body_of(picture: &Content) -> Body {
     }
 }
 
-/// Streams a file's bytes. A blocking thread reads the next bytes when the previous bytes were
-/// sent.
+/// Streams a file's bytes. A blocking thread reads the next bytes only when hyper asks for them.
 fn frames(picture: Content) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold((picture, 0), |(picture, offset)| async move {
         if offset >= picture.len() {
@@ -112,7 +111,7 @@ impl Trust {
                 tls.resumption = Resumption::default();
                 builder.tls_backend_preconfigured(tls)
             }
-            // With an explicit list, even an empty one, building the client does not search the system.
+            // With an explicit list of authorities, even an empty one, reqwest looks for no others.
             None => builder.tls_certs_only([]),
         }
     }

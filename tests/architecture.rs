@@ -1,5 +1,6 @@
 //! Checks the rules of `src/lib.rs` about imports: each top-level module imports only top-level
-//! modules of lower layers, and no files and no top-level modules import each other in a circle.
+//! modules of lower layers, and no files and no top-level modules import each other in a circle. Only
+//! some modules use axum or import `config`. Also checks the length of the files.
 //!
 //! The tests read every `crate::`, `self::` and `super::` path of the sources, except in code that
 //! is compiled only for tests. A file may always import its own submodules, because it may
@@ -340,7 +341,7 @@ fn only_the_listed_modules_use_axum_or_import_config() {
 }
 
 #[test]
-fn no_file_has_more_than_400_lines() {
+fn no_source_file_has_more_than_400_lines() {
     for Source { module, line_count, .. } in sources() {
         let module = module.join("::");
         assert!(

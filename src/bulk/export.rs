@@ -69,7 +69,8 @@ pub(super) struct Export {
 /// Checks that the file may be replaced, if it exists. Called before anything is written.
 ///
 /// # Errors
-/// At the path is something that no earlier run can have made.
+/// At the path is something other than a file, or a file without the rows from which an earlier run would
+/// have made it.
 pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError> {
     let path = file.path.display();
     match fs::symlink_metadata(&file.path) {

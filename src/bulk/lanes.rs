@@ -147,7 +147,8 @@ impl Lanes {
         self.update(name);
     }
 
-    /// Reports that the host of this lane has failed. Returns whether the picture may be tried again.
+    /// Reports that the host of this lane has failed. Returns whether the picture for which it failed may
+    /// be tried again.
     pub(super) fn host_failed(&mut self, name: &str) -> bool {
         let Some(lane) = self.lanes.get_mut(name) else { return true };
         lane.failures = lane.failures.saturating_add(1);

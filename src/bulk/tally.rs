@@ -14,7 +14,7 @@ const MAX_DETAIL: usize = 300;
 /// The limit protects the memory if another program answers in place of the service.
 const MAX_CAUSES: usize = 100;
 
-/// The cause under which all failures are counted whose code is new after [`MAX_CAUSES`] others.
+/// After [`MAX_CAUSES`] different codes, failures with further codes are counted under this cause.
 const OTHER_CAUSES: &str = "other";
 
 /// What happened to the rows so far.

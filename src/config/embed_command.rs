@@ -22,9 +22,9 @@ pub struct EmbedArguments {
     pub out: Option<PathBuf>,
     /// The file that is made from the rows when the run ends.
     pub export: Option<ExportFile>,
-    /// The field of a list that contains the picture's path or URL. Dots lead into objects.
+    /// In a list, the name of the field with the picture's path or URL. Dots lead into objects.
     pub field: Option<String>,
-    /// The field of a list that identifies a row.
+    /// In a list, the name of the field that identifies a row.
     pub id: Option<String>,
     /// What the names of the added fields begin with.
     pub prefix: String,

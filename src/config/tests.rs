@@ -63,7 +63,8 @@ fn an_empty_value_is_an_error_for_settings_that_protect_the_service() {
             assert!(errors.contains(&format!("{name} is set but empty")), "{errors}");
         }
     }
-    // If another source sets a value, the empty one is ignored.
+    // Pairs with the same name stand for two sources. An empty value is ignored if the other source
+    // sets a value.
     let keys = "IMAGESVC_API_KEYS";
     assert!(!resolve(&[sandbox, (keys, "a"), (keys, "")]).unwrap().web.keys.is_empty());
     assert!(
@@ -133,7 +134,7 @@ fn every_default_parses_and_is_used_if_the_setting_is_not_set() {
 
 #[test]
 fn an_invalid_value_is_reported_with_the_name_of_its_setting() {
-    // A control character is invalid in every setting except the folder: every text is a path.
+    // A control character is invalid in every setting except the folder, which may be any text.
     let folder = store::DOWNLOADS_DIR.info.name;
     for setting in settings::all().filter(|setting| setting.name != folder) {
         let errors = resolve(&[(setting.name, "\u{7}")]).unwrap_err().to_string();
@@ -151,7 +152,7 @@ fn a_misspelt_variable_is_reported_together_with_the_errors() {
 }
 
 #[test]
-fn a_key_is_read_from_a_file_unless_the_variable_is_set_as_well() {
+fn a_key_is_read_from_a_file_and_setting_the_variable_as_well_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "nvapi-2\n").unwrap();
     let path = file.path().to_str().unwrap();

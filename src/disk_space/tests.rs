@@ -109,7 +109,7 @@ async fn bytes_that_are_written_during_a_measurement_are_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn free_space_is_measured_once_a_second_but_near_the_reserve_before_each_grant() {
+async fn free_space_is_measured_once_a_second_but_near_the_reserve_for_each_check() {
     // A gibibyte more than the reserve is far from the reserve.
     let disk = FakeDisk::with_free(RESERVE + (1 << 30));
     let space = disk.space();
@@ -141,7 +141,7 @@ async fn free_space_is_measured_once_a_second_but_near_the_reserve_before_each_g
 
 #[tokio::test]
 async fn inodes_are_limited_if_their_number_is_fixed() {
-    // Without a reserve of bytes, only inodes are checked.
+    // The reserve of 0 bytes turns the check of bytes off, so only inodes are checked.
     let space = |inodes: Option<Inodes>| {
         DiskSpace::with_measure("unused".into(), 0, move |_| Ok(FreeSpace { bytes: 0, inodes }))
     };

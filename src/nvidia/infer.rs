@@ -74,15 +74,15 @@ impl Client {
         retry_state: &mut RetryState<'_>,
     ) -> Result<(), Error> {
         let deadline = retry_state.deadline;
-        // Another call may have been allowed in place of an expired permit.
+        // After a permit has expired, the limiter may allow another call in its place.
         retry_state.pace_permit.take_if(|permit| permit.is_expired());
         loop {
             self.wait_for_retry_after(operation, deadline).await?;
             if let Some(pace) = &self.0.pace
                 && retry_state.pace_permit.is_none()
             {
-                // The permit replaces the reservation. A call without a reservation (a retry) is spread
-                // like a single call.
+                // The permit replaces the reservation. A call without a reservation (a retry) is spread:
+                // only the reserved calls of a batch may be made all at once (see `pace.rs`).
                 let reservation = retry_state.reservation.take();
                 let is_spread = reservation.as_ref().is_none_or(ReservationGuard::is_spread);
                 drop(reservation);

@@ -1,7 +1,8 @@
 //! Embeds a batch: several pictures in one request. Each picture takes the same steps as a single one.
 //!
-//! A batch waits only for its first permit. If the permits of its other pictures are not free by then,
-//! the batch fails. Otherwise two batches could wait for each other's permits forever.
+//! Each picture needs a permit to be at work (`Pipeline::at_work`). A batch waits only for the first one.
+//! If the permits for its other pictures are not free by then, the batch fails. If batches waited for
+//! further permits, two of them could wait for each other's permits forever.
 //!
 //! The pictures of a batch are embedded concurrently, and equal pictures share one embedding. A batch
 //! uses at most three quarters of the concurrent calls to NVIDIA, so that other requests can make calls.
@@ -106,7 +107,7 @@ impl Pipeline {
     /// [`OnError::FailBatch`], each returned value is `Ok`.
     ///
     /// # Errors
-    /// With [`OnError::FailBatch`], the first error of a picture. With either [`OnError`]:
+    /// With [`OnError::FailBatch`], the error of the picture that fails first. With either [`OnError`]:
     /// [`Error::Overloaded`] if permits or memory are exhausted; [`Error::BatchTooLarge`] or
     /// [`Error::Embed`] if the deadline leaves too little time for the calls to NVIDIA.
     pub async fn embed_batch<E, S>(
@@ -324,7 +325,8 @@ fn numbered<T, E>(
 }
 
 /// Collects the results of a step as they arrive, and sorts them by position. Returns early with an
-/// error of the whole batch, and with [`OnError::FailBatch`] also with the first error of a picture.
+/// error of the whole batch. With [`OnError::FailBatch`], also returns early with the first error of a
+/// picture that arrives.
 async fn collect_in_order<T, E>(
     steps: impl Stream<Item = (usize, Result<T, StepError<E>>)>,
     on_error: OnError,

@@ -125,7 +125,7 @@ async fn a_picture_whose_write_failed_without_an_answer_is_removed() {
 }
 
 #[tokio::test]
-async fn a_picture_is_removed_if_its_first_attempt_was_lost_and_its_second_refused() {
+async fn a_picture_is_removed_if_the_answer_to_its_first_put_was_lost_and_its_second_put_refused() {
     let (_nvidia, bucket, app) = start().await;
     bucket.store_then_break_off_the_first("PUT", || FakeBucket::refusal(403, "AccessDenied"));
     assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
@@ -194,10 +194,12 @@ async fn the_first_batch_after_the_bucket_fails_is_not_paid() {
     let batch = app.batch(&json!({ "input": [data_url(&tiny(0)), data_url(&tiny(1))] })).await;
     assert_problem(&batch, 503, "storage_unavailable");
     assert_eq!(nvidia.count(), 0);
-    // Now the bucket is known to fail, so the next batch sends nothing.
-    let puts = || bucket.server.lines().iter().filter(|line| line.contains("/downloads/")).count();
-    let puts_before = puts();
+    // Now the bucket is known to fail, so further requests on any route send no picture to it.
+    let picture_requests =
+        || bucket.server.lines().iter().filter(|line| line.contains("/downloads/")).count();
+    let picture_requests_before = picture_requests();
     for path in ["/v1/embeddings", "/vectorize-image-base64", "/vectorize-image"] {
+        // Each route reads only its own field.
         let body = json!({
             "input": [data_url(&tiny(2))],
             "image_base64": data_url(&tiny(2)),
@@ -206,7 +208,7 @@ async fn the_first_batch_after_the_bucket_fails_is_not_paid() {
         let answer = app.send(app.json_request(path, &body)).await;
         assert_problem(&answer, 503, "storage_unavailable");
     }
-    assert_eq!(puts(), puts_before);
+    assert_eq!(picture_requests(), picture_requests_before);
 }
 
 #[tokio::test]
@@ -226,7 +228,8 @@ async fn a_picture_whose_client_disconnects_is_removed() {
     app.wait_for(|_| bucket.server.lines().iter().any(is_put)).await;
     upload.abort();
     assert!(upload.await.unwrap_err().is_cancelled());
-    app.wait_for(|series| series("imagesvc_requests_in_flight") == 1.0).await; // that of `wait_for`
+    // The only request in flight is the one with which `wait_for` reads the metrics.
+    app.wait_for(|series| series("imagesvc_requests_in_flight") == 1.0).await;
     release.send(true).unwrap();
     let is_removal = |line: &String| line.starts_with("DELETE") && line.contains("/downloads/");
     app.wait_for(|_| bucket.server.lines().iter().any(is_removal)).await;
@@ -267,6 +270,7 @@ async fn a_bucket_that_refuses_stops_the_start_with_the_name_of_the_setting() {
 #[tokio::test]
 async fn a_bucket_that_denies_reading_or_listing_stops_the_start_and_names_the_permission() {
     for (is_denied, permission) in [
+        // At the start, the service also looks up an object `…-missing` that does not exist.
         ((|line| line.contains("-missing")) as fn(&str) -> bool, "s3:ListBucket"),
         (|line| line.starts_with("GET"), "s3:GetObject"),
     ] {
@@ -292,7 +296,7 @@ async fn a_service_whose_bucket_cannot_be_reached_starts_and_uses_it_when_it_ret
 }
 
 #[tokio::test]
-async fn one_failed_attempt_of_a_write_is_repeated_and_not_reported() {
+async fn one_failed_attempt_of_a_write_is_repeated_and_the_picture_is_saved() {
     let (_nvidia, bucket, app) = start().await;
     let has_failed = std::sync::atomic::AtomicBool::new(false);
     bucket.fail(move |request| {

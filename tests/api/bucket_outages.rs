@@ -91,8 +91,8 @@ async fn assert_outage_is_survived(outage: Outage) {
     setup.wait_for_count("vectors", 1).await;
     outage.begin(&setup.moto, &mut setup.proxy).await;
 
-    // The first picture finds out that the bucket fails. The second one would be in a file, and the
-    // vector of the third one is in the local cache.
+    // With the first picture, the service finds out that the bucket fails. The second one is too large to
+    // stay in memory. The vector of the third one is in the local cache.
     for (n, picture) in [&tiny(1), HUBBLE, ROCKET].into_iter().enumerate() {
         let started = Instant::now();
         let answer = setup.replica.upload(picture).await;
@@ -102,6 +102,7 @@ async fn assert_outage_is_survived(outage: Outage) {
         assert!(started.elapsed() < most, "picture {n} took {:?}", started.elapsed());
     }
     assert_eq!(setup.nvidia.count(), 1, "nothing should be paid for what cannot be saved");
+    // ROCKET caused the first call to NVIDIA, so these pictures cause the calls 2 to 5.
     for n in 2..6 {
         let started = Instant::now();
         let answer = setup.replica.upload_unsaved(&tiny(n)).await;

@@ -48,7 +48,7 @@ async fn a_response_with_nothing_but_metadata_is_accepted_even_with_a_second_ite
 }
 
 #[tokio::test]
-async fn a_response_without_exactly_1536_finite_numbers_is_refused() {
+async fn a_response_without_exactly_1536_finite_numbers_or_longer_than_1_mib_is_refused() {
     // An embedding in which this item replaces one number.
     let with_item = |item: &str| {
         let mut items = numbers();

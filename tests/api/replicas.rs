@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[allow(clippy::large_enum_variant, reason = "a test has only one or two of these")]
 enum Bucket {
     Moto(MotoServer),
-    /// With moto as the client that replaces objects. A file that is replaced behind rclone's back
-    /// would not be noticed.
+    /// With a moto whose S3 client replaces objects through rclone. rclone would not notice a file that
+    /// is replaced directly on the disk.
     Rclone(RcloneServer, MotoServer),
 }
 
@@ -90,8 +90,8 @@ fn assert_vector(answer: &Answer, x_cache: &str) -> Vec<f64> {
     vector
 }
 
-/// Asserts that the object has the form that `docs/scaling.md` promises: a line with the version, how
-/// the picture was prepared, the length and the checksum, and then the vector.
+/// Asserts that the object has the form of `src/embed/cache/format.rs`: a line with the version, how the
+/// picture was prepared, the length and the checksum, and then the vector.
 fn assert_is_whole_vector(key: &str, bytes: &[u8], vector: &[f64]) {
     let text = std::str::from_utf8(bytes).unwrap();
     let (first_line, rest) = text.split_once('\n').unwrap();

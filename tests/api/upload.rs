@@ -191,6 +191,7 @@ async fn file_names_are_returned_without_invisible_characters() {
 async fn a_picture_in_an_unsupported_format_and_without_a_file_name_is_an_unsupported_image() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // In a part without a file name, only bytes of an unknown kind count as text. AVIF is known.
     let answer = app.upload_parts(&[("name=\"file\"", &avif())]).await;
     assert_problem(&answer, 415, "unsupported_image");
 }

@@ -25,7 +25,7 @@ for name in ["folder", "people"]:
         assert row[len(texts) : -1] == (int(wanted_row["width"]), int(wanted_row["height"]))
         assert rows.same_bits(numpy.array(row[-1], dtype=numpy.float32), vector)
 
-    # The vector of hard.jpg is not that of a picture.
+    # hard.jpg has made-up numbers (see run.py), so its similarity means nothing.
     nearest = database.sql(f"""
         SELECT other.path, array_cosine_similarity(other.vector::FLOAT[1536], picture.vector::FLOAT[1536]) AS cosine
         FROM '{name}.parquet' other, '{name}.parquet' picture

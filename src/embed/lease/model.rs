@@ -112,7 +112,7 @@ impl World {
         matches!(self.lease, LeaseKey::Held { by, .. } if by == Some(replica))
     }
 
-    /// The lease expires. If its holder runs and relies on it, that allows another payment.
+    /// The lease expires. If its holder relies on it, running or suspended, another payment is allowed.
     fn expire_lease(&mut self) {
         if let LeaseKey::Held { by, .. } = self.lease {
             self.allowed += usize::from(by.is_some_and(|by| self.relies_on_lease(by)));
@@ -244,8 +244,10 @@ impl World {
                 };
                 world.replicas[index].is_connected = is_held.is_ok();
                 if is_held == Ok(false) {
+                    // Another replica may have written the vector, so this one must look again.
                     world.replicas[index].looked_recently = false;
                 }
+                // A confirmation renews the lease.
                 if let LeaseKey::Held { by, may_expire } = &mut world.lease
                     && *by == Some(index)
                     && is_held.is_ok()
@@ -284,6 +286,7 @@ impl World {
         }
     }
 
+    /// As in `lease_release.lua`, this also succeeds if the lease has expired and is free.
     fn release_as_done(&mut self, index: usize) {
         if self.reaches_valkey(index) && (self.holds(index) || self.lease == LeaseKey::Free) {
             self.lease = LeaseKey::Done;
@@ -301,7 +304,7 @@ impl World {
             if self.faults.kills > 0 {
                 let mut world = *self;
                 world.faults.kills -= 1;
-                // A lease that may expire was lost before the kill.
+                // The lease may have expired before the kill. `expire_lease` would not count that later.
                 let has_lost_lease = self.relies_on_lease(index)
                     && matches!(self.lease, LeaseKey::Held { by, may_expire: true } if by == Some(index));
                 world.allowed += usize::from(matches!(state, State::Paid(_)) || has_lost_lease);
@@ -337,12 +340,9 @@ fn search(faults: Faults) -> (usize, usize) {
     while let Some(world) = worlds.get(at).copied() {
         let most = world.most_payments();
         assert!(world.payments <= most, "there must be at most {most} payments: {world:?}");
-        let steps = world.steps();
-        for (next, is_fault) in steps
-            .into_iter()
-            .map(|next| (next, false))
-            .chain(world.faults().into_iter().map(|next| (next, true)))
-        {
+        let after_steps = world.steps().into_iter().map(|next| (next, false));
+        let after_faults = world.faults().into_iter().map(|next| (next, true));
+        for (next, is_fault) in after_steps.chain(after_faults) {
             let index = *indexes.entry(next).or_insert_with(|| {
                 worlds.push(next);
                 predecessors.push(Vec::new());

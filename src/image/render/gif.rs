@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(pixels(&[&screen(4, 1, &[]), &without_table, b";"]), grey);
         let mut screen_of_two_colors = screen(4, 1, &TABLE[..6]);
         screen_of_two_colors[10] = 0x80; // the flags for a table of two colours
-        let expected = [A, B, [0; 3], [0; 3]];
+        let expected = [A, B, [0; 3], [0; 3]]; // colours beyond the table are black
         assert_eq!(pixels(&[&screen_of_two_colors, &without_table, b";"]), expected);
     }
 
@@ -138,6 +138,7 @@ mod tests {
         let small_frame = encoded_frame([1, 1, 2, 1], &[], &[2, 3]);
         let first_color = [A, A, A, A, A, C, D, A, A, A, A, A];
         assert_eq!(pixels(&[&screen(4, 3, &TABLE), &small_frame]), first_color);
+        // Transparent pixels become white.
         let transparent = first_color.map(|color| if color == A { WHITE } else { color });
         assert_eq!(pixels(&[&screen(4, 3, &TABLE), TRANSPARENT_1, &small_frame]), transparent);
     }

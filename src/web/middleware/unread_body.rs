@@ -23,7 +23,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-/// The most bytes of a body to discard: as many as, by default, the largest body that a route accepts.
+/// The most bytes of a body to discard. By default, no route accepts a larger body.
 const MAX_DISCARDED_BYTES: u64 = 32 << 20;
 /// The most time for discarding a body.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,8 +41,8 @@ pub(in crate::web) async fn discard_unread_body(request: Request, next: Next) ->
     let mut response = next.run(request).await;
     match unread.take() {
         None => {}
-        // A body is not read here if it already arrived too slowly. Nor is it read if the client
-        // still waits for `100 Continue`, because reading the body would send that. If bytes arrive
+        // The body is not read here if the client still waits for `100 Continue`, because reading would
+        // send that. Nor is it read if it has already arrived too slowly (status 408). If bytes arrive
         // nevertheless, the server discards them while the connection lingers.
         Some(rest)
             if (is_continue_expected && !rest.was_polled)

@@ -38,7 +38,8 @@ impl Replica {
     pub async fn start(nvidia: &FakeNvidia, settings: &[Setting]) -> Self {
         let settings = [&nvidia.settings()[..], settings].concat();
         let folder = tempfile::tempdir().unwrap();
-        // The start waits for the bucket, which may be behind a proxy of this test.
+        // The start blocks its thread until the bucket responds. The bucket may be behind a proxy, which
+        // runs on this test's runtime.
         let start = spawn_blocking(move || {
             let settings: Vec<_> =
                 settings.iter().map(|(name, value)| (*name, value.as_str())).collect();

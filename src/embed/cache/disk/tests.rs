@@ -74,7 +74,7 @@ fn a_vector_that_replaces_another_does_not_increase_the_used_bytes() {
 }
 
 #[test]
-fn after_a_listing_the_cache_knows_which_files_do_not_exist() {
+fn after_a_clean_up_the_cache_knows_which_files_do_not_exist() {
     let (folder, disk) = new_disk(2 * file_size());
     disk.write(&key_of(1), &cached("0.5"));
     set_age(&disk, &key_of(1), 60);
@@ -110,7 +110,8 @@ fn the_oldest_files_are_removed_when_the_limit_is_reached() {
         assert!(disk.read(&key_of(n)).is_some(), "the newest file must stay");
     }
     let rest: Vec<_> = (0..30u8).filter(|n| disk.read(&key_of(*n)).is_some()).collect();
-    // At the limit, old files are removed until the rest takes at most seven eighths of it.
+    // If a write would exceed the limit, old files are removed until all files, with the new one, take at
+    // most seven eighths of the limit.
     assert!(rest.len() >= 8, "too many files were removed; the rest is {rest:?}");
     let newest: Vec<_> = (30 - rest.len() as u8..30).collect();
     assert_eq!(rest, newest);
@@ -130,6 +131,7 @@ fn files_that_the_cache_did_not_write_are_not_counted_and_not_removed() {
     assert_eq!(*reopened.used_bytes(), Some(file_size()));
     assert!(reopened.read(&key_of(0xab)).is_some());
     assert!(names.iter().all(|name| disk.path(&key_of(0xab)).with_file_name(name).exists()));
+    // A name that the cache itself writes is recognized.
     let parsed_name = Sha256::from_hex(key_of(0xab).to_string().as_bytes());
     assert_eq!(parsed_name.map(CacheKey), Some(key_of(0xab)));
 }

@@ -62,8 +62,9 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// Reads the first directory and records the positions of these tags' values. As in libtiff, entries
-    /// whose values are not whole numbers are skipped, and only the first entry of a tag counts.
+    /// Reads the first directory and records the positions of these tags' values. As in libtiff, only
+    /// the first entry of a tag counts. Entries without values, or whose values are not whole numbers,
+    /// are skipped.
     pub(super) fn read(reader: &'a mut Reader, tags: &[u16]) -> io::Result<Self> {
         reader.seek(SeekFrom::Start(0))?;
         let mut head = [0; 4];

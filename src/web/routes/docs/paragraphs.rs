@@ -1,5 +1,5 @@
-//! Joins the lines of each paragraph in the document's descriptions. Swagger UI would show a line break
-//! wherever a line of the source ends.
+//! Joins the lines of each paragraph in the descriptions of the OpenAPI document. Otherwise Swagger UI
+//! would show a line break wherever a line of the source ends.
 
 use serde_json::Value;
 

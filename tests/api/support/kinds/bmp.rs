@@ -21,6 +21,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
         })
         .collect::<Vec<u8>>()
     };
+    // The argument 0 of `bmp` means that the table has all colours that the depth allows.
     let with_masks = |depth: u16, masks: [u32; 3], pixels: &[u8]| {
         bmp(size, depth, BITFIELDS, 0, &masks.map(u32::to_le_bytes).concat(), pixels)
     };

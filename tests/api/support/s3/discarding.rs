@@ -84,8 +84,8 @@ async fn serve(stream: TcpStream, peer: SocketAddr, state: &State) -> std::io::R
             "PUT" => {
                 let length: usize = request.header("content-length").unwrap().parse().unwrap();
                 let checksum = request.header("x-amz-checksum-sha256").unwrap();
-                let (found, start) = receive(&mut stream, length).await?;
-                if found != checksum {
+                let (digest, start) = receive(&mut stream, length).await?;
+                if digest != checksum {
                     response("400 Bad Request", b"<Error><Code>BadDigest</Code></Error>")
                 } else {
                     if length <= MAX_KEPT {
@@ -101,6 +101,7 @@ async fn serve(stream: TcpStream, peer: SocketAddr, state: &State) -> std::io::R
                 None => response("404 Not Found", b"<Error><Code>NoSuchKey</Code></Error>"),
             },
             _ => {
+                // DELETE
                 state.kept.lock().unwrap().remove(&path);
                 b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()
             }
