@@ -5,8 +5,8 @@
 //! the folder is complete and durable, even if the process is killed.
 //!
 //! One process owns the folder, and locks it as long as the process runs. Several processes could
-//! not share the folder. Each must know the size of all files. At its start, each removes unfinished
-//! files, which another process might still be writing.
+//! not share the folder, because each must know the size of all files. Also, each removes unfinished
+//! files when it starts, and another process might still be writing them.
 
 use std::{
     collections::HashSet,
@@ -37,7 +37,7 @@ pub enum OpenError {
     /// The file system reported an error.
     #[error("the downloads folder cannot be used: {path}")]
     Io {
-        /// The folder or file.
+        /// The folder or file with the error.
         path: PathBuf,
         /// The system's error.
         source: io::Error,
@@ -51,9 +51,11 @@ pub(super) struct Folder {
     pub(super) incoming: Staging,
     /// The result of the latest readiness check.
     pub(super) readiness: Sampler<Vec<NotReadyReason>>,
-    /// The ids of saved pictures whose request has not ended.
-    in_use: Mutex<HashSet<Uuid>>,
-    /// The size of all saved pictures. Before the first sweep, the size of the new pictures only.
+    /// The ids of the pictures that running requests have saved or are saving. These pictures must not
+    /// be removed because of their age or of the size limit.
+    ids_in_use: Mutex<HashSet<Uuid>>,
+    /// The size of all saved pictures. Until [`Store::sweep`](super::Store::sweep) has listed the folder
+    /// once, the size of the pictures that this process has saved.
     pub(super) saved_bytes: AtomicU64,
     /// The most bytes that all saved pictures together may take.
     max_bytes: u64,
@@ -65,10 +67,11 @@ pub(super) struct Folder {
 
 impl Folder {
     /// Creates the folder if it is missing, locks it, and removes the unfinished files of an earlier
-    /// process. Blocks the thread.
+    /// process. A file that cannot be removed is logged, and is no error. Blocks the thread.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] if another process owns the folder.
+    /// [`OpenError::InUse`] if another process owns the folder. [`OpenError::Io`] if the file system
+    /// reports another error.
     pub(super) fn open(settings: &Settings) -> Result<Self, OpenError> {
         let path = settings.folder.clone();
         let incoming = path.join(".incoming");
@@ -98,7 +101,7 @@ impl Folder {
             path,
             incoming: Staging::new(incoming, settings.space.clone()),
             readiness: Sampler::default(),
-            in_use: Mutex::default(),
+            ids_in_use: Mutex::default(),
             saved_bytes: AtomicU64::new(0),
             max_bytes: settings.retention.max_bytes.unwrap_or(u64::MAX),
             over_limit: Notify::new(),
@@ -106,16 +109,18 @@ impl Folder {
         })
     }
 
-    pub(super) fn in_use(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+    /// Locks the ids of the pictures that running requests have saved or are saving.
+    pub(super) fn ids_in_use(&self) -> MutexGuard<'_, HashSet<Uuid>> {
         // The set stays consistent even if a holder of the lock panicked.
-        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ids_in_use.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a running request has saved the picture with this id, or is saving it.
     pub(super) fn is_in_use(&self, id: Uuid) -> bool {
-        self.in_use().contains(&id)
+        self.ids_in_use().contains(&id)
     }
 
-    /// Counts a newly saved picture of `len` bytes.
+    /// Counts a newly saved picture of `len` bytes, and notifies `over_limit` if it is one too many.
     fn add_saved_bytes(&self, len: u64) {
         let bytes = size_on_disk(len);
         let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);

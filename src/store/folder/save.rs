@@ -81,7 +81,7 @@ impl FileGuard {
         let id = Uuid::now_v7();
         // The id is marked as in use before there is a file with this id. So retention never
         // removes the file while its request is running.
-        folder.in_use().insert(id);
+        folder.ids_in_use().insert(id);
         let name = format!("{id}.{extension}");
         Self { name, id, folder: Arc::clone(folder), has_file: false, is_confirmed: false }
     }
@@ -108,13 +108,13 @@ impl Drop for FileGuard {
     fn drop(&mut self) {
         let (id, folder) = (self.id, Arc::clone(&self.folder));
         if self.is_confirmed || !self.has_file {
-            folder.in_use().remove(&id);
+            folder.ids_in_use().remove(&id);
             return;
         }
         let path = folder.path.join(&self.name);
         let remove = move || {
             remove_unsaved(&folder, &path);
-            folder.in_use().remove(&id);
+            folder.ids_in_use().remove(&id);
         };
         match Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(remove)),
@@ -179,7 +179,7 @@ mod tests {
             });
             let files = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
             assert_eq!(files.filter(|name| !name.to_string_lossy().starts_with('.')).count(), 0);
-            assert!(folder.in_use().is_empty());
+            assert!(folder.ids_in_use().is_empty());
             let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
             assert_eq!(log, "", "failed at {failing_stage:?}");
         }
