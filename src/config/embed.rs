@@ -10,14 +10,14 @@ use crate::{
 pub(super) const LARGE_IMAGES: Setting<LargeImages> = Setting::new(
     "NVIDIA_LARGE_IMAGES",
     "asset",
-    large_images,
+    parse_large_images,
     "asset: upload large pictures, and shrink them if uploads fail; shrink: always shrink them",
 );
 
 pub(super) const INLINE_LIMIT: Setting<usize> = Setting::new(
     "NVIDIA_INLINE_LIMIT",
     "200000",
-    // A limit below this range would be too low even for a thumbnail. The highest limit is NVIDIA's own.
+    // A limit below this range would be too low even for a thumbnail. NVIDIA itself allows no more.
     |text| parse::number(text, 20_000..=200_000),
     "Pictures whose Base64 text has at least this many characters count as large",
 );
@@ -66,7 +66,7 @@ pub(super) fn resolve(
     }
 }
 
-fn large_images(text: &str) -> Result<LargeImages, String> {
+fn parse_large_images(text: &str) -> Result<LargeImages, String> {
     match text {
         "asset" => Ok(LargeImages::Asset),
         "shrink" => Ok(LargeImages::Shrink),

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-/// The most characters of a line, on a terminal or not.
+/// The most characters of a line, on a terminal or not. Only a line with a single word may be longer.
 const MAX_LINE_WIDTH: usize = 80;
 
-/// The width of the columns with the state and the subject.
+/// The width of the two columns before the text: 6 characters for the state, and 10 for the subject.
 const INDENT: usize = 16;
 
 /// The result of one check.
@@ -38,8 +38,8 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Breaks a text into lines of at most this many characters. A longer word, such as a path, gets a line
-/// of its own, so that it can be copied.
+/// Breaks a text into lines of at most `width` characters. A longer word, such as a path, is not broken,
+/// so that it can be copied: it gets a line of its own.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split(' ') {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_result_is_broken_into_lines_under_its_first_word_and_no_word_is_broken() {
+    fn the_lines_of_a_long_text_are_aligned_and_no_word_is_broken() {
         let path = "/a-path-that-is-longer-than-a-line/".repeat(3);
         let words = "does not exist yet: ".repeat(6);
         let finding = Finding::new("folder", State::Note, format!("{words}{path} {words}"));
@@ -76,9 +76,10 @@ mod tests {
         assert!(rest.lines().all(has_indent), "{text}");
         let is_narrow = |line: &str| line.len() <= MAX_LINE_WIDTH || line.trim() == path;
         assert!(text.lines().all(is_narrow) && text.contains(&path), "{text}");
-        // The first line contains as many words as fit: a space and "exist", the longest word, do not.
+        // The first line is full: it has no room for a space and "exist", the longest of the words.
         assert!(first.len() > MAX_LINE_WIDTH - "exist".len() - 1, "{text}");
         let words_of = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        // The first two words are the state and the subject.
         assert_eq!(words_of(&text)[2..], words_of(&finding.text));
     }
 }

@@ -8,15 +8,16 @@ use crate::base64_text::decode;
 
 const RULES: Rules = Rules { max_pictures: 4, model: "nvidia/nv-dinov2" };
 
-/// Strings for random items, besides random strings. "QUJD" is the Base64 of "ABC".
+/// Half of the strings in [`any_field_value`] are from this list, and the others are random. "QUJD" is the
+/// Base64 of "ABC".
 const TEXTS: &[&str] =
     &["QUJD", "data:,QUJD", "http://a/b", "two words", "", "data:", "QQ==QQ==", "é"];
 
-/// Fields of random items.
+/// The names of the fields in [`any_field_value`].
 const KEYS: &[&str] = &["image", "image_url", "content", "text", "type", "url", "role"];
 
-/// Parses a body. Returns each item's source, with the decoded bytes if they are in the body, or the
-/// sentence of the item's error.
+/// Parses a body. Returns each item's source and decoded bytes, or the sentence of the item's error.
+/// A URL has no bytes.
 fn sources_in(body: &Value) -> Vec<Result<(Source, Vec<u8>), String>> {
     let batch = parse(body.to_string().into_bytes(), RULES).unwrap();
     let items = batch.items.into_iter();
@@ -47,16 +48,16 @@ fn a_url_and_a_data_url_and_base64_are_distinguished() {
 }
 
 #[test]
-fn only_the_first_elements_of_a_long_list_are_stored() {
-    let list = format!("[{}1]", "1,".repeat(1_000_000));
+fn only_the_first_elements_of_a_long_list_are_stored_but_all_are_counted() {
+    let (count, limit) = (1_000_000, 4);
+    let list = format!("[{}1]", "1,".repeat(count - 1));
     let list = RawValue::from_string(list).unwrap();
-    // All elements are counted, although at most four are stored.
-    let elements = json::elements(&list, 4).unwrap();
-    assert_eq!((elements.prefix.len(), elements.count), (4, 1_000_001));
+    let elements = json::elements(&list, limit).unwrap();
+    assert_eq!((elements.prefix.len(), elements.count), (limit, count));
 }
 
-/// Random JSON values that resemble the items of a batch.
-fn any_item() -> impl Strategy<Value = Value> {
+/// Random JSON values that resemble the field `input` or `messages` of a batch.
+fn any_field_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(json!(null)),
         any::<bool>().prop_map(Value::from),
@@ -64,7 +65,8 @@ fn any_item() -> impl Strategy<Value = Value> {
         proptest::sample::select(TEXTS).prop_map(Value::from),
         any::<String>().prop_map(Value::from),
     ];
-    leaf.prop_recursive(4, 20, 4, |inner| {
+    let (max_depth, typical_size, typical_branches) = (4, 20, 4);
+    leaf.prop_recursive(max_depth, typical_size, typical_branches, |inner| {
         let key = proptest::sample::select(KEYS);
         prop_oneof![
             proptest::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
@@ -77,7 +79,8 @@ fn any_item() -> impl Strategy<Value = Value> {
 proptest! {
     #[test]
     fn each_item_of_any_batch_is_a_picture_or_has_an_error_sentence(
-        value in any_item().prop_filter("null counts as absent", |value| !value.is_null()),
+        value in any_field_value()
+            .prop_filter("a field that is null counts as absent", |value| !value.is_null()),
         is_messages in any::<bool>(),
     ) {
         let field = if is_messages { "messages" } else { "input" };
@@ -100,8 +103,11 @@ proptest! {
 
     #[test]
     fn parsing_never_panics(text in any::<String>()) {
-        let _ = parse(text.clone().into_bytes(), RULES);
-        let _ = parse(format!("{{\"input\": {text}}}").into_bytes(), RULES);
-        let _ = parse(json!({ "input": text }).to_string().into_bytes(), RULES);
+        let as_body = text.clone();
+        let as_unquoted_input = format!("{{\"input\": {text}}}");
+        let as_string_in_input = json!({ "input": text }).to_string();
+        for body in [as_body, as_unquoted_input, as_string_in_input] {
+            let _ = parse(body.into_bytes(), RULES);
+        }
     }
 }
