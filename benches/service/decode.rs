@@ -76,7 +76,8 @@ impl Bench {
     fn one_pixel(&mut self, service: &Service) {
         let (gif, png) = one_pixel_pictures();
         let [gif_load, png_load] = [gif, png].map(|picture| upload(&picture, self.load_time));
-        let (mut gif_client, mut png_client) = (gif_load.client(service), png_load.client(service));
+        let (mut gif_client, mut png_client) =
+            (gif_load.connect_client(service), png_load.connect_client(service));
         let (mut decoded, mut not_decoded) = (Vec::new(), Vec::new());
         let (started, cpu_before) = (Instant::now(), service.cpu_of_decoders());
         while started.elapsed() < self.load_time {
@@ -104,7 +105,7 @@ impl Bench {
         let load = upload(picture, self.load_time);
         let result = load.run(service, &self.nvidia);
         // The children's memory is measured separately, because reading it often takes processor time.
-        let mut client = load.client(service);
+        let mut client = load.connect_client(service);
         let child_memory = service.peak_of_decoders(|| {
             for _ in 0..3 {
                 client.send(&load);
@@ -168,7 +169,7 @@ fn run_under_load<T>(loads: &[Load], service: &Service, work: impl FnOnce() -> T
         for load in loads {
             let (work_has_ended, answered) = (&work_has_ended, &answered);
             scope.spawn(move || {
-                let mut client = load.client(service);
+                let mut client = load.connect_client(service);
                 while !work_has_ended.load(Ordering::Relaxed) {
                     client.send(load);
                     answered.fetch_add(1, Ordering::Relaxed);

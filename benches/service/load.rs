@@ -33,12 +33,13 @@ pub struct Load {
     pub is_fresh: bool,
     /// The number of clients that send requests at the same time.
     pub clients: usize,
-    /// How long the clients send requests.
+    /// How long the clients send requests that are measured.
     pub run_for: Duration,
 }
 
 /// What was measured during a load.
 pub struct LoadResult {
+    /// The number of requests.
     pub requests: u64,
     /// Requests per second.
     pub per_second: f64,
@@ -61,6 +62,7 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
+    /// The percentiles of these durations. There must be at least one.
     pub fn of(mut durations: Vec<Duration>) -> Self {
         durations.sort_unstable();
         let at = |quantile: f64| {
@@ -74,15 +76,15 @@ impl Percentiles {
 impl Load {
     /// Runs the load, after a short warm-up that is not measured.
     pub fn run(&self, service: &Service, nvidia: &FakeNvidia) -> LoadResult {
-        // If all requests have the same picture, this request puts that picture into the cache.
-        self.client(service).send(self);
+        // If the load is not fresh, this request puts its picture into the cache.
+        self.connect_client(service).send(self);
         // The main thread also waits at both barriers, and reads the counters in between.
         let (ready, start) = (Barrier::new(self.clients + 1), Barrier::new(self.clients + 1));
         thread::scope(|scope| {
             let clients: Vec<_> = (0..self.clients)
                 .map(|_| {
                     scope.spawn(|| {
-                        let mut client = self.client(service);
+                        let mut client = self.connect_client(service);
                         client.run(self, self.run_for / 10); // the warm-up
                         ready.wait();
                         start.wait();
@@ -116,7 +118,7 @@ impl Load {
     }
 
     /// Connects one client of this load.
-    pub fn client(&self, service: &Service) -> Client {
+    pub fn connect_client(&self, service: &Service) -> Client {
         let connection = Connection::open(service.address).unwrap();
         Client { connection, request: self.request.clone() }
     }
@@ -129,7 +131,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sends requests for as long as `run_for`. Returns how long each request took.
+    /// Sends requests until `run_for` has passed. Returns how long each request took.
     fn run(&mut self, load: &Load, run_for: Duration) -> Vec<Duration> {
         let (started, mut latencies) = (Instant::now(), Vec::new());
         while started.elapsed() < run_for {
@@ -152,7 +154,7 @@ impl Client {
     }
 }
 
-/// Measures requests that are sent to the fake NVIDIA directly, and not through the service.
+/// Measures how long requests take that are sent to the fake NVIDIA directly, not through the service.
 pub fn measure_directly(nvidia: &FakeNvidia, run_for: Duration) -> Percentiles {
     let (request, started) = (Request::inference(), Instant::now());
     let mut connection = Connection::open(nvidia.address).unwrap();
