@@ -5,11 +5,11 @@ use std::{io::Cursor, sync::LazyLock};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use image_rs::{DynamicImage, ImageFormat, Rgb, RgbImage};
 
-/// A JPEG photograph of 640 × 427 pixels, small enough to be sent to NVIDIA inline.
+/// A JPEG photograph of 640 × 427 pixels. By default, it is short enough to be sent to NVIDIA inline.
 pub const ROCKET: &[u8] = include_bytes!("../../fixtures/rocket.jpg");
-/// A PNG photograph of 451 × 300 pixels, too large to be sent to NVIDIA inline.
+/// A PNG photograph of 451 × 300 pixels. By default, it is too long to be sent to NVIDIA inline.
 pub const CHELSEA: &[u8] = include_bytes!("../../fixtures/chelsea.png");
-/// A JPEG photograph of 1000 × 872 pixels, too large to be sent to NVIDIA inline.
+/// A JPEG photograph of 1000 × 872 pixels. By default, it is too long to be sent to NVIDIA inline.
 pub const HUBBLE: &[u8] = include_bytes!("../../fixtures/hubble_deep_field.jpg");
 /// A HEIC photograph of 80 × 120 pixels with the structure of an iPhone's photographs: in tiles,
 /// and stored on its side.

@@ -1,9 +1,9 @@
-//! BMP of every depth, with run-length encoding, with masks, top-down, and with a header of OS/2.
+//! A BMP of each depth, and others: run-length encoded, with masks, top-down, and with a header of OS/2.
 
 use super::{Kind, packed};
 use crate::support::craft::bmp;
 
-// Compressions.
+// Values of the field `compression` in the second header.
 const NONE: u32 = 0;
 const RLE8: u32 = 1;
 const RLE4: u32 = 2;
@@ -21,7 +21,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
         })
         .collect::<Vec<u8>>()
     };
-    // The argument 0 of `bmp` means that the table has all colours that the depth allows.
+    // The fourth argument of `bmp` is the palette's number of colours. 0 means all that the depth allows.
     let with_masks = |depth: u16, masks: [u32; 3], pixels: &[u8]| {
         bmp(size, depth, BITFIELDS, 0, &masks.map(u32::to_le_bytes).concat(), pixels)
     };
@@ -40,6 +40,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
         ("24-top-down", bmp((size.0, -size.1), 24, NONE, 0, &[], &pixels(3, 8))),
         ("32", uncompressed(32, &pixels(4, 8))),
         ("565", with_masks(16, [0xf800, 0x7e0, 0x1f], &pixels(1, 16))),
+        // Ten bits for each colour.
         ("masks", with_masks(32, [0x3ff0_0000, 0xffc00, 0x3ff], &pixels(4, 8))),
         ("alpha", with_alpha_mask(size, &pixels(4, 8))),
         ("os2", os2(&uncompressed(24, &pixels(3, 8)))),
@@ -50,8 +51,8 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
     .to_vec()
 }
 
-/// A BMP with a mask for alpha. The four masks are part of the second header, which is 16 bytes
-/// longer than without them. The length of the second header is at byte 14.
+/// A BMP with a mask for alpha. The four masks are part of the second header, which thus has 56 bytes
+/// instead of 40. The length of the second header is at byte 14.
 fn with_alpha_mask(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
     let masks = [0xff_0000u32, 0xff00, 0xff, 0xff00_0000].map(u32::to_le_bytes).concat();
     let mut file = bmp(size, 32, BITFIELDS, 0, &masks, pixels);
@@ -59,9 +60,9 @@ fn with_alpha_mask(size: (i32, i32), pixels: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A BMP with the second header of OS/2. This header is 24 bytes longer than that of Windows, so it
-/// ends at byte 78 and not at byte 54. The offset of the pixels is at byte 10, and the length of
-/// the second header at byte 14.
+/// A BMP with the second header of OS/2. This header has 64 bytes, 24 more than that of Windows, which
+/// ends at byte 54. The offset of the pixels is at byte 10, and the length of the second header at
+/// byte 14.
 fn os2(windows: &[u8]) -> Vec<u8> {
     let mut bmp = windows.to_vec();
     bmp[10] += 24;
@@ -76,7 +77,7 @@ fn runs((width, height): (u32, u32), bits: u32) -> Vec<u8> {
     // Each sample of `packed` is the colour of one run.
     for row in packed((width.div_ceil(4), height), 1, 8) {
         for (run_index, color) in (0..).zip(row) {
-            // With four bits per pixel, a byte contains the colours of two pixels.
+            // With four bits per pixel, a byte contains two pixels. Both get the upper bits of the sample.
             let color = if bits == 4 { color >> 4 | color & 0xf0 } else { color };
             data.extend([(width - run_index * 4).min(4) as u8, color]);
         }
