@@ -1,6 +1,6 @@
-//! Stores the calls of the last window, and decides which call is next and when. Nothing here reads the
-//! clock: the time is an argument. Calls of other replicas count toward the limit, but not for any of
-//! this replica's clients.
+//! Stores the calls of the last window, and decides which call is next and when. A window is any period
+//! of the length [`Rule::window`]. Nothing here reads the clock: the time is an argument. Calls of other
+//! replicas count toward the limit, but not for any of this replica's clients.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,8 +17,9 @@ use crate::shares::{ClientNetwork, Clients};
 pub(super) struct Rule {
     /// The most calls in any period of length `window`.
     pub calls_per_window: usize,
+    /// The length of the period.
     pub window: Duration,
-    /// How many replicas make these calls. At least 1.
+    /// How many replicas share `calls_per_window`. At least 1.
     pub replicas: usize,
     pub clients: Clients,
 }
@@ -27,7 +28,8 @@ pub(super) struct Rule {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TimedCall {
     pub time: Instant,
-    /// Identifies a call of this replica. Calls of other replicas and simulated calls have 0.
+    /// Differs for each call of this replica. Unused, and 0, for calls of other replicas and for
+    /// simulated calls.
     pub id: u64,
     /// The client network that the call is made for. `None` for a call of another replica.
     pub client_network: Option<ClientNetwork>,
@@ -37,7 +39,8 @@ pub(super) struct TimedCall {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Demand {
     pub client_network: ClientNetwork,
-    /// Whether the calls after the client's first ones are spread, even if the window allows them now.
+    /// Whether the client's calls are spread after the first [`Rule::burst`] calls, even if the window
+    /// allows them now.
     pub is_spread: bool,
     pub count: usize,
 }
@@ -47,9 +50,9 @@ pub(super) struct Demand {
 pub(super) struct CallLog {
     rule: Rule,
     calls: VecDeque<TimedCall>,
-    /// Clients without a call in the last window are not stored.
+    /// This replica's calls, by client. A client without a call in the last window has no entry.
     by_client: HashMap<ClientNetwork, ClientCalls>,
-    /// When the next call may be made, according to the Valkey. `None` if it names no time.
+    /// When the next call may be made, according to the Valkey. `None` if the Valkey names no time.
     not_before: Option<Instant>,
 }
 
@@ -94,11 +97,12 @@ impl CallLog {
         self.calls.iter().filter(|call| call.client_network.is_some())
     }
 
-    /// Removes the calls that are older than a window.
+    /// Removes the calls that are at least one window old.
     pub(super) fn expire(&mut self, now: Instant) {
         while self.pop_expired(now).is_some() {}
     }
 
+    /// Removes and returns the oldest call if it is at least one window old.
     fn pop_expired(&mut self, now: Instant) -> Option<TimedCall> {
         let call = *self.calls.front()?;
         if call.time + self.rule.window > now {
@@ -116,6 +120,7 @@ impl CallLog {
         self.count(call);
     }
 
+    /// Adds a call to the count of its client. Calls of other replicas have no client.
     fn count(&mut self, call: TimedCall) {
         let Some(client_network) = call.client_network else { return };
         let new = ClientCalls { count: 0, last: call.time };
@@ -139,6 +144,7 @@ impl CallLog {
         }
     }
 
+    /// Removes a call from the count of its client.
     fn uncount(&mut self, call: TimedCall) {
         if let Some(client_network) = call.client_network
             && let Some(client_calls) = self.by_client.get_mut(&client_network)
@@ -156,7 +162,7 @@ impl CallLog {
     }
 
     /// The index of the demand that gets the next call, and the earliest time of that call. The next
-    /// expiry may change both.
+    /// expiry may change both. `None` if there are no demands.
     ///
     /// The next call is the one that may be made earliest. Among equally early ones, it is the call of
     /// the client with the fewest calls in the window, and then that of the first demand.
@@ -174,8 +180,7 @@ impl CallLog {
 
     /// When the last call of the last demand can be made, if no other calls are added.
     pub(super) fn expected_time(&mut self, demands: Vec<Demand>, now: Instant) -> Instant {
-        // Simulates the calls in the log itself, and then restores it. A copy of a large log would be
-        // slow.
+        // Simulates the calls in this log, and then restores the log. To copy a large log would be slow.
         let (len, by_client) = (self.calls.len(), self.by_client.clone());
         let mut expired = Vec::new();
         let time = self.simulate(demands, now, &mut expired);
@@ -187,7 +192,8 @@ impl CallLog {
         time
     }
 
-    /// Makes calls until the last demand has all of its calls, and returns the time of the last call.
+    /// Adds simulated calls to the log until the last demand has all of its calls. Returns the time of the
+    /// last call. Moves the calls that expire until then to `expired`.
     fn simulate(
         &mut self,
         mut demands: Vec<Demand>,
@@ -246,11 +252,10 @@ impl CallLog {
             && demand.is_spread
             && client_calls.count >= self.rule.burst()
         {
-            let until_expiry = expiry.saturating_duration_since(client_calls.last);
-            // The free calls divide the time from the client's last call to the next expiry into equal
-            // gaps.
+            let last_call_to_expiry = expiry.saturating_duration_since(client_calls.last);
+            // The free calls divide this time into equal gaps.
             let gaps = (self.free() + 1).saturating_sub(self.rule.spare()).max(1);
-            let spacing = fraction(window, calls_per_window).max(fraction(until_expiry, gaps));
+            let spacing = divide(window, calls_per_window).max(divide(last_call_to_expiry, gaps));
             time = time.max(client_calls.last + spacing);
         }
         time
@@ -262,23 +267,23 @@ impl Rule {
     fn burst(self) -> usize {
         match self.clients {
             // Half of the limit. A balancer may send the client's requests to all replicas, so each
-            // allows only its part of that.
+            // replica allows only its part of this half.
             Clients::Many => self.calls_per_window.div_ceil(2 * self.replicas.max(1)),
-            // The only client makes calls for a long time. A large burst at its start would only delay
-            // its later calls.
+            // A tenth of the limit. The only client makes calls for a long time. A large burst at its
+            // start would only delay its later calls.
             Clients::One => self.calls_per_window.div_ceil(10),
         }
     }
 
-    /// The number of calls in a window that one client leaves free for others. If a window has few
-    /// calls, the client may use all of them.
+    /// The number of calls in a window that one client leaves free for others: one. But a client uses all
+    /// calls if it is the only client, or if a window has fewer than 20 calls.
     fn spare(self) -> usize {
         usize::from(self.clients == Clients::Many && self.calls_per_window >= 20)
     }
 }
 
-/// The time divided by a number. Zero counts as one, and a number beyond `u32` as `u32::MAX`.
-fn fraction(time: Duration, number: usize) -> Duration {
+/// Divides a time by a number. 0 counts as 1, and a number beyond `u32` as `u32::MAX`.
+fn divide(time: Duration, number: usize) -> Duration {
     time / u32::try_from(number).unwrap_or(u32::MAX).max(1)
 }
 
