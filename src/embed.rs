@@ -198,7 +198,7 @@ impl Embedder {
         let found = match self.0.look_up_locally(&key, cache_mode).await {
             Some(found) => found,
             None if cache_mode == CacheMode::Bypass => return None,
-            None => self.0.cache.look_up_shared(&key).await?,
+            None => self.0.cache.look_up_in_bucket(&key).await?,
         };
         Some(self.count_lookup(found, cache_mode))
     }
@@ -313,7 +313,9 @@ impl Inner {
     /// Looks in memory and on disk, if the cache may be used.
     async fn look_up_locally(&self, key: &CacheKey, cache_mode: CacheMode) -> Option<Embedding> {
         match cache_mode {
-            CacheMode::Use => timeout(LOOKUP_TIMEOUT, self.cache.look_up(key)).await.ok()?,
+            CacheMode::Use => {
+                timeout(LOOKUP_TIMEOUT, self.cache.look_up_locally(key)).await.ok()?
+            }
             CacheMode::Bypass => None,
         }
     }

@@ -57,6 +57,7 @@ const TYPICAL_VECTOR_LEN: u64 = 20_000;
 struct CachedEmbedding {
     vector: Vector,
     prepared: Prepared,
+    /// When a temporary embedding expires. `None` if the embedding is permanent.
     valid_until: Option<Instant>,
 }
 
@@ -74,6 +75,7 @@ impl From<&Embedding> for CachedEmbedding {
     }
 }
 
+/// Weighs a cache entry by its bytes, so that the memory level has a limit in bytes.
 #[derive(Clone)]
 struct ByteWeight;
 
@@ -128,6 +130,7 @@ impl Cache {
         CacheKey(Sha256::of(self.key_hasher.clone().chain_update(sha256.bytes())))
     }
 
+    /// Looks in memory. A temporary embedding that has expired is not returned.
     pub(super) fn get_from_memory(&self, key: &CacheKey) -> Option<Embedding> {
         let cached = self.memory.as_ref()?.get(key)?;
         let is_valid = cached.valid_until.is_none_or(|end| Instant::now() < end);
@@ -135,7 +138,7 @@ impl Cache {
     }
 
     /// Looks in the bucket. An embedding that is found there is also cached in memory and on disk.
-    pub(super) async fn look_up_shared(&self, key: &CacheKey) -> Option<Embedding> {
+    pub(super) async fn look_up_in_bucket(&self, key: &CacheKey) -> Option<Embedding> {
         let cached = self.shared.as_ref()?.read(key).await?;
         if let Some(memory) = &self.memory {
             memory.insert(*key, cached.clone());
@@ -147,8 +150,8 @@ impl Cache {
         Some(cached.into_embedding(Provenance::Bucket))
     }
 
-    /// Looks in memory, then on disk.
-    pub(super) async fn look_up(&self, key: &CacheKey) -> Option<Embedding> {
+    /// Looks in memory, then on disk. An embedding that is found on disk is also cached in memory.
+    pub(super) async fn look_up_locally(&self, key: &CacheKey) -> Option<Embedding> {
         if let Some(found) = self.get_from_memory(key) {
             return Some(found);
         }
@@ -164,18 +167,18 @@ impl Cache {
         Some(cached.into_embedding(Provenance::Disk))
     }
 
+    /// Caches an embedding in memory, unless it is temporary and a permanent one is cached already.
     pub(super) fn insert_in_memory(&self, key: CacheKey, embedding: &Embedding) {
         let Some(memory) = &self.memory else { return };
         let is_permanent = |cached: CachedEmbedding| cached.valid_until.is_none();
-        // A temporary embedding never replaces a permanent one.
         if embedding.valid_until.is_none() || !memory.get(&key).is_some_and(is_permanent) {
             memory.insert(key, embedding.into());
         }
     }
 
-    /// Writes a permanent embedding to the disk and to the bucket. Returns when the embedding is
-    /// written, or when it is clear that it will not be written. A temporary embedding is not
-    /// written. Returns whether the embedding was written to the bucket.
+    /// Writes a permanent embedding to the disk and to the bucket, and waits until both writes have
+    /// succeeded or failed. Does not write a temporary embedding. Returns whether the embedding was
+    /// written to the bucket.
     pub(super) async fn write(&self, key: CacheKey, embedding: &Embedding) -> bool {
         if embedding.valid_until.is_some() {
             return false;
@@ -268,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_look_up_returns_the_embedding_from_the_level_that_is_on() {
+    async fn a_look_up_finds_an_embedding_only_in_a_level_that_is_on() {
         let folder = tempfile::tempdir().unwrap();
         for (memory_bytes, disk_bytes, provenance) in [
             (1 << 20, 0, Some(Provenance::Memory)),
@@ -279,7 +282,7 @@ mod tests {
             let key = cache.key(Sha256::from_bytes([7; 32]));
             cache.insert_in_memory(key, &embedding_of("0.25"));
             cache.write(key, &embedding_of("0.25")).await;
-            let found = cache.look_up(&key).await;
+            let found = cache.look_up_locally(&key).await;
             assert_eq!(found.as_ref().map(|found| found.provenance), provenance);
             if let Some(found) = found {
                 assert_eq!((start_of_text(&found).as_str(), found.attempts), ("[0.2", 0));
@@ -295,7 +298,7 @@ mod tests {
         let key = cache.key(Sha256::from_bytes([7; 32]));
         cache.write(key, &embedding_of("1")).await;
         assert!(cache.get_from_memory(&key).is_none());
-        assert_eq!(cache.look_up(&key).await.unwrap().provenance, Provenance::Disk);
+        assert_eq!(cache.look_up_locally(&key).await.unwrap().provenance, Provenance::Disk);
         assert_eq!(cache.get_from_memory(&key).unwrap().provenance, Provenance::Memory);
     }
 
@@ -340,7 +343,7 @@ mod tests {
         assert!(cache.get_from_memory(&key_of(1)).is_some());
         tokio::time::advance(Duration::from_secs(1)).await;
         assert!(cache.get_from_memory(&key_of(1)).is_none());
-        assert!(cache.look_up(&key_of(1)).await.is_none());
+        assert!(cache.look_up_locally(&key_of(1)).await.is_none());
     }
 
     #[test]

@@ -169,7 +169,7 @@ pub(super) async fn decide(
             }
             Step::Read(position) => {
                 looked_up_at = Some(Instant::now());
-                match cache.look_up_shared(key).await {
+                match cache.look_up_in_bucket(key).await {
                     Some(embedding) => {
                         if let Some(lease) = lease {
                             lease.release_as_done();
