@@ -21,7 +21,7 @@ use super::{
     },
 };
 
-/// The memory for a picture's profiles, text and tables, in bytes. It is the same for every picture.
+/// The memory for a picture's profiles, text and tables, in bytes. Every estimate contains this number.
 const METADATA: u64 = 8 << 20;
 
 /// The memory while a picture is encoded, in bytes for each pixel: four for the buffer of the pixels,
@@ -73,8 +73,8 @@ pub(super) fn estimate_memory(picture: &Picture) -> Result<u64, Error> {
     Ok(pixel_bytes + picture.content.len() + METADATA)
 }
 
-/// The decoder stores three bytes of RGB. If there are several scans, it also stores a 16-bit
-/// coefficient for each component. Subsampling is ignored, so the estimate may be too high.
+/// For each pixel, the decoder stores three bytes of RGB. If there are several scans, it also stores a
+/// 16-bit coefficient for each component. Subsampling is ignored, so the estimate may be too high.
 fn jpeg_bytes_per_pixel(jpeg: &jpeg::Jpeg) -> u64 {
     const MAX_COMPONENTS: u8 = 4;
     let coefficients = if jpeg.has_several_scans() {
@@ -110,8 +110,8 @@ fn webp_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
         b"VP8L" => Some(4 + 3 + 4),
         // Animated: RGBA, the canvas, and a frame.
         b"VP8X" if head[20] & ANIMATED != 0 => Some(4 + 4 + 4),
-        // Lossy pixels with alpha: RGBA, YUV, alpha, and the RGBA that alpha is first decoded to. These
-        // are 11 bytes, as many as lossless pixels need (see `VP8L`).
+        // Lossy pixels with alpha: RGBA, YUV, alpha, and the RGBA that alpha is first decoded to. This
+        // is also enough if the pixels are lossless: see `VP8L`.
         b"VP8X" => Some(4 + 2 + 1 + 4),
         _ => None,
     }
@@ -150,9 +150,9 @@ fn tiff_bytes(reader: &mut Reader, file_len: u64) -> Result<u64, HeaderError> {
 /// turning and mirroring need a second copy of the pixels.
 ///
 /// The whole file is in memory, and the HEVC stream of the picture or of a tile is copied twice. The
-/// result contains all of this, and the memory for encoding.
+/// result is enough for all of this, and for encoding, which comes later.
 fn heic_bytes(reader: &mut Reader, file_len: u64) -> Option<u64> {
-    // In bytes for each pixel, like all values up to `decoder`.
+    // These values, and all others up to `decoder`, are bytes for each pixel.
     const RGBA: u64 = 4;
     const GREY_PLANE: u64 = 2;
     let header = heif::read(reader).ok()?;
@@ -216,7 +216,8 @@ mod tests {
     }
 
     /// The headers of a JPEG of 1000 × 1000 pixels. Its frame has three components, and the second byte
-    /// of the frame's marker is `frame_marker`: 0xC0 is a baseline JPEG, and 0xC2 a progressive one.
+    /// of the frame's marker is `frame_marker`: 0xC0 is a baseline JPEG, and 0xC2 a progressive one. With
+    /// fewer than three `components_in_scan`, further scans must follow.
     fn jpeg(frame_marker: u8, components_in_scan: u8) -> Vec<u8> {
         let mut bytes = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0".to_vec();
         bytes.extend([0xff, frame_marker, 0, 17, 8]); // the length is 17, and a sample has 8 bits
@@ -280,8 +281,7 @@ mod tests {
     fn the_estimate_of_every_format_except_heic_is_between_7_and_30_bytes_for_each_pixel() {
         for format in FORMATS {
             let bytes = estimate(&encoded(format)).unwrap();
-            let is_enough = bytes - METADATA >= 7_000_000;
-            assert!(is_enough && bytes < 30_000_000, "{format:?}: {bytes}");
+            assert!(bytes - METADATA >= 7_000_000 && bytes < 30_000_000, "{format:?}: {bytes}");
         }
     }
 

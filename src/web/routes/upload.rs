@@ -88,7 +88,7 @@ pub(super) async fn vectorize_image_upload(
         timeout: limits.body_timeout,
     };
     body_limits.declared_length(&body)?; // refuses a declared length over the limit
-    // The body is never in memory as a whole, so its memory is not estimated.
+    // The body is never in memory as a whole, so it counts as 0 bytes.
     let admission = app.pipeline.admit(client, 0, save_mode).await?;
 
     let memory = app.pipeline.memory.empty_permit(client);

@@ -109,7 +109,7 @@ pub(super) async fn vectorize_image(
     PictureOptions { save_mode }: PictureOptions,
     body: Body,
 ) -> Result<Answer, Error> {
-    // The body contains only a URL, so its memory is not estimated.
+    // The body contains only a URL, so it counts as 0 bytes.
     let admission = app.pipeline.admit(client, 0, save_mode).await?;
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
@@ -119,7 +119,7 @@ pub(super) async fn vectorize_image(
     };
     let mut memory = app.pipeline.memory.empty_permit(client);
     let url = parse(body_limits.read(body, &mut memory).await?)?;
-    drop(memory);
+    drop(memory); // only the URL is still in memory
 
     let bytes = fetch(&app, &url, client).await?;
     let received = app.pipeline.receive(admission, bytes).await.map_err(explain_web_page)?;
