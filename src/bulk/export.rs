@@ -1,7 +1,7 @@
 //! Makes a Parquet or NumPy file from the rows when a run ends.
 //!
-//! During the run, the rows are appended to a `.jsonl` file. No row can be appended to a complete Parquet
-//! or NumPy file, so a killed run could not be continued with one. The Parquet or NumPy file is written
+//! During the run, the rows are appended to a `.jsonl` file, so that a killed run can be continued: no row
+//! can be appended to a complete Parquet or NumPy file. The Parquet or NumPy file is written
 //! under another name and then renamed, so that it is complete or absent.
 
 use std::{
@@ -66,11 +66,11 @@ pub(super) struct Export {
     exported: Arc<AtomicU64>,
 }
 
-/// Checks that the file may be replaced, if it exists. Called before anything is written.
+/// Checks that the run may create or replace the file. Called before anything is written.
 ///
 /// # Errors
-/// At the path is something other than a file, or a file without the rows from which an earlier run would
-/// have made it.
+/// At the path is something other than a file, or a file that no earlier run has made: the rows from which
+/// it would have been made are missing.
 pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError> {
     let path = file.path.display();
     match fs::symlink_metadata(&file.path) {
@@ -101,7 +101,7 @@ impl Export {
     ) -> Result<Self, OutputError> {
         let incomplete = temporary_path(&file.path);
         remove(&incomplete).map_err(|error| OutputError::Io(incomplete, error))?;
-        // The file stays locked until the clone is closed, too.
+        // The lock holds until this clone is closed as well.
         let rows = rows.try_clone();
         let rows = rows.map_err(|error| OutputError::Io(rows_path.to_owned(), error))?;
         let (rows_path, reader) = (rows_path.to_owned(), reader.clone());
@@ -123,7 +123,7 @@ impl Export {
                 say_not_made(&self.file.path);
                 return run_result;
             }
-            // With any other error, the run has sent no picture.
+            // With any other error, the run has sent no picture, so nobody expects the file.
             Err(_) => return run_result,
         }
         let (path, rows_path) = (self.file.path.clone(), self.rows_path.clone());
@@ -166,7 +166,7 @@ impl Export {
     /// Writes the file completely or not at all. Blocks the thread.
     fn write(&self, is_interrupted: &AtomicBool) -> Result<u64, ExportError> {
         let temporary_path = temporary_path(&self.file.path);
-        // `create_new` does not follow a link.
+        // `create_new` does not follow a link, which could lead to a file of somebody else.
         let file = File::options().write(true).create_new(true).open(&temporary_path)?;
         let written = self.write_to(&file, is_interrupted).and_then(|count| {
             file.sync_all()?;
@@ -186,6 +186,7 @@ impl Export {
         }
     }
 
+    /// Writes the rows to an open file. Returns their number.
     fn write_to(&self, file: &File, is_interrupted: &AtomicBool) -> Result<u64, ExportError> {
         let Self { rows, reader, exported, .. } = self;
         let rows = RowFile { file: rows, reader, exported, is_interrupted };
