@@ -121,12 +121,12 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
 
 /// The default limit on concurrent requests to a service in this process. It is twice the number of
 /// permits for calls to NVIDIA, because a request needs its permit for only a part of its time. But it is
-/// at most the number of calls that half a minute allows, and at least one. With more requests, some would
-/// wait for their calls past their deadlines, and would be refused.
+/// at most the number of calls that the limit allows in half a minute, and at least one. With more
+/// requests, some would wait for their calls past their deadlines, and would be refused.
 fn concurrency_in_process(config: &Config) -> usize {
     let twice_the_permits = 2 * config.embed.call.max_concurrency;
     let limit = RunLimit::of(config);
-    let calls_in_half_a_minute = limit.map(|limit| (limit.calls() as usize / 2).max(1));
+    let calls_in_half_a_minute = limit.map(|limit| (limit.calls_per_minute() as usize / 2).max(1));
     calls_in_half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
@@ -143,9 +143,9 @@ fn check_output(arguments: &EmbedArguments) -> Result<(), BulkError> {
     }
 }
 
-/// Opens the output and the failures, and reads which rows the output contains. Prepares the export: the
-/// Parquet or NumPy file that is made from the rows at the end. Without `out`, the target is standard
-/// output.
+/// Opens the output and the file of failures, and reads which rows the output contains. Prepares the
+/// export: the Parquet or NumPy file that is made from the rows at the end. Without `out`, the target is
+/// standard output, and there is no export.
 async fn open_target(
     out: Option<PathBuf>,
     export: Option<ExportFile>,

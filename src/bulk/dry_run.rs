@@ -58,7 +58,7 @@ pub(super) fn count(
 /// A line that says how long this number of calls takes at most.
 fn longest_time(calls: u64, limit: RunLimit) -> String {
     let CallLimit { total, replicas } = limit.limit;
-    let calls_per_minute = limit.calls();
+    let calls_per_minute = limit.calls_per_minute();
     let seconds = calls.saturating_mul(60) / u64::from(calls_per_minute);
     let time = humantime::format_duration(Duration::from_secs(seconds));
     let limit_text = match (limit.has_valkey, replicas) {

@@ -69,8 +69,8 @@ impl Failures {
         self.current.append(&(row(item, failure, &self.reader) + "\n"))
     }
 
-    /// Removes the row's failure of an earlier run.
-    pub(super) fn succeeded(&mut self, identity: Identity) {
+    /// Removes the row's failure of an earlier run, because the row has succeeded now.
+    pub(super) fn remove_earlier(&mut self, identity: Identity) {
         self.earlier.remove(&identity);
     }
 
@@ -191,7 +191,7 @@ mod tests {
             failures.add(&item(path), &Failure::permanent("code", "detail")).unwrap();
         }
         for path in succeeded {
-            failures.succeeded(item(path).identity);
+            failures.remove_earlier(item(path).identity);
         }
         match end {
             End::Finished => drop(failures.finish().unwrap()),

@@ -24,7 +24,7 @@ use super::{
     writer::{Closed, Writer},
 };
 
-/// The run stops if the service is unreachable, busy or silent for longer than this.
+/// The run stops if the service was asked to process pictures, and has processed none for longer than this.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The parameters of a run.
@@ -38,7 +38,7 @@ pub(super) struct Plan {
     pub model: String,
 }
 
-/// A pause in which nothing is sent.
+/// A pause of the service, in which nothing is sent. The pauses of single hosts are in [`Lanes`].
 #[derive(Debug)]
 struct Pause {
     end: Instant,
@@ -94,7 +94,11 @@ impl Run {
         }
     }
 
-    /// Sends all rows, and writes the summary.
+    /// Sends all rows, and prints the summary.
+    ///
+    /// # Errors
+    /// The first row already has a field that `embed` adds, no row can be read because a source is
+    /// broken, or the output cannot be written.
     pub(super) async fn send_all(
         mut self,
         feeder: Feeder,
@@ -110,7 +114,7 @@ impl Run {
         }
     }
 
-    /// Sends all rows. Returns whether a signal has interrupted this.
+    /// Sends all rows. Returns whether a signal has interrupted the run.
     async fn send_rows(
         &mut self,
         mut feeder: Feeder,
@@ -191,7 +195,7 @@ impl Run {
         self.progress.update(&self.tally, total, note);
     }
 
-    /// Waits until everything is written, and writes the summary.
+    /// Waits until the rows and the failures are written, and prints the summary.
     async fn finish(self, is_interrupted: bool) -> Result<Outcome, BulkError> {
         let written = self.writer.finish().await;
         self.progress.finish(&self.tally);
@@ -215,7 +219,7 @@ impl Run {
     /// Queues a row, or writes why it has no picture.
     ///
     /// # Errors
-    /// The first row already has a field with the name of one that `embed` adds.
+    /// The first row already has a field with the same name as a field that `embed` adds.
     async fn queue(&mut self, item: Item) -> Result<(), BulkError> {
         self.received += 1;
         match &item.picture {
@@ -249,9 +253,9 @@ impl Run {
         }
     }
 
-    /// When the service's pause ends, or else the next pause of a host. `None` if there is no pause.
-    /// The pauses of hosts do not count while the window is full: only the end of a request then lets
-    /// another row be sent.
+    /// When the service's pause ends. If it has none, when the next pause of a host ends. `None` if there
+    /// is no pause. While the window is full, the pauses of hosts are ignored: another row can then be
+    /// sent only when a request ends.
     fn next_end_of_pause(&self) -> Option<Instant> {
         match &self.pause {
             Some(pause) => Some(pause.end),
@@ -275,7 +279,7 @@ impl Run {
         match result {
             Ok(embedded) => {
                 self.lanes.host_answered(&lane);
-                // `requests` no longer contains the finished one.
+                // The request that succeeded is no longer in `requests`, but counts as running.
                 self.window.succeeded(self.requests.len() + 1);
                 self.succeed(job.item, embedded).await;
             }
@@ -295,10 +299,11 @@ impl Run {
         self.tally.embedded += 1;
         self.tally.cached += u64::from(is_cached);
         let line = json_object::append(&item.object, &fields) + "\n";
-        let written = self.writer.row(item.identity, line).await;
+        let written = self.writer.write_row(item.identity, line).await;
         self.stop_if_closed(written);
     }
 
+    /// Does what an error demands.
     async fn handle_error(&mut self, mut job: Job, lane: &str, action: Action) {
         let now = Instant::now();
         match action {
@@ -310,6 +315,7 @@ impl Run {
             Action::PauseService(failure, pause) => {
                 self.window.refused(job.round);
                 self.pause_service(&failure, now + pause);
+                // This is not a failed attempt, because the picture itself may be good.
                 self.lanes.push_again(job);
             }
             Action::TryAgain(failure) => {
@@ -358,7 +364,7 @@ impl Run {
     /// Counts a failure, and writes the row with it.
     async fn fail(&mut self, item: Item, failure: Failure) {
         self.tally.add_failure(&item.label, &failure);
-        let written = self.writer.failure(item, failure).await;
+        let written = self.writer.write_failure(item, failure).await;
         self.stop_if_closed(written);
     }
 
@@ -379,7 +385,7 @@ impl Run {
         }
     }
 
-    /// Sends no further rows, and waits for the running requests.
+    /// From now on, no further rows are sent. The run ends when the running requests have ended.
     fn stop(&mut self, reason: String) {
         if self.stop_reason.is_none() {
             self.progress.console().write_line(&format!("stopping: {reason}"));

@@ -23,11 +23,12 @@ const MAX_WAITING: usize = 64;
 pub(super) enum Target {
     /// The output file and the file of failures beside it.
     Files(Appender, Failures),
-    /// Rows on standard output, and failures on standard error.
+    /// Rows on standard output, and failures on standard error. The reader knows the name of the field
+    /// `error` in a failure: it may have a prefix.
     Standard(ItemReader),
 }
 
-/// What the thread writes.
+/// What the thread writes: a row with its vector, or the row of a failure.
 #[derive(Debug)]
 enum Entry {
     Row(Identity, String),
@@ -57,18 +58,18 @@ impl Writer {
         Ok(Self { entries, thread })
     }
 
-    /// Gives the thread a row to write.
-    pub(super) async fn row(&self, identity: Identity, line: String) -> Result<(), Closed> {
+    /// Gives the thread a row to write. Waits for space in the channel, but not until the row is written.
+    pub(super) async fn write_row(&self, identity: Identity, line: String) -> Result<(), Closed> {
         self.entries.send(Entry::Row(identity, line)).await.map_err(|_| Closed)
     }
 
-    /// Gives the thread a failure to write.
-    pub(super) async fn failure(&self, item: Item, failure: Failure) -> Result<(), Closed> {
+    /// Gives the thread a failure to write. Waits for space in the channel, but not until it is written.
+    pub(super) async fn write_failure(&self, item: Item, failure: Failure) -> Result<(), Closed> {
         let entry = Entry::Failure(Box::new(item), failure);
         self.entries.send(entry).await.map_err(|_| Closed)
     }
 
-    /// Waits until everything is written. Returns the path of the failures file if there is one.
+    /// Waits until everything is written. Returns the path of the file of failures if there is one.
     ///
     /// # Errors
     /// A row or a failure could not be written.
@@ -79,8 +80,8 @@ impl Writer {
     }
 }
 
-/// Writes the entries until [`Writer::finish`] closes the channel. Returns the path of the failures file
-/// if there is one.
+/// Writes the entries until [`Writer::finish`] closes the channel. Returns the path of the file of
+/// failures if there is one.
 fn write(
     target: Target,
     console: &Console,
@@ -92,7 +93,7 @@ fn write(
                 match entry {
                     Entry::Row(identity, line) => {
                         rows.append(&line)?;
-                        failures.succeeded(identity);
+                        failures.remove_earlier(identity);
                     }
                     Entry::Failure(item, failure) => failures.add(&item, &failure)?,
                 }
