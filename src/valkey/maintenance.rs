@@ -33,6 +33,7 @@ const REPLICA_EXPIRY: Duration = Duration::from_secs(10);
 /// [`StartError`] if the server refuses this client.
 pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
     if let Err(failure) = valkey.connect_and_test().await {
+        // A script may have failed after the connection worked.
         *valkey.connection() = None;
         match failure.into_refusal() {
             Ok(refusal) => return Err(refusal),
@@ -43,7 +44,7 @@ pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
             ),
         }
     }
-    // The task must not keep the Valkey alive.
+    // The task holds a weak reference, so that it ends when nobody else uses the Valkey.
     let task = tokio::spawn(maintain(Arc::downgrade(&valkey.0)));
     *valkey.maintenance() = Some(AbortOnDropHandle::new(task));
     Ok(())
@@ -74,10 +75,10 @@ async fn maintain(valkey: Weak<Inner>) {
 }
 
 /// The reply to a report: whether the Valkey knew this replica, and the number of replicas.
-type Report = (bool, u32);
+type ReportReply = (bool, u32);
 
 impl Valkey {
-    /// Connects, and runs all scripts once.
+    /// Connects, and runs all scripts once, to find missing permissions.
     async fn connect_and_test(&self) -> Result<(), Failure> {
         self.connect().await?;
         let connection = self.connection().clone();
@@ -107,7 +108,7 @@ impl Valkey {
             timeout(2 * command_timeout, connect).await.map_err(|_| Failure::Timeout)?;
         let mut commands: MultiplexedConnection = connected??;
         let report = self.script_to_report(REPLICA_EXPIRY).invoke_async(&mut commands).await;
-        let (was_known, replicas): Report = report?;
+        let (was_known, replicas): ReportReply = report?;
         self.replica_count().store(was_known, replicas, Instant::now());
         // A request that finds the connection must find the new generation as well.
         let mut connection = self.connection();
@@ -119,7 +120,7 @@ impl Valkey {
 
     /// Reports that this replica runs, and counts the replicas.
     async fn report(&self) -> Result<(), Unavailable> {
-        let (was_known, replicas): Report =
+        let (was_known, replicas): ReportReply =
             self.run("report", &self.script_to_report(REPLICA_EXPIRY)).await?;
         self.replica_count().store(was_known, replicas, Instant::now());
         if !was_known {
@@ -131,6 +132,8 @@ impl Valkey {
         Ok(())
     }
 
+    /// The script that reports this replica. Without a further report, the replica counts as
+    /// stopped after `expiry`.
     fn script_to_report(&self, expiry: Duration) -> ScriptInvocation<'static> {
         report_script(&format!("{PREFIX}:replicas"), &self.0.replica, expiry)
     }
@@ -140,15 +143,16 @@ impl Valkey {
         self.0.maintenance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reports that this replica stops. It does not connect again: after a failure, the Valkey stays
-    /// unused.
+    /// Reports that this replica stops, and ends the task. From then on, nothing connects again after a
+    /// failure.
     pub async fn leave(&self) {
-        // The task would report this replica again.
+        // Otherwise, the task would report that this replica runs.
         drop(self.maintenance().take());
         // Waits for a thread that still connects, because it would panic when the runtime ends.
         let _ = timeout(3 * self.0.timeout, self.0.may_connect.acquire()).await;
-        // With this expiry, the replica counts as stopped at once.
+        // With this expiry, the replica counts as stopped at once. If the report fails, the replica
+        // counts as stopped after `REPLICA_EXPIRY`.
         let script = self.script_to_report(Duration::ZERO);
-        let _: Result<Report, Unavailable> = self.run("report", &script).await;
+        let _: Result<ReportReply, Unavailable> = self.run("report", &script).await;
     }
 }
