@@ -16,7 +16,8 @@ pub(crate) const REQUEST_SPAN: &str = "http_request";
 /// The field with the outcome of a span, as `tracing-opentelemetry` names it.
 const STATUS: &str = "otel.status_code";
 
-/// Creates a span of a trace from a name and fields. The fields have the names of OpenTelemetry's
+/// Creates a span of a trace from a name and fields. `otel.status_code` is [`STATUS`], which
+/// [`mark_failed`] may set later. The other fields have the names of OpenTelemetry's
 /// semantic conventions where these have one.
 macro_rules! span {
     ($name:expr $(, $($fields:tt)+)?) => {
@@ -31,8 +32,8 @@ macro_rules! span {
 
 pub(crate) use span;
 
-/// Runs `work` in a span. The span fails if `work` returns an error. An `async fn` would contain `work`
-/// twice, and make the futures of all requests larger.
+/// Runs `work` in a span, and marks the span as failed if `work` returns an error. This is not an
+/// `async fn`, because its future would contain `work` twice, and make the futures of all requests larger.
 pub(crate) fn in_span<T, E>(
     span: Span,
     work: impl Future<Output = Result<T, E>>,
@@ -45,6 +46,7 @@ pub(crate) fn mark_failed(span: &Span) {
     span.record(STATUS, "error");
 }
 
-/// Does nothing, because this build cannot export spans.
+/// Continues the trace of a client in a build with the feature `otlp`. Does nothing in this build, which
+/// cannot export spans.
 #[cfg(not(feature = "otlp"))]
 pub(crate) fn continue_trace(_span: &Span, _trace_id: &str, _parent_id: &str, _is_sampled: bool) {}

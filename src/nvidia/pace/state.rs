@@ -18,7 +18,8 @@ pub(super) struct State {
     pub reserved: Tally,
     /// What is known about the Valkey.
     pub sharing: Sharing,
-    /// The calls that wait for a permit. The queues are in the order in which they became non-empty.
+    /// The calls that wait for a permit. The queues are in the order in which they were created. Empty
+    /// queues are removed.
     waiting: Vec<ClientQueue>,
     next_id: u64,
 }
@@ -42,10 +43,11 @@ pub(super) enum Step {
     AskForTurn,
     /// Asks the Valkey which calls other replicas have made.
     AskForCalls,
-    /// Waits until the state changes, but at most until `until`. This call is the next one. As far as is
-    /// known now, it may be made at `earliest`.
+    /// This call is the next one. Its task waits until the state changes, but at most until `until`. As far
+    /// as is known now, the limit allows the call at `earliest`.
     Wait { until: Instant, earliest: Instant },
-    /// Waits until the state changes. Another call is the next one, or another task asks the Valkey.
+    /// Another call is the next one, or another task is asking the Valkey. This task waits until the state
+    /// changes.
     WaitForOthers,
 }
 
@@ -73,6 +75,7 @@ impl State {
         id
     }
 
+    /// Removes a waiting call, if it still waits.
     pub(super) fn dequeue(&mut self, id: u64) {
         for queue in &mut self.waiting {
             queue.ids.retain(|known| *known != id);
