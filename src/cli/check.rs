@@ -45,8 +45,8 @@ const DECODE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the paid call to NVIDIA may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs all checks, prints each result, and returns whether there is no fault. If `live` is
-/// true, one check makes a paid call to NVIDIA.
+/// Runs all checks, prints each result, and returns true if no check found a fault. If `live` is true, and
+/// the service would call NVIDIA, one check makes a paid call.
 pub(super) async fn check(config: &Config, live: bool) -> bool {
     let mut findings = vec![Finding::new("settings", State::Ok, "all are valid")];
     for warning in &config.warnings {
@@ -114,10 +114,10 @@ fn check_folder(folder: &Path) -> Finding {
         Err(error) => return fault(error),
         Ok(true) => {}
         Ok(false) => {
-            let existing = folder.ancestors().skip(1).find(|ancestor| ancestor.is_dir());
-            let existing = existing.unwrap_or(Path::new("."));
+            let existing_parent = folder.ancestors().skip(1).find(|ancestor| ancestor.is_dir());
+            let existing_parent = existing_parent.unwrap_or(Path::new("."));
             // To create a folder in another folder, a process needs both permissions.
-            return match access(existing, Access::WRITE_OK | Access::EXEC_OK) {
+            return match access(existing_parent, Access::WRITE_OK | Access::EXEC_OK) {
                 Ok(()) => {
                     let text = "does not exist yet: the service creates it at its start";
                     finding(State::Note, format!("{path} {text}"))
@@ -206,7 +206,7 @@ fn check_certificate_authorities(trust: &Trust) -> Finding {
 }
 
 /// Looks up NVIDIA's hosts. If a proxy is set, looks up only the proxy, because the proxy itself looks
-/// up NVIDIA's hosts.
+/// up NVIDIA's hosts. A fault names the first host that cannot be looked up.
 async fn check_dns(config: &Config) -> Finding {
     let nvidia = &config.nvidia;
     let mut hosts: Vec<_> = match &nvidia.proxy {
@@ -238,7 +238,8 @@ async fn check_call(config: &Config, key: ApiKey, trust: &Trust) -> Finding {
     let finding = |state, text: String| Finding::new("nvidia", state, text);
     let mut settings = config.nvidia.clone();
     settings.retry.max_attempts = 1; // a retry could be a second paid call
-    let client = match Client::new(settings, key, Metrics::new(), TaskTracker::new(), trust, None) {
+    let (tasks, valkey) = (TaskTracker::new(), None);
+    let client = match Client::new(settings, key, Metrics::new(), tasks, trust, valkey) {
         Ok(client) => client,
         Err(error) => return finding(State::Fault, format!("cannot create the client: {error}")),
     };
@@ -330,7 +331,7 @@ mod tests {
         let check_with_inodes =
             |inodes| check_free_space(FreeSpace { bytes: 1 << 30, inodes }, 1 << 20);
         // `None` is for a file system that creates inodes when they are needed. In others, one inode in
-        // a hundred must stay free, and the next picture needs one more.
+        // a hundred must stay free: here 10 of 1000. The next picture needs one more.
         assert_eq!(check_with_inodes(None).state, State::Ok);
         assert_eq!(check_with_inodes(Some(Inodes { free: 500, total: 1000 })).state, State::Ok);
         let full = check_with_inodes(Some(Inodes { free: 10, total: 1000 }));

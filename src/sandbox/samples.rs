@@ -2,9 +2,8 @@
 //! a drawn landscape.
 //!
 //! With these, people who have no pictures at hand can see that similar pictures have similar
-//! vectors.
-//! The copy and the landscape are made at the first request, so that the program contains only one
-//! picture.
+//! vectors. The copy and the landscape are made when they are first requested, so that the program
+//! contains only one picture.
 
 use std::{io::Cursor, sync::OnceLock};
 
@@ -30,28 +29,31 @@ pub(crate) const PHOTO: &[u8] = include_bytes!("../../tests/fixtures/rocket.jpg"
 
 /// The width and the height of the landscape, in pixels. The photograph has the same size.
 const SIZE: (u32, u32) = (640, 427);
-/// On each side, the copy lacks the photograph's width or height divided by this.
+/// The copy lacks a strip of the photograph on each side. The strip's width is the photograph's width or
+/// height divided by this.
 const CROP_DIVISOR: u32 = 50;
 /// The factors of red, green and blue that make the copy darker and warmer.
 const LIGHT: [f32; 3] = [0.85, 0.78, 0.70];
+/// The JPEG quality of the copy and the landscape, from 1 to 100.
 const QUALITY: u8 = 85;
 
-/// The routes of the three pictures. The service can fetch them without a network.
+/// The routes of the three pictures. Without a network, the service can fetch these pictures from itself.
 pub fn router() -> Router {
     static COPY: OnceLock<Bytes> = OnceLock::new();
     static LANDSCAPE: OnceLock<Bytes> = OnceLock::new();
     Router::new()
         .route(PHOTO_PATH, get(async || jpeg(Bytes::from_static(PHOTO))))
-        .route(COPY_PATH, get(|| made_once(&COPY, copy)))
-        .route(LANDSCAPE_PATH, get(|| made_once(&LANDSCAPE, || encode(&landscape()))))
+        .route(COPY_PATH, get(|| cached_picture(&COPY, copy)))
+        .route(LANDSCAPE_PATH, get(|| cached_picture(&LANDSCAPE, || encode(&landscape()))))
 }
 
 fn jpeg(bytes: Bytes) -> Response {
     ([(header::CONTENT_TYPE, "image/jpeg")], bytes).into_response()
 }
 
-/// Responds with the picture in `made`. If it is empty, makes the picture first, on another thread.
-async fn made_once(
+/// Responds with the picture in `made`. If `made` is empty, makes the picture first, on another thread.
+/// Requests at the same time may each make it. The first result is kept.
+async fn cached_picture(
     made: &'static OnceLock<Bytes>,
     make: fn() -> Result<Bytes, ImageError>,
 ) -> Response {
@@ -60,12 +62,12 @@ async fn made_once(
     }
     match spawn_blocking(make).await {
         Ok(Ok(bytes)) => jpeg(made.get_or_init(|| bytes).clone()),
-        Ok(Err(error)) => failed(&error),
-        Err(error) => failed(&error),
+        Ok(Err(error)) => internal_error(&error),
+        Err(error) => internal_error(&error),
     }
 }
 
-fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
+fn internal_error(error: &(dyn std::error::Error + 'static)) -> Response {
     tracing::error!(error, "a sample picture cannot be made");
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
@@ -80,6 +82,7 @@ fn encode(picture: &RgbImage) -> Result<Bytes, ImageError> {
 fn copy() -> Result<Bytes, ImageError> {
     let photo = image_rs::load_from_memory(PHOTO)?.into_rgb8();
     let (width, height) = photo.dimensions();
+    // The strips on the right and at the bottom are as wide as these.
     let (left, top) = (width / CROP_DIVISOR, height / CROP_DIVISOR);
     let mut copy =
         imageops::crop_imm(&photo, left, top, width - 2 * left, height - 2 * top).to_image();
@@ -117,7 +120,8 @@ fn landscape() -> RgbImage {
     })
 }
 
-/// A color between two others: `from` at 0 or less, `to` at 1 or more.
+/// A color between two others. `part` says how far it is from `from` to `to`: `from` itself at 0 or less,
+/// and `to` at 1 or more.
 fn mix(from: [f32; 3], to: [f32; 3], part: f32) -> [f32; 3] {
     let part = part.clamp(0.0, 1.0);
     std::array::from_fn(|index| from[index] + (to[index] - from[index]) * part)
