@@ -32,7 +32,7 @@ async fn a_slow_host_gets_two_requests_at_once_and_does_not_delay_another_host()
     .await;
     let fast = FakeServer::start(|request, _| picture_reply(&request.target)).await;
     let bulk = bulk_with_hosts(&nvidia, [&slow, &fast]);
-    // All URLs of the slow host come first. Two at a time, its twelve pictures take 1.8 s.
+    // All URLs of the slow host come first. Two at a time, its twelve pictures take 6 × 300 ms.
     bulk.write("list.txt", urls(&slow, 0..12) + &urls(&fast, 100..130));
     let run = bulk.start("list.txt --out vectors.jsonl");
     fast.wait_for(30).await;
@@ -51,9 +51,9 @@ async fn a_slow_host_gets_two_requests_at_once_and_does_not_delay_another_host()
 async fn no_picture_is_fetched_from_a_host_during_its_retry_after_and_other_hosts_do_not_wait() {
     let nvidia = FakeNvidia::healthy().await;
     let times = Arc::new(Mutex::new(Vec::new()));
-    let recorded_times = Arc::clone(&times);
+    let times_to_record = Arc::clone(&times);
     let busy = FakeServer::start(move |request, nth| {
-        recorded_times.lock().unwrap().push(Instant::now());
+        times_to_record.lock().unwrap().push(Instant::now());
         match nth {
             // By default, a run sends two requests to a host at once. Both are refused.
             0 | 1 => Reply::new(429, &[("retry-after", "2")], ""),
@@ -96,13 +96,13 @@ async fn if_a_host_asks_for_a_long_pause_all_its_pictures_fail_after_one_request
 async fn a_download_is_tried_again_only_if_it_may_succeed_soon() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|request, nth| match (request.target.as_str(), nth) {
-        // The first six requests are for six different pictures, because a run waits before it
-        // requests a picture again. For three of them, the server first sends an error, breaks off
-        // in the middle of the picture, or breaks off in the middle of the head.
+        // With `--per-host 6`, the first six requests are for the six pictures of the list, because a run
+        // waits before it requests a picture again. For three of them, the server first sends an error,
+        // breaks off in the middle of the picture, or breaks off in the middle of the head.
         ("/0", 0..6) => Reply::status(500),
         ("/1", 0..6) => picture_reply("/1").broken_off(),
         ("/2", 0..6) => Reply::new(200, &[], "").broken_off(),
-        // Two pictures never succeed.
+        // Two pictures fail with an error that will not end soon.
         ("/3", _) => Reply::status(404),
         ("/4", _) => Reply::status(403),
         (target, _) => picture_reply(target),

@@ -10,18 +10,18 @@ use crate::support::{
     Bulk, FakeNvidia, Finished, Reply, ServiceProcess, Terminal, embedding, is_missing,
 };
 
-/// Runs the command on a terminal of this width, with util-linux's `script`. Returns what the terminal
-/// received. The exit code is in its last line.
+/// Runs `imagesvc embed` on a terminal of this width, with util-linux's `script`. Returns what the terminal
+/// received. The exit code of `embed` is in its last line.
 fn run_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String {
     let program = ServiceProcess::PROGRAM;
     let commands = format!("'{program}' embed {arguments}; echo \"exit code $?\"");
-    let mut script = script(bulk, columns, &commands);
+    let mut script = terminal_command(bulk, columns, &commands);
     let run = Finished::from(script.spawn().unwrap()).expect_exit_code(0);
     run.stdout
 }
 
-/// Prepares to run commands of a shell on a terminal of this width.
-fn script(bulk: &Bulk, columns: usize, commands: &str) -> Command {
+/// A command that runs shell commands on a terminal of this width.
+fn terminal_command(bulk: &Bulk, columns: usize, commands: &str) -> Command {
     let shell = format!("stty cols {columns} rows 24 && {commands}");
     let mut script = Command::new("script");
     script.args(["--quiet", "--return", "--command", &shell, "/dev/null"]);
@@ -33,11 +33,14 @@ fn script(bulk: &Bulk, columns: usize, commands: &str) -> Command {
     script
 }
 
-/// Runs the command on a terminal of this width, and presses Ctrl-C when the bar is drawn. Returns what
-/// the terminal received. The exit code must be that of an interruption.
+/// Runs `imagesvc embed` on a terminal of this width, and presses Ctrl-C when the bar is drawn. Returns what
+/// the terminal received. Asserts that the exit code is 130, that of an interruption.
 fn interrupt_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String {
-    let mut script =
-        script(bulk, columns, &format!("exec '{}' embed {arguments}", ServiceProcess::PROGRAM));
+    let mut script = terminal_command(
+        bulk,
+        columns,
+        &format!("exec '{}' embed {arguments}", ServiceProcess::PROGRAM),
+    );
     let mut process = script.stdin(Stdio::piped()).spawn().unwrap();
     let mut keyboard = process.stdin.take().unwrap();
     let mut output = Vec::new();
@@ -50,6 +53,7 @@ fn interrupt_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String
             break;
         }
         output.extend(&part[..length]);
+        // The line below the bar says how many pictures are done " a second".
         if !is_interrupted && String::from_utf8_lossy(&output).contains(" a second") {
             keyboard.write_all(b"\x03").unwrap();
             is_interrupted = true;
@@ -72,8 +76,8 @@ async fn slow_nvidia() -> Option<FakeNvidia> {
     Some(FakeNvidia::healthy_except(move |_| Some(reply.clone())).await)
 }
 
-/// A source with 20 pictures and two files that are no pictures. A terminal would take the name of one
-/// for a command to change its title.
+/// A source with 20 pictures and two files that are no pictures. The name of one contains a
+/// command that would change the title of a terminal.
 fn bulk_with_failures(nvidia: &FakeNvidia) -> Bulk {
     let bulk = Bulk::new(nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1);
     bulk.write_pictures(20);
@@ -118,6 +122,7 @@ async fn a_terminal_of_any_width_shows_a_bar_and_at_the_end_only_the_summary() {
             assert!(text.contains(&without_spaces(sentence)), "{sentence}: {lines:#?}");
         }
         assert_eq!(lines.last().unwrap(), "exit code 1");
+        // The summary contains "cached)", and only the line below the bar contains "cached,".
         let has_details = text.contains("cached,");
         assert!(!has_details, "the bar must leave nothing behind: {lines:#?}");
         let is_bar = |line: &String| line.starts_with('[') && line.contains("done");
@@ -150,6 +155,7 @@ async fn the_variable_no_color_and_a_terminal_that_cannot_move_its_cursor_are_re
     let bulk = bulk_with_failures(&nvidia).setting("NO_COLOR", 1);
     let output = run_on_terminal(&bulk, 80, "photos --out vectors.jsonl");
     assert!(output.contains("=>"), "the bar should be drawn: {output}");
+    // A sequence that sets a colour consists of digits and semicolons, and ends with `m`.
     let has_color = output.split("\u{1b}[").skip(1).any(|sequence| {
         sequence.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m')
     });
@@ -165,7 +171,7 @@ async fn rows_on_a_terminal_are_not_mixed_with_a_bar() {
         return;
     }
     let nvidia = FakeNvidia::healthy_except(|_| {
-        Some(Reply::json(200, crate::support::nvidia_api::embedding_body(&small_vector())))
+        Some(Reply::json(200, crate::support::nvidia_api::embedding_body(&short_vector_text())))
     })
     .await;
     let bulk = bulk_with_failures(&nvidia);
@@ -176,7 +182,7 @@ async fn rows_on_a_terminal_are_not_mixed_with_a_bar() {
     assert!(output.contains(r"\u001b]0;title\u0007.png"), "{output:.2000}");
 }
 
-/// A vector with short numbers.
-fn small_vector() -> String {
+/// The text of a vector whose numbers are short, so that the rows are short.
+fn short_vector_text() -> String {
     format!("[{}]", vec!["0.5"; 1536].join(","))
 }

@@ -9,7 +9,8 @@ use std::{
 
 use crate::support::{FakeNvidia, Reply};
 
-/// Runs the program in a folder, with these settings, any free port and no reserve of disk space.
+/// Runs the program in a folder, with these settings. Unless they say otherwise, the port is any free
+/// one, and no disk space is reserved.
 fn run<V: AsRef<OsStr>>(
     folder: &Path,
     arguments: &[&str],
@@ -23,7 +24,7 @@ fn run<V: AsRef<OsStr>>(
     command.current_dir(folder).args(arguments).output().unwrap()
 }
 
-/// The results that the program printed, each in one line. Checks that every printed line fits a
+/// The results that the program printed, each joined to one line. Asserts that every printed line fits a
 /// terminal of 80 columns, except a line with a single long word.
 fn results(output: &Output) -> String {
     let text = String::from_utf8(output.stdout.clone()).unwrap();
@@ -42,11 +43,12 @@ fn if_nothing_is_wrong_all_results_are_ok_or_notes_and_the_exit_code_is_0() {
     let output = run(folder.path(), &["check", "--sandbox"], NO_SETTINGS);
     let text = results(&output);
     assert_eq!(output.status.code(), Some(0), "{text}");
-    let levels: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
+    let states: Vec<_> = text.lines().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert!(
-        levels.len() >= 4 && levels.iter().all(|level| ["ok", "note"].contains(level)),
+        states.len() >= 4 && states.iter().all(|state| ["ok", "note"].contains(state)),
         "there should be at least 4 results, each ok or a note: {text}"
     );
+    // `run` sets the port 0, which stands for any free port.
     assert!(text.contains(":0 can be listened on"), "{text}");
     assert!(!folder.path().join("downloads").exists(), "the check must create no folder");
 }
@@ -66,7 +68,7 @@ fn a_port_that_is_in_use_is_a_note_because_the_service_may_be_running() {
 }
 
 #[test]
-fn flags_may_precede_or_follow_the_command() {
+fn flags_work_before_and_after_the_command() {
     let folder = tempfile::tempdir().unwrap();
     // No disk has so much free space, so the check of the disk fails if the command reads the flag.
     for arguments in [
@@ -80,7 +82,7 @@ fn flags_may_precede_or_follow_the_command() {
 }
 
 #[test]
-fn each_failed_check_prints_what_to_do_and_the_exit_code_is_1() {
+fn two_failed_checks_both_print_what_to_do_and_the_exit_code_is_1() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("downloads"), "a file in place of the folder").unwrap();
     let settings = [

@@ -1,5 +1,5 @@
-//! Pictures with an orientation in their EXIF data are turned upright before they are sent to
-//! NVIDIA, in every format and of every size.
+//! Pictures with an EXIF orientation are turned upright before they are sent to NVIDIA: JPEG, PNG,
+//! WebP and TIFF, small or large.
 
 use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 
@@ -10,7 +10,8 @@ use crate::support::{
 
 /// A JPEG of 160 × 120 pixels.
 const PLAIN: &[u8] = include_bytes!("../fixtures/formats/plain.jpg");
-/// The same picture with the orientation 6: it is upright after a quarter turn clockwise.
+/// A JPEG that a quarter turn clockwise makes upright, which is the orientation 6. Its pixels are stored as
+/// in [`PLAIN`].
 const EXIF6: &[u8] = include_bytes!("../fixtures/formats/exif6.jpg");
 
 /// The colours of the corners, clockwise from the upper left: red, green, blue and white.
@@ -29,8 +30,8 @@ fn corners(width: u32, height: u32) -> RgbImage {
 }
 
 /// Returns the indices in [`CORNERS`] of the colours at the upper left, the upper right, the lower
-/// right and the lower left. The pixels are three pixels from the edges, and need not have exactly
-/// these colours, because a JPEG changes them.
+/// right and the lower left. Reads the pixels that are three pixels from the edges. They need not have
+/// exactly these colours, because a JPEG changes them.
 fn corner_indices(picture: &RgbImage) -> [usize; 4] {
     let (right, bottom) = (picture.width() - 4, picture.height() - 4);
     [(3, 3), (right, 3), (right, bottom), (3, bottom)].map(|(x, y)| {
@@ -83,7 +84,7 @@ fn jpeg_with_orientation(picture: &RgbImage, orientation: u8) -> Vec<u8> {
     jpeg
 }
 
-/// The picture with this orientation, in every format that can store an orientation.
+/// The picture with this orientation, in every format whose EXIF orientation the service reads.
 fn in_every_format(picture: &RgbImage, orientation: u8) -> [(&'static str, Vec<u8>); 4] {
     const HAS_EXIF: u8 = 0b1000;
     let jpeg = jpeg_with_orientation(picture, orientation);
@@ -256,7 +257,7 @@ async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
 }
 
 #[tokio::test]
-async fn a_picture_is_shrunk_if_no_jpeg_of_its_size_is_within_the_limit() {
+async fn a_picture_is_shrunk_if_its_jpeg_would_have_too_many_pixels_on_a_side_or_too_many_bytes() {
     // A JPEG has at most 65,535 pixels on each side.
     let wide =
         RgbImage::from_fn(

@@ -1,5 +1,5 @@
-//! Several replicas as real processes with one bucket, on two S3 servers that check signatures: what
-//! lies in the bucket, and that a picture is paid for once.
+//! Several replicas, which are real processes, share a bucket: what lies in the bucket, and that a picture
+//! is paid for once. Each test runs with each of two S3 servers, which check signatures.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[allow(clippy::large_enum_variant, reason = "a test has only one or two of these")]
 enum Bucket {
     Moto(MotoServer),
-    /// With a moto whose S3 client replaces objects through rclone. rclone would not notice a file that
-    /// is replaced directly on the disk.
+    /// The moto is not the bucket's server. Tests use its S3 client to replace objects through rclone, which
+    /// would not notice a file that is replaced directly on the disk.
     Rclone(RcloneServer, MotoServer),
 }
 
 impl Bucket {
-    /// An empty bucket on each server.
+    /// An empty bucket on each server. Nothing if a server is not installed: the tests are then skipped.
     async fn all() -> Vec<Self> {
         let (Some(moto), Some(rclone), Some(client)) =
             (MotoServer::start().await, RcloneServer::start().await, MotoServer::start().await)
@@ -79,19 +79,20 @@ impl Bucket {
     }
 }
 
-/// The number of embeddings that NVIDIA was paid for.
-fn paid(nvidia: &FakeNvidia) -> usize {
+/// The number of calls that NVIDIA is paid for.
+fn paid_calls(nvidia: &FakeNvidia) -> usize {
     nvidia.lines().iter().filter(|line| *line == INFER).count()
 }
 
+/// Asserts that the answer has a vector and this `x-cache`. Returns the vector.
 fn assert_vector(answer: &Answer, x_cache: &str) -> Vec<f64> {
     let vector = answer.vector();
     assert_eq!(answer.header("x-cache"), x_cache);
     vector
 }
 
-/// Asserts that the object has the form of `src/embed/cache/format.rs`: a line with the version, how the
-/// picture was prepared, the length and the checksum, and then the vector.
+/// Asserts that the object has the form of `src/embed/cache/format.rs`, and that its key is `key`. The form
+/// is a line with the version, how the picture was prepared, the length and the checksum; then the vector.
 fn assert_is_whole_vector(key: &str, bytes: &[u8], vector: &[f64]) {
     let text = std::str::from_utf8(bytes).unwrap();
     let (first_line, rest) = text.split_once('\n').unwrap();
@@ -101,6 +102,7 @@ fn assert_is_whole_vector(key: &str, bytes: &[u8], vector: &[f64]) {
         panic!("{first_line}")
     };
     assert_eq!(length, numbers.len().to_string());
+    // Two hexadecimal digits are one byte.
     let key: Vec<u8> = (0..key.len())
         .step_by(2)
         .map(|at| u8::from_str_radix(&key[at..at + 2], 16).unwrap())
@@ -132,11 +134,11 @@ async fn what_one_replica_paid_for_is_free_for_all_others_and_for_later_ones() {
         }
         assert_eq!(first.stop().await.0.code(), Some(0));
         assert_eq!(second.stop().await.0.code(), Some(0));
-        let later = Replica::start(&nvidia, &bucket.settings()).await;
+        let third = Replica::start(&nvidia, &bucket.settings()).await;
         for (n, picture) in [ROCKET, HUBBLE].into_iter().enumerate() {
-            assert_eq!(assert_vector(&later.upload_unsaved(picture).await, "hit"), vectors[n]);
+            assert_eq!(assert_vector(&third.upload_unsaved(picture).await, "hit"), vectors[n]);
         }
-        assert_eq!(paid(&nvidia), 2);
+        assert_eq!(paid_calls(&nvidia), 2);
         let mut names: Vec<_> = saved.iter().map(|(name, _)| name.clone()).collect();
         names.sort();
         assert_eq!(bucket.keys_in("downloads").await, names);
@@ -156,10 +158,11 @@ async fn what_one_replica_paid_for_is_free_for_all_others_and_for_later_ones() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_again_and_mended() {
+async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_for_again_and_replaced() {
     for bucket in Bucket::all().await {
         let nvidia = FakeNvidia::healthy().await;
         let payer = Replica::start(&nvidia, &bucket.settings()).await;
+        // Four vectors will be damaged, and the last one stays intact.
         let mut keys = Vec::new();
         for n in 0..5 {
             assert_vector(&payer.upload_unsaved(&tiny(n)).await, "miss");
@@ -172,10 +175,10 @@ async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_again_an
             intact.push(String::from_utf8(bytes).unwrap());
         }
         let damaged = [
-            intact[0].replacen("0.4", "0.5", 1),
-            intact[1][..1000].to_owned(),
-            intact[2].replacen("imagesvc-vector 2", "imagesvc-vector 3", 1),
-            intact[0].clone(), // of another key
+            intact[0].replacen("0.4", "0.5", 1), // a wrong number
+            intact[1][..1000].to_owned(),        // truncated
+            intact[2].replacen("imagesvc-vector 2", "imagesvc-vector 3", 1), // another version
+            intact[0].clone(),                   // the vector of another key
         ];
         for (n, text) in damaged.iter().enumerate() {
             assert_ne!(*text, intact[n]);
@@ -185,15 +188,15 @@ async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_again_an
         for n in 0..damaged.len() {
             assert_vector(&reader.upload_unsaved(&tiny(n)).await, "miss");
             let key = format!("vectors/{}", keys[n]);
-            let is_mended =
+            let is_replaced =
                 async || bucket.try_read(&key).await.as_deref() == Some(intact[n].as_bytes());
-            wait_for("the vector", PATIENCE, is_mended).await;
+            wait_for("the vector", PATIENCE, is_replaced).await;
         }
         assert_vector(&reader.upload_unsaved(&tiny(4)).await, "hit");
         let another = Replica::start(&nvidia, &bucket.settings()).await;
         for n in 0..5 {
             assert_vector(&another.upload_unsaved(&tiny(n)).await, "hit");
         }
-        assert_eq!(paid(&nvidia), 5 + damaged.len());
+        assert_eq!(paid_calls(&nvidia), 5 + damaged.len());
     }
 }

@@ -13,9 +13,9 @@ pub fn decoder_settings() -> decoder::Settings {
     decoder::Settings { program, ..decoder::Settings::new(max_memory) }
 }
 
-/// Creates a fake decoder that writes its process id to the file `pid`, and runs a shell script,
-/// for each picture. When the service starts, it decodes a test picture (with the arguments `square
-/// 1`). For this picture, the fake runs the real decoder.
+/// Creates a fake decoder. For each picture, it writes its process id to the file `pid`, and runs a
+/// shell script. Only for the test picture that the service decodes when it starts, the fake runs the
+/// real decoder. The second and the third argument are then `square` and `1`.
 pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
     let program = folder.path().join("decoder");
     let real_program = decoder_settings().program;
@@ -32,6 +32,7 @@ pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
         .args([program.as_os_str(), text.as_ref()])
         .status();
     assert!(written.unwrap().success());
+    // The owner can execute the file.
     assert!(fs::metadata(&program).unwrap().permissions().mode() & 0o100 != 0);
     program
 }

@@ -36,6 +36,7 @@ pub struct DiscardingBucket {
 struct State {
     /// The small objects, by their paths.
     kept: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// The number of large objects.
     discarded: AtomicUsize,
 }
 
@@ -75,6 +76,8 @@ impl DiscardingBucket {
     }
 }
 
+/// Responds to the requests of a connection. Returns only with an error, also when the client closes the
+/// connection.
 async fn serve(stream: TcpStream, peer: SocketAddr, state: &State) -> std::io::Result<()> {
     let mut stream = BufReader::with_capacity(MAX_KEPT, stream);
     loop {
@@ -110,7 +113,8 @@ async fn serve(stream: TcpStream, peer: SocketAddr, state: &State) -> std::io::R
     }
 }
 
-/// Receives a body. Returns its SHA-256 in Base64, and at most its first [`MAX_KEPT`] bytes.
+/// Receives a body of `length` bytes. Returns the SHA-256 of the whole body in Base64, and the first
+/// [`MAX_KEPT`] bytes.
 async fn receive(
     stream: &mut BufReader<TcpStream>,
     length: usize,
