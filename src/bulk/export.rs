@@ -1,8 +1,8 @@
 //! Makes a Parquet or NumPy file from the rows when a run ends.
 //!
 //! During the run, the rows are appended to a `.jsonl` file, so that a killed run can be continued: no row
-//! can be appended to a complete Parquet or NumPy file. The Parquet or NumPy file is written
-//! under another name and then renamed, so that it is complete or absent.
+//! can be appended to a complete Parquet or NumPy file. The Parquet or NumPy file is written under another
+//! name and then renamed, so that it is complete or absent.
 
 use std::{
     fs::{self, File},

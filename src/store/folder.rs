@@ -120,7 +120,7 @@ impl Folder {
         self.ids_in_use().contains(&id)
     }
 
-    /// Counts a newly saved picture of `len` bytes, and notifies `over_limit` if it is one too many.
+    /// Counts a newly saved picture of `len` bytes, and notifies `over_limit` if the limit is exceeded.
     fn add_saved_bytes(&self, len: u64) {
         let bytes = size_on_disk(len);
         let before = self.saved_bytes.fetch_add(bytes, Ordering::Relaxed);

@@ -16,8 +16,8 @@ pub(crate) const REQUEST_SPAN: &str = "http_request";
 /// The field with the outcome of a span, as `tracing-opentelemetry` names it.
 const STATUS: &str = "otel.status_code";
 
-/// Creates a span of a trace from a name and fields. `otel.status_code` is [`STATUS`], which
-/// [`mark_failed`] may set later. The other fields have the names of OpenTelemetry's
+/// Creates a span of a trace from a name and fields. `otel.status_code` is `STATUS`, which
+/// `mark_failed` may set later. The other fields have the names of OpenTelemetry's
 /// semantic conventions where these have one.
 macro_rules! span {
     ($name:expr $(, $($fields:tt)+)?) => {

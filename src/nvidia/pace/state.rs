@@ -20,7 +20,7 @@ pub(super) struct State {
     pub sharing: Sharing,
     /// The calls that wait for a permit. The queues are in the order in which they were created. Empty
     /// queues are removed.
-    waiting: Vec<ClientQueue>,
+    queues: Vec<ClientQueue>,
     next_id: u64,
 }
 
@@ -53,23 +53,23 @@ pub(super) enum Step {
 
 impl State {
     pub(super) fn new(rule: Rule, now: Instant) -> Self {
-        let (reserved, waiting) = Default::default();
+        let (reserved, queues) = Default::default();
         let (log, sharing) = (CallLog::new(rule), Sharing::new(now));
-        Self { log, reserved, sharing, waiting, next_id: 0 }
+        Self { log, reserved, sharing, queues, next_id: 0 }
     }
 
     /// Adds a waiting call, and returns its id.
     pub(super) fn enqueue(&mut self, client_network: ClientNetwork, is_spread: bool) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
-        let mut queues = self.waiting.iter_mut();
+        let mut queues = self.queues.iter_mut();
         let same = |queue: &&mut ClientQueue| {
             (queue.client_network, queue.is_spread) == (client_network, is_spread)
         };
         match queues.find(same) {
             Some(queue) => queue.ids.push_back(id),
             None => {
-                self.waiting.push(ClientQueue { client_network, is_spread, ids: [id].into() });
+                self.queues.push(ClientQueue { client_network, is_spread, ids: [id].into() });
             }
         }
         id
@@ -77,10 +77,10 @@ impl State {
 
     /// Removes a waiting call, if it still waits.
     pub(super) fn dequeue(&mut self, id: u64) {
-        for queue in &mut self.waiting {
+        for queue in &mut self.queues {
             queue.ids.retain(|known| *known != id);
         }
-        self.waiting.retain(|queue| !queue.ids.is_empty());
+        self.queues.retain(|queue| !queue.ids.is_empty());
     }
 
     /// The most calls of this replica in a window.
@@ -93,7 +93,7 @@ impl State {
 
     /// The number of waiting calls.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.iter().map(|queue| queue.ids.len()).sum()
+        self.queues.iter().map(|queue| queue.ids.len()).sum()
     }
 
     /// What the task of this waiting call does now.
@@ -129,8 +129,8 @@ impl State {
 
     /// The waiting call that is made next, and its earliest time.
     fn next(&self, now: Instant) -> Option<(u64, Instant)> {
-        let (index, time) = self.log.next(self.waiting.iter().map(ClientQueue::demand), now)?;
-        Some((*self.waiting.get(index)?.ids.front()?, time))
+        let (index, time) = self.log.next(self.queues.iter().map(ClientQueue::demand), now)?;
+        Some((*self.queues.get(index)?.ids.front()?, time))
     }
 
     /// Whether the calls of a request with `count` calls are spread. This is so for a single call, and
@@ -143,7 +143,7 @@ impl State {
 
     /// When the last call of a new demand can be made, if all waiting and reserved calls are made.
     pub(super) fn expected_time(&mut self, demand: Demand, now: Instant) -> Instant {
-        let waiting = self.waiting.iter().map(ClientQueue::demand);
+        let waiting = self.queues.iter().map(ClientQueue::demand);
         let reserved = self.reserved.iter().map(|(client_network, count)| {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             Demand { client_network, is_spread: true, count }

@@ -45,7 +45,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
         ("alpha", with_alpha_mask(size, &pixels(4, 8))),
         ("os2", os2(&uncompressed(24, &pixels(3, 8)))),
         ("rle8", bmp(size, 8, RLE8, 0, &colors, &runs((width, height), 8))),
-        ("rle4", bmp(size, 4, RLE4, 0, &colors[..64], &runs((width, height), 4))),
+        ("rle4", bmp(size, 4, RLE4, 0, &colors[..4 << 4], &runs((width, height), 4))),
     ]
     .map(|(name, bmp)| (format!("bmp-{name}"), bmp))
     .to_vec()
