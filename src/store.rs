@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     fn open(folder: &Path) -> Result<Store, OpenError> {
-        let reserve = 0; // free space is not checked
+        let reserve = 0; // free bytes are not checked
         open_on(DiskSpace::new(folder.to_owned(), reserve), folder)
     }
 

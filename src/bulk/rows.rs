@@ -114,9 +114,9 @@ impl<'a> Row<'a> {
             let rest = rest.trim_start().strip_prefix(&json_object::string(&vector_name))?;
             Some(rest.trim_start().strip_prefix(':')?.trim_start())
         });
-        let source_count = position(&members, &reader.name(first_added))?;
+        let source_member_count = position(&members, &reader.name(first_added))?;
         let vector = vector.ok_or_else(|| format!("its {vector_name} is not the last field"))?;
-        let added = members.split_off(source_count);
+        let added = members.split_off(source_member_count);
         Ok(Self { text, reader, source_members: members, added, vector })
     }
 

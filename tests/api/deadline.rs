@@ -34,7 +34,7 @@ fn is_poll(request: &Received) -> bool {
 type Script = fn(&Received) -> Option<Reply>;
 
 /// Ways in which NVIDIA misbehaves. Each has a name, the picture that the client sends, and the
-/// script of NVIDIA's replies.
+/// script of NVIDIA's replies. `ROCKET` is sent to NVIDIA inline, and `HUBBLE` as an asset.
 const CASES: &[(&str, &[u8], Script)] = &[
     ("inference hangs", ROCKET, |_| Some(Reply::Hang)),
     ("inference always fails slowly", ROCKET, |_| Some(slow(Reply::status(503)))),

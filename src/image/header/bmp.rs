@@ -229,10 +229,11 @@ mod tests {
 
     /// The headers and the palette of a BMP of 5 × 3 pixels, with 8 bits per pixel and two stored
     /// colours. The pixels are missing.
-    fn file() -> Vec<u8> {
+    fn file_without_pixels() -> Vec<u8> {
         let mut bytes =
             b"BM\0\0\0\0\0\0\0\0\x3e\0\0\0\x28\0\0\0\x05\0\0\0\x03\0\0\0\x01\0\x08\0".to_vec();
         bytes.resize(46, 0);
+        // The number of stored colours, the number of important colours, and the palette.
         bytes.extend([2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
         bytes
     }
@@ -243,13 +244,13 @@ mod tests {
 
     #[test]
     fn the_size_the_palette_and_the_offset_of_the_pixels_are_read() {
-        let bmp = read_bytes(&file()).unwrap();
+        let bmp = read_bytes(&file_without_pixels()).unwrap();
         assert_eq!((bmp.width, bmp.height, bmp.is_top_down), (5, 3, false));
         assert_eq!((bmp.bits, bmp.compression, bmp.data_at), (8, RGB, 62));
         assert_eq!(bmp.palette.len(), 4 * 256);
         assert!(bmp.palette.starts_with(&[1, 2, 3, 0, 5, 6, 7, 0, 0]));
         // A negative height means that the top row is stored first.
-        let mut top_down = file();
+        let mut top_down = file_without_pixels();
         top_down[22..26].copy_from_slice(&(-3i32).to_le_bytes());
         let bmp = read_bytes(&top_down).unwrap();
         assert_eq!((bmp.height, bmp.is_top_down), (3, true));
@@ -259,10 +260,10 @@ mod tests {
     fn a_truncated_header_is_damaged_and_missing_colours_are_black() {
         let (palette_at, palette_end) = (54, 62);
         for len in 0..palette_at {
-            assert_eq!(read_bytes(&file()[..len]), Err(HeaderError::Damaged));
+            assert_eq!(read_bytes(&file_without_pixels()[..len]), Err(HeaderError::Damaged));
         }
         for len in palette_at..palette_end {
-            let palette = read_bytes(&file()[..len]).unwrap().palette;
+            let palette = read_bytes(&file_without_pixels()[..len]).unwrap().palette;
             let first_color = if len < palette_at + 4 { [0; 4] } else { [1, 2, 3, 0] };
             assert_eq!(palette[..4], first_color);
             assert_eq!(palette[4..], [0; 1020]);
@@ -275,7 +276,7 @@ mod tests {
             start in 2..70usize,
             noise in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
-            let mut bytes = file();
+            let mut bytes = file_without_pixels();
             let start = start.min(bytes.len());
             let end = (start + noise.len()).min(bytes.len());
             bytes[start..end].copy_from_slice(&noise[..end - start]);

@@ -122,7 +122,7 @@ struct CodedPicture {
 impl CodedPicture {
     fn read(reader: &mut Reader, meta: &Meta<'_>, item: u32) -> Result<Self, HeaderError> {
         let is_grid = match meta.kind(item).ok_or(Damaged)? {
-            b"hvc1" => false,
+            b"hvc1" => false, // one HEVC stream
             b"grid" => true,
             kind => return Err(unsupported_item(kind)),
         };
@@ -266,6 +266,7 @@ fn transformed_size(
                 is_transformed |= quarter_turns > 0;
             }
             b"imir" => is_transformed = true,
+            // These properties do not crop, turn or mirror the picture.
             b"hvcC" | b"ispe" | b"colr" | b"pixi" | b"pasp" | b"auxC" => {}
             // The decoder would ignore this property and return a wrong picture.
             _ if is_essential => {

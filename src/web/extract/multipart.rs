@@ -34,7 +34,8 @@ use crate::{
 const MAX_PARTS: usize = 32;
 
 /// The limit for a part's header, which the parser keeps in memory until the header is complete. If
-/// more bytes than this have arrived without a result of the parser, the next chunk is an error.
+/// more bytes than this have arrived since the parser last returned a part or a chunk, the next chunk
+/// is an error.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 /// How many characters of a part's name an error message quotes.

@@ -132,7 +132,8 @@ impl InlinePicture {
     }
 }
 
-/// The number of the picture in an inline inference. The picture must have been made by `tiny`.
+/// The number from which `tiny` has made the picture in an inline inference. `tiny` appends it to the
+/// picture's bytes.
 pub fn picture_number(request: &Received) -> usize {
     try_picture_number(request).unwrap()
 }
