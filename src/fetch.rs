@@ -109,7 +109,7 @@ impl Fetcher {
                         .headers()
                         .get(LOCATION)
                         .and_then(|value| std::str::from_utf8(value.as_bytes()).ok());
-                    let location = location.ok_or(Error::Redirects)?;
+                    let location = location.ok_or(Error::BadRedirects)?;
                     target = self.settings.policy.check_redirect(&target.url, location)?;
                 }
                 status => {
@@ -118,7 +118,7 @@ impl Fetcher {
                 }
             }
         }
-        Err(Error::Redirects)
+        Err(Error::BadRedirects)
     }
 
     fn http_client_for(&self, target: &Target) -> &Client {

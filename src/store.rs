@@ -143,7 +143,7 @@ impl Store {
     /// process. Blocks the thread.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] if another process owns the folder.
+    /// [`OpenError`]; it is [`OpenError::InUse`] if another process has locked the folder.
     pub fn open(settings: &Settings) -> Result<Self, OpenError> {
         let folder = Arc::new(Folder::open(settings)?);
         let space = settings.space.clone();
@@ -156,8 +156,8 @@ impl Store {
         Self { bucket, ..self }
     }
 
-    /// Checks that no recent request has shown that the bucket fails. Makes no request. Without a
-    /// bucket, always succeeds.
+    /// Checks that pictures can be written to the bucket, as far as earlier requests have shown. Makes no
+    /// request. Without a bucket, always succeeds.
     ///
     /// # Errors
     /// [`Error::Bucket`] if the bucket fails at the moment.
@@ -173,7 +173,7 @@ impl Store {
     /// The free space on the folder's disk, measured at most a second ago.
     ///
     /// # Errors
-    /// [`Error::Space`] if it cannot be measured.
+    /// [`Error::Space`] if the space cannot be measured.
     pub async fn free_space(&self) -> Result<FreeSpace, Error> {
         Ok(self.space.free_space().await?)
     }
@@ -211,8 +211,8 @@ impl Store {
         self.folder.incoming.clone()
     }
 
-    /// Saves a picture, and returns when it is durable. Its name is a new UUID v7 with the extension
-    /// of its format; such names sort by time. After an error, nothing remains. Nor does anything
+    /// Saves a picture, and returns when it is durable. The file's name is a new UUID v7 with the
+    /// extension of the format; such names sort by time. After an error, nothing remains. Nor does anything
     /// remain if the future is dropped, or if the returned guard is dropped before it is confirmed.
     ///
     /// `permits` are dropped when the saving thread or task ends. If the disk hangs, that may be
@@ -232,11 +232,11 @@ impl Store {
             return Ok(SavedGuard(Place::Bucket(object)));
         }
         let folder = Arc::clone(&self.folder);
-        let file = save_before(deadline, move |decision| {
+        let saving = save_before(deadline, move |decision| {
             let _permits = permits;
             save::save(&folder, spooled, format.extension(), |stage| decision.enter(stage))
         });
-        Ok(SavedGuard(Place::Folder(file.await?)))
+        Ok(SavedGuard(Place::Folder(saving.await?)))
     }
 
     /// Starts to receive a picture that will be saved. A picture of at most `memory_limit` bytes
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     fn open(folder: &Path) -> Result<Store, OpenError> {
-        let reserve = 0;
+        let reserve = 0; // free bytes are not checked
         open_on(DiskSpace::new(folder.to_owned(), reserve), folder)
     }
 
@@ -358,8 +358,9 @@ mod tests {
     async fn disk_space_is_reserved_for_a_picture_in_memory() {
         let folder = tempfile::tempdir().unwrap();
         let reserve = 1 << 20;
-        // Beside the reserve, there is space for one small picture: one block.
-        let free = FreeSpace { bytes: reserve + 4096, inodes: None };
+        // Besides the reserve, one block is free. A small picture takes a whole block.
+        let block = 4096;
+        let free = FreeSpace { bytes: reserve + block, inodes: None };
         let space = DiskSpace::with_measure(folder.path().to_owned(), reserve, move |_| Ok(free));
         let store = open_on(space, folder.path()).unwrap();
         let picture = receive(&store, 100, &[b"hello"]).await;

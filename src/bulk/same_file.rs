@@ -1,4 +1,4 @@
-//! Refuses an output that is one of the sources: the run would change the list that it reads.
+//! Refuses an output that is one of the sources. Otherwise the run would change the list that it reads.
 
 use std::{
     fs::{self, File, Metadata},
@@ -17,11 +17,11 @@ pub(super) struct SameFile {
     output: String,
 }
 
-/// Checks that no output is a source. Files are compared by their ids, not by their paths, because a
-/// file can have several paths. If there are no output files, standard output is checked.
+/// Checks that no output is a source. Compares files by device and inode, not by path, because a file
+/// can have several paths. If `outputs` is empty, standard output is the output.
 ///
 /// # Errors
-/// The first output that is a source.
+/// [`SameFile`] for the first output that is a source.
 pub(super) fn check(sources: &[PathBuf], outputs: &[&Path]) -> Result<(), SameFile> {
     let sources: Vec<_> = sources.iter().filter_map(|path| id_of_source(path)).collect();
     let refuse = |output: String| Err(SameFile { output });
@@ -42,6 +42,7 @@ pub(super) fn check(sources: &[PathBuf], outputs: &[&Path]) -> Result<(), SameFi
 /// Identifies a file: the id of its device, and its inode number on that device.
 type FileId = (u64, u64);
 
+/// The id of a source. `-` is standard input.
 fn id_of_source(path: &Path) -> Option<FileId> {
     if path == Path::new("-") { id_of_open(io::stdin().as_fd()) } else { id(fs::metadata(path)) }
 }
@@ -50,8 +51,8 @@ fn id_of_open(file: BorrowedFd<'_>) -> Option<FileId> {
     id(file.try_clone_to_owned().and_then(|file| File::from(file).metadata()))
 }
 
-/// The id of a regular file. Other files have none: a terminal may be both standard input and standard
-/// output.
+/// The id of a regular file. Other files have none, so they are never refused: a terminal is often both
+/// standard input and standard output.
 fn id(metadata: io::Result<Metadata>) -> Option<FileId> {
     let metadata = metadata.ok().filter(Metadata::is_file)?;
     Some((metadata.dev(), metadata.ino()))
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_output_that_is_a_source_is_refused_under_each_of_its_names() {
+    fn an_output_is_refused_under_any_of_its_names_but_only_if_it_is_a_source() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("nested")).unwrap();
@@ -75,6 +76,7 @@ mod tests {
             assert!(error.to_string().contains(name), "{error}");
         }
         fs::write(at("other.jsonl"), "").unwrap();
+        // An output may be inside a folder that is a source.
         for name in ["other.jsonl", "missing.jsonl", "nested"] {
             check(&sources, &[&at(name)]).unwrap();
         }

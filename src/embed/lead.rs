@@ -1,5 +1,5 @@
-//! What the leader of a call does: it looks in the cache once more, agrees with the other replicas on
-//! the one that calls NVIDIA, makes the call if it is that one, and writes the vector.
+//! What the leader of a call does. It looks in the cache once more, and agrees with the other replicas
+//! which of them calls NVIDIA. If this replica does, the leader makes the call and writes the vector.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use super::{
 use crate::{nvidia::Reservation, telemetry::span, valkey::Lease};
 
 impl Embedder {
-    /// Spawns a task that looks in the cache once more and, if the embedding is not there, makes
-    /// the call.
+    /// Spawns the leader's task. It makes the call only if the embedding is neither in the cache nor
+    /// computed by another replica.
     pub(super) fn spawn_call(
         &self,
         job: Job,
@@ -27,7 +27,7 @@ impl Embedder {
         let inner = Arc::clone(&self.0);
         let call = async move {
             let outcome = inner.look_up_or_call(&job, &key, reservation).await;
-            drop(job); // the permits and the picture are not needed for the write to disk
+            drop(job); // the permits and the picture are not needed for writing the vector
             let (embedding, lease) = match outcome {
                 Ok(result) => result,
                 Err(error) => {
@@ -60,7 +60,7 @@ impl Embedder {
 }
 
 impl Inner {
-    /// Returns the embedding, and the lease of the call if this replica has one.
+    /// Returns the embedding. If this replica has called NVIDIA with a lease, also returns the lease.
     async fn look_up_or_call(
         &self,
         job: &Job,
@@ -81,20 +81,21 @@ impl Inner {
             };
             let reservation = match reservation.take() {
                 Some(reservation) => reservation,
-                // The request came without one, or gave it up while another replica held the lease.
+                // The request came without a reservation, or gave it up while another replica held the lease.
                 None => self.reserve(job.client, 1, job.deadline)?,
             };
             match self.call(&job.picture, reservation, lease.as_ref(), job.deadline).await? {
                 Some(embedding) => return Ok((embedding, lease)),
-                // This replica has lost the lease. Another one may have written the vector since, so it
-                // must look in the bucket again.
+                // This replica has lost the lease. Another replica may have written the vector since, so
+                // this replica must look in the bucket again.
                 None => looked_up_at = None,
             }
         }
     }
 
-    /// Decides whether this replica makes the call. It does, without asking the others, if there is
-    /// no Valkey, or if the request bypasses the cache.
+    /// Decides whether this replica makes the call. If there is no Valkey, or if the request bypasses
+    /// the cache, this replica makes the call without asking the others. `looked_up_at` is when it last
+    /// looked in the bucket.
     async fn decide(
         &self,
         job: &Job,

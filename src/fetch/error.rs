@@ -20,7 +20,7 @@ pub enum Error {
     /// The connection or its TLS handshake failed.
     #[error("could not connect to the host")]
     Connect(#[source] reqwest::Error),
-    /// The host closed the connection before its response, or the response was not HTTP.
+    /// The host closed the connection before its response, or the response was not valid HTTP.
     #[error("the host sent no response")]
     NoAnswer(#[source] reqwest::Error),
     /// The connection ended in the middle of the response.
@@ -37,7 +37,7 @@ pub enum Error {
         /// The most bytes that a picture may have.
         limit: u64,
     },
-    /// A status other than 200, 203 and those of redirects.
+    /// The status is not that of a picture (200 or 203), and not that of a redirect.
     #[error("the host answered with status {status}{}", advice(*.status))]
     Status {
         /// The status.
@@ -47,7 +47,7 @@ pub enum Error {
     },
     /// A redirect without a target, or too many redirects.
     #[error("the host redirected too often or nowhere")]
-    Redirects,
+    BadRedirects,
     /// A content encoding that the service does not decode.
     #[error("the response has the content encoding {0:?}")]
     Encoded(String),
@@ -103,7 +103,7 @@ impl Error {
             Self::Url(_)
             | Self::NoSuchHost(_)
             | Self::TooManyBytes { .. }
-            | Self::Redirects
+            | Self::BadRedirects
             | Self::Encoded(_)
             | Self::BadGzip(_)
             | Self::Empty => false,
@@ -111,7 +111,7 @@ impl Error {
     }
 
     /// How long the host asks to wait in a 429 or a 503, but at most an hour: a client that obeys must
-    /// not wait for years.
+    /// not wait for years. `None` for every other error, and if the host does not say.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { status: 429 | 503, retry_after } => {

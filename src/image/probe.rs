@@ -100,8 +100,10 @@ mod tests {
         // A negative height means that the top row is stored first.
         top_down[22..26].copy_from_slice(&(-3i32).to_le_bytes());
         assert_eq!(probe_bytes(&top_down).unwrap().height, 3);
+        // The pixels are at offset 26. The second header has 12 bytes: its length, the width, the height,
+        // one plane, and 24 bits per pixel.
         let mut os2 = b"BM\0\0\0\0\0\0\0\0\x1a\0\0\0\x0c\0\0\0\x05\0\x03\0\x01\0\x18\0".to_vec();
-        os2.resize(64, 0);
+        os2.resize(64, 0); // some of the pixels
         let picture = probe_bytes(&os2).unwrap();
         assert_eq!((picture.width, picture.height), (5, 3));
     }

@@ -20,8 +20,8 @@ const DESCRIPTION: &str = "imagesvc picture";
 /// How long the deletion of an asset may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An asset: a picture that was uploaded to NVIDIA. Dropping this value deletes the asset in a background
-/// task.
+/// An asset: a picture that was uploaded to NVIDIA. Dropping this value starts a background task that
+/// deletes the asset.
 #[derive(Debug)]
 pub struct UploadedAsset {
     id: Uuid,
@@ -64,10 +64,11 @@ impl Client {
         let created = loop {
             match self.create_asset(media_type, deadline).await {
                 Ok(created) => break created,
+                // Returns the error if no other attempt is allowed.
                 Err(error) => retry_state.wait_for_next(error, deadline).await?,
             }
         };
-        // If the upload fails, `asset` is dropped, so NVIDIA's empty asset is deleted.
+        // If sending the picture fails, `asset` is dropped, so that NVIDIA deletes the empty asset.
         let asset = UploadedAsset { id: created.asset_id, nvidia: self.clone() };
         loop {
             match self.send_picture(&created, media_type, picture, deadline).await {
@@ -92,7 +93,7 @@ impl Client {
             .body(body);
         self.wait_for_retry_after(operation, deadline).await?;
         let response = self.call(operation, request, deadline).await?;
-        response.progress(operation)?;
+        response.progress(operation)?; // fails if the status means an error
         // An invalid response counts as a refusal of uploads, so that the picture is sent inline.
         // The error does not quote the response, because the response may contain a presigned URL.
         let refused =

@@ -42,7 +42,8 @@ impl ApiKey {
         self.0.expose_secret() == key
     }
 
-    /// A hash that identifies the key. A key has too many random digits to be guessed from it.
+    /// A hash that identifies the key. A key has too many random digits to be guessed from its
+    /// hash.
     pub(super) fn hash(&self) -> Sha256 {
         let hasher = sha2::Sha256::new().chain_update("imagesvc NVIDIA key ");
         Sha256::of(hasher.chain_update(self.0.expose_secret()))
@@ -86,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn text_without_a_key_with_two_words_or_with_other_characters_is_refused() {
+    fn an_empty_text_two_words_and_characters_that_no_key_has_are_refused() {
         for text in [
             "",
             "  ",

@@ -1,5 +1,5 @@
-//! The routes. Each picture route turns its request into a stream of bytes, and passes it to the
-//! pipeline.
+//! The routes. Each picture route turns its request into a stream of bytes, and passes the stream to
+//! the pipeline.
 //!
 //! There are two groups. Open routes never require a client key: the health checks, and the pages
 //! that people read before they have a key. All other routes require a key if the operator has set
@@ -62,8 +62,8 @@ struct BaseDocument;
 #[openapi(paths(models::get_model))]
 struct ModelDocument;
 
-/// Creates the counters of all statuses of the picture routes. Alerts can then see these counters at 0
-/// before the first such response.
+/// Creates a counter for each status that the document lists for a `POST`; all these are picture routes.
+/// Alerts can then see the counter at 0 before the first response with this status.
 fn initialize_counters(metrics: &Metrics, document: &Document) {
     for (route, item) in &document.paths.paths {
         let responses = item.post.iter().flat_map(|post| post.responses.responses.keys());
@@ -73,14 +73,14 @@ fn initialize_counters(metrics: &Metrics, document: &Document) {
     }
 }
 
-/// A function that returns a route, and the route's part of the OpenAPI document.
-type Described = fn() -> UtoipaMethodRouter<AppState>;
+/// Returns a route together with its part of the OpenAPI document.
+type DescribedRoute = fn() -> UtoipaMethodRouter<AppState>;
 
-/// The described routes that never require a key.
-const OPEN: [Described; 2] = [|| routes!(health::health), || routes!(health::ready)];
+/// The open routes that are in the OpenAPI document. [`router`] adds the other open routes.
+const OPEN: [DescribedRoute; 2] = [|| routes!(health::health), || routes!(health::ready)];
 
-/// The described routes that may require a key.
-const KEYED: [Described; 6] = [
+/// The routes in the OpenAPI document that require a key if the operator has set client keys.
+const KEYED: [DescribedRoute; 6] = [
     || routes!(url::vectorize_image),
     || routes!(base64::vectorize_image_base64),
     || routes!(upload::vectorize_image_upload),
@@ -91,7 +91,7 @@ const KEYED: [Described; 6] = [
 
 /// Builds the OpenAPI document.
 fn document() -> Document {
-    let describe = |base, routes: &[Described]| {
+    let describe = |base, routes: &[DescribedRoute]| {
         let base = OpenApiRouter::with_openapi(base);
         routes.iter().fold(base, |described, route| described.routes(route())).into_openapi()
     };
@@ -100,9 +100,9 @@ fn document() -> Document {
 }
 
 /// Builds the routes without a document, and creates their counters. Frees each route's part of the
-/// document before it builds the next route, because all parts together take more memory than the rest
-/// of the start.
-fn without_document(routes: &[Described], metrics: &Metrics) -> Router<AppState> {
+/// document before it builds the next route, because all parts together take more memory than
+/// everything else at the start of the service.
+fn without_document(routes: &[DescribedRoute], metrics: &Metrics) -> Router<AppState> {
     routes.iter().fold(Router::new(), |router, route| {
         let (route, document) = OpenApiRouter::new().routes(route()).split_for_parts();
         initialize_counters(metrics, &document);
@@ -110,7 +110,7 @@ fn without_document(routes: &[Described], metrics: &Metrics) -> Router<AppState>
     })
 }
 
-/// Builds all routes. `extra` contains further open routes: those of the sandbox.
+/// Builds all routes. `extra` contains further open routes: those of the sandbox, if it runs.
 pub(super) fn router(
     state: &AppState,
     settings: &Settings,

@@ -128,7 +128,7 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
             "input",
             "33 pictures, and one request may have 32",
         ),
-        // LangChain's option for the number of pictures in one request
+        // `chunk_size` is LangChain's option for the number of pictures in one request.
         (json!({ "input": vec![&picture; 33] }), 422, "validation_failed", "input", "chunk_size"),
         (
             json!({ "input": picture, "messages": [message] }),
@@ -219,7 +219,7 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
         let detail = assert_openai_problem(&answer, status, code, Some(param));
         assert!(detail.contains(words), "{:.100}: {detail}", body.to_string());
     }
-    assert_eq!(nvidia.count(), 0, "no picture must be sent to NVIDIA");
+    assert_eq!(nvidia.count(), 0, "NVIDIA must receive no picture");
 }
 
 #[tokio::test]
@@ -239,7 +239,8 @@ async fn a_declared_length_over_the_limit_is_refused_and_the_error_lists_client_
     );
     let answer = exchange(app.address, head.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    // The settings of three clients for the number of pictures in a batch.
+    // The limit, the settings of three clients for the number of pictures in a batch, and the shape of
+    // OpenAI's errors.
     for words in
         ["limit of 4 MiB", "chunk_size", "max_batch_size", "embed_batch_size", "\"error\":"]
     {
@@ -250,9 +251,9 @@ async fn a_declared_length_over_the_limit_is_refused_and_the_error_lists_client_
 #[tokio::test]
 async fn a_failed_batch_saves_nothing_and_if_repeated_sends_only_pictures_that_are_not_cached() {
     // NVIDIA rejects picture 3 only once.
-    let must_reject = AtomicBool::new(true);
+    let rejects_picture_3 = AtomicBool::new(true);
     let nvidia = FakeNvidia::scripted(move |request, _| match picture_number(request) {
-        3 if must_reject.swap(false, Ordering::Relaxed) => Reply::status(422),
+        3 if rejects_picture_3.swap(false, Ordering::Relaxed) => Reply::status(422),
         number => embedding_filled_with(number),
     })
     .await;
@@ -271,7 +272,7 @@ async fn a_failed_batch_saves_nothing_and_if_repeated_sends_only_pictures_that_a
         .map(|entry| entry["imagesvc"]["cache"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(cache_values, ["hit", "hit", "hit", "miss", "miss"]);
-    assert_eq!(nvidia.count(), 4 + 2, "only pictures 3 and 4 must be sent");
+    assert_eq!(nvidia.count(), 4 + 2, "the repeated batch should send only pictures 3 and 4");
     assert_eq!(app.saved().len(), 5, "all pictures must be saved");
 }
 
@@ -349,7 +350,7 @@ async fn x_should_retry_is_false_for_errors_that_only_the_operator_can_resolve()
 }
 
 #[tokio::test]
-async fn x_should_retry_is_false_if_a_download_would_fail_again() {
+async fn x_should_retry_is_false_only_if_a_download_would_fail_again() {
     let nvidia = FakeNvidia::healthy().await;
     for (reply, expected_header) in [
         (Reply::status(404), "false"),
@@ -380,11 +381,11 @@ async fn the_error_of_a_picture_over_the_limits_contains_the_index_of_the_pictur
         .setting("IMAGESVC_MAX_IMAGE_PIXELS", "1000")
         .start()
         .await;
-    // The first has too many bytes. The second has few bytes, but too many pixels.
+    // The first has too many bytes. The second has 50,000 bytes, which are allowed, but too many pixels.
     for picture in [HUBBLE, &ROCKET[..50_000]] {
         let input = [data_url(&tiny(1)), data_url(picture)];
         let answer = app.batch(&json!({ "input": input })).await;
         assert_openai_problem(&answer, 413, "image_too_large", Some("input[1]"));
     }
-    assert_eq!(nvidia.count(), 0, "no picture must be sent to NVIDIA");
+    assert_eq!(nvidia.count(), 0, "NVIDIA must receive no picture");
 }

@@ -102,7 +102,7 @@ async fn base64_may_contain_line_breaks_and_escapes_as_on_the_base64_route() {
         let answer = app.post("/v1/embeddings", "text/plain", body).await;
         assert_eq!(assert_entries(&answer).len(), 2);
     }
-    assert_eq!(nvidia.last_inline().bytes, ROCKET);
+    assert_eq!(nvidia.last_inline_picture().bytes, ROCKET);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Answer, FakeNvidia, HUBBLE, ROCKET, Received, Reply, TestApp, embedding,
+    Answer, FakeNvidia, HUBBLE, ROCKET, Received, Reply, TestApp,
     nvidia_api::{CREATE_ASSET, INFER},
     pending, variant,
 };
@@ -25,11 +25,16 @@ fn is_asset_inference(request: &Received) -> bool {
     request.line() == INFER && request.header("nvcf-input-asset-references").is_some()
 }
 
+/// Whether this asks for a pending result. No other call to NVIDIA is a `GET`.
+fn is_poll(request: &Received) -> bool {
+    request.method == "GET"
+}
+
 /// Returns a misbehaving reply to a call, or `None` for NVIDIA's normal reply.
 type Script = fn(&Received) -> Option<Reply>;
 
 /// Ways in which NVIDIA misbehaves. Each has a name, the picture that the client sends, and the
-/// script of NVIDIA's replies.
+/// script of NVIDIA's replies. `ROCKET` is sent to NVIDIA inline, and `HUBBLE` as an asset.
 const CASES: &[(&str, &[u8], Script)] = &[
     ("inference hangs", ROCKET, |_| Some(Reply::Hang)),
     ("inference always fails slowly", ROCKET, |_| Some(slow(Reply::status(503)))),
@@ -38,10 +43,10 @@ const CASES: &[(&str, &[u8], Script)] = &[
     }),
     ("the result stays pending", ROCKET, |_| Some(pending(FakeNvidia::REQUEST_ID))),
     ("polling hangs", ROCKET, |request| {
-        Some(if request.method == "GET" { Reply::Hang } else { pending(FakeNvidia::REQUEST_ID) })
+        Some(if is_poll(request) { Reply::Hang } else { pending(FakeNvidia::REQUEST_ID) })
     }),
     ("pending results are lost", ROCKET, |request| {
-        Some(if request.method == "GET" {
+        Some(if is_poll(request) {
             slow(Reply::status(404))
         } else {
             pending(FakeNvidia::REQUEST_ID)
@@ -70,7 +75,7 @@ const CASES: &[(&str, &[u8], Script)] = &[
         match request.line().as_str() {
             _ if is_asset_inference(request) => Some(slow(Reply::status(422))),
             INFER => Some(pending(FakeNvidia::REQUEST_ID)),
-            line if line.starts_with("GET") => Some(slow(pending(FakeNvidia::REQUEST_ID))),
+            _ if is_poll(request) => Some(slow(pending(FakeNvidia::REQUEST_ID))),
             _ => None,
         }
     }),
@@ -129,9 +134,9 @@ async fn waiting_for_the_concurrency_or_the_rate_limit_counts_against_the_deadli
             .setting("IMAGESVC_REQUEST_TIMEOUT", DEADLINE_SETTING)
             .settings(&[setting])
             .configure(|config| {
-                // In place of a minute. The limit of one call delays the second picture's call by
-                // this time, and the call then hangs. If the delay exceeded the deadline, the
-                // second picture would be refused at once.
+                // Replaces the minute of `NVIDIA_REQUESTS_PER_MINUTE`. With this limit, the second
+                // picture's call waits for 400 ms, and then hangs until the deadline. If the wait
+                // were longer than `DEADLINE`, the second picture would be refused at once.
                 config.nvidia.pace_window = Duration::from_millis(400);
             })
             .start()
@@ -156,8 +161,8 @@ async fn a_picture_is_sent_inline_in_time_after_a_call_for_its_asset_hangs() {
             request.line().starts_with(hanging).then_some(Reply::Hang)
         })
         .await;
-        // The upload of the asset may take half of this time. The other half is left to shrink the
-        // picture and to send it inline.
+        // Creating and uploading the asset may take half of this time. The other half is left to
+        // shrink the picture and to send it inline.
         let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "4s").start().await;
         assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     }
@@ -170,10 +175,8 @@ async fn pictures_are_sent_inline_without_another_asset_call_after_the_asset_api
     for (failure, attempts) in
         [(Reply::status(503), 3), (Reply::CloseAfter(Vec::new()), 3), (Reply::status(301), 1)]
     {
-        let nvidia = FakeNvidia::healthy_except(move |request| match request.line().as_str() {
-            CREATE_ASSET => Some(failure.clone()),
-            INFER => Some(embedding()),
-            _ => None,
+        let nvidia = FakeNvidia::healthy_except(move |request| {
+            (request.line() == CREATE_ASSET).then(|| failure.clone())
         })
         .await;
         let app = TestApp::start(&nvidia).await;
@@ -196,16 +199,15 @@ async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusa
         .await;
         let app = TestApp::builder(&nvidia)
             .configure(|config| {
-                // This is the pause after an outage. The pause after a refusal, which is ten
-                // minutes, stays unchanged.
+                // The pause after an outage. The pause after a refusal stays ten minutes.
                 assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
                 config.embed.call.failed_upload_pause = Duration::ZERO;
             })
             .start()
             .await;
-        app.upload(HUBBLE, "hubble.jpg").await.vector();
+        app.upload(HUBBLE, "hubble.jpg").await.vector(); // asserts the success
         let calls_before = nvidia.count();
-        app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
+        app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector(); // asserts the success
         let lines = nvidia.lines();
         assert_eq!(
             lines[calls_before..].contains(&CREATE_ASSET.to_owned()),

@@ -33,8 +33,8 @@ async fn decode_with(script: &str) -> (Answer, TestApp, TempDir) {
     (answer, app, folder)
 }
 
-/// Waits up to 10 s until the fake decoder in this folder has exited. It has written its process id to the
-/// file `pid`.
+/// Waits up to 10 s until the fake decoder in this folder has exited. Every fake decoder writes its process
+/// id to the file `pid`.
 async fn assert_exits(folder: &TempDir, script: &str) {
     let pid = fs::read_to_string(folder.path().join("pid")).unwrap();
     let started = Instant::now();
@@ -116,11 +116,12 @@ async fn a_decoder_that_breaks_the_protocol_causes_an_internal_error() {
         "exit 0".to_owned(),
         "exit 1".to_owned(),
         "printf 'no result at all'".to_owned(),
-        // Fewer bytes, and more bytes, than the header announces.
+        // First fewer bytes than the header announces, then more.
         format!("{}printf abc", header('d', 100)),
         format!("{}printf abc", header('d', 1)),
         // The announced length is 4 GiB, which is more than any rendered picture has.
         "printf 'd\\0\\0\\0\\0\\001\\0\\0\\0'; exec cat /dev/zero".to_owned(),
+        // Endless bytes, of which the header announces three.
         format!("{}exec cat /dev/zero", header('d', 3)),
     ] {
         let (answer, app, _folder) = decode_with(&script).await;
@@ -179,9 +180,9 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 /// Reads the limits of a decoder while the decoder waits for its picture.
 #[test]
 fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
-    // A WebP of 10 × 10 pixels with the orientation 1. The last three arguments are the memory
-    // estimate in bytes, the limit of the address space in bytes, and the limit of the processor
-    // time in seconds.
+    // The job is to convert a WebP of 10 × 10 pixels with the orientation 1. The JPEG may have 0 bytes,
+    // but none is made, because the input is empty. The last three arguments are the memory estimate in
+    // bytes, the limit of the address space in bytes, and the limit of the processor time in seconds.
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)
@@ -258,6 +259,6 @@ async fn a_decoder_inherits_no_variables_and_no_sockets_and_can_only_read_its_pi
     assert!(!inherited.contains("socket:"), "the decoder must inherit no socket: {inherited}");
     let input = inherited.lines().find(|line| line.contains(" 0 -> ")).unwrap();
     assert!(input.starts_with("lr-x"), "the file must be open for reading only: {input}");
-    // The picture may already be saved under its final name.
+    // `ls` prints the name that the file has now. The picture may already have its final name.
     assert!(input.contains("/.incoming/") || input.contains(".bmp"), "{input}");
 }

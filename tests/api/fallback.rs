@@ -11,15 +11,15 @@ use std::{
 use image_rs::RgbImage;
 
 use crate::support::{
-    CHELSEA, FakeNvidia, HUBBLE, Inline, Received, Reply, TestApp, assert_problem, converted,
-    embedding, noise_png,
+    CHELSEA, FakeNvidia, HUBBLE, InlinePicture, Received, Reply, TestApp, assert_problem,
+    converted, embedding, noise_png,
     nvidia_api::{CREATE_ASSET, INFER},
     variant,
 };
 
 /// The JPEG in an inline inference, and the length of its Base64 text.
 fn inline_jpeg(request: &Received) -> (RgbImage, usize) {
-    let inline = Inline::of(request);
+    let inline = InlinePicture::of(request);
     assert_eq!(inline.media_type, "image/jpeg");
     (inline.pixels(), inline.text_len)
 }

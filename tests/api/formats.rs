@@ -39,7 +39,7 @@ async fn webp_gif_bmp_and_tiff_are_sent_as_a_jpeg_of_the_same_size() {
             "the saved file must have the original bytes"
         );
 
-        let inline = nvidia.last_inline();
+        let inline = nvidia.last_inline_picture();
         assert_eq!(inline.media_type, "image/jpeg");
         let (sent, original) = (inline.pixels(), image_rs::load_from_memory(&picture).unwrap());
         assert_eq!((sent.width(), sent.height()), (original.width(), original.height()));

@@ -30,7 +30,7 @@ fn files_with_prefix(prefix: &str) -> Vec<(String, Vec<u8>)> {
 
 /// The pixels of the JPEG that was last sent to NVIDIA.
 fn last_sent_pixels(nvidia: &FakeNvidia) -> RgbImage {
-    let inline = nvidia.last_inline();
+    let inline = nvidia.last_inline_picture();
     assert_eq!(inline.media_type, "image/jpeg");
     inline.pixels()
 }

@@ -139,7 +139,7 @@ async fn every_picture_is_sent_upright_and_saved_unchanged() {
             assert_eq!((&body["width"], &body["height"]), (&48.into(), &32.into()));
             assert_eq!(app.saved_bytes(&answer.saved_as()), bytes, "{format} {orientation}");
 
-            let sent = nvidia.last_inline();
+            let sent = nvidia.last_inline_picture();
             assert_eq!(sent.bytes == bytes, is_sent_unchanged, "{format} {orientation}");
             let pixels = sent.pixels();
             // The orientations from 5 on swap the width and the height.
@@ -167,7 +167,7 @@ async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or
         let bytes = [jpeg_with_orientation(&picture, orientation), vec![0; 200_000]].concat();
         let answer = app.upload(&bytes, "picture.jpg").await;
         assert_eq!(answer.prepared(), "jpeg", "the picture must be turned, but not shrunk");
-        let sent = nvidia.last_inline().pixels();
+        let sent = nvidia.last_inline_picture().pixels();
         assert_eq!(corner_indices(&sent), expected_corner_indices(orientation), "{orientation}");
     }
     // With noise, the JPEG of the turned picture is too long as well.
@@ -178,7 +178,7 @@ async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or
     for orientation in 1..=8 {
         let answer = app.upload(&jpeg_with_orientation(&noisy, orientation), "picture.jpg").await;
         assert_eq!(answer.prepared(), "shrunk");
-        let sent = nvidia.last_inline().pixels();
+        let sent = nvidia.last_inline_picture().pixels();
         assert_eq!(corner_indices(&sent), expected_corner_indices(orientation), "{orientation}");
         let is_portrait = sent.width() < sent.height();
         assert_eq!(is_portrait, orientation >= 5, "{orientation}");
@@ -287,7 +287,7 @@ async fn a_picture_is_shrunk_if_its_jpeg_would_have_too_many_pixels_on_a_side_or
         let app =
             TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", limit).start().await;
         assert_eq!(app.upload(&picture, name).await.prepared(), "shrunk", "{name}");
-        let sent = nvidia.last_inline().pixels();
+        let sent = nvidia.last_inline_picture().pixels();
         // The service shrinks pictures to at most 1024 pixels on each side.
         assert!(sent.width().max(sent.height()) <= 1024, "{name}");
         let again = app.upload(&picture, name).await;
@@ -309,7 +309,7 @@ async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
         let answer = app.upload(bytes, "picture.jpg").await;
         assert_eq!(answer.prepared(), "original", "{name}");
         assert_eq!((&answer.json()["width"], &answer.json()["height"]), (&160.into(), &120.into()));
-        assert_eq!(nvidia.last_inline().bytes, bytes, "{name}");
+        assert_eq!(nvidia.last_inline_picture().bytes, bytes, "{name}");
         // The sandbox decodes the picture to compute its vector.
         let vector = sandbox.upload(bytes, "picture.jpg").await.vector();
         // These vectors have length 1, so the sum of the products is the cosine.

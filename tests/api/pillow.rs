@@ -16,7 +16,7 @@ use image_rs::RgbImage;
 use serde::Deserialize;
 
 use crate::support::{
-    Answer, Difference, FakeNvidia, Inline, TestApp, assert_problem, kinds, python_lacks,
+    Answer, Difference, FakeNvidia, InlinePicture, TestApp, assert_problem, kinds, python_lacks,
 };
 
 /// The beginnings of the names of kinds that the service does not support, each with a word of the
@@ -236,7 +236,7 @@ impl RecordingNvidia {
             if request.method == "PUT" {
                 recorded.lock().unwrap().clone_from(&request.body);
             } else if body.contains(";base64,") {
-                *recorded.lock().unwrap() = Inline::of(request).bytes;
+                *recorded.lock().unwrap() = InlinePicture::of(request).bytes;
             }
             None
         })

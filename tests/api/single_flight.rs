@@ -1,6 +1,6 @@
 //! Single flight: concurrent requests with the same picture share one call to NVIDIA. The leader is
-//! the request that started the call. The call continues after its clients disconnect. A request
-//! that started no call has `x-cache: hit` in its answer.
+//! the request that started the call. The call continues even if all clients that wait for it
+//! disconnect. The answer to a request that started no call has `x-cache: hit`.
 
 use std::time::Duration;
 
@@ -55,7 +55,7 @@ async fn a_call_serves_later_clients_after_the_client_that_started_it_disconnect
         release.send(true).unwrap();
     };
     for answer in tokio::join!(other_uploads, release_reply).0 {
-        answer.vector();
+        answer.vector(); // asserts the success
         assert_eq!(answer.header("x-cache"), "hit");
     }
     assert_eq!(nvidia.count(), 1);
@@ -101,8 +101,8 @@ async fn the_call_for_a_large_picture_finishes_after_the_client_disconnects() {
 
 #[tokio::test]
 async fn a_request_that_joined_a_call_late_succeeds_although_the_call_misses_its_deadline() {
-    // The first call hangs until the leader's deadline. Then the late request makes a call of its
-    // own, because it has 0.3 s left, which is more than a quarter of its time.
+    // The first call hangs until the leader's deadline. The late request then has 0.3 s left. This is
+    // more than a quarter of its time, which is 1 s, so it makes a call of its own.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
     let upload_late = async {
@@ -112,7 +112,7 @@ async fn a_request_that_joined_a_call_late_succeeds_although_the_call_misses_its
     };
     let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), upload_late);
     assert_eq!(leader.status, 504);
-    late.vector();
+    late.vector(); // asserts the success
     assert_eq!(nvidia.count(), 2);
 }
 
@@ -131,7 +131,7 @@ async fn a_request_that_joined_a_call_late_succeeds_if_the_call_has_no_time_for_
     };
     let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), upload_late);
     assert_eq!((leader.status, leader.header("retry-after")), (502, "1"));
-    late.vector();
+    late.vector(); // asserts the success
     assert_eq!(nvidia.count(), 2);
 }
 
@@ -154,8 +154,8 @@ async fn a_hundred_requests_that_share_a_hanging_call_make_no_further_call() {
 async fn an_error_is_shared_but_not_cached() {
     let (release, _) = watch::channel(false);
     // The service does not retry a 422.
-    let refused = Reply::status(422).held_until(&release);
-    let nvidia = FakeNvidia::replying(vec![refused, embedding()]).await;
+    let rejection = Reply::status(422).held_until(&release);
+    let nvidia = FakeNvidia::replying(vec![rejection, embedding()]).await;
     let app = TestApp::start(&nvidia).await;
     let uploads = join_all((0..5).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
@@ -196,7 +196,7 @@ async fn a_no_cache_request_makes_a_new_call_and_joins_no_other_call() {
     let (first, second) = tokio::join!(first_upload, second_upload);
     assert!(is_filled_with(&first, 1) && is_filled_with(&second, 2));
     assert_eq!(second.header("x-cache"), "miss");
-    // The picture is cached now.
+    // The picture is cached now, but a `no-cache` request makes a call nevertheless.
     let third = upload_with_no_cache().await;
     assert!(is_filled_with(&third, 3));
     // The cache contains the newest vector.

@@ -127,7 +127,7 @@ async fn the_kinds_that_scanners_and_drawing_programs_write_are_decoded_correctl
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
         answer.vector();
         assert_eq!(app.saved_bytes(&answer.saved_as()), picture, "{name}");
-        let difference = mean_difference(&nvidia.last_inline().pixels(), expected, scale);
+        let difference = mean_difference(&nvidia.last_inline_picture().pixels(), expected, scale);
         assert!(
             difference < max_difference,
             "{name}: the difference {difference} should be less than {max_difference}"

@@ -114,7 +114,7 @@ async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reaso
             failures.push(format!("{name}: {}", answer.text()));
             continue;
         }
-        let received = nvidia.last_inline().pixels();
+        let received = nvidia.last_inline_picture().pixels();
         let pixels = expected_pixels(&expected, received.dimensions()).unwrap();
         // The picture has landscape format, unless it is turned.
         let is_landscape = received.width() > received.height();

@@ -43,7 +43,7 @@ async fn upload_all(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
         assert_eq!(answer.prepared(), "jpeg", "{name}");
         let body = answer.json();
         assert_eq!([&body["width"], &body["height"]], size.map(serde_json::Value::from).each_ref());
-        received.push(nvidia.last_inline().pixels());
+        received.push(nvidia.last_inline_picture().pixels());
     }
     received
 }

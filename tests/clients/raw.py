@@ -54,7 +54,7 @@ class Connection:
         return status, headers, json.loads(body)
 
     def is_closed(self):
-        """Whether the service closes the connection without sending more. Waits for either."""
+        """Waits until the service closes the connection, or sends another byte. Returns whether it was closed."""
         return self.reader.read(1) == b""
 
 
@@ -100,7 +100,7 @@ def urlsession_form(boundary):
 
 
 def chunked(body, size):
-    """The body in chunks of this size."""
+    """The pieces of a chunked body: a chunk for every `size` bytes, and the last chunk, which is empty."""
     pieces = [body[at:at + size] for at in range(0, len(body), size)]
     return [f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces] + [b"0\r\n\r\n"]
 
@@ -158,7 +158,7 @@ def a_client_that_expects_100_continue_gets_it():
         check(status, headers, body)
 
 
-def a_request_with_a_too_large_body_is_refused_before_the_body():
+def a_request_with_a_too_large_body_is_refused_before_its_body_is_sent():
     with Connection() as connection:
         connection.send(request_head("/vectorize-image-upload", "Content-Type: multipart/form-data; boundary=x", "Content-Length: 999999999", "Expect: 100-continue"))
         status, headers, problem = connection.read_answer()
@@ -181,7 +181,7 @@ def pipelined_requests_are_answered_in_order():
 
 def a_connection_stays_open_after_an_error_and_closes_on_request():
     with Connection() as connection:
-        connection.send(json_request({"image_url": 7}))  # not a text
+        connection.send(json_request({"image_url": 7}))  # not a string
         status, headers, problem = connection.read_answer()
         assert (status, problem["code"]) == (422, "validation_failed"), problem
         connection.send(json_request({"image_url": SAMPLE}, "Connection: close"))
@@ -202,7 +202,7 @@ def an_http_1_0_request_is_answered_and_its_connection_is_closed():
 uploads_of_okhttp_and_urlsession_and_a_url_are_answered_on_one_connection()
 a_chunked_upload_is_accepted()
 a_client_that_expects_100_continue_gets_it()
-a_request_with_a_too_large_body_is_refused_before_the_body()
+a_request_with_a_too_large_body_is_refused_before_its_body_is_sent()
 pipelined_requests_are_answered_in_order()
 a_connection_stays_open_after_an_error_and_closes_on_request()
 an_http_1_0_request_is_answered_and_its_connection_is_closed()

@@ -24,7 +24,7 @@ impl JsonLines {
         Self { lines: Lines::new(file), path: path.to_owned(), reader }
     }
 
-    /// Reads the next row into `row`. Returns whether there was one.
+    /// Reads the next row into `row`. Returns whether there was one. An incomplete last line is no row.
     ///
     /// # Errors
     /// The line is not a row of `imagesvc embed`, or the file cannot be read.
@@ -46,7 +46,7 @@ impl JsonLines {
         self.parse_fields(row).map_err(|detail| self.error(detail)).map(|_| ())
     }
 
-    /// Reads the next line. Returns whether there was a complete one.
+    /// Reads the next line. Returns whether it exists and is complete.
     pub(super) fn next_line(&mut self) -> Result<bool, VectorsError> {
         let found = self.lines.advance();
         let found = found.map_err(|error| VectorsError::Io(self.path.clone(), error))?;
@@ -58,7 +58,7 @@ impl JsonLines {
     fn parse_fields(&self, row: &mut Row) -> Result<&str, String> {
         let not_a_row = |detail: String| format!("this is not a row of imagesvc embed: {detail}");
         let parsed = self.lines.row(&self.reader).map_err(not_a_row)?;
-        row.label = label(&self.reader, &parsed.own);
+        row.label = label(&self.reader, &parsed.source_members);
         row.model = Some(parsed.model().map_err(not_a_row)?);
         Ok(parsed.vector)
     }

@@ -16,11 +16,11 @@ use parquet::{
 /// The most values in a page: 128 MiB of 32-bit floats. Writers make pages of 1 to 100 MB.
 const MAX_PAGE_VALUES: u64 = 32 << 20;
 
-/// The most bytes of a page of a column with texts. This also limits the column's dictionary page: if
-/// many rows repeat a longer text of the dictionary, each copy takes memory.
-const MAX_TEXT_PAGE: usize = 16 << 20;
+/// The most bytes of a page in a column of texts. Also the most bytes of the column's dictionary,
+/// because each row that refers to a text of the dictionary gets its own copy of that text.
+const MAX_TEXT_PAGE_BYTES: usize = 16 << 20;
 
-/// All row groups of a file, whose declared sizes were checked.
+/// All row groups of a file. Their declared sizes have been checked.
 pub(super) struct CheckedRowGroups {
     file: Arc<File>,
     metadata: Arc<ParquetMetaData>,
@@ -31,7 +31,8 @@ impl CheckedRowGroups {
     /// Checks the columns that `mask` selects.
     ///
     /// # Errors
-    /// A column is not within the file, a number is negative, or a column has an unsupported compression.
+    /// A column is not within the file, a number of rows or values is negative, the rows are too many to
+    /// count, or this program cannot read the compression of a column.
     pub(super) fn new(
         file: File,
         metadata: ParquetMetaData,
@@ -42,7 +43,7 @@ impl CheckedRowGroups {
         let mut rows = 0_usize;
         for row_group in metadata.row_groups() {
             let added = usize::try_from(row_group.num_rows()).ok();
-            rows = added.and_then(|added| rows.checked_add(added)).ok_or_else(impossible)?;
+            rows = added.and_then(|added| rows.checked_add(added)).ok_or_else(impossible_sizes)?;
             let columns = row_group.columns().iter().enumerate();
             for (_, column) in columns.filter(|(index, _)| mask.leaf_included(*index)) {
                 check_column(column, file_bytes)?;
@@ -58,7 +59,7 @@ impl CheckedRowGroups {
     }
 }
 
-fn impossible() -> ParquetError {
+fn impossible_sizes() -> ParquetError {
     ParquetError::General("its metadata declares impossible sizes".into())
 }
 
@@ -71,12 +72,15 @@ fn check_column(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<()> {
             .checked_add(u64::try_from(column.compressed_size()).ok()?)?;
         (end <= file_bytes && column.num_values() >= 0).then_some(())
     };
-    check().ok_or_else(impossible)
+    check().ok_or_else(impossible_sizes)
 }
 
-/// Checks that this program can read the compression of a column. Reads no page.
+/// Checks that this program can read the compression of a column: otherwise no page reader can be
+/// created. Reads no page.
 fn check_compression(column: &ColumnChunkMetaData, file: &Arc<File>) -> Result<()> {
-    SerializedPageReader::new(Arc::clone(file), column, 0, None).map(|_| ()).map_err(|_| {
+    let row_count = 0; // needed only for reading pages
+    let created = SerializedPageReader::new(Arc::clone(file), column, row_count, None);
+    created.map(drop).map_err(|_| {
         let compression = column.compression();
         ParquetError::General(format!(
             "its pages are compressed by {compression}, which this program cannot read: write it \
@@ -104,7 +108,7 @@ impl RowGroups for CheckedRowGroups {
     }
 }
 
-/// The pages of a column, one row group after another.
+/// The chunks of a column: its pages in one row group, then in the next, and so on.
 struct Chunks {
     file: Arc<File>,
     metadata: Arc<ParquetMetaData>,
@@ -121,6 +125,7 @@ impl Iterator for Chunks {
         let row_group = self.metadata.row_groups().get(self.row_group)?;
         self.row_group += 1;
         let column = row_group.column(self.column);
+        // `CheckedRowGroups::new` has refused a file for which this conversion fails.
         let rows = usize::try_from(row_group.num_rows()).ok()?;
         let pages = SerializedPageReader::new(Arc::clone(&self.file), column, rows, None);
         let limits = Limits::new(column);
@@ -136,12 +141,12 @@ struct CheckedPages {
     limits: Limits,
 }
 
-/// The limits of a column's next pages.
+/// The limits for the next pages of a column in one row group.
 struct Limits {
     /// How many values the column's metadata still allows.
     values_left: u64,
     column_type: Type,
-    /// Whether there was a page with a dictionary. The reader panics if one is missing.
+    /// Whether there was a dictionary page. The parquet crate panics if a page needs one and there was none.
     has_dictionary: bool,
 }
 
@@ -151,7 +156,7 @@ impl Limits {
         Self { values_left, column_type: column.column_type(), has_dictionary: false }
     }
 
-    /// Checks the next page.
+    /// Checks the next page, and counts its values.
     fn check(&mut self, page: &Page) -> Result<()> {
         let (bytes, values) = (page.buffer().len(), u64::from(page.num_values()));
         let is_possible = match page {
@@ -170,7 +175,7 @@ impl Limits {
                     && (self.has_dictionary || !needs_dictionary)
             }
         };
-        if is_possible && (self.column_type != Type::BYTE_ARRAY || bytes <= MAX_TEXT_PAGE) {
+        if is_possible && (self.column_type != Type::BYTE_ARRAY || bytes <= MAX_TEXT_PAGE_BYTES) {
             return Ok(());
         }
         let detail =
@@ -200,6 +205,7 @@ impl PageReader for CheckedPages {
         self.pages.peek_next_page()
     }
 
+    /// A skipped page is not checked, because it is not read into memory.
     fn skip_next_page(&mut self) -> Result<()> {
         self.pages.skip_next_page()
     }
@@ -236,8 +242,9 @@ mod tests {
         Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }
     }
 
-    /// Whether a column with this many values may consist of these pages. In these tests, pages
-    /// may be too short for their floats: the limits do not compare bytes and values.
+    /// Whether these pages are within the limits of a column that declares this many values. In these
+    /// tests, some pages are too short for their floats, because only a dictionary's bytes and values
+    /// are compared.
     fn are_possible(values_left: u64, column_type: Type, pages: &[Page]) -> bool {
         let mut limits = Limits { values_left, column_type, has_dictionary: false };
         pages.iter().all(|page| limits.check(page).is_ok())
@@ -270,10 +277,11 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_page_are_limited_for_texts_but_not_for_numbers() {
-        for pages in [[plain(MAX_TEXT_PAGE + 1, 1)], [dictionary(MAX_TEXT_PAGE + 1, 1)]] {
+        for pages in [[plain(MAX_TEXT_PAGE_BYTES + 1, 1)], [dictionary(MAX_TEXT_PAGE_BYTES + 1, 1)]]
+        {
             assert!(!are_possible(5, Type::BYTE_ARRAY, &pages));
             assert!(are_possible(5, Type::FLOAT, &pages));
         }
-        assert!(are_possible(5, Type::BYTE_ARRAY, &[plain(MAX_TEXT_PAGE, 1)]));
+        assert!(are_possible(5, Type::BYTE_ARRAY, &[plain(MAX_TEXT_PAGE_BYTES, 1)]));
     }
 }

@@ -1,4 +1,4 @@
-//! Caches embeddings in the bucket, for all replicas and for those that start later.
+//! Caches embeddings in the bucket. Every replica finds them there, even one that starts later.
 
 use std::sync::Arc;
 
@@ -17,23 +17,24 @@ use crate::{
 };
 
 /// At most this many embeddings are written at once. Each takes about 50 KB of memory.
-const MAX_WRITES: usize = 256;
+const MAX_CONCURRENT_WRITES: usize = 256;
 
 /// The cache level in the bucket.
 pub(super) struct Shared {
     bucket: Bucket,
-    writes: Arc<Semaphore>,
+    write_permits: Arc<Semaphore>,
 }
 
 impl Shared {
     pub(super) fn new(bucket: Bucket) -> Self {
-        Self { bucket, writes: Arc::new(Semaphore::new(MAX_WRITES)) }
+        Self { bucket, write_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_WRITES)) }
     }
 
-    /// Returns the cached embedding of the key, if there is one and the bucket can be read. A damaged
-    /// embedding counts as missing; the next write replaces it.
+    /// Returns the cached embedding of the key. `None` if there is none, if it is damaged or has
+    /// another version, or if the bucket cannot be read. The next write replaces an embedding that
+    /// could not be used.
     pub(super) async fn read(&self, key: &CacheKey) -> Option<CachedEmbedding> {
-        // The bucket logs when it begins to fail.
+        // The error is not logged here: `Bucket` logs when the bucket begins to fail.
         let bytes = self.bucket.read(&path(key)).await.ok()??;
         let cached = decode(key, &bytes);
         if cached.is_none() {
@@ -45,11 +46,10 @@ impl Shared {
         cached
     }
 
-    /// Writes an embedding. If too many are being written, or if the bucket fails, the embedding is
-    /// not written, and other replicas that need it make a call of their own. Returns whether it is
-    /// written.
+    /// Writes an embedding, and returns whether it was written. It is not written if too many others
+    /// are being written, or if the bucket fails. A replica that needs it then makes its own call.
     pub(super) async fn write(&self, key: &CacheKey, cached: &CachedEmbedding) -> bool {
-        let Ok(_permit) = self.writes.try_acquire() else {
+        let Ok(_permit) = self.write_permits.try_acquire() else {
             tracing::debug!("an embedding is not cached in the bucket: too many are being written");
             return false;
         };

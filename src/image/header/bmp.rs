@@ -44,15 +44,15 @@ pub(in crate::image) const BITFIELDS: u32 = 3;
 const ALPHA_BITFIELDS: u32 = 6;
 
 /// The length of the file header, in bytes.
-const FILE_HEADER: usize = 14;
+const FILE_HEADER_LEN: usize = 14;
 
-/// The longest part of both headers that is read: up to the mask for alpha.
-const HEAD_LEN: usize = FILE_HEADER + V3 as usize;
+/// How much of both headers is read at most, in bytes: everything up to the mask for alpha.
+const HEAD_LEN: usize = FILE_HEADER_LEN + V3 as usize;
 
 // The lengths of the second header, in bytes.
-/// OS/2 1: BITMAPCOREHEADER. Its width and height have 16 bits.
+/// Version 1 of OS/2: BITMAPCOREHEADER. Its width and height have 16 bits.
 const CORE: u32 = 12;
-/// OS/2 2, with all its fields.
+/// Version 2 of OS/2, with all its fields.
 const OS2: u32 = 64;
 /// Windows: BITMAPINFOHEADER.
 const INFO: u32 = 40;
@@ -68,8 +68,8 @@ const MAX_SIDE: u32 = 0xffff;
 /// The masks for 32 bits per pixel if the header contains no masks.
 const DEFAULT_MASKS: [u32; 4] = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
 
-/// Whether this is a valid length of the second header. In OS/2 2, the header may be shortened to
-/// any length from 16 bytes on; [`INFO`], [`V2`] and [`V3`] are among these lengths.
+/// Whether this is a valid length of the second header. In version 2 of OS/2, the header may be
+/// shortened to any length from 16 bytes on; [`INFO`], [`V2`] and [`V3`] are among these lengths.
 pub(in crate::image) fn is_header_length(length: u32) -> bool {
     matches!(length, CORE | 16..=OS2 | V4 | V5)
 }
@@ -78,16 +78,17 @@ pub(in crate::image) fn is_header_length(length: u32) -> bool {
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
     // Fields that the file's headers do not have stay zero.
     let mut head = [0; HEAD_LEN];
-    reader.read_exact(&mut head[..18]).map_err(|_| HeaderError::Damaged)?;
-    let length = u32_at(&head, 14); // of the second header
+    let length_end = FILE_HEADER_LEN + 4;
+    reader.read_exact(&mut head[..length_end]).map_err(|_| HeaderError::Damaged)?;
+    let length = u32_at(&head, FILE_HEADER_LEN); // of the second header
     if !is_header_length(length) {
         return Err(HeaderError::Damaged);
     }
     let is_windows = matches!(length, INFO | V2 | V3 | V4 | V5);
-    // In OS/2, the fields after the first forty bytes are for printers.
+    // In OS/2, the fields after the first forty bytes are for printers, and are not read.
     let needed_len = length.min(if is_windows { V3 } else { INFO });
-    let needed_end = FILE_HEADER + needed_len as usize;
-    reader.read_exact(&mut head[18..needed_end]).map_err(|_| HeaderError::Damaged)?;
+    let needed_end = FILE_HEADER_LEN + needed_len as usize;
+    reader.read_exact(&mut head[length_end..needed_end]).map_err(|_| HeaderError::Damaged)?;
     let u16_at = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
     let (width, height, bits) = if length == CORE {
         (u16_at(18).into(), u16_at(20).into(), u16_at(24))
@@ -109,7 +110,7 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Bmp, HeaderError> {
         [0, 0, 0, 0] if bits == 32 => DEFAULT_MASKS,
         masks => masks,
     };
-    let headers_end = FILE_HEADER as u64 + u64::from(length) + masks_len as u64;
+    let headers_end = FILE_HEADER_LEN as u64 + u64::from(length) + masks_len as u64;
     let layout = PaletteLayout {
         at: headers_end,
         bits,
@@ -228,10 +229,11 @@ mod tests {
 
     /// The headers and the palette of a BMP of 5 × 3 pixels, with 8 bits per pixel and two stored
     /// colours. The pixels are missing.
-    fn file() -> Vec<u8> {
+    fn file_without_pixels() -> Vec<u8> {
         let mut bytes =
             b"BM\0\0\0\0\0\0\0\0\x3e\0\0\0\x28\0\0\0\x05\0\0\0\x03\0\0\0\x01\0\x08\0".to_vec();
         bytes.resize(46, 0);
+        // The number of stored colours, the number of important colours, and the palette.
         bytes.extend([2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8]);
         bytes
     }
@@ -242,13 +244,13 @@ mod tests {
 
     #[test]
     fn the_size_the_palette_and_the_offset_of_the_pixels_are_read() {
-        let bmp = read_bytes(&file()).unwrap();
+        let bmp = read_bytes(&file_without_pixels()).unwrap();
         assert_eq!((bmp.width, bmp.height, bmp.is_top_down), (5, 3, false));
         assert_eq!((bmp.bits, bmp.compression, bmp.data_at), (8, RGB, 62));
         assert_eq!(bmp.palette.len(), 4 * 256);
         assert!(bmp.palette.starts_with(&[1, 2, 3, 0, 5, 6, 7, 0, 0]));
         // A negative height means that the top row is stored first.
-        let mut top_down = file();
+        let mut top_down = file_without_pixels();
         top_down[22..26].copy_from_slice(&(-3i32).to_le_bytes());
         let bmp = read_bytes(&top_down).unwrap();
         assert_eq!((bmp.height, bmp.is_top_down), (3, true));
@@ -258,10 +260,10 @@ mod tests {
     fn a_truncated_header_is_damaged_and_missing_colours_are_black() {
         let (palette_at, palette_end) = (54, 62);
         for len in 0..palette_at {
-            assert_eq!(read_bytes(&file()[..len]), Err(HeaderError::Damaged));
+            assert_eq!(read_bytes(&file_without_pixels()[..len]), Err(HeaderError::Damaged));
         }
         for len in palette_at..palette_end {
-            let palette = read_bytes(&file()[..len]).unwrap().palette;
+            let palette = read_bytes(&file_without_pixels()[..len]).unwrap().palette;
             let first_color = if len < palette_at + 4 { [0; 4] } else { [1, 2, 3, 0] };
             assert_eq!(palette[..4], first_color);
             assert_eq!(palette[4..], [0; 1020]);
@@ -274,7 +276,7 @@ mod tests {
             start in 2..70usize,
             noise in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
-            let mut bytes = file();
+            let mut bytes = file_without_pixels();
             let start = start.min(bytes.len());
             let end = (start + noise.len()).min(bytes.len());
             bytes[start..end].copy_from_slice(&noise[..end - start]);

@@ -47,7 +47,7 @@ pub(in crate::image) struct Heif {
     /// the pixels.
     pub(in crate::image) is_transformed: bool,
     pub(in crate::image) alpha: Alpha,
-    /// The chroma format. 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4.
+    /// The chroma format. 0: grey, 1: 4:2:0, 2: 4:2:2, 3: 4:4:4. In a grid, the highest of its tiles.
     pub(in crate::image) chroma: u8,
     /// The offset where the last complete box ends. The decoder refuses files with anything after
     /// this offset, so it gets only the bytes before it.
@@ -122,7 +122,7 @@ struct CodedPicture {
 impl CodedPicture {
     fn read(reader: &mut Reader, meta: &Meta<'_>, item: u32) -> Result<Self, HeaderError> {
         let is_grid = match meta.kind(item).ok_or(Damaged)? {
-            b"hvc1" => false,
+            b"hvc1" => false, // one HEVC stream
             b"grid" => true,
             kind => return Err(unsupported_item(kind)),
         };
@@ -133,7 +133,7 @@ impl CodedPicture {
         for part in &items {
             // All tiles have the same size.
             stream_size = meta.size(*part).ok_or(Damaged)?;
-            // Byte 16 of the configuration ends with the chroma format (ISO/IEC 14496-15, 8.3.2.1).
+            // The last two bits of byte 16 are the chroma format (ISO/IEC 14496-15, 8.3.2.1).
             let configuration = meta.property(*part, b"hvcC").ok_or(Damaged)?;
             chroma = chroma.max(configuration.get(16).ok_or(Damaged)? & 3);
         }
@@ -148,6 +148,7 @@ fn unsupported_item(kind: &[u8; 4]) -> HeaderError {
         b"hev1" => "a HEIC picture of the kind hev1",
         b"iovl" => "a HEIC picture that overlays others (iovl)",
         b"iden" => "a HEIC picture that is made from another one (iden)",
+        // Only a tile can get here: any other grid is supported.
         b"grid" => "a HEIC picture whose grid is made of grids",
         b"jpeg" => "a HEIF file with a JPEG in it",
         b"j2k1" => "a HEIF file with a JPEG 2000 in it",
@@ -179,6 +180,7 @@ fn read_tiles(
     if layout.size != coded_size || (layout.columns, layout.rows) != (columns, rows) {
         return Err(Damaged);
     }
+    // A grid may show one item as several tiles.
     let tiles = BTreeSet::from_iter(tiles);
     for tile in &tiles {
         match meta.kind(*tile).ok_or(Damaged)? {
@@ -213,7 +215,8 @@ fn read_grid_layout(
     const IN_FILE: u64 = 0;
     const IN_META: u64 = 1;
     let Location { method, start, length } = meta.location(grid).ok_or(Damaged)?;
-    let mut data = [0; 12]; // enough for the longest layout
+    // Enough for the longest layout. Bytes that the item does not have stay zero.
+    let mut data = [0; 12];
     // A length of zero means: up to the end (ISO/IEC 14496-12, 8.11.3).
     let length = usize::try_from(length).ok().filter(|len| *len > 0).unwrap_or(data.len());
     let length = length.min(data.len());
@@ -263,6 +266,7 @@ fn transformed_size(
                 is_transformed |= quarter_turns > 0;
             }
             b"imir" => is_transformed = true,
+            // These properties do not crop, turn or mirror the picture.
             b"hvcC" | b"ispe" | b"colr" | b"pixi" | b"pasp" | b"auxC" => {}
             // The decoder would ignore this property and return a wrong picture.
             _ if is_essential => {
@@ -298,8 +302,8 @@ fn cropped_size(clap: &[u8], (width, height): Size) -> Option<Size> {
     Some((cropped_side(0, 16, width)?, cropped_side(8, 24, height)?))
 }
 
-/// Finds the transparency of the picture and of its tiles. The transparency of each item is stored
-/// as another picture in the file, the alpha. Its master is the item to which it belongs. The
+/// Finds the transparency of the picture and of its tiles. The transparency of an item is stored as
+/// another picture in the file, the alpha. The items to which an alpha belongs are its masters. The
 /// decoder decodes alphas, too, so they must satisfy the same rules as the picture.
 fn read_alpha(
     reader: &mut Reader,
@@ -322,6 +326,7 @@ fn read_alpha(
         if masters.is_empty() || !is_alpha(alpha) {
             continue;
         }
+        // Several references may name the same alpha, which is read only once.
         let (alpha_width, alpha_height) = match alpha_sizes.get(&alpha) {
             Some(size) => *size,
             None => {

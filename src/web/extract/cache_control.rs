@@ -11,9 +11,9 @@ use utoipa::IntoParams;
 
 use crate::embed::CacheMode;
 
-/// The cache mode by the request's `Cache-Control`. With the directive `no-cache` (RFC 9111, section
-/// 5.2.1.4), the service calls NVIDIA even if the vector is cached. The new vector is then cached. All
-/// other directives are ignored.
+/// The cache mode that the request's `Cache-Control` asks for. With the directive `no-cache`
+/// (RFC 9111, section 5.2.1.4), the service calls NVIDIA even if the vector is cached. The new vector
+/// then replaces the cached one. All other directives are ignored.
 pub(in crate::web) struct CacheControl(pub(in crate::web) CacheMode);
 
 /// Describes the header in the OpenAPI document.

@@ -2,8 +2,8 @@
 //!
 //! The parser is multer. This module works around three of its properties:
 //!
-//! - multer reads every chunk that is ready into memory before it parses any. It therefore gets one
-//!   chunk at a time.
+//! - multer reads all chunks that are ready into memory before it parses the first. This module
+//!   therefore passes it one chunk at a time.
 //! - multer does not limit the length of a part's header. The bytes that it has in memory are
 //!   therefore counted and limited, and count toward the client's share of memory.
 //! - multer mistakes `name=` inside a file's name for the field's name, and does not know extended
@@ -33,9 +33,13 @@ use crate::{
 /// The most parts that a form may have.
 const MAX_PARTS: usize = 32;
 
-/// If a part's header is still incomplete after more bytes than this, the next chunk is an error. The
-/// parser has all bytes of an incomplete header in memory.
+/// The limit for a part's header, which the parser keeps in memory until the header is complete. If
+/// more bytes than this have arrived since the parser last returned a part or a chunk, the next chunk
+/// is an error.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// How many characters of a part's name an error message quotes.
+const MAX_QUOTED_CHARS: usize = 40;
 
 /// An example of how to send a form, for error messages.
 pub(in crate::web) const EXAMPLE: &str = "curl -F \"file=@photo.jpg\"";
@@ -56,8 +60,8 @@ pub(in crate::web) struct Form {
 }
 
 impl Form {
-    /// Starts to read a form from a body. `memory` grows to the most bytes that the parser has in
-    /// memory at once.
+    /// The form in this body. Nothing is read yet. `memory` grows to the most bytes that the parser has
+    /// in memory at once.
     pub(in crate::web) fn new(
         body: impl Stream<Item = Result<Bytes, BodyError>> + Send + 'static,
         boundary: &str,
@@ -117,12 +121,12 @@ impl Form {
         Ok(())
     }
 
-    /// Reads the form until the first part with the field name `file` that is not empty. Browsers
+    /// Reads the form up to the first part that has the field name `file` and is not empty. Browsers
     /// send an empty part for each file input that the user left empty. If all parts with this name
     /// are empty, returns the first of them.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is no such part or the form is malformed. [`Error::Body`] if the
+    /// [`Error::Invalid`] if no part has this name or the form is malformed. [`Error::Body`] if the
     /// body could not be received.
     pub(in crate::web) async fn find_file(&mut self) -> Result<FormFile, Error> {
         let mut first_empty = None;
@@ -141,7 +145,7 @@ impl Form {
                 }
             } else {
                 let name = part.disposition.name.as_deref().unwrap_or("(no name)");
-                let short_name: String = name.chars().take(40).collect();
+                let short_name: String = name.chars().take(MAX_QUOTED_CHARS).collect();
                 let printable = file_name::printable(&short_name);
                 other_names.push(printable.unwrap_or_else(|| "(no name)".into()));
                 self.skip(part).await?;
@@ -162,7 +166,7 @@ impl Form {
         ))
     }
 
-    /// Streams the file's bytes, and then checks that no second file with bytes follows.
+    /// Streams the file's bytes. Ends with an error if a second file that is not empty follows.
     pub(in crate::web) fn into_stream(
         self,
         file: FormFile,
@@ -204,16 +208,16 @@ impl Part {
 
 /// The part with the picture.
 pub(in crate::web) struct FormFile {
-    /// The file's name as the client sent it. `None` if the part has no file name: it is then probably
-    /// text.
+    /// The file's name as the client sent it. `None` if the part has no file name: the part is
+    /// then probably text.
     pub name: Option<String>,
     /// The first chunk, and the part that returns the following chunks. `None` if the file is empty.
     content: Option<(Bytes, Part)>,
 }
 
-/// Returns one chunk, and then pauses until [`chunk_by_chunk`] resumes the stream. Without pauses,
-/// the parser would read every chunk that is ready into memory. It would also report a form as
-/// incomplete if the first chunk and the end of the body are ready at the same time.
+/// A stream that yields a chunk, and then pauses until [`chunk_by_chunk`] resumes it. Without pauses,
+/// the parser would read all chunks that are ready into memory. The parser would also report a form
+/// as incomplete if the first chunk and the end of the body are ready at the same time.
 fn one_at_a_time<T>(
     mut stream: impl Stream<Item = T> + Unpin,
     is_paused: Arc<AtomicBool>,
@@ -281,7 +285,8 @@ mod tests {
 
     /// Reads the file's name and bytes from a form in chunks.
     async fn read(chunks: Vec<Bytes>) -> Result<(Option<String>, Vec<u8>), Error> {
-        let memory = Shares::undivided(1 << 20, 1).empty_permit(ClientNetwork::UNKNOWN);
+        let (one_mib, rounded_up_to) = (1 << 20, 1);
+        let memory = Shares::undivided(one_mib, rounded_up_to).empty_permit(ClientNetwork::UNKNOWN);
         let mut form = Form::new(stream::iter(chunks.into_iter().map(Ok)), "x", memory);
         let file = form.find_file().await?;
         let name = file.name.clone();
@@ -306,6 +311,7 @@ mod tests {
             // The form has 212 bytes. Positions behind its end are ignored.
             splits in proptest::collection::btree_set(0usize..260, 0..40),
         ) {
+            // The picture contains a line that is almost the boundary `--x`.
             let form = [
                 part("note", "before"),
                 part("\"file\"; filename=\"a.png\"", "the \r\n--y picture"),
@@ -329,7 +335,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn empty_files_are_skipped_if_the_form_also_contains_a_file_with_bytes() {
+    async fn an_empty_file_is_returned_only_if_no_file_of_the_form_has_bytes() {
         let empty = part("file; filename=\"\"", "");
         let picture = part("file; filename=a.png", "picture");
         for order in
@@ -360,7 +366,7 @@ mod tests {
         // A header of 1600 KiB, in chunks of 16 KiB: far longer than `MAX_HEADER_BYTES`.
         let start = Bytes::from("--x\r\nContent-Disposition: ");
         let mut chunks = vec![start];
-        chunks.resize(101, Bytes::from(vec![b'a'; 16 * 1024]));
+        chunks.extend(std::iter::repeat_n(Bytes::from(vec![b'a'; 16 * 1024]), 100));
         let error = read(chunks).await.unwrap_err();
         assert!(error.detail().contains("header of a part of the form is too long"));
     }

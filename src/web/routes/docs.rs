@@ -32,18 +32,20 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 
 const CONTENT_SECURITY_POLICY: HeaderName = header::CONTENT_SECURITY_POLICY;
 
-/// The type of the OpenAPI document.
+/// The `Content-Type` header of the OpenAPI document.
 const JSON: (HeaderName, HeaderValue) =
     (header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
 
-/// The page's name among the files of Swagger UI.
+/// The name of the file of Swagger UI that is the page at `/docs`.
 const PAGE: &str = "index.html";
 
-/// The JSON Pointer to the example of a URL in the OpenAPI document. Swagger UI fills in this URL.
+/// The JSON Pointer to the example of a URL in the OpenAPI document. Swagger UI fills its form with the
+/// example.
 const URL_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
-/// Builds the routes. The document is built for its first request, which takes about 2 ms. At start it
-/// would take more memory than everything else, and most services are never asked for it.
+/// Builds the routes. `document` is called at the first request for the document, and takes about
+/// 2 ms. At the start of the service, this would take more memory than the rest of the start, and most
+/// services are never asked for the document. `sample_url` is as in [`with_sample_url`].
 pub(super) fn router<S>(document: fn() -> OpenApi, sample_url: Option<String>) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -77,8 +79,8 @@ fn json(document: &OpenApi, sample_url: Option<&str>) -> Bytes {
     document.to_string().into()
 }
 
-/// In the sandbox, replaces the example by the URL of the sample picture. The sandbox must work
-/// without a network, where the URL of the example is out of reach.
+/// The document as JSON. If there is a `sample_url`, it replaces the URL of the example. In the sandbox,
+/// it is the URL of the sample picture, because the sandbox must work without a network.
 fn with_sample_url(document: &OpenApi, sample_url: Option<&str>) -> Value {
     // The document contains only values that JSON can represent, so serializing it never fails.
     let mut document = serde_json::to_value(document).unwrap_or_default();
@@ -129,21 +131,21 @@ mod tests {
 
     #[tokio::test]
     async fn the_document_is_built_once_and_not_before_it_is_requested() {
-        static BUILT: AtomicU32 = AtomicU32::new(0);
+        static BUILD_COUNT: AtomicU32 = AtomicU32::new(0);
         let count_and_build = || {
-            BUILT.fetch_add(1, Ordering::Relaxed);
+            BUILD_COUNT.fetch_add(1, Ordering::Relaxed);
             OpenApi::default()
         };
         let app: Router = router(count_and_build, None);
-        assert_eq!(BUILT.load(Ordering::Relaxed), 0);
+        assert_eq!(BUILD_COUNT.load(Ordering::Relaxed), 0);
         for _ in 0..2 {
             let request = Request::get("/openapi.json").body(Body::empty()).unwrap();
             let response = app.clone().oneshot(request).await.unwrap();
             assert_eq!(response.headers()["content-type"], "application/json");
-            let body = to_bytes(response.into_body(), 100_000).await.unwrap();
+            let body = to_bytes(response.into_body(), usize::MAX).await.unwrap();
             let document: Value = serde_json::from_slice(&body).unwrap();
             assert!(document["openapi"].as_str().unwrap().starts_with("3."));
-            assert_eq!(BUILT.load(Ordering::Relaxed), 1);
+            assert_eq!(BUILD_COUNT.load(Ordering::Relaxed), 1);
         }
     }
 

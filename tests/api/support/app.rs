@@ -85,8 +85,8 @@ impl Builder {
         self.setting("IMAGESVC_FETCH_ALLOW", server.address)
     }
 
-    /// Changes values of the resolved configuration that have no setting of their own. Only the last
-    /// change counts.
+    /// Changes values of the resolved configuration that have no setting of their own. A second call
+    /// replaces the change of the first.
     pub fn configure(mut self, change: impl FnOnce(&mut Config) + Send + 'static) -> Self {
         self.change_config = Box::new(change);
         self
@@ -170,7 +170,7 @@ impl TestApp {
         self.stop.send(()).unwrap();
         self.server.await.unwrap();
         // Another test may be starting a program. Until its `exec`, the forked child has all files
-        // of this process open, including the lock file of this folder.
+        // of this process open, including the lock file of this folder. The folder stays locked until then.
         if let Ok(lock) = std::fs::File::open(self.folder.path().join(".lock")) {
             let started = std::time::Instant::now();
             while lock.try_lock().is_err() {
@@ -188,6 +188,7 @@ impl TestApp {
         format!("http://{}{path}", self.address)
     }
 
+    /// Sends a request, and reads the whole answer.
     pub async fn send(&self, request: RequestBuilder) -> Answer {
         Answer::read(request.send().await.unwrap()).await.unwrap()
     }
@@ -198,7 +199,7 @@ impl TestApp {
         self.send(RequestBuilder::from_parts(client.clone(), request)).await
     }
 
-    /// Waits until the metrics meet a condition. The condition gets a function that returns the
+    /// Waits until the service's metrics meet a condition. The condition gets a function that returns the
     /// value of a series.
     pub async fn wait_for(&self, condition: impl Fn(&dyn Fn(&str) -> f64) -> bool) {
         let mut metrics = String::new();

@@ -14,38 +14,38 @@ use super::{
 pub struct FakeNvidia(FakeServer);
 
 impl FakeNvidia {
-    /// The id of every created asset.
+    /// The id that every created asset gets.
     pub const ASSET: &'static str = "0b1c2d3e-4f50-4617-8293-a4b5c6d7e8f9";
-    /// The query of the presigned upload URL.
+    /// The query of the presigned upload URL. No answer of the service may contain the word `planted`.
     pub const SIGNATURE: &'static str = "X-Amz-Signature=planted";
-    /// An id of a pending result.
+    /// The id of a pending result.
     pub const REQUEST_ID: &'static str = "7a6b5c4d-3e2f-4101-9203-040506070809";
 
-    /// The picture of the last request, which must be an inline inference.
-    pub fn last_inline(&self) -> Inline {
-        Inline::of(self.received().last().unwrap())
+    /// The picture in the last request, which must be an inline inference.
+    pub fn last_inline_picture(&self) -> InlinePicture {
+        InlinePicture::of(self.received().last().unwrap())
     }
 
-    /// Sends the replies that a script returns. The script gets each request and the number of
-    /// requests before it.
+    /// A server that sends the replies that a script returns. The script gets each request and the
+    /// number of requests before it.
     pub async fn scripted(
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
         Self(FakeServer::start(script).await)
     }
 
-    /// Sends these replies in order, and then the last reply for every further request.
+    /// A server that sends these replies in order, and then the last one again for every further request.
     pub async fn replying(replies: Vec<Reply>) -> Self {
         Self::scripted(move |_, nth| replies.get(nth).or(replies.last()).unwrap().clone()).await
     }
 
-    /// Responds to every inference with an embedding, and accepts assets.
+    /// A server that responds to every inference with an embedding, and accepts assets.
     pub async fn healthy() -> Self {
         Self::healthy_except(|_| None).await
     }
 
-    /// Sends the reply that `exception` returns for a request. If `exception` returns `None`, sends
-    /// the reply of [`Self::healthy`].
+    /// A server that sends the reply that `exception` returns for a request. If `exception` returns
+    /// `None`, the server sends the reply of [`Self::healthy`].
     pub async fn healthy_except(
         exception: impl Fn(&Received) -> Option<Reply> + Send + Sync + 'static,
     ) -> Self {
@@ -89,7 +89,7 @@ impl Deref for FakeNvidia {
     }
 }
 
-/// 1536 numbers as text.
+/// The 1536 numbers of [`embedding`], each as text. No two are equal.
 pub fn numbers() -> Vec<String> {
     (0..1536).map(|n| format!("{:.7}", f64::from(n) / 1536.0 - 0.5)).collect()
 }
@@ -104,20 +104,20 @@ pub fn embedding_of(embedding: &str) -> Reply {
     Reply::json(200, embedding_body(embedding))
 }
 
-/// NVIDIA's reply if the result is pending. The service polls for it with this id.
+/// NVIDIA's reply while the result is pending. The service polls for the result with this id.
 pub fn pending(id: &str) -> Reply {
     Reply::new(202, &[("NVCF-REQID", id), ("NVCF-STATUS", "pending-evaluation")], "")
 }
 
-/// The picture of an inline inference.
-pub struct Inline {
+/// The picture in an inline inference.
+pub struct InlinePicture {
     pub media_type: String,
     pub bytes: Vec<u8>,
     /// The number of characters of the Base64 text.
     pub text_len: usize,
 }
 
-impl Inline {
+impl InlinePicture {
     pub fn of(request: &Received) -> Self {
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
         let url = body["messages"][0]["content"]["image_url"]["url"].as_str().unwrap();
@@ -126,18 +126,19 @@ impl Inline {
         Self { media_type, bytes: BASE64_STANDARD.decode(text).unwrap(), text_len: text.len() }
     }
 
-    /// The pixels, without applying an EXIF orientation.
+    /// The pixels as they are stored: an EXIF orientation is not applied.
     pub fn pixels(&self) -> RgbImage {
         image_rs::load_from_memory(&self.bytes).unwrap().into_rgb8()
     }
 }
 
-/// The number of the picture in an inline inference. The picture must have been made by `tiny`.
+/// The number from which `tiny` has made the picture in an inline inference. `tiny` appends it to the
+/// picture's bytes.
 pub fn picture_number(request: &Received) -> usize {
     try_picture_number(request).unwrap()
 }
 
-/// Like [`picture_number`], but returns `None` if the request contains no picture.
+/// Like [`picture_number`], but returns `None` if the request contains no inline picture.
 pub fn try_picture_number(request: &Received) -> Option<usize> {
     let body = String::from_utf8_lossy(&request.body);
     let (_, text) = body.split_once(";base64,")?;

@@ -37,8 +37,8 @@ pub use child::{ServiceProcess, children_of, memory_of, peak_memory_of};
 pub use decoder::{decoder_settings, fake_decoder};
 pub use fake_bucket::FakeBucket;
 pub use fake_nvidia::{
-    FakeNvidia, Inline, created_asset, embedding, embedding_of, numbers, pending, picture_number,
-    try_picture_number,
+    FakeNvidia, InlinePicture, created_asset, embedding, embedding_of, numbers, pending,
+    picture_number, try_picture_number,
 };
 pub use fake_server::{FakeServer, Received, Reply};
 pub use pictures::{

@@ -1,4 +1,4 @@
-//! Replicas: processes of the service that share a bucket.
+//! Replicas: processes of the service that share a bucket or a Valkey.
 
 use std::{
     process::ExitStatus,
@@ -16,11 +16,11 @@ use tokio::{
 use super::{Answer, FakeNvidia, ServiceProcess, metric};
 use crate::query::with_query;
 
-/// The longest wait for an answer, and for the start and the end of a process.
+/// The longest wait for an answer, for a metric, and for the start and the end of a process.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The pause between two looks at a state that a test waits for. Without one, a test that waits would
-/// take a processor from the tests that run at the same time.
+/// The pause between two looks at a state that a test waits for. Without a pause, a test that waits
+/// would take a processor from the tests that run at the same time.
 pub const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A setting's name and value.
@@ -38,8 +38,8 @@ impl Replica {
     pub async fn start(nvidia: &FakeNvidia, settings: &[Setting]) -> Self {
         let settings = [&nvidia.settings()[..], settings].concat();
         let folder = tempfile::tempdir().unwrap();
-        // The start blocks its thread until the bucket responds. The bucket may be behind a proxy, which
-        // runs on this test's runtime.
+        // The start blocks its thread until the bucket responds. It needs a thread of its own, because the
+        // bucket may be behind a proxy that runs on this test's thread.
         let start = spawn_blocking(move || {
             let settings: Vec<_> =
                 settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -51,12 +51,12 @@ impl Replica {
         Self { process, client, _folder: folder }
     }
 
-    /// Uploads a picture that is saved.
+    /// Uploads a picture, which the replica saves.
     pub async fn upload(&self, picture: &[u8]) -> Answer {
         self.try_upload(picture).await.unwrap()
     }
 
-    /// Uploads a picture that is not saved.
+    /// Uploads a picture with `save=false`.
     pub async fn upload_unsaved(&self, picture: &[u8]) -> Answer {
         let request = self.process.upload_request(&self.client, picture);
         send(with_query(request, "save=false")).await.unwrap()
@@ -70,13 +70,13 @@ impl Replica {
         send(with_query(request, "save=false")).await.unwrap()
     }
 
-    /// Starts to upload a picture that is not saved. An error means that the connection failed.
+    /// Starts to upload a picture with `save=false`. An error of the task means that the connection failed.
     pub fn start_unsaved_upload(&self, picture: &[u8]) -> JoinHandle<reqwest::Result<Answer>> {
         let request = self.process.upload_request(&self.client, picture);
         tokio::spawn(send(with_query(request, "save=false")))
     }
 
-    /// Uploads a picture that is saved. An error means that the connection failed.
+    /// Like [`Self::upload`], but may fail: an error means that the connection failed.
     pub async fn try_upload(&self, picture: &[u8]) -> reqwest::Result<Answer> {
         send(self.process.upload_request(&self.client, picture)).await
     }
@@ -145,7 +145,7 @@ async fn send(request: RequestBuilder) -> reqwest::Result<Answer> {
     Answer::read(request.send().await?).await
 }
 
-/// Waits until a condition is met.
+/// Waits until a condition is met. `name` says in the error what should be as expected.
 pub async fn wait_for(name: &str, patience: Duration, condition: impl AsyncFn() -> bool) {
     let poll = async {
         while !condition().await {

@@ -1,5 +1,5 @@
-//! Finds the pictures in a batch's JSON. Each picture is a string, namely a URL or Base64, and clients
-//! wrap the string in objects of several shapes.
+//! Finds the pictures in a batch's JSON. Each picture is a string with a URL or Base64. Some clients
+//! wrap this string in an object, which has one of several shapes.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -13,10 +13,11 @@ use crate::web::{
 /// message with one part.
 const MAX_PARTS: usize = 100;
 
-/// The types of parts that this route accepts. A part may lack a type: its fields decide what it is.
+/// The types that a part may have. A part without a type is accepted, too. What a part is depends only on
+/// its fields, not on its type.
 const PART_TYPES: [&str; 4] = ["text", "image", "image_url", "input_image"];
 
-/// A JSON object: an item, a message, or a part of either.
+/// The fields that are read from a JSON object, which is an item, a message, or a part of either.
 #[derive(Deserialize)]
 struct Part<'a> {
     #[serde(borrow)]
@@ -43,7 +44,7 @@ pub(super) type FoundPictures<'a> = Vec<(String, Result<&'a RawValue, Error>)>;
 /// Finds the pictures in the field `input`: an item or a list of at most `max_pictures` items.
 ///
 /// # Errors
-/// The error of the whole field. An error of one item is in the result.
+/// The error of the whole field. An error of one item is in the list, at the place of its picture.
 pub(super) fn find_in_input(
     input: &RawValue,
     max_pictures: usize,
@@ -57,7 +58,9 @@ pub(super) fn find_in_input(
         let detail = "The list input is empty: send at least one picture.";
         return Err(invalid("input", "List should have at least 1 item", detail));
     }
-    if list.prefix.first().is_some_and(|first| is_token(first)) {
+    // A list of tokens often has more elements than a batch may have pictures. The error about tokens
+    // helps such a client more.
+    if list.prefix.first().is_some_and(|first| begins_like_tokens(first)) {
         return Err(tokens_instead_of_pictures());
     }
     if list.count > max_pictures {
@@ -92,12 +95,13 @@ fn find_in_item<'a>(item: &'a RawValue, place: &str) -> Result<&'a RawValue, Err
                 Some(_) => Err(not_a_picture(place)),
             }
         }
-        _ if is_token(item) => Err(tokens_instead_of_pictures()),
+        _ if begins_like_tokens(item) => Err(tokens_instead_of_pictures()),
         _ => Err(not_a_picture(place)),
     }
 }
 
-/// Returns the string of the picture in the messages, which must contain exactly one.
+/// Returns the string of the picture in the messages. All messages together must contain exactly one
+/// picture.
 pub(super) fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> {
     let place = "messages";
     let mut pictures = Vec::new();
@@ -144,7 +148,7 @@ fn all_elements<'a>(array: &'a RawValue, place: &str) -> Result<Option<Vec<&'a R
 }
 
 impl<'a> Part<'a> {
-    /// Checks that the object has no text, which would get no vector.
+    /// Checks that the object has no text except blanks, because text would get no vector.
     fn refuse_text(&self, place: &str) -> Result<(), Error> {
         match self.text {
             Some(text) if !is_blank(text) => Err(text_beside_picture(place)),
@@ -152,7 +156,8 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Returns the string of the part's picture, or `None` if the part has neither a picture nor text.
+    /// Returns the string of the part's picture, or `None` if the part has no picture. A part with text is an
+    /// error.
     fn picture(&self, place: &str) -> Result<Option<&'a RawValue>, Error> {
         self.refuse_text(place)?;
         if let Some(kind) = self.kind {
@@ -175,7 +180,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Returns the picture of a list that must have exactly one.
+/// Returns the only picture of a list. Any other number of pictures is an error.
 fn only_picture<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawValue, Error> {
     match *pictures {
         [picture] => Ok(picture),
@@ -189,14 +194,14 @@ fn only_picture<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawVal
     }
 }
 
-/// Whether an item begins like a number or a list of numbers, which are tokens: some clients convert
-/// text to token numbers before they send it.
-fn is_token(item: &RawValue) -> bool {
+/// Whether an item begins like a number or a list of numbers. These are tokens: some clients convert text
+/// to token numbers before they send it.
+fn begins_like_tokens(item: &RawValue) -> bool {
     let text = item.get().trim_start_matches(['[', ' ', '\t']);
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
 }
 
-/// Whether a raw value is a string that contains only blanks.
+/// Whether a raw value is a string that is empty or contains only blanks.
 fn is_blank(raw: &RawValue) -> bool {
     json::text(raw, "text").is_ok_and(|text| text.trim().is_empty())
 }

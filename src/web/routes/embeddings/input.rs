@@ -23,6 +23,7 @@ use crate::{
     },
 };
 
+/// A valid body, for error messages.
 const EXAMPLE: &str = r#"{"input": ["https://example.com/photo.jpg"]}"#;
 
 /// The maximum length of a JSON string with a URL, in bytes. This length is enough for a URL of
@@ -34,7 +35,7 @@ const MAX_ESCAPED_URL_LEN: usize = 2 * MAX_URL_LEN;
 pub(super) struct Rules {
     /// How many pictures the batch may have.
     pub max_pictures: usize,
-    /// The only model that the batch may request. This is its name in answers.
+    /// The only model, under its name in answers. [`check_model`] also accepts its other names.
     pub model: &'static str,
 }
 
@@ -69,6 +70,7 @@ pub(super) enum Source {
     Base64(Range<usize>),
 }
 
+/// The fields that are read from a body. Any other field is ignored.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow)]
@@ -137,7 +139,7 @@ fn check_dimensions(dimensions: Option<&RawValue>) -> Result<(), Error> {
         let detail = "The field dimensions must be a number: send 1536, or leave the field out.";
         return Err(invalid("dimensions", "Input should be a number", detail));
     };
-    // 0 means the same as an absent field.
+    // Like an absent field, 0 means all dimensions of the model.
     if number == 0.0 || number == DIMENSIONS as f64 {
         return Ok(());
     }
@@ -171,33 +173,38 @@ fn locate(text: &RawValue, body_address: usize, place: &str) -> Result<Source, E
     Ok(if is_data_url { Source::DataUrl(range) } else { Source::Base64(range) })
 }
 
-/// Whether the content of a JSON string begins with a scheme and `://`, whose slashes may be
-/// escaped. Base64 has no colon.
+/// Whether the content of a JSON string begins like a URL: with a scheme, which may be empty here, and
+/// `://`, whose slashes may be escaped. No Base64 text contains a colon.
 fn is_url(content: &str) -> bool {
     let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
     let rest = content.trim_start_matches(is_scheme);
     rest.starts_with("://") || rest.starts_with(r":\/\/")
 }
 
-/// Normalizes Base64 text in place, and returns its new range. URLs do not change.
+/// Normalizes a source's Base64 text in place, and returns the source with the text's new range. Returns a
+/// URL unchanged.
+///
+/// # Errors
+/// The text is not Base64. If it has no `data:`, the error says that it is not a picture.
 fn with_normalized_base64(source: Source, body: &mut [u8], place: &str) -> Result<Source, Error> {
-    let within =
+    // `normalize` returns a range inside of the bytes that it gets.
+    let in_body =
         |range: &Range<usize>, text: Range<usize>| range.start + text.start..range.start + text.end;
     match source {
         Source::Url(url) => Ok(Source::Url(url)),
         Source::DataUrl(range) => {
             let text = normalize(&mut body[range.clone()])?;
-            Ok(Source::DataUrl(within(&range, text)))
+            Ok(Source::DataUrl(in_body(&range, text)))
         }
         Source::Base64(range) => {
             let text =
                 normalize(&mut body[range.clone()]).map_err(|_| text_instead_of_picture(place))?;
-            Ok(Source::Base64(within(&range, text)))
+            Ok(Source::Base64(in_body(&range, text)))
         }
     }
 }
 
-/// The error for a string that is not a URL, a `data:` URL or the Base64 of a picture.
+/// The error for a string that is neither a URL, nor a `data:` URL, nor the Base64 of a picture.
 pub(super) fn text_instead_of_picture(place: &str) -> Error {
     let detail = format!(
         "{place} is text, but this model embeds pictures only: send an http or https URL, a data: URL, or the picture's bytes as Base64."

@@ -17,7 +17,7 @@ const PALETTE: u64 = 3;
 const CMYK: u64 = 5;
 const YCBCR: u64 = 6;
 
-// Compressions that are not in the list of [`all`].
+// Compressions that are not in the list `compressions` of [`all`].
 const GROUP_4: u64 = 4;
 const JPEG: u64 = 7;
 
@@ -31,12 +31,13 @@ enum Layout {
     Tiles(u32),
 }
 
-/// The samples of a pixel.
+/// What the samples of a pixel mean, and how they are stored.
 #[derive(Clone, Copy)]
 struct Samples {
     photometric: u64,
+    /// The number of samples of each pixel.
     count: u32,
-    /// The bits of each sample.
+    /// The number of bits of each sample.
     bits: u32,
     /// Whether samples are floating-point numbers.
     is_float: bool,
@@ -44,6 +45,7 @@ struct Samples {
     is_planar: bool,
 }
 
+/// TIFFs of this width and height.
 pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     // For each compression: its number in a TIFF, the function that compresses, and its name.
     let compressions: [(u64, Compress, &str); 5] = [
@@ -54,7 +56,7 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
         (32_773, packbits, "packbits"),
     ];
     let layouts = [
-        (Layout::Strips(size.1), "strip"),
+        (Layout::Strips(size.1), "strip"), // one strip with all rows
         (Layout::Strips(16), "strips"),
         (Layout::Tiles(64), "tiles"),
     ];
@@ -107,7 +109,8 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
 /// TIFFs with JPEG compression in one strip, as scanners write them.
 fn with_jpeg_compression(size: (u32, u32)) -> Vec<Kind> {
     let jpegs = jpeg::all(size).into_iter();
-    // The service cannot decode all JPEGs with a scan for each component, so these are left out.
+    // The service can decode only some of the JPEGs with a scan for each component. All of these JPEGs
+    // are left out.
     let jpegs = jpegs.filter(|(name, _)| !name.starts_with("jpeg-scan-per-component-"));
     let wrap = |(name, jpeg): Kind| {
         let (photometric, samples) = match name.rsplit('-').next() {
@@ -141,11 +144,11 @@ fn one_strip(
     tiff(data, &entries)
 }
 
-/// A picture in black and white with fax compression (Group 4, ITU-T T.6).
+/// The data of a black-and-white picture with fax compression (Group 4, ITU-T T.6).
 fn fax(size: (u32, u32)) -> Vec<u8> {
     let mut encoder = Encoder::new(VecWriter::new());
     for row in packed(size, 1, 1) {
-        let is_black = |x: u32| row[x as usize / 8] << (x % 8) & 0x80 != 0;
+        let is_black = |x: u32| (row[x as usize / 8] << (x % 8)) & 0x80 != 0;
         let pixels = (0..size.0).map(|x| if is_black(x) { Color::Black } else { Color::White });
         let Ok(()) = encoder.encode_line(pixels, size.0 as u16);
     }
@@ -153,7 +156,8 @@ fn fax(size: (u32, u32)) -> Vec<u8> {
     writer.finish()
 }
 
-/// A TIFF with this layout. `compress` compresses each strip or tile.
+/// A TIFF with this layout. The last argument is one of the `compressions` of [`all`]. Each strip or tile
+/// is compressed separately.
 fn picture(
     (width, height): (u32, u32),
     samples: Samples,
@@ -162,7 +166,8 @@ fn picture(
 ) -> Vec<u8> {
     let (planes, channels_per_plane) =
         if samples.is_planar { (samples.count, 1) } else { (1, samples.count) };
-    // A chunk is a strip or a tile. All chunks have the same width, but not the same height.
+    // A chunk is a strip or a tile. All chunks have the same width, but the last strip may be lower than
+    // the others.
     let (chunk_width, chunk_heights): (u32, Vec<u32>) = match layout {
         Layout::Strips(rows) => (
             width,
@@ -236,7 +241,7 @@ fn chunk(size: (u32, u32), channels: u32, bits: u32) -> Vec<u8> {
             .flat_map(|sample| (f32::from(sample) / 255.0).to_le_bytes())
             .collect(),
         16 => {
-            let mut bytes = packed(size, channels, 16).concat();
+            let mut bytes = packed(size, channels, 16).concat(); // big-endian
             bytes.chunks_exact_mut(2).for_each(<[u8]>::reverse);
             bytes
         }
