@@ -29,7 +29,7 @@ pub struct NearestArguments {
     pub field: Option<String>,
     /// The field to print in place of the path or URL.
     pub id: Option<String>,
-    /// What the names of the fields begin with that `embed` has added to the rows.
+    /// The beginning of the names of the fields that `embed` has added to the rows.
     pub prefix: String,
     /// The running service to use. `None` starts a service in this process.
     pub to: Option<Url>,

@@ -218,7 +218,7 @@ fn without_trailing_dot(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// The endpoints from which a cloud's machines get their credentials. No exception allows one of them.
+/// The endpoints from which a cloud's machines get their credentials. No exception applies to them.
 const METADATA_ENDPOINTS: [IpAddr; 8] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), // EC2, GCP, Azure and most others
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),   // ECS tasks

@@ -30,7 +30,7 @@ impl Vector {
         let count = match count_ordinary_numbers(text.as_bytes()) {
             Some(count) => count,
             // The commas may be inside an item that is not a number. In valid JSON, the part of such an
-            // item before its first comma does not parse as a number.
+            // item before its first comma does not parse as a number, so the array is refused.
             None if items.split(',').all(is_finite_number) => items.split(',').count(),
             None => return Err("the embedding contains an item that is not a finite number".into()),
         };

@@ -167,8 +167,7 @@ async fn an_interrupted_run_leaves_the_file_of_an_earlier_run_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kill_while_the_file_is_made_leaves_an_earlier_file_as_it_was_and_the_next_run_makes_a_new_one()
- {
+async fn a_kill_while_the_file_is_made_leaves_the_earlier_file_and_the_next_run_makes_a_new_one() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);

@@ -35,7 +35,7 @@ const MAX_MEMORY: u64 = 512 << 20;
 /// estimate for a picture of one pixel, and thereby this constant.
 const TOLERANCE: u64 = 1 << 20;
 
-/// After that subtraction, an estimate may be at most this many times the growth of the memory.
+/// An estimate, without its constant part, may be at most this many times the growth of the memory.
 const MAX_OVERESTIMATE: u64 = 4;
 
 /// The width and height of most pictures.
@@ -131,7 +131,7 @@ impl Peak {
         resident.max(self.address_space.saturating_sub(pixel_peak.address_space))
     }
 
-    /// Returns the growth as a percentage of the estimate. The estimate's constant part does not count.
+    /// Returns how many percent of the estimate, without its constant part, the memory has grown by.
     fn percent(&self, pixel_peak: &Self) -> u64 {
         self.growth(pixel_peak) * 100 / (self.estimate - pixel_peak.estimate).max(1)
     }
@@ -240,7 +240,7 @@ fn turned(pictures: &[Kind]) -> Vec<Kind> {
         match name.split('-').next() {
             Some("jpeg") => {
                 let exif = [&b"Exif\0\0"[..], EXIF].concat();
-                picture.splice(2..2, segment(0xe1, &exif)); // after the marker for the start
+                picture.splice(2..2, segment(0xe1, &exif)); // after the start marker
             }
             Some("png") => {
                 picture.splice(33..33, png_chunk(b"eXIf", EXIF)); // after `IHDR`
@@ -248,7 +248,7 @@ fn turned(pictures: &[Kind]) -> Vec<Kind> {
             _ => {
                 let chunks = [
                     vp8x(HAS_EXIF, SIZE.0, SIZE.1),
-                    picture.split_off(12), // without the RIFF header
+                    picture.split_off(12), // all that follows the RIFF header
                     riff_chunk(b"EXIF", EXIF),
                 ];
                 picture = webp(&chunks);

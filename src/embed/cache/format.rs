@@ -60,7 +60,8 @@ mod tests {
     proptest! {
         #[test]
         fn bytes_with_one_changed_byte_or_without_their_end_are_not_decoded(
-            at in any::<proptest::sample::Index>(), change in 1u8..=255, is_truncated in any::<bool>(),
+            at in any::<proptest::sample::Index>(), change in 1u8..=255,
+            is_truncated in any::<bool>(),
         ) {
             let valid = encode(&key_of(3), &(&embedding_of("0.125")).into());
             let mut bytes = valid.clone();

@@ -117,7 +117,7 @@ impl Drop for FileGuard {
             folder.in_use().remove(&id);
         };
         match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)), // drops only the handle of the task
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)), // drops only the task's handle
             Err(_) => remove(),
         }
     }

@@ -1,5 +1,5 @@
 //! Checks what hyper does not check in the head of a request. An HTTP/1.1 request must have exactly one
-//! valid host (RFC 9112, section 3.2), and a body only codings that the service decodes.
+//! valid host (RFC 9112, section 3.2), and a body may have only codings that the service decodes.
 
 use std::net::Ipv6Addr;
 
@@ -15,7 +15,7 @@ pub enum HeadError {
     /// An HTTP/1.1 request without a `Host`.
     #[error("there is no Host")]
     NoHost,
-    /// More than one `Host`. A proxy and the service might each use another one.
+    /// More than one `Host`. A proxy and the service might each use a different one.
     #[error("there is more than one Host")]
     ManyHosts,
     /// The `Host`, or the host in the request line, is malformed.
@@ -34,7 +34,7 @@ pub enum HeadError {
 /// # Errors
 /// A [`HeadError`] if the head violates a rule.
 pub(in crate::web) fn check_and_set_host(request: &mut Request) -> Result<(), HeadError> {
-    use_checked_host(request)?;
+    set_checked_host(request)?;
     check_transfer_encoding(request.headers())?;
     // Without a body, there is nothing to decode.
     if !request.body().is_end_stream() {
@@ -45,7 +45,7 @@ pub(in crate::web) fn check_and_set_host(request: &mut Request) -> Result<(), He
 
 /// Checks the `Host`, and replaces it with the host in the request line, if there is one (RFC 9112,
 /// section 3.2.2).
-fn use_checked_host(request: &mut Request) -> Result<(), HeadError> {
+fn set_checked_host(request: &mut Request) -> Result<(), HeadError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(HeadError::ManyHosts),

@@ -22,7 +22,7 @@ const COMMENT: u8 = 0xfe;
 const END: &[u8] = b"\xff\xd9";
 
 /// Pictures that decoders refuse, or finish decoding within seconds. The sizes are within the limit of
-/// 64 megapixels. [`jpeg_head`] explains its sampling factors, such as 0x22.
+/// 64 megapixels. [`jpeg_head`] explains the sampling factors, such as 0x22.
 pub(super) fn all() -> Vec<Bomb> {
     vec![
         // The service accepts at most 100 scans.
