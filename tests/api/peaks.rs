@@ -131,7 +131,7 @@ impl Peak {
         resident.max(self.address_space.saturating_sub(pixel_peak.address_space))
     }
 
-    /// Returns how many percent of the estimate, without its constant part, the memory has grown by.
+    /// Returns the growth of the memory as a percentage of the estimate without its constant part.
     fn percent(&self, pixel_peak: &Self) -> u64 {
         self.growth(pixel_peak) * 100 / (self.estimate - pixel_peak.estimate).max(1)
     }
