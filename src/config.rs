@@ -149,8 +149,7 @@ impl Config {
         reader.errors = [&raw.read_errors[..], &raw.errors_of_empty_values()].concat();
         reader.warnings = raw.warnings_of_unknown_variables();
         let upstream = upstream::resolve(&mut reader);
-        let downloads = reader.value(&store::DOWNLOADS_DIR);
-        let store = store::resolve(&mut reader, downloads);
+        let store = store::resolve(&mut reader);
         let bucket = bucket::resolve(&mut reader, &raw.aws_variables, store.retention);
         let limits = limits::resolve(&mut reader);
         let replicas = reader.value(&nvidia::REPLICAS);

@@ -29,7 +29,7 @@ impl Bench {
         let service = Service::start(&self.folder("decode"), &self.nvidia, &[NO_MEMORY_CACHE]);
         thread::sleep(Duration::from_millis(500)); // until the start is complete
         let idle = service.memory();
-        self.fresh_uploads().run(&service, &self.nvidia);
+        self.fresh_uploads().run(&service, &self.nvidia); // only the memory afterwards matters
         let after_uploads = service.memory();
 
         self.one_pixel(&service);
@@ -70,12 +70,11 @@ impl Bench {
         );
     }
 
-    /// Measures how long decoding a picture of one pixel takes. Uploads of a picture that is
-    /// decoded alternate with uploads of a picture that is not, so that other work on the machine
-    /// affects both equally.
+    /// Measures how long decoding a picture of one pixel takes. Uploads of a GIF, which is decoded, alternate
+    /// with uploads of a PNG, which is not. So other work on the machine affects both equally.
     fn one_pixel(&mut self, service: &Service) {
         let (gif, png) = one_pixel_pictures();
-        let [gif_load, png_load] = [gif, png].map(|picture| upload(&picture, self.load_time));
+        let [gif_load, png_load] = [gif, png].map(|picture| upload_load(&picture, self.load_time));
         let (mut gif_client, mut png_client) =
             (gif_load.connect_client(service), png_load.connect_client(service));
         let (mut decoded, mut not_decoded) = (Vec::new(), Vec::new());
@@ -102,9 +101,9 @@ impl Bench {
     /// Measures uploads of one photograph. Returns the processor time of an upload in ms, for the service
     /// and the decoder together; and the peak memory of a decoder in MB.
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
-        let load = upload(picture, self.load_time);
+        let load = upload_load(picture, self.load_time);
         let result = load.run(service, &self.nvidia);
-        // The children's memory is measured separately, because reading it often takes processor time.
+        // The decoders' memory is measured separately, because reading it so frequently takes processor time.
         let mut client = load.connect_client(service);
         let child_memory = service.peak_of_decoders(|| {
             for _ in 0..3 {
@@ -127,8 +126,8 @@ impl Bench {
         (service_cpu + decoder_cpu, child_memory)
     }
 
-    /// Measures uploads of 34 KB, first alone, then while two clients send pictures that must be
-    /// decoded.
+    /// Measures uploads of 34 KB without other load, and then while two more clients send pictures that must
+    /// be decoded.
     fn uploads_beside_decoders(&mut self, photographs: &Photographs, service: &Service) {
         heading(
             "34 KB uploads of 16 clients: alone, and beside two clients that send a WebP and a TIFF of 12 megapixels",
@@ -144,7 +143,7 @@ impl Bench {
             let alone = small.run(service, &self.nvidia);
             print_row("nothing", &alone, 0);
             let decoded_loads = [&photographs.webp, &photographs.tiff]
-                .map(|picture| upload(picture, self.load_time));
+                .map(|picture| upload_load(picture, self.load_time));
             let (beside, decoded_count) =
                 run_under_load(&decoded_loads, service, || small.run(service, &self.nvidia));
             print_row("decoding", &beside, decoded_count);
@@ -156,8 +155,9 @@ impl Bench {
     }
 }
 
-/// The load of one client. Each request contains a new picture: a copy of `picture` with another number.
-fn upload(picture: &[u8], run_for: Duration) -> Load {
+/// The load of one client that uploads without a pause. Each request contains a new picture: a copy of
+/// `picture` with another number.
+fn upload_load(picture: &[u8], run_for: Duration) -> Load {
     Load { request: Request::upload_of(picture), is_fresh: true, clients: 1, run_for }
 }
 

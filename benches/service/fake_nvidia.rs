@@ -20,7 +20,7 @@ use crate::{
     samples::{embedding, jpeg},
 };
 
-/// The id of every created asset.
+/// The id that every created asset gets.
 const ASSET: &str = "0191f0a0-0000-7000-8000-000000000000";
 
 /// The size of the read buffer, in bytes. Most requests with an inline picture need only one read.
@@ -33,7 +33,7 @@ pub struct FakeNvidia {
 }
 
 struct State {
-    /// The number of calls to NVIDIA, including deletions.
+    /// The number of requests so far, except those for pictures. Uploads and deletions of assets count too.
     calls: AtomicU64,
     /// The delay of each inference, in microseconds.
     delay_micros: AtomicU64,
@@ -69,13 +69,13 @@ impl FakeNvidia {
     }
 
     /// The URL of a picture of this length, [`SMALL`] or [`LARGE`]. The URL ends in the picture's
-    /// number, which is 0 here and replaced before each request.
+    /// number. It is 0 here, and the load replaces it before each request.
     pub fn picture_url(&self, len: usize) -> String {
         let name = if len == SMALL { "small" } else { "large" };
         format!("http://{}/{name}/{:0NUMBER_LEN$}", self.address, 0)
     }
 
-    /// The number of calls to NVIDIA so far.
+    /// The number of requests to NVIDIA so far.
     pub fn calls(&self) -> u64 {
         self.state.calls.load(Ordering::Relaxed)
     }
@@ -156,6 +156,7 @@ fn write_with_end(mut stream: &TcpStream, response: &[u8], end: &[u8]) -> io::Re
     // A single system call usually writes everything.
     let written = stream.write_vectored(&[IoSlice::new(start), IoSlice::new(end)])?;
     match written.checked_sub(start.len()) {
+        // `start` is written, and the first bytes of `end`.
         Some(written_of_end) => stream.write_all(&end[written_of_end..]),
         None => stream.write_all(&start[written..]).and_then(|()| stream.write_all(end)),
     }

@@ -33,7 +33,7 @@ pub(super) const ADDED_FIELDS: [&str; 6] =
 /// The field that `embed` adds to a row that has failed.
 pub(super) const ERROR_FIELD: &str = "error";
 
-/// The error code of a row whose own fields include one with the name of an added field.
+/// The error code of a source's row that already has a field with the name of an added field.
 pub(super) const NAME_TAKEN: &str = "name_taken";
 
 /// Identifies a row by the field that `--id` names, else by its path or URL, else by its whole object.
@@ -88,18 +88,18 @@ pub(super) struct Failure {
     pub code: String,
     /// A sentence for people.
     pub detail: String,
-    /// Whether the same picture may succeed later.
+    /// Whether the same picture may succeed in a later attempt.
     pub is_retryable: bool,
 }
 
 impl Failure {
-    /// A failure that is repeated unless somebody changes the source.
+    /// A failure that every later run repeats, as long as the source stays the same.
     pub(super) fn permanent(code: &str, detail: impl Into<String>) -> Self {
         Self { code: code.into(), detail: detail.into(), is_retryable: false }
     }
 }
 
-/// A row of a source, ready to be sent.
+/// A row of a source: the picture to send, or why there is none.
 #[derive(Debug, Clone)]
 pub(super) struct Item {
     /// The row as the text of a JSON object in one line.
@@ -111,7 +111,7 @@ pub(super) struct Item {
     pub picture: Result<Picture, Failure>,
 }
 
-/// Turns rows into items.
+/// The names of fields, which say how a row becomes an item. It reads no source itself.
 #[derive(Debug, Clone)]
 pub(super) struct ItemReader {
     /// The field with the path or URL. With `None`, the usual names are tried.
@@ -159,7 +159,7 @@ impl ItemReader {
     /// line, or its number in a `.json` list.
     pub(super) fn object(&self, text: &str, place: &str, line: u64) -> Item {
         let text = json_object::on_one_line(text.trim());
-        let all = match json_object::members(&text) {
+        let all_members = match json_object::members(&text) {
             Ok(members) => members,
             Err(error) => {
                 let detail = format!("This is not a JSON object: {error}.");
@@ -167,8 +167,8 @@ impl ItemReader {
             }
         };
         // The list may be the failures file of an earlier run, whose rows end with an error.
-        let members = self.without_error(&all);
-        let object = if members.len() == all.len() {
+        let members = self.without_error(&all_members);
+        let object = if members.len() == all_members.len() {
             text.clone().into_owned()
         } else {
             json_object::cut_after(&text, members)
@@ -180,14 +180,14 @@ impl ItemReader {
                 Err(Failure::permanent(NAME_TAKEN, detail))
             }
             (Some(location), None) => Ok(Picture::parse(location)),
-            (None, None) => Err(Failure::permanent("no_picture", self.no_location())),
+            (None, None) => Err(Failure::permanent("no_picture", self.no_location_message())),
         };
         let identity = self.identity(members, location.as_deref(), &object);
         let label = location.unwrap_or_else(|| format!("{place}, line {line}"));
         Item { object, identity, label, picture }
     }
 
-    /// The members without the last one, if that one is the error of an earlier run.
+    /// All members, except the last one if it is the error of an earlier run.
     fn without_error<'m, 'a>(&self, members: &'m [Member<'a>]) -> &'m [Member<'a>] {
         let Some(((name, value), others)) = members.split_last() else { return members };
         let is_error = *name == self.name(ERROR_FIELD)
@@ -208,14 +208,15 @@ impl ItemReader {
         format!("{}{field}", self.prefix)
     }
 
-    fn no_location(&self) -> String {
+    fn no_location_message(&self) -> String {
         match &self.location_field {
             Some(field) => format!("The row has no text in the field {field}."),
             None => "The row has no field with a usual name for a path or URL: set --field.".into(),
         }
     }
 
-    /// The identity of a row. `members` are those of the source, without the added fields.
+    /// The identity of a row. `members` are the members of the source's object, without the added fields.
+    /// `object` is the text of this object.
     pub(super) fn identity(
         &self,
         members: &[Member<'_>],
@@ -230,7 +231,7 @@ impl ItemReader {
         }
     }
 
-    /// The path or URL of a row.
+    /// The path or URL of a row, or `None` if no field contains one.
     pub(super) fn location(&self, members: &[Member<'_>]) -> Option<String> {
         let text_of = |field_path: &str| {
             let text = json_object::as_string(json_object::field(members, field_path)?)?;
@@ -272,9 +273,9 @@ mod tests {
         let error = r#""error":{"code":"x","detail":"y","retryable":true}"#;
         assert_eq!(read(&json_object::append(row, error)).object, row);
         assert_eq!(read(&json_object::append("{}", error)).object, "{}");
-        let of_source = r#"{"path": "a.jpg", "error": "none"}"#;
-        assert_eq!(read(of_source).object, of_source);
-        assert_eq!(read(of_source).picture.unwrap_err().code, NAME_TAKEN);
+        let source_row = r#"{"path": "a.jpg", "error": "none"}"#;
+        assert_eq!(read(source_row).object, source_row);
+        assert_eq!(read(source_row).picture.unwrap_err().code, NAME_TAKEN);
     }
 
     #[test]

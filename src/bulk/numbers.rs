@@ -8,19 +8,19 @@ use serde_json::value::RawValue;
 /// The most numbers that a vector may have.
 pub(super) const MAX_LENGTH: usize = 1 << 20;
 
-/// How many characters of a wrong number an error repeats.
+/// How many characters of an invalid item an error quotes.
 const MAX_QUOTED: usize = 40;
 
 /// Appends the numbers of a JSON array to `numbers`. Each is the `f32` that is nearest to its text.
 ///
 /// # Errors
 /// The text is not an array of numbers, the array is empty or has more than [`MAX_LENGTH`] numbers, or a
-/// number is too large for an `f32`. Some numbers may have been appended nevertheless.
+/// number is too large for an `f32`. Even then, some numbers may have been appended.
 pub(super) fn append(text: &str, numbers: &mut Vec<f32>) -> Result<(), String> {
     let start = numbers.len();
     let mut json = serde_json::Deserializer::from_str(text);
     let mut wrong = None;
-    let read = json.deserialize_seq(Numbers { numbers, wrong: &mut wrong });
+    let read = json.deserialize_seq(NumbersVisitor { numbers, wrong: &mut wrong });
     let read = read.and_then(|()| json.end());
     if let Some(wrong) = wrong {
         return Err(wrong);
@@ -46,13 +46,14 @@ pub(super) fn check(vector: &[f32]) -> Result<(), String> {
 }
 
 /// Takes the items of an array, and parses each as a number.
-struct Numbers<'n> {
+struct NumbersVisitor<'n> {
     numbers: &'n mut Vec<f32>,
-    /// What is wrong with an item. An error of serde would add a position to the message.
+    /// What is wrong with an item. The message is not an error of serde, because serde would add a
+    /// position to it.
     wrong: &'n mut Option<String>,
 }
 
-impl<'de> Visitor<'de> for Numbers<'_> {
+impl<'de> Visitor<'de> for NumbersVisitor<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,11 +63,11 @@ impl<'de> Visitor<'de> for Numbers<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<(), A::Error> {
         let start = self.numbers.len();
         while let Some(item) = sequence.next_element::<&RawValue>()? {
-            let is_too_long = self.numbers.len() - start == MAX_LENGTH;
+            let is_one_too_many = self.numbers.len() - start == MAX_LENGTH;
             // Parsing a text as `f32` rounds it once. serde parses it as `f64` first, which would round
             // it twice.
             let reason = match item.get().parse() {
-                _ if is_too_long => format!("the vector has more than {MAX_LENGTH} numbers"),
+                _ if is_one_too_many => format!("the vector has more than {MAX_LENGTH} numbers"),
                 Ok(number) if f32::is_finite(number) => {
                     self.numbers.push(number);
                     continue;
@@ -99,7 +100,8 @@ mod tests {
 
     use super::*;
 
-    /// Appends the numbers to a list that already contains one. Returns only the appended ones.
+    /// Appends the numbers of `text` to a list that already contains the number 7. Returns only the appended
+    /// numbers.
     fn read(text: &str) -> Result<Vec<f32>, String> {
         let mut numbers = vec![7.0];
         append(text, &mut numbers).map(|()| numbers.split_off(1))
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_appended_in_every_form_of_json() {
+    fn every_form_of_a_json_number_is_read() {
         // The long number is `f32::MIN`. 1e-60 is too small for an `f32` and becomes 0.
         let numbers = [1.0, -0.5, 100.0, 0.0, f32::MIN, 0.0];
         assert_eq!(read("[1, -0.5 ,\t1E+2, 0, -340282346638528859e21, 1e-60 ]").unwrap(), numbers);
@@ -160,7 +162,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_f32_is_read_as_it_was_written(
+        fn every_finite_f32_is_read_as_it_was_written(
             number in any::<f32>().prop_filter("finite", |n| n.is_finite()),
         ) {
             let text = number.to_string();

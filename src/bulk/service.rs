@@ -18,18 +18,18 @@ use crate::{
 /// The environment variable that contains the key for a running service.
 const KEY_VARIABLE: &str = "IMAGESVC_API_KEY";
 
-/// The service that a command uses. If the service runs in this process, it stops when this is dropped.
+/// The service that a command uses. If the service runs in this process, dropping this value stops it.
 #[derive(Debug)]
 pub(super) struct Service {
     pub client: ServiceClient,
-    /// The sender stops the service in this process, and the handle waits for its end. `None` if the
-    /// service was running already.
+    /// The sender stops the service in this process, and the handle waits for the end of the service.
+    /// `None` if the command uses a service that was already running.
     in_process: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
 impl Service {
-    /// Connects to the service at `to`, or starts one. `save` and `prefix` are for
-    /// [`ServiceClient::new`].
+    /// Returns a client of the service at `to`, or starts a service if there is no `to`. `save` says
+    /// whether the service saves the pictures. The added fields' names begin with `prefix`.
     pub(super) async fn open(
         to: Option<&Url>,
         save: bool,
@@ -54,13 +54,13 @@ impl Service {
         for warning in &config.warnings {
             write_line(&format!("warning: {warning}"));
         }
-        let path = match &config.bucket {
+        let place = match &config.bucket {
             Some(bucket) => bucket.location.to_string(),
             None => config.store.folder.display().to_string(),
         };
         write_line(&match save {
-            true => format!("pictures are saved in {path}"),
-            false => format!("vectors are cached in {path}; pictures are not saved"),
+            true => format!("pictures are saved in {place}"),
+            false => format!("vectors are cached in {place}; pictures are not saved"),
         });
         let app = App::build_with_lookup(config, Lookup::system()).await.map_err(cannot_start)?;
         let url = format!("http://{}", app.address());
@@ -68,13 +68,14 @@ impl Service {
         let client = ServiceClient::new(url, Some(&key), save, prefix)?;
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(app.serve(async {
-            // An error means that the `Service` was dropped. The service then stops as well.
+            // An error means that the `Service` was dropped, which stops the service too.
             let _ = stopped.await;
         }));
         Ok(Self { client, in_process: Some((stop, task)) })
     }
 
-    /// Stops the service in this process, and waits until it has written its cache.
+    /// Stops the service in this process, and waits until it has written its cache. Has no effect on a
+    /// service that was already running.
     pub(super) async fn stop(self) {
         if let Some((stop, task)) = self.in_process {
             let _ = stop.send(()); // fails if the service has stopped already
@@ -94,7 +95,8 @@ fn cannot_start(error: BuildError) -> BulkError {
     })
 }
 
-/// The folder for cached vectors (XDG Base Directory Specification).
+/// The folder for cached vectors. By the XDG Base Directory Specification, variables with a relative
+/// path are ignored.
 fn cache_folder() -> Result<PathBuf, BulkError> {
     let absolute =
         |variable| env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());

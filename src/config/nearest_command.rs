@@ -10,7 +10,7 @@ use super::{
     raw::RawSettings,
 };
 
-/// The command that finds the vectors nearest to that of a picture.
+/// The name of the command that finds the vectors nearest to a picture's vector.
 pub(super) const NEAREST: &str = "nearest";
 
 /// The most rows that are printed. All of them are in memory.
@@ -25,11 +25,11 @@ pub struct NearestArguments {
     pub vectors: PathBuf,
     /// The number of rows to print.
     pub count: NonZeroUsize,
-    /// The field with the path or URL. Dots lead into objects.
+    /// The field of a row that contains its path or URL. Dots lead into objects.
     pub field: Option<String>,
     /// The field to print in place of the path or URL.
     pub id: Option<String>,
-    /// What the names of the added fields begin with.
+    /// The beginning of the names of the fields that `embed` has added to the rows.
     pub prefix: String,
     /// The running service to use. `None` starts a service in this process.
     pub to: Option<Url>,
@@ -49,10 +49,14 @@ pub(super) fn command() -> clap::Command {
         .arg(
             value("in", "FILE", "The vectors: a file that ends in .jsonl, .npy or .parquet")
                 .required(true)
-                .value_parser(vectors_path)
+                .value_parser(parse_vectors_path)
                 .value_hint(ValueHint::FilePath),
         )
-        .arg(value("count", "N", "How many rows to print").value_parser(count).default_value("10"))
+        .arg(
+            value("count", "N", "How many rows to print")
+                .value_parser(parse_count)
+                .default_value("10"),
+        )
         .arg(value(
             "field",
             "NAME",
@@ -63,7 +67,7 @@ pub(super) fn command() -> clap::Command {
         .arg(bulk_arguments::to())
 }
 
-fn vectors_path(text: &str) -> Result<PathBuf, String> {
+fn parse_vectors_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("jsonl" | "npy" | "parquet") => Ok(path),
@@ -71,7 +75,7 @@ fn vectors_path(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-fn count(text: &str) -> Result<NonZeroUsize, String> {
+fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
     let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= MAX_COUNT);
     count.ok_or_else(|| format!("it must be a number from 1 to {MAX_COUNT}"))
 }
@@ -80,7 +84,7 @@ fn count(text: &str) -> Result<NonZeroUsize, String> {
 pub(super) fn arguments(matches: &ArgMatches) -> NearestArguments {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     NearestArguments {
-        // clap refuses the command without these two.
+        // clap refuses the command without `picture` or `in`, so their defaults are never used.
         picture: text("picture").unwrap_or_default(),
         vectors: matches.get_one("in").cloned().unwrap_or_default(),
         count: matches.get_one("count").copied().unwrap_or(NonZeroUsize::MIN),

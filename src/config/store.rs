@@ -39,10 +39,11 @@ pub(super) const DOWNLOADS_MAX_BYTES: OptionalSetting<u64> = OptionalSetting::ne
 );
 
 /// Reads the settings for saving pictures.
-pub(super) fn resolve(reader: &mut Reader<'_>, downloads: PathBuf) -> Settings {
+pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
+    let folder = reader.value(&DOWNLOADS_DIR);
     Settings {
-        space: DiskSpace::new(downloads.clone(), reader.value(&MIN_FREE_BYTES)),
-        folder: downloads,
+        space: DiskSpace::new(folder.clone(), reader.value(&MIN_FREE_BYTES)),
+        folder,
         retention: Retention {
             max_age: reader.optional(&DOWNLOADS_MAX_AGE),
             max_bytes: reader.optional(&DOWNLOADS_MAX_BYTES),

@@ -15,8 +15,8 @@ use crate::{
     shares::{Clients, Shares},
 };
 
-/// An embedder without a cache. Nothing listens on port 1, so that every call fails with
-/// [`Error::Nvidia`].
+/// An embedder without a cache. Every call fails with [`Error::Nvidia`], because nothing listens on
+/// port 1, where it looks for NVIDIA.
 fn new_embedder() -> Embedder {
     let nowhere = Url::parse("http://127.0.0.1:1/").unwrap();
     let (metrics, background) = (Metrics::new(), TaskTracker::new());
@@ -66,7 +66,7 @@ fn new_embedder() -> Embedder {
 
 fn new_job() -> Job {
     let content = Content::Memory(Bytes::from_static(b"sent as it is"));
-    // The permits are empty, so any limits do.
+    // The permits are empty, so these limits do not matter.
     let (at_work, memory) = (Shares::new(1, 1, 1), Shares::new(1, 1, 1));
     let client = ClientNetwork::UNKNOWN;
     let orientation = Orientation::NoTransforms;
@@ -91,7 +91,8 @@ fn sample_embedding() -> Embedding {
     Embedding { vector, prepared, provenance, attempts: 1, valid_until: None }
 }
 
-/// Leads the call for the picture of [`new_job`].
+/// Makes the test the leader of the call for the picture of [`new_job`]: requests for the picture join
+/// this call.
 fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
     match embedder.0.calls.join_or_lead(embedder.0.cache.key(new_job().sha256)) {
         Role::Lead(_, guard) => guard,
@@ -105,7 +106,8 @@ async fn a_request_gets_the_outcome_of_a_completed_call_whose_entry_still_exists
     // The call's entry, which other requests find, exists until this guard is dropped.
     let _entry = lead(&embedder).complete(Ok(sample_embedding()));
     let embedding = embedder.embed(new_job(), None).await.unwrap();
-    assert_eq!((embedding.provenance, embedding.attempts), (Provenance::Shared, 0));
+    assert_eq!(embedding.provenance, Provenance::Shared);
+    assert_eq!(embedding.attempts, 0, "the request itself must not call NVIDIA");
 }
 
 #[tokio::test]

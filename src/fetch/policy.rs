@@ -44,10 +44,10 @@ pub enum Exception {
     Server(String, u16),
 }
 
-/// Why a URL is not fetched. The text is a sentence for the client.
+/// Why a URL is not fetched. Its message is a sentence for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// The text is too long, is not an absolute `http` or `https` URL, or contains a user name or
+    /// The URL is too long, is not an absolute `http` or `https` URL, or contains a user name or
     /// password.
     #[error("{0}")]
     Invalid(&'static str),
@@ -59,7 +59,7 @@ pub enum UrlError {
 /// The error for a URL that is longer than [`MAX_URL_LEN`].
 pub const TOO_LONG: UrlError = UrlError::Invalid("image_url is longer than 8192 bytes.");
 
-/// The error for an address that is not public.
+/// The error for an address that the policy denies.
 const NOT_PUBLIC: UrlError = UrlError::Denied("This address does not lead to a public host.");
 
 /// The error for a redirect to an invalid or denied URL.
@@ -80,7 +80,7 @@ impl HostPattern {
     /// Parses a pattern.
     ///
     /// # Errors
-    /// A message that is written to follow the setting's name.
+    /// A message that continues a sentence after the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, is_wildcard) = match text.strip_prefix("*.") {
             Some(domain) => (domain, true),
@@ -99,6 +99,7 @@ impl HostPattern {
         let host = without_trailing_dot(host);
         match self {
             Self::Exact(name) => host == name,
+            // `labels` are those before the domain, with the dot at their end.
             Self::Subdomains(domain) => host
                 .strip_suffix(domain.as_str())
                 .is_some_and(|labels| labels.len() > 1 && labels.ends_with('.')),
@@ -110,7 +111,7 @@ impl Exception {
     /// Parses an exception.
     ///
     /// # Errors
-    /// A message that is written to follow the setting's name.
+    /// A message that continues a sentence after the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Ok(network) = text.parse::<IpNet>() {
             return Ok(Self::Network(network.trunc()));
@@ -217,7 +218,7 @@ fn without_trailing_dot(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// The endpoints from which a cloud's machines get their credentials. No exception allows these.
+/// The endpoints from which a cloud's machines get their credentials. No exception applies to them.
 const METADATA_ENDPOINTS: [IpAddr; 8] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)), // EC2, GCP, Azure and most others
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),   // ECS tasks
@@ -236,7 +237,7 @@ const fn v4(a: u8, b: u8, c: u8, d: u8, prefix: u8) -> Ipv4Net {
 
 /// The IPv4 networks that are not public.
 const DENIED_V4: [Ipv4Net; 19] = [
-    v4(0, 0, 0, 0, 8),        // this network
+    v4(0, 0, 0, 0, 8),        // "this network" (RFC 791)
     v4(10, 0, 0, 0, 8),       // private
     v4(100, 64, 0, 0, 10),    // carrier-grade NAT
     v4(127, 0, 0, 0, 8),      // loopback
@@ -277,8 +278,8 @@ const DENIED_V6: [Ipv6Net; 5] = [
     v6(0x3fff, 0, 0, 20),         // documentation
 ];
 
-/// Whether an address is public. The caller has already replaced IPv4-mapped and NAT64 addresses by the
-/// IPv4 addresses that they contain.
+/// Whether an address is public. The caller has already replaced an IPv4-mapped or NAT64 address with
+/// the IPv4 address that it contains.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !DENIED_V4.iter().any(|network| network.contains(&address)),
@@ -291,8 +292,8 @@ fn is_public(address: IpAddr) -> bool {
 }
 
 /// Returns the IPv4 address in the last 32 bits of an address in [`NAT64`] (RFC 6052, section 2.1).
-/// Returns every other address unchanged. In a network with DNS64, names resolve to NAT64 addresses if they
-/// have only IPv4 addresses.
+/// Returns every other address unchanged. In a network with DNS64, a
+/// name that has only IPv4 addresses resolves to NAT64 addresses.
 fn unwrap_nat64(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(translated) if NAT64.contains(&translated) => {

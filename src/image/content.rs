@@ -12,12 +12,12 @@ use bytes::Bytes;
 /// A [`Reader`] loads a window of this many bytes from a file at once.
 const WINDOW_LEN: usize = 64 * 1024;
 
-/// The maximum number of reads and seeks for a header. Ordinary headers need a few hundred. A
-/// hostile header may have millions of tiny segments.
+/// The maximum number of steps while a header is read. A step is a call of `fill_buf` or `seek`. Ordinary
+/// headers need a few hundred steps. A hostile header may have millions of tiny segments.
 const MAX_HEADER_STEPS: u32 = 1 << 20;
 
-/// How many windows may be loaded for a header, beyond those of the whole file. A hostile header
-/// may jump between distant parts of the file again and again.
+/// A header may load about as many windows as the whole file has, plus this many. A hostile header could
+/// jump between distant parts of the file again and again.
 const MAX_EXTRA_HEADER_WINDOWS: u32 = 1024;
 
 /// A picture's bytes. Clones are cheap and share the bytes.
@@ -46,7 +46,7 @@ impl Content {
     /// Reads `len` bytes from `offset` on, or fewer if the content ends before that.
     ///
     /// # Errors
-    /// Returns the error of reading the file.
+    /// The error of reading the file.
     pub fn read_at(&self, offset: u64, len: usize) -> io::Result<Bytes> {
         match self {
             Self::Memory(bytes) => {
@@ -99,11 +99,11 @@ pub struct Reader {
     position: u64,
     window: Bytes,
     window_start: u64,
-    /// The reads and seeks that are still allowed, or [`UNLIMITED`].
+    /// The steps that are still allowed, or [`UNLIMITED`]. [`MAX_HEADER_STEPS`] says what a step is.
     steps_left: u32,
     /// The windows that may still be loaded, or [`UNLIMITED`].
     windows_left: u32,
-    /// The last error of a read. The end of the content is no error.
+    /// The last [`ReadError`]. A seek sets it too if no more steps are allowed.
     error: Option<ReadError>,
 }
 
@@ -117,13 +117,13 @@ pub enum ReadError {
 }
 
 impl Reader {
-    /// Returns the error of a failed read, if there was one. A parser may have taken that error for
-    /// the end of the file.
+    /// Returns the last error of a read or seek, if there was one. The caller needs this because a parser
+    /// may have taken the error for the end of the file.
     pub fn error(&self) -> Option<ReadError> {
         self.error
     }
 
-    /// Counts a read or a seek. Fails if no more steps are allowed.
+    /// Counts a step. Fails if no more steps are allowed.
     fn count_step(&mut self) -> io::Result<()> {
         let is_allowed = count_down(&mut self.steps_left);
         self.fail_unless(is_allowed)
@@ -164,8 +164,8 @@ impl BufRead for Reader {
             };
             let is_allowed = count_down(&mut self.windows_left);
             self.fail_unless(is_allowed)?;
-            // If the file has become shorter, the error has no code, so `self.error` is `None`: this
-            // counts as the end of the content.
+            // If the file has become shorter, this fails with an error that has no code. `self.error` is
+            // then `None`, so callers of `error` treat the picture as truncated.
             self.window = self.content.read_at(self.position, len).inspect_err(|error| {
                 self.error = error.raw_os_error().map(ReadError::System);
             })?;
@@ -182,19 +182,19 @@ impl BufRead for Reader {
 }
 
 impl Read for Reader {
-    /// Fills the whole buffer unless the content ends before that. Some decoders would take a
-    /// shorter read for the end of the content.
+    /// Fills the whole buffer, or less if the content ends before. Some decoders would take a shorter read
+    /// for the end of the content.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut read = 0;
-        while read < buffer.len() {
-            let taken = self.fill_buf()?.read(&mut buffer[read..])?;
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let taken = self.fill_buf()?.read(&mut buffer[filled..])?;
             if taken == 0 {
                 break;
             }
             self.consume(taken);
-            read += taken;
+            filled += taken;
         }
-        Ok(read)
+        Ok(filled)
     }
 
     /// Reserves exactly the memory that is needed. A buffer that doubles as it grows would take up
@@ -202,16 +202,16 @@ impl Read for Reader {
     fn read_to_end(&mut self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         let remaining = self.content.len().saturating_sub(self.position);
         buffer.try_reserve_exact(usize::try_from(remaining).unwrap_or(usize::MAX))?;
-        let mut read = 0;
+        let mut appended = 0;
         loop {
             let bytes = self.fill_buf()?;
             if bytes.is_empty() {
-                return Ok(read);
+                return Ok(appended);
             }
             buffer.extend_from_slice(bytes);
             let len = bytes.len();
             self.consume(len);
-            read += len;
+            appended += len;
         }
     }
 }
@@ -249,7 +249,8 @@ mod tests {
     fn a_header_reader_fails_after_too_many_windows_or_seeks() {
         let content = in_file(&vec![7; 1 << 20]);
         let mut reader = content.header_reader();
-        // The positions alternate between two windows, and only one window is loaded at a time.
+        // The positions alternate between two windows. Only one window is in memory at a time, so each
+        // jump loads a window.
         let mut positions = (0..).map(|n| (n % 2) * 900_000);
         let mut jump = || {
             reader.seek(SeekFrom::Start(positions.next().unwrap()))?;
@@ -291,12 +292,12 @@ mod tests {
         #[test]
         fn a_reader_returns_the_same_bytes_as_a_cursor(
             bytes in proptest::collection::vec(any::<u8>(), 0..300),
-            steps in proptest::collection::vec((-400i64..400, 0usize..200), 0..20),
+            seeks_and_reads in proptest::collection::vec((-400i64..400, 0usize..200), 0..20),
         ) {
             let memory = Content::Memory(bytes.clone().into());
             for content in [memory, in_file(&bytes)] {
                 let (mut reader, mut cursor) = (content.reader(), io::Cursor::new(&bytes));
-                for (offset, len) in &steps {
+                for (offset, len) in &seeks_and_reads {
                     let to = SeekFrom::Current(*offset);
                     prop_assert_eq!(reader.seek(to).ok(), cursor.seek(to).ok());
                     let (mut actual, mut expected) = (Vec::new(), Vec::new());

@@ -22,15 +22,15 @@ impl Vector {
     /// Checks the JSON text of an embedding, and copies it.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// A message that says what is wrong with the text.
     pub fn from_json(raw: &RawValue) -> Result<Self, String> {
         let text = raw.get();
         let items = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let items = items.ok_or("the embedding is not a list")?;
         let count = match count_ordinary_numbers(text.as_bytes()) {
             Some(count) => count,
-            // An item that is not a number may contain commas itself. In valid JSON, the part
-            // before the first of these commas does not parse as a number.
+            // The commas may be inside an item that is not a number. In valid JSON, the part of such an
+            // item before its first comma does not parse as a number, so the array is refused.
             None if items.split(',').all(is_finite_number) => items.split(',').count(),
             None => return Err("the embedding contains an item that is not a finite number".into()),
         };
@@ -51,13 +51,13 @@ impl Vector {
     }
 }
 
-/// Counts the numbers of a JSON array. Returns `None` if the array may contain a number too large
-/// for an `f64`, or something other than numbers.
+/// Counts the numbers of a JSON array that has at least one item. Returns `None` if the array may
+/// contain a number too large for an `f64`, or something other than numbers.
 ///
 /// A number is too large only if it has a positive exponent or hundreds of digits. The numbers of
 /// an embedding have neither. This scan is many times faster than parsing the numbers.
 fn count_ordinary_numbers(array: &[u8]) -> Option<usize> {
-    const BLOCK_LEN: usize = 128;
+    const BLOCK_LEN: usize = 128; // at most 255, so that `commas` cannot overflow
     // The byte after `items[i]` is `next_bytes[i]`.
     let (items, next_bytes) = (array.get(1..array.len().checked_sub(1)?)?, array.get(2..)?);
     let mut count = 1;

@@ -1,5 +1,5 @@
-//! With a bucket, lets the call to NVIDIA wait until the picture is saved. A call for a picture that
-//! cannot be saved would be paid for nothing.
+//! Lets the call to NVIDIA wait until the picture is saved in the bucket. A call for a picture that
+//! cannot be saved would cost money for nothing.
 
 use std::future::pending;
 
@@ -10,14 +10,14 @@ use tokio::sync::oneshot;
 pub(super) struct WhenSaved(oneshot::Receiver<()>);
 
 impl WhenSaved {
-    /// `saved` receives a message when the picture is saved, or when it is clear that it need not be
-    /// saved. If saving fails, the sender is dropped.
+    /// `saved` receives a message when the picture is saved, or is discarded on purpose. If saving fails,
+    /// the sender is dropped.
     pub(super) fn new(saved: oneshot::Receiver<()>) -> Self {
         Self(saved)
     }
 
-    /// Returns when the picture is saved, or when it is clear that it need not be saved. If the
-    /// picture cannot be saved, this never returns, because the whole request fails.
+    /// Returns when the picture is saved, or is discarded on purpose. If saving fails, this never returns:
+    /// the request fails at once, which drops this future.
     pub(super) async fn wait(self) {
         if self.0.await.is_err() {
             pending::<()>().await;

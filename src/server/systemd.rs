@@ -31,8 +31,8 @@ impl Watchdog {
     }
 }
 
-/// Calls `action` once in each period, forever. This must run on the runtime's worker threads. If all
-/// workers hang, the calls stop: the watchdog is not notified, and systemd restarts the service.
+/// Calls `action` once in each period, forever. Callers must spawn this, so that it runs on the runtime's
+/// worker threads. If all workers hang, the calls stop: systemd's watchdog then restarts the service.
 async fn call_every(period: Duration, action: impl Fn()) {
     // `interval` panics if the period is zero.
     let mut ticks = interval(period.max(Duration::from_millis(1)));
@@ -60,6 +60,7 @@ mod tests {
             .unwrap();
         let (sender, notifications) = mpsc::channel();
         runtime.spawn(call_every(PERIOD, move || sender.send(()).unwrap()));
+        // While no worker hangs, notifications arrive.
         notifications.recv().unwrap();
         notifications.recv().unwrap();
         let all_hang = Arc::new(Barrier::new(WORKERS + 1));
@@ -79,7 +80,7 @@ mod tests {
             "no notification should arrive while all workers hang"
         );
         all_continue.wait();
-        notifications.recv().unwrap();
+        notifications.recv().unwrap(); // notifications arrive again
         runtime.shutdown_background();
     }
 }

@@ -28,11 +28,11 @@ fn npy_len(rows: usize) -> usize {
 }
 
 /// The length of a file in bytes.
-fn len(bulk: &Bulk, name: &str) -> usize {
+fn file_len(bulk: &Bulk, name: &str) -> usize {
     fs::read(bulk.path(name)).unwrap().len()
 }
 
-/// The names of all visible files and folders, except those with pictures.
+/// The names of all visible files and folders, except `photos`, the folder with the pictures.
 fn names(bulk: &Bulk) -> Vec<String> {
     let entries = fs::read_dir(bulk.folder()).unwrap();
     let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -42,7 +42,8 @@ fn names(bulk: &Bulk) -> Vec<String> {
     names
 }
 
-/// Writes an output with this many rows. Their pictures are not in the folder `photos`.
+/// Writes a `.jsonl` file with this many rows, as an earlier run would. Their pictures are not in the folder
+/// `photos`.
 fn write_rows(bulk: &Bulk, name: &str, rows: usize) {
     let vector = vec!["0.25"; 1536].join(",");
     let row = |n| {
@@ -60,7 +61,7 @@ fn signal(process: &Child, name: &str) {
     assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
 }
 
-/// Runs the command in a shell, after these shell commands.
+/// Runs `imagesvc embed` in a shell, after these shell commands. Returns its status and its errors.
 fn run_after(bulk: &Bulk, commands: &str, arguments: &str) -> (ExitStatus, String) {
     // This command is not run: only its environment is used.
     let environment = bulk.command("");
@@ -81,13 +82,13 @@ async fn the_file_is_made_from_all_rows_although_some_pictures_failed() {
     let run = bulk.run("photos --out vectors.npy").expect_exit_code(1);
     assert!(run.stderr.contains("vectors.npy contains 3 rows"), "{}", run.stderr);
     assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl", "vectors.npy"]);
-    assert_eq!((len(&bulk, "vectors.npy"), bulk.rows("vectors.jsonl").len()), (npy_len(3), 3));
+    assert_eq!((file_len(&bulk, "vectors.npy"), bulk.rows("vectors.jsonl").len()), (npy_len(3), 3));
     bulk.write_pictures(5);
-    // `vectors.failed.jsonl` still contains `text.jpg`, so that fails again.
+    // `vectors.failed.jsonl` still contains `text.jpg`, which fails again, now because it is missing.
     fs::remove_file(bulk.path("photos/text.jpg")).unwrap();
     let run = bulk.run("photos vectors.failed.jsonl --out vectors.npy").expect_exit_code(1);
     assert!(run.stderr.contains("vectors.npy contains 5 rows"), "{}", run.stderr);
-    assert_eq!(len(&bulk, "vectors.npy"), npy_len(5));
+    assert_eq!(file_len(&bulk, "vectors.npy"), npy_len(5));
     assert_eq!(nvidia.count(), 5);
 }
 
@@ -100,7 +101,7 @@ async fn a_run_that_has_nothing_left_to_send_makes_the_file_again() {
     for _ in 0..2 {
         let run = bulk.run("photos --out vectors.npy").expect_exit_code(0);
         assert!(run.stderr.contains("2 skipped"), "{}", run.stderr);
-        assert_eq!(len(&bulk, "vectors.npy"), npy_len(2));
+        assert_eq!(file_len(&bulk, "vectors.npy"), npy_len(2));
         fs::remove_file(bulk.path("vectors.npy")).unwrap();
     }
     assert_eq!(nvidia.count(), 2);
@@ -111,9 +112,8 @@ async fn a_run_that_has_nothing_left_to_send_makes_the_file_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_stopped_makes_no_file_and_says_so() {
-    // This fake service embeds only the first picture, and its vectors have a single number. The
-    // error for the other pictures stops the run, because it concerns all pictures. The request with
-    // number 0 is for the model.
+    // This fake service embeds only the first picture, as a vector of one number. The error for the second
+    // picture stops the run, because this error concerns all pictures. Request 0 is for the model.
     let service = FakeServer::start(|request, nth| match (request.line().as_str(), nth) {
         ("GET /v1/models", _) => Reply::json(200, r#"{"data":[{"id":"m"}]}"#),
         (_, 1) => Reply::json(
@@ -136,7 +136,7 @@ async fn a_run_that_stopped_makes_no_file_and_says_so() {
     assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
     bulk.run(&format!("{arguments} --limit 0")).expect_exit_code(0);
     assert_eq!(
-        len(&bulk, "vectors.npy"),
+        file_len(&bulk, "vectors.npy"),
         NPY_HEADER_LEN + 4,
         "a limit of 0 should make the file of the existing row at once"
     );
@@ -167,24 +167,27 @@ async fn an_interrupted_run_leaves_the_file_of_an_earlier_run_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_killed_while_it_makes_the_file_leaves_no_part_of_it() {
+async fn a_kill_while_the_file_is_made_leaves_the_earlier_file_and_the_next_run_makes_a_new_one() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
     write_rows(&bulk, "vectors.jsonl", 40);
     for earlier in [None, Some("earlier")] {
-        earlier.inspect(|text| bulk.write("vectors.npy", text));
+        if let Some(text) = earlier {
+            bulk.write("vectors.npy", text);
+        }
         // The system kills a program that writes more than 100 KiB to a file. A NumPy file with 40
         // vectors has 240 KiB. `-c 0` prevents a core dump.
         let (status, stderr) =
             run_after(&bulk, "ulimit -c 0 -f 100", "photos --limit 0 --out vectors.npy");
         assert_eq!(status.signal(), Some(SIGXFSZ), "{stderr}");
-        assert!(len(&bulk, "vectors.npy.new") > 0);
+        // The killed program has left a part under this name. The next complete run replaces it.
+        assert!(file_len(&bulk, "vectors.npy.new") > 0);
         assert_eq!(fs::read_to_string(bulk.path("vectors.npy")).ok().as_deref(), earlier);
     }
     let run = bulk.run("photos --out vectors.npy").expect_exit_code(0);
     assert!(run.stderr.contains("vectors.npy contains 41 rows"), "{}", run.stderr);
-    assert_eq!(len(&bulk, "vectors.npy"), npy_len(41));
+    assert_eq!(file_len(&bulk, "vectors.npy"), npy_len(41));
     assert_eq!(names(&bulk), ["vectors.jsonl", "vectors.npy"]);
 }
 
@@ -223,8 +226,8 @@ async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
     for format in formats {
         let file = format!("vectors.{format}");
         bulk.write(&file, "earlier");
-        // The limit of 100 KiB on the size of files has the same effect as a full disk, because the
-        // program ignores SIGXFSZ. A file with 20 vectors has 120 KiB. The `.jsonl` file is larger,
+        // The limit of 100 KiB on the size of files has the same effect as a full disk, because `trap ''`
+        // lets the program ignore SIGXFSZ. A file with 20 vectors has 120 KiB. The `.jsonl` file is larger,
         // but nothing is appended to it.
         let (status, stderr) =
             run_after(&bulk, "trap '' XFSZ; ulimit -f 100", &format!("photos --out {file}"));
@@ -237,7 +240,7 @@ async fn a_file_for_which_there_is_no_space_is_not_made_and_the_rows_stay() {
         );
         assert!(!bulk.path(&format!("{file}.new")).exists());
         bulk.run(&format!("photos --out {file}")).expect_exit_code(0);
-        assert!(len(&bulk, &file) > 20 * 1536 * 4, "the file must contain all vectors");
+        assert!(file_len(&bulk, &file) > 20 * 1536 * 4, "the file must contain all vectors");
     }
     assert_eq!(nvidia.count(), 20);
 }
@@ -253,7 +256,7 @@ async fn an_output_that_is_a_source_or_was_not_made_by_a_run_is_refused_unchange
     bulk.write("empty.jsonl", "");
     symlink("empty.jsonl", bulk.path("link.jsonl")).unwrap();
     fs::create_dir(bulk.path("folder.npy")).unwrap();
-    // With this file, only the folder is a reason to refuse `--out folder.npy`.
+    // With this file, `--out folder.npy` is refused only because `folder.npy` is a folder.
     bulk.write("folder.jsonl", "");
     let before = names(&bulk);
     for (arguments, message) in [
@@ -304,8 +307,8 @@ async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
     let mut reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
     let batch = reader.next().unwrap().unwrap();
     for (n, row) in bulk.rows("people.jsonl").iter().enumerate() {
-        // A Parquet file contains the fields of the source as text, also the number `n`, with its
-        // last zero. `row` has lost this zero.
+        // A Parquet file contains the fields of the source as text. So the number `n` keeps its last zero,
+        // which `row` has lost because it is parsed.
         let text_columns = ["name", "path", "n", "dino_sha256", "dino_model", "dino_prepared"];
         for name in text_columns {
             let found = batch[name].as_string::<i32>().iter().nth(n).unwrap();

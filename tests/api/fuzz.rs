@@ -14,7 +14,7 @@ const PIXEL: &[u8] = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff!\xf9\x04\x01
 #[allow(clippy::needless_pass_by_value, reason = "callers need no `&`")]
 fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Value) -> Answer) {
     let runtime = Runtime::new().unwrap();
-    // No host name can be resolved, so that random URLs cannot make the service connect anywhere.
+    // The look-up of every host name fails, so that random URLs lead to no real host.
     let (_nvidia, app) = runtime.block_on(async {
         let nvidia = FakeNvidia::healthy().await;
         let app = TestApp::builder(&nvidia)
@@ -25,7 +25,7 @@ fn assert_answered<S: Strategy>(strategy: S, send: impl AsyncFn(&TestApp, S::Val
     });
     let mut runner = TestRunner::new(ProptestConfig {
         cases: 300,
-        // Do not write files with the inputs of failures.
+        // A failed test writes no file with its input.
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -52,7 +52,7 @@ const ROUTES: [(&str, &str); 4] = [
     ("/v1/embeddings", "application/json"),
 ];
 
-/// A valid body for each of [`ROUTES`].
+/// A valid body for each of [`ROUTES`], in the same order.
 fn valid_bodies() -> [Vec<u8>; 4] {
     let base64 = BASE64_STANDARD.encode(PIXEL);
     [
@@ -104,7 +104,7 @@ fn random_urls_and_file_names_get_no_500() {
     assert_answered((any::<String>(), any::<String>()), async |app, (url, name)| {
         let answer = app.by_url(&url).await;
         if ![400, 403, 502].contains(&answer.status) {
-            // Not one of the usual refusals of a random URL: `assert_answered` checks this answer.
+            // `assert_answered` checks only the returned answer. This one is unusual for a random URL.
             return answer;
         }
         let body =
@@ -115,7 +115,7 @@ fn random_urls_and_file_names_get_no_500() {
 
 #[test]
 fn random_parameters_of_the_multipart_content_type_get_no_500() {
-    let printable_ascii = "[ -~]{0,40}";
+    let printable_ascii = "[ -~]{0,40}"; // a regular expression
     assert_answered((printable_ascii, 0..ROUTES.len()), async |app, (parameters, route)| {
         let content_type = format!("multipart/form-data{parameters}");
         let [_, _, form, _] = valid_bodies();
@@ -127,7 +127,7 @@ fn random_parameters_of_the_multipart_content_type_get_no_500() {
 async fn unusual_json_is_refused_with_a_422() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // Nested so deeply that a recursive parser could overflow its stack.
+    // The depth could overflow the stack of a recursive parser.
     let nested = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));
     for body in [
         format!(r#"{{"image_url": {}}}"#, nested("[", "]")),

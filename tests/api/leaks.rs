@@ -152,15 +152,15 @@ async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_t
     let role = moto.assume_role().await;
     // Credentials with such a short lifetime are fetched again for each request.
     let metadata = FakeMetadata::start(role.clone(), Duration::from_secs(200)).await;
-    let proxies = [FaultProxy::start(moto.address).await, FaultProxy::start(moto.address).await];
-    let from_environment = moto.settings_through(proxies[0].address);
-    let mut from_metadata = moto.settings_without_credentials(proxies[1].address);
+    let user_proxy = FaultProxy::start(moto.address).await;
+    let role_proxy = FaultProxy::start(moto.address).await;
+    let from_environment = moto.settings_through(user_proxy.address);
+    let mut from_metadata = moto.settings_without_credentials(role_proxy.address);
     from_metadata.push(("AWS_METADATA_ENDPOINT", metadata.endpoint()));
-    let [first, second] = proxies;
-    // At the same time, because each waits several times for the bucket to recover.
+    // These run at the same time, because each waits several times for the bucket to recover.
     tokio::join!(
-        assert_no_credentials_leak(first, moto.user.clone(), from_environment),
-        assert_no_credentials_leak(second, role, from_metadata),
+        assert_no_credentials_leak(user_proxy, moto.user.clone(), from_environment),
+        assert_no_credentials_leak(role_proxy, role, from_metadata),
     );
 }
 
@@ -168,15 +168,17 @@ async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_t
 async fn no_log_line_answer_or_metric_contains_the_password_of_the_valkey_even_at_trace_level() {
     let Some(mut valkey) = ValkeyServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
-    let more = [
+    // More requests than this test sends. With these limits, the replica uses the Valkey.
+    let other_settings = [
         ("IMAGESVC_LOG", "trace".to_owned()),
         ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000".to_owned()),
     ];
-    let replica = Replica::start(&nvidia, &[&valkey.settings()[..], &more].concat()).await;
+    let replica =
+        Replica::start(&nvidia, &[&valkey.settings()[..], &other_settings].concat()).await;
     let use_replica = async || {
         let answer = replica.upload(ROCKET).await;
-        answer.vector();
+        answer.vector(); // asserts the success
         assert_no_secret("an answer", &format!("{:?} {}", answer.headers, answer.text()));
         for path in ["/ready", "/metrics", "/"] {
             assert_no_secret(path, &replica.get(path).await.text());
@@ -195,7 +197,8 @@ async fn no_log_line_answer_or_metric_contains_the_password_of_the_valkey_even_a
     assert_no_secret("the log", &log);
 }
 
-/// Lets the service use a bucket behind this proxy with these credentials, and lets each fault happen.
+/// Starts a service that uses a bucket through this proxy, lets the proxy cause each fault, and asserts that
+/// no output contains the credentials.
 async fn assert_no_credentials_leak(
     mut proxy: FaultProxy,
     credentials: Credentials,
@@ -215,7 +218,7 @@ async fn assert_no_credentials_leak(
     settings.push(("IMAGESVC_BUCKET_TIMEOUT", "1s".to_owned()));
     let nvidia = FakeNvidia::healthy().await;
     let replica = Replica::start(&nvidia, &settings).await;
-    replica.upload(ROCKET).await.vector();
+    replica.upload(ROCKET).await.vector(); // asserts the success
     for fault in [
         Fault::Error(403, "AccessDenied"),
         Fault::Error(503, "SlowDown"),
@@ -237,7 +240,7 @@ async fn assert_no_credentials_leak(
         replica.wait_for_bucket(true, Duration::from_secs(20)).await;
     }
     let is_signed = proxy.lines().iter().all(|line| line.contains("X-Amz-Signature"));
-    assert!(is_signed, "signatures should be in the URLs");
+    assert!(is_signed, "every request should have a signature that could leak");
     let (_, log) = replica.stop().await;
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");

@@ -22,25 +22,25 @@ use crate::support::{
 
 const MIB: u64 = 1 << 20;
 
-/// How many bytes the service may need for many concurrent requests, in addition to the memory that
-/// its limits count.
-const UNCOUNTED_BYTES: u64 = 48 * MIB;
+/// While many requests run at once, the memory that no limit of the service counts must grow by less
+/// than this many bytes.
+const MAX_UNCOUNTED_GROWTH: u64 = 48 * MIB;
 
 /// What [`send_concurrently`] measures.
 struct LoadResult {
     statuses: Vec<u16>,
     /// How much the peak of the service's resident memory grew, in bytes.
     growth: u64,
-    /// The highest resident memory of all decoder processes together, in bytes.
+    /// The memory of all decoder processes together, in bytes, as [`measure_decoders`] returns it.
     decoder_memory: u64,
 }
 
-/// Measures the decoder processes of a service until `is_over`. Returns the highest memory of all of
-/// them together. Each counts with its own highest memory so far, so that a short peak between two
-/// samples is not missed.
-fn measure_decoders(service_id: u32, is_over: &AtomicBool) -> u64 {
+/// Samples the decoder processes of a service until the load is over, and returns the largest sum of
+/// their memory. Each sum contains each running decoder's own peak so far, because a decoder may have
+/// had a short peak since the last sample.
+fn measure_decoders(service_id: u32, load_is_over: &AtomicBool) -> u64 {
     let mut highest = 0;
-    while !is_over.load(Ordering::Relaxed) {
+    while !load_is_over.load(Ordering::Relaxed) {
         let decoders = children_of(service_id);
         highest = highest.max(decoders.into_iter().map(peak_memory_of).sum());
         thread::sleep(Duration::from_millis(5)); // leaves the processor to the service
@@ -48,7 +48,7 @@ fn measure_decoders(service_id: u32, is_over: &AtomicBool) -> u64 {
     highest
 }
 
-/// Starts a service, and sends it these bodies in concurrent requests.
+/// Starts a service, sends it these bodies in concurrent requests, and measures its memory meanwhile.
 async fn send_concurrently(
     settings: &[(&str, &str)],
     route: &str,
@@ -60,23 +60,24 @@ async fn send_concurrently(
     // another, so the limit per peer must be more than 64, its default.
     let settings = [&[("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "128")], settings].concat();
     let folder = tempfile::tempdir().unwrap();
-    let child = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
+    let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    assert_eq!(client.get(child.url("/health")).send().await.unwrap().status(), 200);
-    let idle_memory = child.peak_memory();
-    let is_over = Arc::new(AtomicBool::new(false));
-    let (service_id, is_over_for_thread) = (child.id(), Arc::clone(&is_over));
-    let measuring = thread::spawn(move || measure_decoders(service_id, &is_over_for_thread));
+    assert_eq!(client.get(service.url("/health")).send().await.unwrap().status(), 200);
+    let idle_memory = service.peak_memory();
+    let load_is_over = Arc::new(AtomicBool::new(false));
+    let (service_id, load_is_over_for_thread) = (service.id(), Arc::clone(&load_is_over));
+    let measuring = thread::spawn(move || measure_decoders(service_id, &load_is_over_for_thread));
     let mut requests = JoinSet::new();
     for body in bodies {
-        let request = client.post(child.url(route)).header("content-type", content_type).body(body);
+        let request =
+            client.post(service.url(route)).header("content-type", content_type).body(body);
         requests.spawn(async move { request.send().await.unwrap().status().as_u16() });
     }
     let mut statuses = requests.join_all().await;
     statuses.sort_unstable();
-    is_over.store(true, Ordering::Relaxed);
+    load_is_over.store(true, Ordering::Relaxed);
     let decoder_memory = measuring.join().unwrap();
-    let growth = child.peak_memory() - idle_memory;
+    let growth = service.peak_memory() - idle_memory;
     println!(
         "{route}: {} MiB more than when idle, decoders {} MiB, statuses {statuses:?}",
         growth / MIB,
@@ -85,7 +86,7 @@ async fn send_concurrently(
     LoadResult { statuses, growth, decoder_memory }
 }
 
-/// This body `count` times. Its bytes are in memory only once.
+/// This body `count` times. All copies share the same bytes, so the test itself needs little memory.
 fn copies_of(body: Vec<u8>, count: usize) -> Vec<Bytes> {
     vec![body.into(); count]
 }
@@ -109,12 +110,12 @@ fn jpeg_of_maximum_length() -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_large_uploads_are_not_buffered_in_memory() {
     let body = form(&jpeg_of_maximum_length());
-    // All 64 bodies together have 1280 MiB.
+    // If the service buffered all 64 bodies, it would need 1280 MiB.
     let LoadResult { statuses, growth, .. } =
         send_concurrently(&[], "/vectorize-image-upload", FORM_CONTENT_TYPE, copies_of(body, 64))
             .await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    assert_growth_below(UNCOUNTED_BYTES, growth);
+    assert_growth_below(MAX_UNCOUNTED_GROWTH, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +129,7 @@ async fn large_uploads_are_streamed_to_the_bucket() {
         send_concurrently(&settings, route, FORM_CONTENT_TYPE, bodies).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert_eq!(bucket.discarded(), 64, "every picture should arrive whole");
-    assert_growth_below(32 * MIB, growth); // all 64 pictures together have 1280 MiB
+    assert_growth_below(32 * MIB, growth); // buffered, the 64 pictures would need 1280 MiB
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -137,11 +138,12 @@ async fn large_base64_bodies_stay_within_their_memory_limit() {
     let route = "/vectorize-image-base64";
     let LoadResult { statuses, growth, .. } =
         send_concurrently(&[], route, "application/json", copies_of(body.into(), 64)).await;
+    // The service refuses a body with 503 if there is no memory for it in time.
     assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
     assert!(statuses.contains(&200), "at least one picture should be embedded: {statuses:?}");
     // the default of `IMAGESVC_MAX_BUFFERED_BYTES`
     let max_buffered = 128 * MIB;
-    assert_growth_below(max_buffered + UNCOUNTED_BYTES, growth);
+    assert_growth_below(max_buffered + MAX_UNCOUNTED_GROWTH, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,21 +154,21 @@ async fn the_decoders_of_concurrent_pictures_stay_within_their_memory_limit() {
     gradient.write_to(&mut webp, ImageFormat::WebP).unwrap();
     // Equal pictures would be decoded only once.
     let bodies = (0..8).map(|n| form(&variant(webp.get_ref(), n)).into()).collect();
-    // The memory estimate for one picture is some 140 MiB, so only one picture may be decoded at
-    // once.
+    // The memory estimate for one picture is some 140 MiB, so this limit allows only one decoder at a
+    // time.
     let max_decode = 160 * MIB;
     let settings = [("IMAGESVC_MAX_DECODE_BYTES", "160MiB")];
     let LoadResult { statuses, growth, decoder_memory } =
         send_concurrently(&settings, "/vectorize-image-upload", FORM_CONTENT_TYPE, bodies).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
-    assert_growth_below(max_decode, decoder_memory); // no decoder runs before the requests
+    assert_growth_below(max_decode, decoder_memory); // without requests, no decoder runs
     assert!(
         decoder_memory > max_decode / 2,
         "one decoder should need more than half of the limit, so that this test would notice two: \
          {} MiB",
         decoder_memory / MIB
     );
-    assert_growth_below(UNCOUNTED_BYTES, growth);
+    assert_growth_below(MAX_UNCOUNTED_GROWTH, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +180,7 @@ async fn a_header_that_claims_an_enormous_picture_takes_hardly_any_memory() {
     let (width, height) = (16..20, 20..24);
     png[width].copy_from_slice(&60_000u32.to_be_bytes());
     png[height].copy_from_slice(&60_000u32.to_be_bytes());
-    // The header claims 3.6 billion pixels. With this setting, that is within the limit on pixels.
+    // The header claims 3.6 billion pixels: fewer than this limit, but more than the default limit.
     let high_pixel_limit = [("IMAGESVC_MAX_IMAGE_PIXELS", "4000000000")];
     for settings in [&high_pixel_limit[..], &[]] {
         let route = "/vectorize-image-upload";

@@ -1,5 +1,5 @@
 //! Checks the Markdown pages: the files, links, settings and tests that they mention exist, and the
-//! program prints the messages that they quote.
+//! program prints the messages that `docs/upgrading.md` quotes.
 
 use std::{
     collections::BTreeSet,
@@ -23,11 +23,12 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
     cells.filter(|cells: &Vec<&str>| !cells[0].starts_with("---")).collect()
 }
 
-fn collect_sources(folder: &Path, files: &mut Vec<PathBuf>) {
+/// Adds the Rust files below a folder to `files`.
+fn add_rust_files(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         match path.extension() {
-            _ if path.is_dir() => collect_sources(&path, files),
+            _ if path.is_dir() => add_rust_files(&path, files),
             Some(extension) if extension == "rs" => files.push(path),
             _ => {}
         }
@@ -38,7 +39,7 @@ fn collect_sources(folder: &Path, files: &mut Vec<PathBuf>) {
 fn test_names() -> BTreeSet<String> {
     let mut files = Vec::new();
     for folder in ["src", "tests"] {
-        collect_sources(&root().join(folder), &mut files);
+        add_rust_files(&root().join(folder), &mut files);
     }
     let texts = files.iter().map(|path| fs::read_to_string(path).unwrap());
     let names_of = |text: String| {
@@ -77,9 +78,10 @@ fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
             "a test should be listed for this threat: {threat}"
         );
         for proof in code_spans(proofs) {
+            // A script of CI may be the proof instead of a test.
             assert!(
                 tests.contains(proof) || proof.starts_with(".ci/"),
-                "the test {proof} should exist, which is listed for this threat: {threat}"
+                "the test {proof} should exist, because it is listed for this threat: {threat}"
             );
         }
     }
@@ -138,7 +140,7 @@ fn every_link_between_the_markdown_pages_has_an_existing_target() {
 #[test]
 fn every_rust_version_on_a_markdown_page_equals_that_of_cargo_toml() {
     let expected = concat!("Rust ", env!("CARGO_PKG_RUST_VERSION"), " or newer");
-    // The text of each page from each mention of a Rust version on.
+    // For each mention of a Rust version: the rest of its page, from the mention on.
     let mentions: Vec<_> = Document::all()
         .iter()
         .flat_map(|page| {
@@ -199,6 +201,7 @@ fn every_setting_that_a_markdown_page_mentions_exists() {
         // This variable is the client's key for `imagesvc embed --to`, and not a setting of the
         // service.
         for name in mentioned.filter(|name| *name != "IMAGESVC_API_KEY") {
+            // In `.env.example`, every setting is commented out.
             assert!(
                 settings.contains(&format!("\n#{name}=")),
                 "the setting {name} should exist, because a page mentions it"
@@ -209,7 +212,7 @@ fn every_setting_that_a_markdown_page_mentions_exists() {
 
 #[test]
 fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
-    // Unless a setting replaces it, the key for NVIDIA is valid.
+    // The key for NVIDIA is valid, but `settings` may replace it.
     let errors_with = |dotenv: &str, settings: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(".env"), dotenv).unwrap();
@@ -243,7 +246,7 @@ fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
         let quoted = row[1].trim_matches('`');
         assert!(printed.contains(quoted), "the program should print {quoted}\n{printed}");
     }
-    // One of the rows is for all four settings that protect the service.
+    // One row is about empty values. It concerns all four settings that protect the service.
     for setting in ["API_KEYS", "API_KEYS_FILE", "RATE_LIMIT_PER_MINUTE", "FETCH_HOSTS"]
         .map(|name| format!("IMAGESVC_{name}"))
     {

@@ -35,15 +35,15 @@ const MAX_MEMORY: u64 = 512 << 20;
 /// estimate for a picture of one pixel, and thereby this constant.
 const TOLERANCE: u64 = 1 << 20;
 
-/// An estimate may be at most this many times the peak.
+/// An estimate, without its constant part, may be at most this many times the growth of the memory.
 const MAX_OVERESTIMATE: u64 = 4;
 
 /// The width and height of most pictures.
 const SIZE: (u32, u32) = (1600, 1200);
 
-/// The default limit on a picture's length.
+/// A JPEG of the same size, whose length is at most the default limit on a picture's length.
 const CONVERTED_TARGET: Target = Target::Converted { max_len: 20 << 20 };
-/// About the length that NVIDIA accepts in a request.
+/// A JPEG that is shrunk to about the length that NVIDIA accepts in a request.
 const SHRUNK_TARGET: Target = Target::Shrunk { max_len: 149_999 };
 /// A target of the sandbox, which computes a vector from a small square.
 const SQUARE_TARGET: Target = Target::Square { side: 300 };
@@ -131,7 +131,7 @@ impl Peak {
         resident.max(self.address_space.saturating_sub(pixel_peak.address_space))
     }
 
-    /// Returns the growth as a percentage of the estimate, without the constant part.
+    /// Returns the growth of the memory as a percentage of the estimate without its constant part.
     fn percent(&self, pixel_peak: &Self) -> u64 {
         self.growth(pixel_peak) * 100 / (self.estimate - pixel_peak.estimate).max(1)
     }
@@ -153,7 +153,7 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let status = status_after_rendering(child.id());
+    let proc_status = status_after_rendering(child.id());
     let mut written = Vec::new();
     output.read_to_end(&mut written).unwrap();
     let exit = child.wait().unwrap();
@@ -164,7 +164,7 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
         return Err(format!("{exit}: {message:.200}"));
     }
     let kibibytes = |name| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let line = proc_status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
     };
     // Each estimate contains the length of the file. Only the decoders of JPEG and HEIC copy the
@@ -224,6 +224,7 @@ fn gif_with_narrower_frame(pictures: &[Kind]) -> Kind {
     ("gif-first-frame-narrower".into(), gif)
 }
 
+/// The bytes of the picture with this name.
 fn named(pictures: &[Kind], name: &str) -> Vec<u8> {
     pictures.iter().find(|(known, _)| known == name).unwrap().1.clone()
 }
@@ -239,15 +240,15 @@ fn turned(pictures: &[Kind]) -> Vec<Kind> {
         match name.split('-').next() {
             Some("jpeg") => {
                 let exif = [&b"Exif\0\0"[..], EXIF].concat();
-                picture.splice(2..2, segment(0xe1, &exif));
+                picture.splice(2..2, segment(0xe1, &exif)); // after the start marker
             }
             Some("png") => {
-                picture.splice(33..33, png_chunk(b"eXIf", EXIF));
+                picture.splice(33..33, png_chunk(b"eXIf", EXIF)); // after `IHDR`
             }
             _ => {
                 let chunks = [
                     vp8x(HAS_EXIF, SIZE.0, SIZE.1),
-                    picture.split_off(12),
+                    picture.split_off(12), // all that follows the RIFF header
                     riff_chunk(b"EXIF", EXIF),
                 ];
                 picture = webp(&chunks);
@@ -292,7 +293,7 @@ fn twelve_megapixels() -> Vec<Kind> {
         .to_vec()
 }
 
-/// The fixtures of [`SIZE`]: with and without tiles, turned, with alpha, and in every chroma
+/// The fixtures whose size is [`SIZE`]: with and without tiles, turned, with alpha, and in every chroma
 /// format.
 #[cfg(feature = "heic")]
 fn heic() -> Vec<Kind> {

@@ -1,4 +1,4 @@
-//! Supported kinds of TIFF are decoded. Unsupported kinds are refused, and the error contains the
+//! Supported kinds of TIFF are decoded. Unsupported kinds are refused, and the error describes the
 //! kind.
 
 use std::{fs, path::Path};
@@ -9,11 +9,11 @@ use crate::support::{
     FakeNvidia, TestApp, assert_problem,
     craft::{Entry, tiff},
     metric,
+    tiff_tags::{self as tag, DATA_AT, LONG, SHORT},
 };
 
-// The types of values in a TIFF: 16 and 32 bits.
-const SHORT: u16 = 3;
-const LONG: u16 = 4;
+/// The tag for the order of the bits in a byte, which must be 1 or 2.
+const FILL_ORDER: u16 = 266;
 
 /// A file of `tests/fixtures/formats`.
 fn fixture(name: &str) -> Vec<u8> {
@@ -44,15 +44,15 @@ fn grey(image: &RgbImage) -> RgbImage {
 /// An RGB picture of 16 × 16 pixels. `changes` replaces tags, or adds them.
 fn crafted(changes: &[Entry]) -> Vec<u8> {
     let mut entries: Vec<Entry> = vec![
-        (256, LONG, vec![16]),    // width
-        (257, LONG, vec![16]),    // height
-        (258, SHORT, vec![8; 3]), // bits of each sample
-        (259, SHORT, vec![1]),    // compression: none
-        (262, SHORT, vec![2]),    // colours: RGB
-        (273, LONG, vec![16]),    // offset of the strip
-        (277, SHORT, vec![3]),    // samples per pixel
-        (278, LONG, vec![16]),    // rows in the strip
-        (279, LONG, vec![768]),   // length of the strip
+        (tag::WIDTH, LONG, vec![16]),
+        (tag::HEIGHT, LONG, vec![16]),
+        (tag::BITS_PER_SAMPLE, SHORT, vec![8; 3]),
+        (tag::COMPRESSION, SHORT, vec![1]), // none
+        (tag::PHOTOMETRIC, SHORT, vec![2]), // RGB
+        (tag::STRIP_OFFSETS, LONG, vec![DATA_AT]),
+        (tag::SAMPLES_PER_PIXEL, SHORT, vec![3]),
+        (tag::ROWS_PER_STRIP, LONG, vec![16]),
+        (tag::STRIP_BYTE_COUNTS, LONG, vec![768]), // 16 × 16 × 3
     ];
     entries.retain(|(tag, ..)| changes.iter().all(|(changed, ..)| changed != tag));
     entries.extend_from_slice(changes);
@@ -61,29 +61,35 @@ fn crafted(changes: &[Entry]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn the_error_contains_the_name_of_an_unsupported_kind_and_no_decoder_is_started() {
+async fn an_unsupported_or_damaged_tiff_is_refused_with_the_reason_and_no_decoder_is_started() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(&crafted(&[]), "plain.tiff").await.vector();
+    app.upload(&crafted(&[]), "plain.tiff").await.vector(); // asserts the success
     let decode_counts = || async {
         let metrics = app.get("/metrics").await.text();
+        // The outcomes of a decoder that is started and ends in time.
         ["done", "refused"]
             .map(|name| metric(&metrics, &format!("imagesvc_decodes_total{{outcome=\"{name}\"}}")))
     };
     let decode_counts_before = decode_counts().await;
-    // Tag 339 is the format of the samples. `crafted` explains the other tags.
     let short = |tag, value: u64| (tag, SHORT, vec![value]);
     for (changes, kind) in [
-        (vec![short(259, 2)], "a TIFF with fax compression"),
-        (vec![short(259, 6)], "a TIFF with JPEG compression of the old kind"),
-        (vec![short(259, 34_712)], "a TIFF with JPEG 2000 compression"),
-        (vec![short(259, 34_887)], "a TIFF with LERC compression"),
-        (vec![short(259, 50_000)], "a TIFF with Zstandard compression"),
-        (vec![short(262, 8)], "a TIFF in L*a*b* colours"),
-        (vec![short(262, 6)], "a TIFF in YCbCr colours without JPEG compression"),
-        (vec![(258, SHORT, vec![12; 3])], "a TIFF with a rare number of bits a sample"),
-        (vec![(258, SHORT, vec![5, 6, 5])], "a TIFF whose samples differ in kind or depth"),
-        (vec![(339, SHORT, vec![2; 3])], "a TIFF of numbers with a sign"),
+        (vec![short(tag::COMPRESSION, 2)], "a TIFF with fax compression"),
+        (vec![short(tag::COMPRESSION, 6)], "a TIFF with JPEG compression of the old kind"),
+        (vec![short(tag::COMPRESSION, 34_712)], "a TIFF with JPEG 2000 compression"),
+        (vec![short(tag::COMPRESSION, 34_887)], "a TIFF with LERC compression"),
+        (vec![short(tag::COMPRESSION, 50_000)], "a TIFF with Zstandard compression"),
+        (vec![short(tag::PHOTOMETRIC, 8)], "a TIFF in L*a*b* colours"),
+        (vec![short(tag::PHOTOMETRIC, 6)], "a TIFF in YCbCr colours without JPEG compression"),
+        (
+            vec![(tag::BITS_PER_SAMPLE, SHORT, vec![12; 3])],
+            "a TIFF with a rare number of bits a sample",
+        ),
+        (
+            vec![(tag::BITS_PER_SAMPLE, SHORT, vec![5, 6, 5])],
+            "a TIFF whose samples differ in kind or depth",
+        ),
+        (vec![(tag::SAMPLE_FORMAT, SHORT, vec![2; 3])], "a TIFF of numbers with a sign"),
     ] {
         let problem = assert_problem(
             &app.upload(&crafted(&changes), "a.tiff").await,
@@ -95,9 +101,12 @@ async fn the_error_contains_the_name_of_an_unsupported_kind_and_no_decoder_is_st
         assert!(detail.starts_with(&expected) && detail.contains("not supported"), "{detail}");
         assert!(problem.get("saved_as").is_none(), "an unsupported picture must not be saved");
     }
-    // A TIFF that contradicts itself is damaged, not unsupported. In turn: the wrong number of
-    // samples, an order of bits that does not exist, and no offset of the strip.
-    for changes in [vec![short(277, 1)], vec![short(266, 9)], vec![(273, LONG, vec![])]] {
+    // A TIFF that contradicts itself is damaged, not unsupported.
+    for changes in [
+        vec![short(tag::SAMPLES_PER_PIXEL, 1)], // not 3
+        vec![short(FILL_ORDER, 9)],
+        vec![(tag::STRIP_OFFSETS, LONG, vec![])],
+    ] {
         let answer = app.upload(&crafted(&changes), "a.tiff").await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
         assert!(problem["detail"].as_str().unwrap().contains("header cannot be read"), "{problem}");
@@ -111,8 +120,8 @@ async fn the_error_contains_the_name_of_an_unsupported_kind_and_no_decoder_is_st
 async fn the_kinds_that_scanners_and_drawing_programs_write_are_decoded_correctly() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // All files show this picture. NVIDIA gets them as JPEGs, so even the files with the same pixels
-    // differ a little. A palette, 16 shades of grey and a fax differ more.
+    // All files show this picture. NVIDIA gets JPEGs, so even files with the same pixels differ a little
+    // from it. Files with a palette or 16 shades of grey, and faxes, differ more.
     let plain = image_rs::load_from_memory(&fixture("plain.png")).unwrap().into_rgb8();
     for (name, expected, scale, max_difference) in [
         ("tiff-tiled-planar-exact-zip", &plain, 1, 3.0),
@@ -125,7 +134,7 @@ async fn the_kinds_that_scanners_and_drawing_programs_write_are_decoded_correctl
         let picture = fixture(&format!("{name}.tiff"));
         let answer = app.upload(&picture, "scan.tiff").await;
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
-        answer.vector();
+        answer.vector(); // asserts the success
         assert_eq!(app.saved_bytes(&answer.saved_as()), picture, "{name}");
         let difference = mean_difference(&nvidia.last_inline_picture().pixels(), expected, scale);
         assert!(

@@ -20,7 +20,7 @@ pub(super) struct RowFile<'a> {
     pub file: &'a File,
     /// Contains the prefix of the names of the fields that `embed` adds to a row.
     pub reader: &'a ItemReader,
-    /// Counts the rows of the new file, for the progress line.
+    /// The number of rows that the exported file has so far, for the progress line.
     pub exported: &'a AtomicU64,
     /// Reading ends when this becomes true.
     pub is_interrupted: &'a AtomicBool,
@@ -30,7 +30,8 @@ impl RowFile<'_> {
     /// Calls `on_row` with each row, from the first to the last. Returns the number of rows.
     ///
     /// # Errors
-    /// The first error of `on_row`, a line that `imagesvc embed` has not written, or an interruption.
+    /// An error of the disk or of `on_row`, a line that `imagesvc embed` has not written, or an
+    /// interruption. After the first of these, no more rows are read.
     pub(super) fn for_each(
         &self,
         mut on_row: impl FnMut(Line<'_>) -> Result<(), ExportError>,
@@ -44,7 +45,7 @@ impl RowFile<'_> {
             let error = |detail: String| ExportError::Row { line: number, detail };
             match found {
                 Found::Line => {}
-                // Every line was a row, so the last line has the number of rows as its line number.
+                // Every line was a row, so the number of the last line is the number of rows.
                 Found::End => return Ok(number),
                 Found::IncompleteLine => return Err(error("the line is incomplete".into())),
             }
@@ -80,11 +81,12 @@ impl<'a> Line<'a> {
         self.row.added_values().map_err(|detail| self.error(not_a_row(&detail)))
     }
 
-    /// Appends the numbers of the vector to `values`. Every vector must have the length `length`, which
-    /// the first one sets.
+    /// Appends the numbers of the vector to `values`. The first vector sets `length`, and every other vector
+    /// must have this length.
     ///
     /// # Errors
-    /// The vector has another length, or is not a list of finite numbers.
+    /// The vector has another length, or is not a list of finite numbers. Even then, some numbers may have
+    /// been appended.
     pub(super) fn append_vector(
         &self,
         length: &mut Option<usize>,

@@ -11,10 +11,11 @@ use super::{
     limited::{Allowance, Limited},
 };
 
-/// Reads the objects one by one. Returns whether more items are wanted.
+/// Reads the objects one by one. Returns whether the sink wants more items. `place` is the name of the
+/// file, for errors.
 ///
 /// # Errors
-/// The text is not an array, is damaged, or contains too large an object.
+/// The input cannot be read, is not a JSON array, or contains too large an object.
 pub(super) fn read(
     input: impl Read,
     place: &str,
@@ -26,10 +27,10 @@ pub(super) fn read(
     let (input, allowance) = Limited::new(BufReader::new(input));
     let mut json = serde_json::Deserializer::from_reader(input);
     let mut wants_more = true;
-    let list = List { place, reader, sink, allowance, wants_more: &mut wants_more };
-    let outcome = json.deserialize_seq(list).and_then(|()| json.end());
-    match outcome {
-        // The sink may have refused further items at the last object.
+    let visitor = ListVisitor { place, reader, sink, allowance, wants_more: &mut wants_more };
+    let result = json.deserialize_seq(visitor).and_then(|()| json.end());
+    match result {
+        // Even if the whole array was read, the sink may want no more items.
         Ok(()) => Ok(wants_more),
         // The rest of the array was not read, which the deserializer reports as an error.
         Err(_) if !wants_more => Ok(false),
@@ -38,7 +39,7 @@ pub(super) fn read(
 }
 
 /// Reads the objects of the array.
-struct List<'a, 's> {
+struct ListVisitor<'a, 's> {
     place: &'a str,
     reader: &'a ItemReader,
     sink: &'a mut Sink<'s>,
@@ -46,7 +47,7 @@ struct List<'a, 's> {
     wants_more: &'a mut bool,
 }
 
-impl<'de> Visitor<'de> for List<'_, '_> {
+impl<'de> Visitor<'de> for ListVisitor<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

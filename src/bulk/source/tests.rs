@@ -28,14 +28,14 @@ fn read_all(paths: &[PathBuf]) -> Result<Vec<Item>, String> {
     Ok(items)
 }
 
-/// The objects of the items of one file.
+/// The JSON objects of the rows of one file.
 fn objects(name: &str, text: &str) -> Vec<String> {
     let items = read_files(&[(name, text.as_bytes())]).unwrap();
     items.into_iter().map(|item| item.object).collect()
 }
 
 #[test]
-fn csv_and_tsv_are_read_with_quotes_line_breaks_and_a_byte_order_mark_or_without_rows() {
+fn csv_and_tsv_may_have_quotes_line_breaks_and_a_byte_order_mark_or_no_rows() {
     let text =
         "\u{feff}name,\"url\"\r\n\"A \"\"b\"\", c\",http://a/1\r\n\"two\nlines\",http://a/2\n\n";
     assert_eq!(
@@ -64,8 +64,8 @@ fn a_csv_file_with_two_fields_of_the_same_name_is_refused() {
 }
 
 #[test]
-fn a_too_long_row_of_csv_or_json_ends_the_source_but_after_a_too_long_line_reading_continues() {
-    // More than the 4 MiB that a row may have.
+fn a_row_that_is_too_long_is_an_error_of_a_csv_or_json_file_but_fails_alone_in_a_list_of_lines() {
+    // A row has at most 4 MiB.
     const TOO_LONG: usize = 10 << 20;
     let mut csv = b"url\n\"".to_vec();
     csv.resize(TOO_LONG, b'x');
@@ -81,21 +81,21 @@ fn a_too_long_row_of_csv_or_json_ends_the_source_but_after_a_too_long_line_readi
 }
 
 #[test]
-fn a_row_of_exactly_the_most_bytes_is_read_and_a_line_with_one_byte_more_is_not() {
-    const MOST: usize = 4 << 20;
+fn a_row_of_the_maximum_length_is_read_and_a_line_with_one_byte_more_is_not() {
+    const MAX_LEN: usize = 4 << 20; // 4 MiB
     for line_break in ["", "\n", "\r\n"] {
-        for (length, is_read) in [(MOST - 1, true), (MOST, true), (MOST + 1, false)] {
+        for (length, is_read) in [(MAX_LEN - 1, true), (MAX_LEN, true), (MAX_LEN + 1, false)] {
             let lines = format!("{}{line_break}", "x".repeat(length));
             let items = read_files(&[("list.txt", lines.as_bytes())]).unwrap();
             assert_eq!(items.len(), 1);
             assert_eq!(items[0].picture.is_ok(), is_read, "{length} bytes, then {line_break:?}");
         }
-        let csv = format!("url\nx\n{}{line_break}", "x".repeat(MOST));
+        let csv = format!("url\nx\n{}{line_break}", "x".repeat(MAX_LEN));
         assert_eq!(read_files(&[("list.csv", csv.as_bytes())]).map(|items| items.len()), Ok(2));
     }
-    // Without the text of `x`, an object has 10 bytes.
+    // `{"url":""}`, the object without any `x`, has 10 bytes.
     let object = |length: usize| format!("{{\"url\":\"{}\"}}", "x".repeat(length - 10));
-    let json = format!("[\n  {},\n  {}\n]\n", object(MOST), object(MOST));
+    let json = format!("[\n  {},\n  {}\n]\n", object(MAX_LEN), object(MAX_LEN));
     assert_eq!(read_files(&[("list.json", json.as_bytes())]).map(|items| items.len()), Ok(2));
 }
 
@@ -137,7 +137,7 @@ fn a_folder_is_read_with_nested_folders_but_without_hidden_files_and_linked_fold
         fs::write(at(name), "").unwrap();
     }
     symlink(at("2.webp"), at("link.png")).unwrap();
-    // A link to a folder that has a name like a picture.
+    // A link to a folder. The link's name is like that of a picture.
     symlink(folder.path(), at("a/circle.jpg")).unwrap();
     let mut names: Vec<_> = read_all(&[folder.path().to_owned()])
         .unwrap()
@@ -172,7 +172,7 @@ fn reading_stops_when_no_more_items_are_wanted_even_at_the_last_item_of_a_source
     for (name, text) in [
         ("a.txt", "x\ny\n".to_owned()),
         ("a.csv", "url\nx\ny\n".to_owned()),
-        ("a.json", format!("[{object},{object}, broken")),
+        ("a.json", format!("[{object},{object}, broken")), // the end must not be read
         ("a.jsonl", format!("{object}\n{object}\n")),
         ("last.txt", "x\n".to_owned()),
         ("last.csv", "url\nx\n".to_owned()),

@@ -13,11 +13,12 @@ const MAGIC: &str = "imagesvc-vector 2";
 pub(super) const MAX_LEN: usize = (1 << 20) + 256;
 
 /// Returns the bytes of a cached embedding: one line that describes the vector, then the vector as
-/// JSON. People can read it with `head` and `jq`.
+/// JSON. People can read these bytes with `head` and `jq`.
 pub(super) fn encode(key: &CacheKey, cached: &CachedEmbedding) -> Vec<u8> {
     let (text, prepared) = (cached.vector.json().get(), cached.prepared.name());
     let checksum = checksum(key, prepared, text.as_bytes());
-    format!("{MAGIC} {prepared} {} {checksum}\n{text}\n", text.len()).into()
+    let len = text.len();
+    format!("{MAGIC} {prepared} {len} {checksum}\n{text}\n").into()
 }
 
 /// Returns the embedding, or `None` if the bytes are damaged, have another version, or belong to
@@ -32,6 +33,7 @@ pub(super) fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
     }
     let prepared = Prepared::ALL.into_iter().find(|known| known.name() == prepared)?;
     let vector = Vector::from_json(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
+    // Only embeddings without an end of their validity are written.
     Some(CachedEmbedding { vector, prepared, valid_until: None })
 }
 
@@ -58,12 +60,13 @@ mod tests {
     proptest! {
         #[test]
         fn bytes_with_one_changed_byte_or_without_their_end_are_not_decoded(
-            at in any::<proptest::sample::Index>(), change in 1u8..=255, truncated in any::<bool>(),
+            at in any::<proptest::sample::Index>(), change in 1u8..=255,
+            is_truncated in any::<bool>(),
         ) {
             let valid = encode(&key_of(3), &(&embedding_of("0.125")).into());
             let mut bytes = valid.clone();
             let at = at.index(bytes.len());
-            if truncated { bytes.truncate(at) } else { bytes[at] ^= change }
+            if is_truncated { bytes.truncate(at) } else { bytes[at] ^= change }
             prop_assert!(decode(&key_of(3), &bytes).is_none());
             prop_assert!(decode(&key_of(3), &valid).is_some());
         }

@@ -18,7 +18,7 @@ use super::{
 use crate::spool::Spooled;
 
 /// Saves a picture. Calls `enter` at the start of each stage, and stops if `enter` returns an error. After
-/// any error, no picture remains. Blocks the thread.
+/// an error, removes the picture. Blocks the thread.
 pub(in crate::store) fn save(
     folder: &Arc<Folder>,
     spooled: Spooled,
@@ -103,8 +103,8 @@ impl FileGuard {
 }
 
 impl Drop for FileGuard {
-    /// Inside a runtime the picture is removed on another thread, because a disk that hangs must not
-    /// block the threads that answer.
+    /// If the picture must be removed inside a runtime, another thread removes it: a disk that hangs must
+    /// not block the threads that answer.
     fn drop(&mut self) {
         let (id, folder) = (self.id, Arc::clone(&self.folder));
         if self.is_confirmed || !self.has_file {
@@ -117,7 +117,7 @@ impl Drop for FileGuard {
             folder.ids_in_use().remove(&id);
         };
         match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)), // drops only the task's handle
             Err(_) => remove(),
         }
     }

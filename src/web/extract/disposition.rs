@@ -19,8 +19,9 @@ impl Disposition {
     pub(super) fn parse(header: &[u8]) -> Self {
         let parsed = Parameterized::parse(header);
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
-        // Forms should not use `filename*` (RFC 7578, section 4.2), but some clients send only that.
-        // If a client sends both names, `filename*` contains the exact one (RFC 6266, section 4.3).
+        // Forms should not use `filename*` (RFC 7578, section 4.2), but some clients send only
+        // `filename*`.
+        // If a client sends both, `filename*` contains the exact name (RFC 6266, section 4.3).
         let file_name = match parsed.get("filename*") {
             Some(value) => Some(decode_extended(value).unwrap_or_else(|| text(value))),
             None => parsed.get("filename").map(text),
@@ -29,8 +30,8 @@ impl Disposition {
     }
 }
 
-/// Decodes an extended value (RFC 8187), such as `UTF-8'en'a%20b.jpg`. `None` if it is invalid or
-/// has another charset.
+/// Decodes an extended value (RFC 8187), such as `UTF-8'en'a%20b.jpg`. `None` if its charset is
+/// missing, or is neither UTF-8 nor ISO-8859-1. Invalid percent-encoding stays as it is.
 fn decode_extended(value: &[u8]) -> Option<String> {
     let mut parts = value.splitn(3, |byte| *byte == b'\'');
     let (charset, _language, encoded) = (parts.next()?, parts.next()?, parts.next()?);
@@ -50,13 +51,13 @@ mod tests {
     use super::*;
 
     /// The names of the field and of the file.
-    fn read(header: &str) -> (Option<String>, Option<String>) {
+    fn names_in(header: &str) -> (Option<String>, Option<String>) {
         let Disposition { name, file_name } = Disposition::parse(header.as_bytes());
         (name, file_name)
     }
 
     #[test]
-    fn the_names_of_the_field_and_the_file_are_read_in_every_spelling() {
+    fn the_names_of_the_field_and_the_file_are_read_in_the_spellings_of_clients() {
         for (header, file_name) in [
             ("form-data; name=\"file\"; filename=\"a.jpg\"", "a.jpg"),
             ("form-data; filename=\"my name=bob.jpg\"; name=\"file\"", "my name=bob.jpg"),
@@ -72,12 +73,13 @@ mod tests {
             ("form-data; name=\"file\"; filename*=ISO-8859-1''%e9t%E9.jpg", "été.jpg"),
             ("form-data; name=\"file\"; filename*=\"UTF-8''a%22.jpg\"", "a\".jpg"),
             ("form-data; name=\"file\"; filename=\"_.jpg\"; filename*=UTF-8''%c3%a4.jpg", "ä.jpg"),
-            // A value that cannot be decoded is returned as it is.
+            // A value without a known charset is returned as it is.
             ("form-data; name=\"file\"; filename*=a.jpg", "a.jpg"),
             ("form-data; name=\"file\"; filename*=KOI8-R''%c1.jpg", "KOI8-R''%c1.jpg"),
+            // Invalid percent-encoding stays, and invalid UTF-8 is replaced.
             ("form-data; name=\"file\"; filename*=UTF-8''%zz%ff.jpg", "%zz\u{fffd}.jpg"),
         ] {
-            assert_eq!(read(header), (Some("file".into()), Some(file_name.into())), "{header}");
+            assert_eq!(names_in(header), (Some("file".into()), Some(file_name.into())), "{header}");
         }
     }
 
@@ -90,9 +92,9 @@ mod tests {
             ("form-data; name=\"file\"; name=\"other\"", None),
             ("form-data; xname=\"file\"", None),
         ] {
-            assert_eq!(read(header), (None, file_name.map(str::to_owned)), "{header}");
+            assert_eq!(names_in(header), (None, file_name.map(str::to_owned)), "{header}");
         }
-        let (name, file_name) = read("form-data; name=\"file\"; filename=a; filename=b");
+        let (name, file_name) = names_in("form-data; name=\"file\"; filename=a; filename=b");
         assert_eq!((name.as_deref(), file_name), (Some("file"), None));
         let not_utf8 = Disposition::parse(b"form-data; name=\"fi\xffle\"; filename=\"\xe9\"");
         assert_eq!(not_utf8.name.as_deref(), Some("fi\u{fffd}le"));
@@ -104,7 +106,7 @@ mod tests {
         fn any_extended_name_is_decoded(name in "\\PC{0,20}") {
             let encoded: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
             let header = format!("form-data; name=file; filename*=UTF-8''{encoded}");
-            prop_assert_eq!(read(&header), (Some("file".into()), Some(name)));
+            prop_assert_eq!(names_in(&header), (Some("file".into()), Some(name)));
         }
 
         #[test]

@@ -1,5 +1,5 @@
-//! Checks the head of a request, where hyper checks less than HTTP/1.1 requires: the head must contain
-//! exactly one valid host (RFC 9112, section 3.2), and only codings that the service decodes.
+//! Checks what hyper does not check in the head of a request. An HTTP/1.1 request must have exactly one
+//! valid host (RFC 9112, section 3.2), and a body may have only codings that the service decodes.
 
 use std::net::Ipv6Addr;
 
@@ -15,7 +15,7 @@ pub enum HeadError {
     /// An HTTP/1.1 request without a `Host`.
     #[error("there is no Host")]
     NoHost,
-    /// More than one `Host`. A proxy and the service might use different hosts.
+    /// More than one `Host`. A proxy and the service might each use a different one.
     #[error("there is more than one Host")]
     ManyHosts,
     /// The `Host`, or the host in the request line, is malformed.
@@ -24,17 +24,17 @@ pub enum HeadError {
     /// The body is compressed or otherwise encoded.
     #[error("the Content-Encoding is {0:?}")]
     ContentEncoding(String),
-    /// The body uses a transfer coding other than `chunked`.
+    /// The body uses transfer codings other than a single `chunked`.
     #[error("the Transfer-Encoding is {0:?}")]
     TransferEncoding(String),
 }
 
-/// Checks a request's head. If the request line contains a host, sets `Host` to that host.
+/// Checks a request's head, and changes it: a host in the request line replaces the `Host`.
 ///
 /// # Errors
 /// A [`HeadError`] if the head violates a rule.
-pub(in crate::web) fn check(request: &mut Request) -> Result<(), HeadError> {
-    check_host(request)?;
+pub(in crate::web) fn check_and_set_host(request: &mut Request) -> Result<(), HeadError> {
+    set_checked_host(request)?;
     check_transfer_encoding(request.headers())?;
     // Without a body, there is nothing to decode.
     if !request.body().is_end_stream() {
@@ -43,8 +43,9 @@ pub(in crate::web) fn check(request: &mut Request) -> Result<(), HeadError> {
     Ok(())
 }
 
-/// Checks the host. A host in the request line replaces the header (RFC 9112, section 3.2.2).
-fn check_host(request: &mut Request) -> Result<(), HeadError> {
+/// Checks the `Host`, and replaces it with the host in the request line, if there is one (RFC 9112,
+/// section 3.2.2).
+fn set_checked_host(request: &mut Request) -> Result<(), HeadError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(HeadError::ManyHosts),
@@ -103,9 +104,9 @@ fn is_name(mut name: &[u8]) -> bool {
     !is_empty
 }
 
-/// Checks the transfer coding. hyper accepts every list of codings that ends in `chunked`, but
-/// decodes only `chunked`. hyper itself refuses all other lists, because the end of such a body is
-/// unknown.
+/// Accepts only a single `chunked`. hyper also accepts longer lists of codings that end in `chunked`,
+/// although it decodes only that one. hyper itself refuses all other lists, because the end of such a
+/// body is unknown.
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
@@ -126,7 +127,7 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     }
 }
 
-/// The start of a header's value, reduced to characters that are harmless in errors and in the log.
+/// The first 60 of those characters of a header's value that are harmless in errors and in the log.
 fn printable(headers: &HeaderMap, name: HeaderName) -> String {
     let lines: Vec<_> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
     let bytes = lines.join(&b", "[..]).into_iter();
@@ -150,7 +151,7 @@ mod tests {
             "image_service:8000",
             "192.0.2.7:8000",
             "192.0.2.7:",
-            "999.0.2.7",
+            "999.0.2.7", // a name, although it is no IPv4 address
             "[::1]",
             "[::ffff:192.0.2.7]:8000",
             "b%C3%BCcher.example",

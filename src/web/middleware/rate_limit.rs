@@ -30,8 +30,8 @@ use crate::{
     web::{error::Error, extract::client_network::client_network},
 };
 
-/// The most clients whose requests this replica counts. If there are more, the clients that call least are
-/// removed.
+/// The most clients whose requests this replica counts. If there are more, it forgets the counts of those
+/// that call least.
 const MAX_CLIENTS: usize = 100_000;
 
 /// The client whose limit a request counts toward.
@@ -56,12 +56,13 @@ impl Caller {
     }
 }
 
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// Allows each client a burst of one minute's requests, and then one request per interval. Uses the
 /// generic cell rate algorithm (ITU-T I.371), which stores only one number for each client.
 pub(in crate::web) struct RateLimit {
     /// A minute divided by the number of requests per minute.
     interval: Duration,
-    minute: Duration,
     started: Instant,
     /// Each client's theoretical arrival time, in nanoseconds since `started`. This is when the next
     /// request would arrive if the client had sent its requests at even intervals.
@@ -73,10 +74,8 @@ pub(in crate::web) struct RateLimit {
 impl RateLimit {
     /// Allows each client this many requests per minute, at all replicas together if there is a Valkey.
     pub(in crate::web) fn per_minute(max_requests: u32, valkey: Option<Valkey>) -> Self {
-        let minute = Duration::from_secs(60);
         Self {
-            interval: minute / max_requests.max(1),
-            minute,
+            interval: MINUTE / max_requests.max(1),
             started: Instant::now(),
             arrivals: Cache::new(MAX_CLIENTS),
             valkey,
@@ -86,17 +85,17 @@ impl RateLimit {
     /// Counts this many requests of a client.
     ///
     /// # Errors
-    /// How long the client must wait, if it would exceed its limit. Then nothing is counted.
+    /// If the client would exceed its limit, how long it must wait. In this case, nothing is counted.
     async fn count(&self, caller: Caller, requests: u32) -> Result<(), Duration> {
         let arrival_here = self.count_here(caller, requests, Instant::now())?;
         let Some(valkey) = &self.valkey else { return Ok(()) };
         let cost = self.interval.saturating_mul(requests);
-        let Ok(reply) = valkey.count_requests(caller.hash(), cost, self.minute).await else {
-            return Ok(());
+        let Ok(reply) = valkey.count_requests(caller.hash(), cost, MINUTE).await else {
+            return Ok(()); // the Valkey cannot be used, so the count in this replica decides
         };
         let is_counted = reply.wait.is_zero();
         if !is_counted {
-            // Undoes the count in this replica.
+            // The Valkey refused the requests, so they must not count in this replica either.
             arrival_here.fetch_sub(nanos(cost), Ordering::Relaxed);
         }
         let shared_arrival = self.started.elapsed() + reply.ahead;
@@ -107,7 +106,7 @@ impl RateLimit {
     /// Counts the requests in this replica. Returns the client's theoretical arrival time.
     ///
     /// # Errors
-    /// How long the client must wait, if it would exceed its limit. Then nothing is counted.
+    /// If the client would exceed its limit, how long it must wait. In this case, nothing is counted.
     fn count_here(
         &self,
         caller: Caller,
@@ -117,7 +116,7 @@ impl RateLimit {
         let now = nanos(now.saturating_duration_since(self.started));
         let cost = nanos(self.interval.saturating_mul(requests));
         // A client may be ahead of its even intervals by at most a minute.
-        let latest_arrival = now + nanos(self.minute);
+        let latest_arrival = now + nanos(MINUTE);
         let new_arrival = || Ok::<_, std::convert::Infallible>(Arc::new(AtomicU64::new(now)));
         let Ok(stored) = self.arrivals.get_or_insert_with(&caller, new_arrival);
         let next = |arrival: u64| arrival.max(now) + cost;
@@ -140,11 +139,11 @@ pub(in crate::web) struct ClientLimit {
 impl ClientLimit {
     /// The most pictures that one batch may have: as many as the requests of a minute.
     pub(in crate::web) fn largest_batch(&self) -> usize {
-        let per_minute = self.limit.minute.as_nanos() / self.limit.interval.as_nanos().max(1);
+        let per_minute = MINUTE.as_nanos() / self.limit.interval.as_nanos().max(1);
         usize::try_from(per_minute).unwrap_or(usize::MAX)
     }
 
-    /// Counts the pictures of a batch. The layer has already counted the first picture as the request.
+    /// Counts the pictures of a batch except the first, which the layer has already counted as the request.
     ///
     /// # Errors
     /// [`Error::RateLimited`]
@@ -175,7 +174,8 @@ pub(in crate::web) async fn rate_limit(
     Ok(next.run(request).await)
 }
 
-/// Converts to nanoseconds. The maximum is small enough that sums of some values do not overflow.
+/// Converts to nanoseconds. A duration that does not fit becomes a quarter of the maximum, so that adding
+/// to it does not overflow.
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4)
 }
@@ -197,6 +197,7 @@ mod tests {
     fn a_client_may_send_a_burst_of_one_minute_and_then_one_request_per_interval() {
         // Six requests a minute are one every ten seconds.
         let limit = RateLimit::per_minute(6, None);
+        // Counts a request this many seconds after the start. An error is the wait in seconds.
         let count = |caller, seconds| {
             let now = limit.started + Duration::from_secs(seconds);
             limit.count_here(caller, 1, now).map(drop).map_err(|wait| wait.as_secs())
@@ -228,7 +229,7 @@ mod tests {
             "a batch that needs three more requests must be refused if only two are left"
         );
         client_limit.count_batch(3).await.unwrap();
-        assert!(client_limit.count_batch(2).await.is_err());
+        assert!(client_limit.count_batch(2).await.is_err(), "no request must be left");
     }
 
     #[test]
@@ -243,7 +244,7 @@ mod tests {
         assert_eq!(admitted, 50);
     }
 
-    /// The limit of a replica, which has its own connection to the Valkey: 60 requests per minute.
+    /// A replica's limit of 60 requests per minute. Each replica has its own connection to the Valkey.
     async fn replica(url: &str) -> RateLimit {
         let settings = valkey::Settings {
             url: ValkeyUrl::parse(url).unwrap(),
@@ -264,14 +265,14 @@ mod tests {
                 counted += u32::from(replica.count(FIRST, 1).await.is_ok());
             }
         }
-        // During the test, the limit allows one more request each second.
+        // The limit allows one more request for each second that the test takes.
         assert!((60..=66).contains(&counted), "{counted} requests were counted");
         for replica in &replicas {
             let wait = replica.count(FIRST, 30).await.unwrap_err();
             assert!(wait > Duration::from_secs(20), "30 requests take 30 s, not {wait:?}");
         }
         assert!(replicas[0].count(SECOND, 60).await.is_ok());
-        // Two, because a request may be allowed again by now.
+        // Two requests, because time for one more may have passed since the 60 were counted.
         assert!(replicas[1].count(SECOND, 2).await.is_err());
     }
 

@@ -39,7 +39,7 @@ pub(super) fn document(mut open: Document, mut keyed: Document) -> Document {
 /// Marks the key as optional, since it is required only if the operator has set client keys.
 fn mark_key_optional(operation: &mut Operation) {
     operation.security = Some(vec![
-        SecurityRequirement::default(),
+        SecurityRequirement::default(), // the alternative without a key
         SecurityRequirement::new::<_, [String; 0], String>("key", []),
     ]);
 }
@@ -50,6 +50,7 @@ fn mark_open(operation: &mut Operation) {
     operation.security = Some(Vec::new());
 }
 
+/// The operations of a path. All routes of the service use GET or POST.
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.post].into_iter().flatten()
 }
@@ -97,8 +98,8 @@ fn describe_headers(operation: &mut Operation) {
     }
 }
 
-/// Whether this response is an error with a [`Problem`](crate::web::error::Problem). The 503 of
-/// `/ready` is not one.
+/// Whether this response contains a [`Problem`](crate::web::error::Problem). The 503 of `/ready`
+/// does not.
 fn is_problem(response: &Response) -> bool {
     response.content.contains_key(crate::web::error::PROBLEM_JSON)
 }

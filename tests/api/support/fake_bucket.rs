@@ -1,4 +1,5 @@
-//! A fake S3 with one bucket in memory. It checks what the service sends, and can be told to fail.
+//! A fake S3 with one bucket in memory. It asserts that the service's requests are correct. Tests can
+//! make it fail.
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +19,7 @@ use super::{FakeServer, Received, Reply};
 /// The objects by their names.
 type Objects = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
-/// Returns the reply to a request that must fail, or `None` if the request must succeed.
+/// Returns the error that a request gets, or `None` if the request succeeds.
 type Fault = Box<dyn Fn(&Received) -> Option<Reply> + Send>;
 
 /// How the bucket behaves at the moment.
@@ -29,7 +30,11 @@ enum Behaviour {
     LosingAnswers(&'static str),
     /// The first request of this method has its effect, but its connection is closed without an answer.
     /// Later requests of this method get this reply, and have no effect.
-    BreakingOff { method: &'static str, has_broken_off: AtomicBool, later: Fault },
+    BreakingOff {
+        method: &'static str,
+        has_broken_off: AtomicBool,
+        later: Box<dyn Fn() -> Reply + Send>,
+    },
     /// Every answer is delayed by this time. With zero, the bucket works normally.
     Slow(Duration),
 }
@@ -63,7 +68,7 @@ impl FakeBucket {
                 && request.method == *method
                 && has_broken_off.load(Ordering::SeqCst)
             {
-                return later(request).unwrap();
+                return later();
             }
             let mut objects = objects_of_server.lock().unwrap();
             let reply = match request.method.as_str() {
@@ -108,13 +113,13 @@ impl FakeBucket {
         ]
     }
 
-    /// An error response as S3 sends it.
+    /// An error response in the format of S3, also for an object that is missing.
     pub fn refusal(status: u16, code: &str) -> Reply {
         let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code></Error>");
         Reply::new(status, &[("content-type", "application/xml")], body)
     }
 
-    /// From now on, sends the replies that `fault` returns. If it returns `None`, the request
+    /// From now on, requests get the errors that `fault` returns. If `fault` returns `None`, the request
     /// succeeds.
     pub fn fail(&self, fault: impl Fn(&Received) -> Option<Reply> + Send + 'static) {
         *self.behaviour.lock().unwrap() = Behaviour::Failing(Box::new(fault));
@@ -135,7 +140,7 @@ impl FakeBucket {
         *self.behaviour.lock().unwrap() = Behaviour::BreakingOff {
             method,
             has_broken_off: AtomicBool::new(false),
-            later: Box::new(move |_| Some(later())),
+            later: Box::new(later),
         };
     }
 
@@ -149,7 +154,7 @@ impl FakeBucket {
         self.delay(Duration::ZERO);
     }
 
-    /// The objects in a folder after the prefix, by their names without the prefix and the folder.
+    /// The objects in `<prefix>/<folder>/`, by the rest of their names.
     pub fn objects_in(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let prefix = format!("{}{folder}/", Self::PREFIX);
         let objects = self.objects.lock().unwrap();
@@ -170,7 +175,8 @@ impl FakeBucket {
     }
 }
 
-/// Checks the signature's form and the body's checksum. Returns the object's name.
+/// Asserts that the signature has the right form, and that the body has its checksum. Returns the object's
+/// name.
 fn checked_name(request: &Received) -> String {
     let url = Url::parse("http://bucket").unwrap().join(&request.target).unwrap();
     let query: BTreeMap<_, _> = url.query_pairs().into_owned().collect();

@@ -26,7 +26,7 @@ mod request;
 mod resources;
 pub mod s3;
 mod terminal;
-mod tiff_tags;
+pub mod tiff_tags;
 mod valkey;
 
 pub use addresses::{client_from, connect_from, free_address};

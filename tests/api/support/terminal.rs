@@ -18,8 +18,8 @@ impl Terminal {
         Self { columns, lines: vec![Vec::new()], row: 0, column: 0 }
     }
 
-    /// Shows a program's output. Calls `watch` before each control sequence, so before a
-    /// line is redrawn.
+    /// Shows a program's output. Calls `watch` before each control sequence, and thus also before a line is
+    /// redrawn.
     pub fn show(&mut self, output: &str, mut watch: impl FnMut(&Self)) {
         let mut chars = output.chars();
         while let Some(c) = chars.next() {
@@ -51,7 +51,7 @@ impl Terminal {
         let (number, command) = sequence.split_at(sequence.len() - 1);
         let count = number.parse().unwrap_or(1);
         match command {
-            "A" => self.row -= count,
+            "A" => self.row -= count, // up
             "B" => self.move_to_row(self.row + count),
             // The program sends only `2K`, which clears the whole line.
             "K" => self.lines[self.row].clear(),
@@ -59,7 +59,8 @@ impl Terminal {
         }
     }
 
-    /// Like a real terminal, wraps only before the next character.
+    /// Writes a character at the cursor. Like a real terminal, leaves the cursor behind the last column, and
+    /// wraps when another character comes.
     fn put(&mut self, c: char) {
         if self.column == self.columns {
             self.column = 0;

@@ -1,5 +1,5 @@
-//! The tags and the types of a TIFF's entries (TIFF 6.0, sections 2 and 8), and some of their
-//! values.
+//! The tags and the types of a TIFF's entries (TIFF 6.0, sections 2 and 8), some of their values, and
+//! the offset of the data in a crafted file.
 
 pub const WIDTH: u16 = 256;
 pub const HEIGHT: u16 = 257;
@@ -22,7 +22,7 @@ pub const EXTRA_SAMPLES: u16 = 338;
 pub const SAMPLE_FORMAT: u16 = 339;
 pub const JPEG_TABLES: u16 = 347;
 
-// The types of values.
+// The types of an entry's values: unsigned numbers of 16 and of 32 bits.
 pub const SHORT: u16 = 3;
 pub const LONG: u16 = 4;
 
@@ -30,7 +30,7 @@ pub const LONG: u16 = 4;
 pub const SEPARATE_PLANES: u64 = 2;
 /// In [`PREDICTOR`]: the predictor for floating-point numbers.
 pub const FLOAT_PREDICTOR: u64 = 3;
-/// In [`SAMPLE_FORMAT`]: samples are floating-point numbers.
+/// In [`SAMPLE_FORMAT`]: the sample is a floating-point number.
 pub const FLOAT: u64 = 3;
 /// In [`EXTRA_SAMPLES`]: alpha that the colours are not multiplied by.
 pub const UNASSOCIATED_ALPHA: u64 = 2;

@@ -83,12 +83,13 @@ fn the_end_is_the_offset_where_the_last_complete_box_ends() {
     let bytes = fixture("junk-behind.heic");
     let junk_len = b"SEFH\x01\x02\x03\x04junkSEFT".len() as u64;
     assert_eq!(read_fixture("junk-behind").unwrap().end, bytes.len() as u64 - junk_len);
+    // The film consists of boxes.
     let bytes = fixture("film-behind.heic");
     assert_eq!(read_fixture("film-behind").unwrap().end, bytes.len() as u64);
 }
 
 #[test]
-fn the_error_contains_the_name_of_an_unsupported_kind() {
+fn the_error_describes_the_unsupported_kind() {
     for (name, words) in [
         ("hev1", "kind hev1"),
         ("overlay", "overlays others"),
@@ -146,7 +147,7 @@ fn contradictory_headers_are_damaged() {
         let is_valid_after_primary =
             |boxes: &[u8]| Meta::parse(&[&[0; 4][..], &primary, boxes].concat()).is_some();
         let label = name.escape_ascii();
-        // After `primary`, even one more `pitm` box is the second.
+        // `primary` is a `pitm` box, so one more of them is already the second.
         assert_eq!(is_valid_after_primary(once), name != b"pitm", "{label} once");
         assert!(!is_valid_after_primary(&twice), "{label} twice");
     }
@@ -169,8 +170,9 @@ fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
     };
     let property = |_| boxed(b"free", b"");
     let reference = |_| boxed(b"thmb", &[0, 1, 0, 0]);
+    // The six bytes are the version, the flags, and a count of items that the parser ignores.
     let items = |n| [vec![0; 6], (0..n).flat_map(item).collect()].concat();
-    // Whether a `meta` box with a primary item and with this box is damaged.
+    // Whether a `meta` box that contains only a `pitm` box and this box is damaged.
     let is_damaged = |name: &[u8; 4], body: &[u8]| {
         let meta = [vec![0; 4], boxed(b"pitm", &[0; 6]), boxed(name, body)].concat();
         Meta::parse(&meta).is_none()
@@ -218,8 +220,8 @@ fn the_pixel_limit_applies_to_decoded_pixels_that_are_not_shown() {
     let Err(Error::TooManyPixels { pixels, .. }) = result else {
         panic!("the picture must be refused for its pixels: {result:?}")
     };
-    assert_eq!(pixels, 4096 * 4096);
-    // A picture within the limit has the size that is shown.
+    assert_eq!(pixels, 4096 * 4096); // the tile's; the picture shows only a part of the tile
+    // Within the limit, the size is that of the picture as it is shown.
     let Picture { width, height, .. } = probe_with_limit("clap-irot").unwrap();
     assert_eq!((width, height), (40, 60));
 }

@@ -30,10 +30,11 @@ pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
     }
 }
 
-/// Adds to each number the number that is `distance` numbers before it. A number has `BYTES` bytes.
+/// Goes through the numbers in order, and adds to each the result that is `distance` numbers before it. A
+/// number has `BYTES` bytes.
 fn sum_differences<const BYTES: usize>(row: &mut [u8], distance: usize, order: ByteOrder) {
     let byte_distance = distance * BYTES;
-    // Bytes at the end of the row that are no whole number stay as they are.
+    // Bytes at the end of the row that are too few for a number stay as they are.
     for start in (byte_distance..(row.len() + 1).saturating_sub(BYTES)).step_by(BYTES) {
         let mut carry = 0;
         for significance in 0..BYTES {
@@ -48,7 +49,7 @@ fn sum_differences<const BYTES: usize>(row: &mut [u8], distance: usize, order: B
     }
 }
 
-/// Scales each sample of a row to 8 bits. Replaces the contents of `samples` by the results.
+/// Scales each sample of a row to 8 bits. The results replace the contents of `samples`.
 pub(super) fn to_bytes(tiff: &Tiff, row: &[u8], samples: &mut Vec<u8>) {
     samples.clear();
     match tiff.depth {
@@ -58,6 +59,7 @@ pub(super) fn to_bytes(tiff: &Tiff, row: &[u8], samples: &mut Vec<u8>) {
             // 257 is 65,535 / 255. Adding 128 rounds the quotient.
             ((u32::from(u16::from_be_bytes(bytes)) + 128) / 257) as u8
         })),
+        // 1.0 becomes 255. Numbers outside of 0.0 to 1.0 are clamped.
         Depth::Float => samples.extend(row.chunks_exact(4).map(|sample| {
             let bytes = [sample[0], sample[1], sample[2], sample[3]];
             let number = f32::from_be_bytes(swap_if_little(bytes, tiff.order));
@@ -65,10 +67,10 @@ pub(super) fn to_bytes(tiff: &Tiff, row: &[u8], samples: &mut Vec<u8>) {
         })),
         Depth::Bits(bits) => {
             let max_value = (1 << bits) - 1;
-            let step = 255 / max_value;
-            // A byte contains several samples. The first sample is in the highest bits.
+            let factor = 255 / max_value;
+            // With 1, 2 or 4 bits, a byte contains several samples. The first is in the highest bits.
             let scaled_samples =
-                |byte: u8| (0..8 / bits).map(move |n| (byte << (n * bits) >> (8 - bits)) * step);
+                |byte: u8| (0..8 / bits).map(move |n| (byte << (n * bits) >> (8 - bits)) * factor);
             samples.extend(row.iter().copied().flat_map(scaled_samples));
         }
     }

@@ -11,6 +11,18 @@ const LOSSLESS: u8 = 0xc3;
 const HIERARCHICAL: u8 = 0xc5;
 const ARITHMETIC: u8 = 0xc9;
 
+// The markers of other segments.
+const HUFFMAN_TABLES: u8 = 0xc4;
+const NUMBER_OF_LINES: u8 = 0xdc;
+const RESTART_INTERVAL: u8 = 0xdd;
+const APP1: u8 = 0xe1;
+const COMMENT: u8 = 0xfe;
+
+/// The end of a picture.
+const END: &[u8] = b"\xff\xd9";
+
+/// Pictures that decoders refuse, or finish decoding within seconds. The sizes are within the limit of
+/// 64 megapixels. [`jpeg_head`] explains the sampling factors, such as 0x22.
 pub(super) fn all() -> Vec<Bomb> {
     vec![
         // The service accepts at most 100 scans.
@@ -27,10 +39,11 @@ pub(super) fn all() -> Vec<Bomb> {
             "jpeg-one-column",
             with_empty_scan(jpeg_head(PROGRESSIVE, (1, 65_500), &[0x44, 0x44, 0x44])),
         ),
-        ("jpeg-restart-each-block", with_segments(&segment(0xdd, &[0, 1]))),
-        ("jpeg-huffman-table-of-255s", with_segments(&segment(0xc4, &[255; 273]))),
-        ("jpeg-huffman-tables", with_segments(&segment(0xc4, &[0; 17]).repeat(100_000))),
-        ("jpeg-number-of-lines", with_segments(&segment(0xdc, &[0xff, 0xff]))),
+        ("jpeg-restart-each-block", with_segments(&segment(RESTART_INTERVAL, &[0, 1]))),
+        // A table has a class, 16 counts of codes, and up to 256 values.
+        ("jpeg-huffman-table-of-255s", with_segments(&segment(HUFFMAN_TABLES, &[255; 273]))),
+        ("jpeg-huffman-tables", with_segments(&segment(HUFFMAN_TABLES, &[0; 17]).repeat(100_000))),
+        ("jpeg-number-of-lines", with_segments(&segment(NUMBER_OF_LINES, &[0xff, 0xff]))),
         ("jpeg-no-such-component", with_segments(&scan_head(&[7, 8, 9], (0, 63), 0))),
         (
             "jpeg-sampling-of-nothing",
@@ -51,13 +64,13 @@ pub(super) fn endless() -> Vec<Bomb> {
     vec![("jpeg-extended-xmp", extended_xmp())]
 }
 
-/// Appends an empty scan of all components, and the end of the picture. In a progressive picture,
-/// only DC coefficients (0) may have a scan of several components.
+/// Appends an empty scan of all components, and the end of the picture. In a progressive picture, a scan
+/// of several components contains only the DC coefficients, with the number 0.
 fn with_empty_scan(head: Vec<u8>) -> Vec<u8> {
     let components: Vec<u8> = (1..=3).collect();
     let last_coefficient =
         if head.windows(2).any(|pair| pair == [0xff, PROGRESSIVE]) { 0 } else { 63 };
-    [head, scan_head(&components, (0, last_coefficient), 0), b"\xff\xd9".to_vec()].concat()
+    [head, scan_head(&components, (0, last_coefficient), 0), END.to_vec()].concat()
 }
 
 /// A picture of 64 × 64 pixels with these segments before its scan.
@@ -73,7 +86,7 @@ fn scans(size: (u16, u16), count: usize) -> Vec<u8> {
     for scan in 1..count {
         jpeg.extend([scan_head(&[scan as u8 % 3 + 1], (1, 63), 0), vec![0]].concat());
     }
-    [jpeg, b"\xff\xd9".to_vec()].concat()
+    [jpeg, END.to_vec()].concat()
 }
 
 /// A picture whose samples have 12 bits. The number of bits is in the frame header, after the marker
@@ -92,13 +105,13 @@ fn frame_grows() -> Vec<u8> {
     with_empty_scan([jpeg_head(BASELINE, (16, 16), &[0x11; 3]), second].concat())
 }
 
-/// 15,000 pieces of extended XMP without the last piece, and 300,000 more segments (XMP
+/// 15,000 pieces of extended XMP, of which the last is missing, and then 300,000 other segments (XMP
 /// specification, part 3, 1.1.3.1). Some decoders sort and compare all pieces after each segment.
 fn extended_xmp() -> Vec<u8> {
     let mut piece = b"http://ns.adobe.com/xmp/extension/\0".to_vec();
     piece.extend([b'0'; 32]); // the digest of the whole XMP
     piece.extend(0x7fff_ffff_u32.to_be_bytes()); // the length of the whole XMP
     piece.extend([0; 5]); // the offset of this piece, and its only byte
-    let pieces = segment(0xe1, &piece).repeat(15_000);
-    with_segments(&[pieces, segment(0xfe, b"").repeat(300_000)].concat())
+    let pieces = segment(APP1, &piece).repeat(15_000);
+    with_segments(&[pieces, segment(COMMENT, b"").repeat(300_000)].concat())
 }

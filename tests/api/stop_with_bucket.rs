@@ -1,4 +1,4 @@
-//! A service with a bucket that stops under load: no picture that a client knows of is lost.
+//! When a service with a bucket is stopped under load, no picture that a client knows of is lost.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -23,7 +23,8 @@ async fn after_sigterm_under_load_every_answered_picture_and_its_vector_are_in_t
     let nvidia = FakeNvidia::healthy().await;
     let settings = moto.settings_through(proxy.address);
     let replica = Replica::start(&nvidia, &settings).await;
-    // A vector is written after its answer. The stop must wait for it.
+    // The service answers first, and then writes the vector to the bucket. The stop must wait for this
+    // write, which takes a second here.
     let delay = Fault::Delay(Duration::from_secs(1));
     let is_vector = |line: &str| line.starts_with("PUT") && line.contains("/vectors/");
     proxy.set_for(delay, move |request| is_vector(&request.line())).await;
@@ -35,13 +36,14 @@ async fn after_sigterm_under_load_every_answered_picture_and_its_vector_are_in_t
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Ok(answer) = replica.try_upload(&tiny(n)).await else { return saved };
-            answer.vector();
+            answer.vector(); // asserts the success
             saved.push((n, answer.saved_as()));
             answered.fetch_add(1, Ordering::Relaxed);
         }
     };
     let clients = join_all((0..CLIENTS).map(|_| client()));
     let stopping = async {
+        // Each client has then sent about three pictures.
         while answered.load(Ordering::Relaxed) < 3 * CLIENTS {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -55,15 +57,19 @@ async fn after_sigterm_under_load_every_answered_picture_and_its_vector_are_in_t
     println!("{} pictures were answered", saved.len());
 
     proxy.clear().await;
-    assert_eq!(moto.keys_in("downloads").await.len(), saved.len(), "nothing else should remain");
-    let paid = nvidia.count();
-    let later = Replica::start(&nvidia, &settings).await;
+    assert_eq!(
+        moto.keys_in("downloads").await.len(),
+        saved.len(),
+        "the bucket should contain only answered pictures"
+    );
+    let calls = nvidia.count();
+    let second_replica = Replica::start(&nvidia, &settings).await;
     for (n, name) in saved {
         let found = moto.read(&format!("imagesvc/downloads/{name}")).await;
         assert!(found == Some(tiny(n)), "{name} should be in the bucket");
-        let vector = later.upload_unsaved(&tiny(n)).await;
-        vector.vector();
-        assert_eq!(vector.header("x-cache"), "hit", "the vector of {name} should be in the bucket");
+        let answer = second_replica.upload_unsaved(&tiny(n)).await;
+        answer.vector(); // asserts the success
+        assert_eq!(answer.header("x-cache"), "hit", "the vector of {name} should be in the bucket");
     }
-    assert_eq!(nvidia.count(), paid);
+    assert_eq!(nvidia.count(), calls, "every vector should come from the bucket");
 }
