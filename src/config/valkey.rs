@@ -37,8 +37,8 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
     if timeout > MAX_TIMEOUT { Err("must be at most 10s".into()) } else { Ok(timeout) }
 }
 
-/// Reads the settings for the Valkey. `replicas` is the setting `IMAGESVC_REPLICAS`. Returns `None` if the URL
-/// is not set or is invalid. An invalid URL also adds an error.
+/// Reads the settings for the Valkey. `replicas` is the setting `IMAGESVC_REPLICAS`. Returns `None` if the
+/// URL is not set or is invalid. An invalid URL also adds an error.
 pub(super) fn resolve(reader: &mut Reader<'_>, replicas: u32) -> Option<Settings> {
     let timeout = reader.value(&TIMEOUT);
     let url = reader.secret(&URL, &URL_FILE)?;
