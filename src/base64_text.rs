@@ -154,8 +154,8 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
 const BLANKS: [(u8, &str); 4] = [(b' ', " "), (b'\t', r"\t"), (b'\r', r"\r"), (b'\n', r"\n")];
 
 /// Removes blanks and escaped blanks from the beginning of a JSON string's content. In a batch, the string
-/// may be a picture's URL instead of Base64. Copied URLs may begin with any white space of Unicode, so this
-/// removes more than [`BLANKS`].
+/// may be a picture's URL instead of Base64. A copied URL may begin with any white space of Unicode, so all
+/// of this is removed.
 pub fn trim_json_start(content: &str) -> &str {
     let mut rest = content.trim_start();
     while let Some(trimmed) = BLANKS.iter().find_map(|(_, escape)| rest.strip_prefix(escape)) {

@@ -20,7 +20,7 @@ pub(super) enum Plan {
     Shrink,
 }
 
-/// Whether a picture is sent without re-encoding. Only upright JPEGs and PNGs are.
+/// Whether the format and the orientation of a picture allow the service to send it unchanged.
 pub(super) fn can_be_sent_as_is(picture: &Picture) -> bool {
     let is_accepted_format = match picture.format {
         Format::Jpeg | Format::Png => true,

@@ -210,7 +210,7 @@ fn request(
 }
 
 /// Runs the scenario for an error on a route. Returns the status and code of the answer, or `None` for a
-/// success. Does not check that this is the error: the caller compares the set of all errors.
+/// success. Does not check that the returned code is `code`: the caller compares all errors together.
 async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
     let Scenario { settings, nvidia_reply, stimulus } = scenario(code);
     let picture = match &stimulus {

@@ -39,7 +39,7 @@ pub(in crate::web::routes) fn of_pictures(codes: &[Code]) -> BTreeMap<String, Re
     of(codes.iter().chain(EVERY_PICTURE_ROUTE))
 }
 
-/// The error responses of a route with these errors: one for each status, which lists the codes.
+/// The error responses of a route with these errors: one for each status, with a list of its codes.
 pub(in crate::web::routes) fn of<'a>(
     codes: impl IntoIterator<Item = &'a Code>,
 ) -> BTreeMap<String, RefOr<Response>> {
