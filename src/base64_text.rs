@@ -11,8 +11,8 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurposeConfig, Simd},
 };
 
-/// How many characters a caller of [`decode`] should pass at once. This is a multiple of four,
-/// because four characters encode three whole bytes.
+/// How many characters of a long text a caller of [`decode`] should pass at once. This is a multiple of
+/// four, because four characters encode three whole bytes.
 pub const CHUNK_LEN: usize = 64 * 1024;
 
 /// Accepts no padding, because [`normalize`] has checked and removed the padding. Ignores unused
@@ -32,8 +32,8 @@ const BLOCK_LEN: usize = 64;
 const SKIPPED: u8 = 0;
 /// In [`MEANINGS`], marks padding.
 const PADDING: u8 = 1;
-/// In [`MEANINGS`], marks all other bytes that are not Base64, including spaces. This is the
-/// largest mark. A larger value is a character of the alphabet.
+/// In [`MEANINGS`], marks all other bytes that are not Base64, including spaces. This is the largest mark,
+/// so a larger value is a character of the alphabet.
 const INVALID: u8 = 2;
 
 /// The meaning of each byte: a character of the standard alphabet, or one of the marks above. A
@@ -56,8 +56,8 @@ const MEANINGS: [u8; 256] = {
     table
 };
 
-/// The most bytes of a JSON body whose picture has at most `max_image_bytes`: the Base64 text, a
-/// twelfth of its length for line breaks and escapes, and 64 KiB for the rest of the JSON.
+/// The most bytes that a JSON body may have if its picture may have `max_image_bytes`: the Base64 text, a
+/// twelfth of this text's length for line breaks and escapes, and 64 KiB for the rest of the JSON.
 pub fn body_limit(max_image_bytes: u64) -> u64 {
     let text_len = max_image_bytes.div_ceil(3) * 4;
     text_len + text_len / 12 + 64 * 1024
@@ -72,7 +72,7 @@ pub enum Base64Error {
     /// A `data:` URL without a comma.
     #[error("image_base64 begins with data: but has no comma before the Base64 text.")]
     NoComma,
-    /// A character that belongs to neither alphabet.
+    /// A character that belongs neither to the standard nor to the URL-safe alphabet.
     #[error(
         "image_base64 contains characters that are not Base64; send the output of the base64 command."
     )]
@@ -88,10 +88,11 @@ pub enum Base64Error {
     Empty,
 }
 
-/// Decodes normalized text, or a part of it that starts at a multiple of four characters.
+/// Decodes text that [`normalize`] has returned, or a part of it that begins at a multiple of four
+/// characters.
 ///
 /// # Errors
-/// [`Base64Error::Length`] if the last byte is incomplete.
+/// [`Base64Error::Length`] if `text` ends in the middle of a byte.
 pub fn decode(text: &[u8]) -> Result<Vec<u8>, Base64Error> {
     ENGINE.decode(text).map_err(|_| Base64Error::Length)
 }
@@ -114,20 +115,20 @@ fn standard_prefix_len(text: &[u8]) -> usize {
     text.chunks_exact(BLOCK_LEN).take_while(is_standard_block).count() * BLOCK_LEN
 }
 
-/// Turns the content of a JSON string into Base64 text of the standard alphabet without padding, in
-/// place. Returns the range of that text.
+/// Turns the content of a JSON string into Base64 text in the standard alphabet without padding, in place.
+/// Returns the range of the Base64 text in `text`.
 ///
 /// # Errors
-/// [`Base64Error`]
+/// Any [`Base64Error`].
 pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
     let len = unescape(text);
     let Range { start, end } = encoded_range(&text[..len])?;
-    let mut read_at = start + standard_prefix_len(&text[start..end]);
-    let (mut write_at, mut padding) = (read_at, 0);
-    while read_at < end {
-        let byte = text[read_at];
-        read_at += 1;
-        text[write_at] = match MEANINGS[usize::from(byte)] {
+    let mut read_index = start + standard_prefix_len(&text[start..end]);
+    let (mut write_index, mut padding) = (read_index, 0);
+    while read_index < end {
+        let byte = text[read_index];
+        read_index += 1;
+        text[write_index] = match MEANINGS[usize::from(byte)] {
             character if character > INVALID && padding == 0 => character, // the usual case
             SKIPPED => continue,
             PADDING => {
@@ -138,14 +139,13 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
             INVALID => return Err(Base64Error::Alphabet),
             _ => return Err(Base64Error::TextAfterPadding),
         };
-        write_at += 1;
+        write_index += 1;
     }
-    match ((write_at - start) % 4, padding) {
-        _ if write_at == start => Err(Base64Error::Empty),
-        // The last group of characters may have two or three characters instead of four. Missing
-        // and surplus padding is accepted. But one `=` after two characters, which need two, means
-        // that the text was truncated.
-        (0 | 3, _) | (2, 0 | 2..) => Ok(start..write_at),
+    match ((write_index - start) % 4, padding) {
+        _ if write_index == start => Err(Base64Error::Empty),
+        // The last group may have two or three characters instead of four. The padding may be missing or
+        // too long. But a group of two characters needs two `=`, so with one `=` the text was cut.
+        (0 | 3, _) | (2, 0 | 2..) => Ok(start..write_index),
         _ => Err(Base64Error::Length),
     }
 }
@@ -153,8 +153,9 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
 /// The blanks that may surround a text, as they are and as JSON escapes them.
 const BLANKS: [(u8, &str); 4] = [(b' ', " "), (b'\t', r"\t"), (b'\r', r"\r"), (b'\n', r"\n")];
 
-/// Removes blanks and escaped blanks from the beginning of a JSON string's content. Removes all
-/// blanks of Unicode, because a URL may have been copied with them.
+/// Removes blanks and escaped blanks from the beginning of a JSON string's content. In a batch, the string
+/// may be a picture's URL instead of Base64. A copied URL may begin with any white space of Unicode, so all
+/// of this is removed.
 pub fn trim_json_start(content: &str) -> &str {
     let mut rest = content.trim_start();
     while let Some(trimmed) = BLANKS.iter().find_map(|(_, escape)| rest.strip_prefix(escape)) {
@@ -168,7 +169,10 @@ fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
     let is_not_blank = |byte: &u8| !BLANKS.iter().any(|(blank, _)| blank == byte);
     // Returns the index of the first byte at or after `from` that is not blank.
     let skip_blanks = |from: usize| {
-        text[from..].iter().position(is_not_blank).map_or(text.len(), |blanks| from + blanks)
+        text[from..]
+            .iter()
+            .position(is_not_blank)
+            .map_or(text.len(), |blank_count| from + blank_count)
     };
     let mut start = skip_blanks(0);
     if text[start..].get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"data:")) {
@@ -176,23 +180,23 @@ fn encoded_range(text: &[u8]) -> Result<Range<usize>, Base64Error> {
             text[start..].iter().position(|byte| *byte == b',').ok_or(Base64Error::NoComma)?;
         start = skip_blanks(start + comma + 1);
     }
-    // If only blanks follow the comma, the last other byte is before `start`.
+    // If only blanks follow the comma, the last byte that is not blank is before `start`.
     let end = text.iter().rposition(is_not_blank).map_or(start, |last| (last + 1).max(start));
     Ok(start..end)
 }
 
 /// Resolves the escapes of a JSON string in place, and returns the new length. Clients escape `/`
 /// (Android), line breaks (encoders that wrap lines) and `=` (Gson). A character that is not ASCII
-/// becomes a byte that is not Base64.
+/// becomes a byte that is not Base64, so that [`normalize`] refuses it.
 fn unescape(text: &mut [u8]) -> usize {
     // Most clients escape nothing, and `contains` is fast.
     if !text.contains(&b'\\') {
         return text.len();
     }
     let first_escape = text.iter().take_while(|byte| **byte != b'\\').count();
-    let (mut read_at, mut write_at) = (first_escape, first_escape);
-    while read_at < text.len() {
-        let (byte, read_len) = match text[read_at..] {
+    let (mut read_index, mut write_index) = (first_escape, first_escape);
+    while read_index < text.len() {
+        let (byte, read_len) = match text[read_index..] {
             [b'\\', b'u', a, b, c, d, ..] => {
                 let hex = [a, b, c, d];
                 let code = std::str::from_utf8(&hex)
@@ -205,7 +209,8 @@ fn unescape(text: &mut [u8]) -> usize {
                     b'n' => b'\n',
                     b'r' => b'\r',
                     b't' => b'\t',
-                    // Backspace and form feed are not Base64, and neither is 0.
+                    // Backspace and form feed are not Base64. They become a byte 0, which is
+                    // `INVALID`, too.
                     b'b' | b'f' => 0,
                     itself => itself,
                 };
@@ -214,11 +219,11 @@ fn unescape(text: &mut [u8]) -> usize {
             [unescaped, ..] => (unescaped, 1),
             [] => break,
         };
-        text[write_at] = byte;
-        write_at += 1;
-        read_at += read_len;
+        text[write_index] = byte;
+        write_index += 1;
+        read_index += read_len;
     }
-    write_at
+    write_index
 }
 
 #[cfg(test)]

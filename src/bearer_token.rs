@@ -11,17 +11,17 @@ const PLACEHOLDERS: [&str; 3] = ["your_actual_api_key_here", "your_api_key", "ch
 /// Checks that a key has the syntax of `token68` (RFC 7235, section 2.1) and is not a placeholder.
 ///
 /// # Errors
-/// A text that is written to follow the words "a key", as in "a key that is a placeholder of the
-/// documentation". It does not quote the key.
+/// The end of a sentence about "a key", such as "that is a placeholder of the documentation". It does
+/// not quote the key.
 pub(crate) fn check(text: &str) -> Result<(), &'static str> {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
+    let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(&byte);
     let without_padding = text.trim_end_matches('=');
-    if without_padding.is_empty() || !without_padding.bytes().all(is_token) {
+    if without_padding.is_empty() || !without_padding.bytes().all(is_token_byte) {
         return Err(
             "that contains a space, a quote, a $ or another character that no key contains",
         );
     }
-    // Documentation writes `nvapi-xxxx` or `nvapi-...` in place of a key. `nvapi-` alone is no key either.
+    // Documentation writes `nvapi-xxxx` or `nvapi-...` in place of a key. `nvapi-` alone is no key, either.
     let is_filler = |rest: &str| rest.bytes().all(|byte| b".xX-_".contains(&byte));
     if PLACEHOLDERS.iter().any(|placeholder| text.eq_ignore_ascii_case(placeholder))
         || text.strip_prefix("nvapi-").is_some_and(is_filler)

@@ -21,7 +21,7 @@ mod stand_in;
 
 pub(crate) use samples::PHOTO;
 pub use samples::router as samples_router;
-pub use stand_in::router;
+pub use stand_in::router as stand_in_router;
 
 /// The model's name in the service's answers. It shows that these vectors are not NVIDIA's.
 pub const MODEL: &str = "sandbox/perceptual";
@@ -49,7 +49,7 @@ impl Sandbox {
         let address = listener.local_addr()?;
         let key_text = format!("nvapi-sandbox-{}", Uuid::new_v4().simple());
         let key = ApiKey::parse(&key_text).map_err(io::Error::other)?;
-        let stand_in = router(address, &key_text, max_pixels, decoder, staging);
+        let stand_in = stand_in_router(address, &key_text, max_pixels, decoder, staging);
         let task = tokio::spawn(axum::serve(listener, stand_in).into_future());
         tracing::warn!("sandbox mode: vectors come from a stand-in ({MODEL}), not from NV-DINOv2");
         Ok(Self { address, key, task })

@@ -1,5 +1,5 @@
 //! Receives the bytes of a picture: counts and hashes them as they arrive, and stores them in memory
-//! or, above a limit, in a staging file. The caller decides what happens to the received bytes.
+//! or, if they exceed a limit, in a staging file. The caller decides what happens to the received bytes.
 
 use std::{
     fs::{self, File},
@@ -37,7 +37,7 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
-    /// The disk would fall below its reserve, or its free space is unknown.
+    /// Less than the reserve would stay free on the disk, or the disk's free space is unknown.
     #[error(transparent)]
     Space(#[from] disk_space::Error),
     /// The thread that writes the file panicked.
@@ -46,7 +46,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether the error means that the disk has too little space.
+    /// Whether the cause of this error is that the disk has too little space.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Io { source, .. } => is_out_of_space(source),
@@ -74,10 +74,10 @@ impl Staging {
         Self { folder: folder.into(), space }
     }
 
-    /// Creates an empty file. Blocks the thread.
+    /// Creates an empty staging file. Blocks the thread.
     ///
     /// # Errors
-    /// The disk's error.
+    /// [`Error::Io`].
     pub fn create_file(&self) -> Result<StagingFile, Error> {
         let path = self.folder.join(Uuid::now_v7().to_string());
         let file = File::options()
@@ -89,8 +89,8 @@ impl Staging {
         Ok(StagingFile { file: Arc::new(file), path: Some(path) })
     }
 
-    /// Starts to receive bytes. At most `memory_limit` bytes stay in memory; more are written to a
-    /// staging file.
+    /// Starts to receive bytes. Up to `memory_limit` bytes stay in memory. If there are more, all of them
+    /// are written to a staging file.
     pub fn spool(&self, memory_limit: usize) -> Spool {
         Spool {
             staging: self.clone(),
@@ -115,7 +115,7 @@ impl Staging {
 #[derive(Debug)]
 pub struct StagingFile {
     file: Arc<File>,
-    /// `None` after the file was moved or removed.
+    /// Where the file is. `None` after [`Self::move_to`] and [`Self::remove`]: then `drop` does nothing.
     path: Option<PathBuf>,
 }
 
@@ -123,7 +123,7 @@ impl StagingFile {
     /// Appends bytes. Blocks the thread.
     ///
     /// # Errors
-    /// The disk's error.
+    /// [`Error::Io`].
     pub fn append(&self, bytes: &[u8]) -> Result<(), Error> {
         (&*self.file).write_all(bytes).map_err(cannot("write a picture"))
     }
@@ -136,10 +136,10 @@ impl StagingFile {
         self.file.sync_all()
     }
 
-    /// Moves the file to `path` on the same file system. Blocks the thread.
+    /// Moves the file to `path`, which must be on the same file system. Blocks the thread.
     ///
     /// # Errors
-    /// The disk's error. After an error, the file is removed.
+    /// The disk's error. The file is then removed, because this value is dropped.
     pub fn move_to(mut self, path: &Path) -> io::Result<()> {
         if let Some(from) = &self.path {
             fs::rename(from, path)?;
@@ -152,24 +152,25 @@ impl StagingFile {
     /// the thread.
     pub fn remove(mut self) {
         if let Some(path) = self.path.take() {
-            remove(&path);
+            remove_or_warn(&path);
         }
     }
 }
 
 impl Drop for StagingFile {
     /// Inside a runtime, another thread removes the file: a hanging disk must not block the
-    /// runtime's own threads. If the process ends before that, the next start removes the file.
+    /// runtime's own threads. If the process ends before the removal, the next start of the service
+    /// removes the file.
     fn drop(&mut self) {
         let Some(path) = self.path.take() else { return };
         match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(move || remove(&path))),
-            Err(_) => remove(&path),
+            Ok(runtime) => drop(runtime.spawn_blocking(move || remove_or_warn(&path))),
+            Err(_) => remove_or_warn(&path),
         }
     }
 }
 
-fn remove(staging_file: &Path) {
+fn remove_or_warn(staging_file: &Path) {
     if let Err(error) = fs::remove_file(staging_file) {
         tracing::warn!(%error, "a staging file could not be removed; the next start will remove it");
     }
@@ -180,7 +181,7 @@ fn remove(staging_file: &Path) {
 pub struct Spool {
     staging: Staging,
     memory_limit: usize,
-    /// Whether disk space is reserved for bytes while they are still in memory.
+    /// Whether disk space is reserved for bytes as they arrive, even if they are still in memory.
     reserves_on_arrival: bool,
     /// All bytes while there is no staging file; then the bytes that are not in the file yet.
     buffer: BytesMut,
@@ -195,21 +196,22 @@ impl Spool {
     /// Adds the next bytes.
     ///
     /// # Errors
-    /// The disk's error.
+    /// Any [`Error`].
     pub async fn write(&mut self, bytes: &Bytes) -> Result<(), Error> {
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
         if self.reserves_on_arrival {
             self.permit.grow_to(self.len).await?;
         }
-        let max_len = if self.staging_file.is_some() { FILE_BUFFER_LEN } else { self.memory_limit };
+        let max_buffered_len =
+            if self.staging_file.is_some() { FILE_BUFFER_LEN } else { self.memory_limit };
         let buffered_len = self.buffer.len() + bytes.len();
-        if buffered_len > max_len {
+        if buffered_len > max_buffered_len {
             return self.flush(bytes.clone()).await;
         }
         if buffered_len > self.buffer.capacity() {
             // Grows the buffer only once, to its maximum.
-            self.buffer.reserve(max_len - self.buffer.len());
+            self.buffer.reserve(max_buffered_len - self.buffer.len());
         }
         self.buffer.extend_from_slice(bytes);
         Ok(())
@@ -223,7 +225,7 @@ impl Spool {
     /// Returns the received bytes: in memory if they are at most `memory_limit`, else in a file.
     ///
     /// # Errors
-    /// The disk's error.
+    /// Any [`Error`].
     pub async fn finish(mut self) -> Result<Spooled, Error> {
         if self.staging_file.is_some() {
             self.flush(Bytes::new()).await?;
@@ -240,15 +242,15 @@ impl Spool {
         })
     }
 
-    /// Writes the buffered bytes and then `more` to the file.
+    /// Writes the buffered bytes and then `more` to the staging file. Creates it first if there is none.
     async fn flush(&mut self, more: Bytes) -> Result<(), Error> {
         let len = self.len;
         self.permit.grow_to(len).await?;
         let buffer = self.buffer.split();
         let staging_file = self.staging_file.take();
         let staging = self.staging.clone();
-        // The permit moves to the thread, because the thread continues to write if this future is
-        // dropped.
+        // The permit moves to the thread, because the thread continues to write, and needs the reserved
+        // space, even if this future is dropped.
         let empty_permit = staging.space.empty_permit();
         let mut permit = mem::replace(&mut self.permit, empty_permit);
         let (staging_file, permit, mut buffer) = spawn_blocking(move || {
@@ -283,6 +285,7 @@ pub struct Spooled {
     pub sha256: Sha256,
     /// The staging file, unless the bytes are in memory.
     pub staging_file: Option<StagingFile>,
+    /// The disk space that is reserved for the bytes. Dropping it releases what is not written.
     permit: SpacePermit,
 }
 
@@ -299,7 +302,7 @@ impl Spooled {
     /// Blocks the thread.
     ///
     /// # Errors
-    /// The disk's error.
+    /// [`Error::Io`] or [`Error::Space`].
     pub fn into_file(mut self, staging: &Staging) -> Result<StagingFile, Error> {
         match (self.staging_file, &self.content) {
             (Some(staging_file), _) => Ok(staging_file),
@@ -337,9 +340,10 @@ mod tests {
         let runtime = builder.max_blocking_threads(1).build().unwrap();
         let (release, wait_for_release) = mpsc::channel::<()>();
         runtime.block_on(async {
+            // `recv` returns an error as soon as `release` is dropped.
             let hanging_task = spawn_blocking(move || wait_for_release.recv().is_err());
             drop(staging.create_file().unwrap());
-            assert_eq!(file_count(), 1, "only the blocking thread may remove the file");
+            assert_eq!(file_count(), 1, "the file should stay while the blocking thread hangs");
             drop(release);
             assert!(hanging_task.await.unwrap());
             // This task runs on the blocking thread after the removal.

@@ -1,5 +1,5 @@
-//! Compares the processor time of a request with that of nginx, which passes the same bytes through.
-//! Processor times vary with the machine and over time; their ratio hardly does.
+//! Compares the processor time of a request with a floor: the time in which nginx passes a request for one
+//! embedding on to NVIDIA. Processor times vary with the machine and over time; their ratio hardly does.
 
 use std::fs;
 
@@ -15,13 +15,13 @@ use crate::{
     request::Request,
 };
 
-/// How often two programs are measured in turn. The median of their ratios counts.
+/// How many rounds measure one program and then the other. The median of the rounds' ratios counts.
 pub const ROUNDS: u32 = 5;
 
 /// A file system in memory.
 const MEMORY: &str = "/dev/shm";
 
-/// The free memory that the pictures of a round, and the cache of vectors on disk, may need.
+/// The most memory that the pictures of a round, and the files of the vector cache, need.
 const MEMORY_BYTES: u64 = 4 << 30;
 
 /// A service whose folder is in memory. Dropping it removes the folder.
@@ -43,8 +43,8 @@ impl InMemory {
 }
 
 impl Bench {
-    /// Compares each route with nginx. nginx gets the requests that the service sends to NVIDIA for a
-    /// picture of 34 KB, and passes them on.
+    /// Compares each route with nginx, which gets the inference requests that the service sends for a picture
+    /// of 34 KB, and passes them on to NVIDIA.
     pub fn floor(&mut self) {
         let folder = self.folder("nginx");
         let Some(nginx) = nginx::start(&folder, self.nvidia.address) else { return };
@@ -54,7 +54,8 @@ impl Bench {
             &["route", "picture", "sent", "nginx ms", "CPU ms", "times"],
         );
         let url = Request::url(&self.nvidia.picture_url(SMALL));
-        // The last number is the goal: at most this many times nginx's processor time.
+        // With `fresh`, each request sends another picture; with `again`, all send the same picture. The
+        // number is the goal: at most this many times nginx's processor time.
         let goals = [
             ("upload", "34 KB", "fresh", Request::upload(SMALL), 6.0),
             ("base64", "34 KB", "fresh", Request::base64(SMALL), 6.5),
@@ -62,7 +63,7 @@ impl Bench {
             ("upload", "34 KB", "again", Request::upload(SMALL), 2.8),
             ("upload", "2 MB", "fresh", Request::upload(LARGE), 120.0),
         ];
-        // All rounds of a program together take twice as long as another load.
+        // All rounds of one program together take twice as long as the load of another benchmark.
         let run_for = self.load_time / ROUNDS * 2;
         let load = |request| Load { request, is_fresh: true, clients: 16, run_for };
         let pass_through = load(Request::inference());

@@ -11,10 +11,10 @@ pub struct Connection {
     buffer: Vec<u8>,
 }
 
-/// The parts of a response that the benchmark needs.
+/// What the benchmarks need to know of a response.
 pub struct Response {
     pub status: u16,
-    /// Whether `x-cache` is `hit`.
+    /// Whether the header `x-cache` is `hit`.
     pub is_cache_hit: bool,
 }
 
@@ -25,7 +25,7 @@ impl Connection {
         Ok(Self { stream, buffer: vec![0; 64 * 1024] })
     }
 
-    /// Sends a part of a request.
+    /// Sends a request or a part of it, without reading the response.
     pub fn send(&mut self, part: &[u8]) -> io::Result<()> {
         self.stream.write_all(part)
     }
@@ -63,7 +63,7 @@ pub fn find(bytes: &[u8], pattern: &[u8]) -> Option<usize> {
     bytes.windows(pattern.len()).position(|window| window == pattern)
 }
 
-/// The value of `Content-Length`.
+/// The value of `Content-Length` in the head of a message, if it has one.
 pub fn content_length(head: &str) -> Option<usize> {
     head.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;

@@ -18,14 +18,15 @@ const SIZE: (u32, u32) = (4000, 3000);
 const EXIF_ORIENTATION_6: &[u8] =
     b"\xff\xe1\0\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 
-/// One photograph in several formats. Each file ends with space for a number, which decoders ignore.
-/// The number makes the pictures of different requests different.
+/// One photograph in several formats. Each file ends with space for a number, so that each request can send
+/// another picture. Decoders ignore this space.
 pub struct Photographs {
     pub jpeg: Vec<u8>,
     /// The JPEG with EXIF orientation 6.
     pub turned: Vec<u8>,
-    /// Lossless, because the encoder has no lossy mode.
+    /// A lossless WebP, because the encoder has no lossy mode.
     pub webp: Vec<u8>,
+    /// Compressed with Deflate.
     pub tiff: Vec<u8>,
 }
 
@@ -52,8 +53,8 @@ impl Photographs {
     }
 }
 
-/// Scales a photograph up, and adds noise like that of a camera. Without noise, the result would
-/// compress better than a real photograph.
+/// Scales a small photograph up, and adds noise like that of a camera. Without noise, the result would
+/// compress better than a photograph by a camera.
 fn make_photograph() -> RgbImage {
     let small = image_rs::load_from_memory(JPEG).unwrap().into_rgb8();
     let mut large = imageops::resize(&small, SIZE.0, SIZE.1, FilterType::Triangle);

@@ -1,7 +1,7 @@
 //! Removes objects that nobody needs, in the background.
 //!
-//! Such an object is usually a picture of which the client was told that it is not saved. So a removal
-//! is not given up while the bucket fails, but waits until the bucket works again.
+//! Such an object is usually a picture that, according to the service's answer, is not saved. So while
+//! the bucket fails, a removal waits for up to an hour until the bucket works again.
 
 use std::{
     fmt,
@@ -29,7 +29,7 @@ const MAX_REMOVALS: usize = 10_000;
 /// At most this many requests to remove an object run at once.
 const MAX_REQUESTS: usize = 8;
 
-/// How long the service tries to remove an object.
+/// How long one removal may take, with all attempts and the wait for a bucket that fails.
 const MAX_TIME: Duration = Duration::from_secs(60 * 60);
 
 /// The pause between two attempts of a removal, and between two checks of the bucket's state.
@@ -40,13 +40,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub enum RemovalTime {
     /// Now: the object exists.
     Now,
-    /// After two seconds, and once more after thirty: the object may still be on its way to the
-    /// bucket.
+    /// Two seconds after the request, and again 30 seconds after it: the object may still be on its way
+    /// to the bucket.
     WhenItMayHaveArrived,
 }
 
 impl RemovalTime {
-    /// The pause before each removal, in seconds.
+    /// The pauses before the one or two removals, in seconds.
     fn pauses(self) -> &'static [u64] {
         match self {
             Self::Now => &[0],
@@ -71,8 +71,8 @@ impl Default for Removals {
 }
 
 impl Bucket {
-    /// Removes an object in the background. If the bucket fails, waits until it works again, at most
-    /// for an hour. When the service stops, one more attempt is made.
+    /// Removes an object in the background. If the bucket fails, waits until it works again, for at most
+    /// an hour. If the service stops in the meantime, makes one more attempt.
     pub fn remove(&self, path: String, time: RemovalTime) -> JoinHandle<()> {
         let bucket = self.clone();
         self.0.background.spawn(async move {
@@ -100,12 +100,13 @@ impl Bucket {
         }
     }
 
-    /// Tries to remove an object until that succeeds, is refused, or takes too long. Makes only one
-    /// attempt while the service is stopping.
+    /// Tries to remove an object, until an attempt succeeds or is refused, or [`MAX_TIME`] has passed.
+    /// While the service is stopping, makes only one attempt.
     async fn remove_when_it_works(&self, path: &str) -> Result<(), Error> {
         let deadline = Instant::now() + MAX_TIME;
         loop {
-            // Removals are never suspended, so this asks whether writes work.
+            // `works` is always true for removals, which are never suspended. A bucket that accepts no
+            // writes is likely to accept no removals either.
             while !self.works(Operation::Write) && !self.is_stopping() && Instant::now() < deadline
             {
                 self.sleep_unless_stopping(PAUSE).await;

@@ -1,4 +1,5 @@
-//! Reads the sources on a thread of its own, and passes on the rows that the output does not contain.
+//! Reads the sources on a thread of its own, and passes on the rows that the output does not contain, up to
+//! the limit on rows.
 
 use std::{
     io,
@@ -67,6 +68,7 @@ impl Feeder {
         // The handle is dropped: nothing can wait for the thread, which may read standard input for ever.
         thread::Builder::new().name("sources".into()).spawn(move || {
             let mut selection = Selection::new(existing, limit);
+            // Returns whether it wants more rows.
             let mut sink = |item: Item| match selection.select(item.identity) {
                 Selected::Skip => {
                     thread_skipped.fetch_add(1, Ordering::Relaxed);
@@ -86,13 +88,13 @@ impl Feeder {
         Ok(Self { events, skipped, counter, limit })
     }
 
-    /// The number of rows that the output contained already.
+    /// The number of rows so far that were not passed on, because the output contains them.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped.load(Ordering::Relaxed)
     }
 
-    /// The number of rows that will have been skipped or passed on at the end. `None` while the rows are
-    /// not counted. With a limit, this grows with each row that is skipped.
+    /// The number of rows that will have been skipped or passed on at the end. `None` until all rows are
+    /// counted. With a limit, skipping a row may increase this number.
     pub(super) fn total(&self) -> Option<u64> {
         let rows = self.counter.rows()?;
         Some(match self.limit {

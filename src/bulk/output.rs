@@ -31,9 +31,9 @@ pub(super) enum OutputError {
 /// The rows that the output already contains.
 #[derive(Debug, Default)]
 pub(super) struct Existing {
-    /// For each identity, how many of its rows [`Self::take`] has not removed yet.
+    /// For each identity, how many of its rows [`Self::take`] has not taken yet.
     counts: HashMap<Identity, u32>,
-    /// The model of the rows. `None` if there are no rows.
+    /// The model of all rows. `None` if there are no rows.
     pub model: Option<String>,
 }
 
@@ -45,12 +45,13 @@ impl Existing {
         Self { counts, model: None }
     }
 
-    /// Whether the output contains a row with this identity, even if [`Self::take`] has removed it.
+    /// Whether the output contains a row with this identity, even if [`Self::take`] has taken it.
     pub(super) fn contains(&self, identity: Identity) -> bool {
         self.counts.contains_key(&identity)
     }
 
-    /// Removes one row with this identity from the counts, and returns whether there was one.
+    /// Takes one row with this identity out of the counts. Returns whether there was one. The file stays as
+    /// it is.
     pub(super) fn take(&mut self, identity: Identity) -> bool {
         match self.counts.get_mut(&identity) {
             Some(count) if *count > 0 => {
@@ -62,10 +63,10 @@ impl Existing {
     }
 }
 
-/// Opens and locks the output. Removes an incomplete last line. Blocks the thread.
+/// Opens and locks the output, or creates it. Removes an incomplete last line. Blocks the thread.
 ///
 /// # Errors
-/// Another run has locked it, or it cannot be written to.
+/// Another run has locked the output, or it cannot be read or written to.
 pub(super) fn open(path: &Path) -> Result<File, OutputError> {
     let io_error = |error| OutputError::Io(path.to_owned(), error);
     let mut file =
@@ -99,7 +100,8 @@ fn cut_incomplete_line(file: &mut File) -> io::Result<()> {
     if end < length { file.set_len(end) } else { Ok(()) }
 }
 
-/// Reads which rows the output contains. Does not parse the vectors. Blocks the thread.
+/// Reads which rows the output contains, without parsing the vectors. `path` is only for the error messages.
+/// Blocks the thread.
 ///
 /// # Errors
 /// The output cannot be read, or contains a line that `embed` has not written, or rows of several models.
@@ -111,7 +113,7 @@ pub(super) fn read(
     let io_error = |error| OutputError::Io(path.to_owned(), error);
     let mut lines = Lines::new(input);
     let mut existing = Existing::default();
-    // An incomplete last line is not a row: its run was interrupted.
+    // An incomplete last line is not a row: the run that wrote it was interrupted.
     while lines.advance().map_err(io_error)? == Found::Line {
         let line = lines.number();
         let not_a_row =
@@ -136,7 +138,7 @@ pub(super) fn read(
 #[derive(Debug)]
 pub(super) struct Appender {
     file: File,
-    /// The length up to the last complete row.
+    /// The length of the file up to and with the last complete row.
     length: u64,
 }
 
@@ -150,7 +152,7 @@ impl Appender {
         Ok(Self { file, length })
     }
 
-    /// Appends one line. After an error, the incomplete line is removed.
+    /// Appends a line, which ends in a line break. After an error, removes the incomplete line.
     ///
     /// # Errors
     /// The system's error, for example because the disk is full.
@@ -179,7 +181,7 @@ mod tests {
     }
 
     impl Existing {
-        fn rows(&self) -> u64 {
+        fn row_count(&self) -> u64 {
             self.counts.values().map(|count| u64::from(*count)).sum()
         }
     }
@@ -189,7 +191,7 @@ mod tests {
         r#""sha256":"ab","model":"m","prepared":"original","width":1,"height":1,"vector":[0.5,1]"#;
 
     /// The text of an output with a row for each of these objects of a source.
-    fn rows(objects: &[&str]) -> String {
+    fn output_with(objects: &[&str]) -> String {
         objects.iter().map(|object| json_object::append(object, ADDED) + "\n").collect()
     }
 
@@ -201,9 +203,9 @@ mod tests {
     #[test]
     fn a_row_is_skipped_as_often_as_the_output_contains_it() {
         // The first two rows have the same path, and therefore the same identity.
-        let text = rows(&[r#"{"path":"a"}"#, r#"{"n": 1, "path": "a"}"#, r#"{"path":"b"}"#]);
+        let text = output_with(&[r#"{"path":"a"}"#, r#"{"n": 1, "path": "a"}"#, r#"{"path":"b"}"#]);
         let mut existing = read_text(&text).unwrap();
-        assert_eq!((existing.rows(), existing.model.as_deref()), (3, Some("m")));
+        assert_eq!((existing.row_count(), existing.model.as_deref()), (3, Some("m")));
         let (a, b) = (Identity::of("a"), Identity::of("b"));
         assert!(existing.take(a) && existing.take(a) && !existing.take(a));
         assert!(existing.take(b) && !existing.take(Identity::of("c")));
@@ -214,7 +216,7 @@ mod tests {
     fn an_incomplete_last_line_is_removed_wherever_it_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
-        let text = rows(&[r#"{"path":"a"}"#, r#"{"path":"b"}"#]);
+        let text = output_with(&[r#"{"path":"a"}"#, r#"{"path":"b"}"#]);
         let first_line_end = text.find('\n').unwrap() + 1;
         for end in 0..=text.len() {
             std::fs::write(&path, &text[..end]).unwrap();
@@ -227,8 +229,8 @@ mod tests {
                 0
             };
             assert_eq!(file.metadata().unwrap().len(), expected as u64, "the text ended at {end}");
-            let rows = read_text(&text[..end]).unwrap().rows();
-            assert_eq!(rows, text[..end].matches('\n').count() as u64);
+            let row_count = read_text(&text[..end]).unwrap().row_count();
+            assert_eq!(row_count, text[..end].matches('\n').count() as u64);
         }
     }
 
@@ -245,9 +247,9 @@ mod tests {
         for text in ["{}\n", "text\n", "\n", "[1]\n", "{\"vector\":[1]}\n", "\u{0}]}\n"] {
             assert!(matches!(read_text(text), Err(OutputError::NotARow { line: 1, .. })), "{text}");
         }
-        let other = rows(&["{}"]).replace("\"m\"", "\"other\"");
+        let other = output_with(&["{}"]).replace("\"m\"", "\"other\"");
         assert!(matches!(
-            read_text(&(rows(&["{}"]) + &other)),
+            read_text(&(output_with(&["{}"]) + &other)),
             Err(OutputError::NotARow { line: 2, .. })
         ));
     }

@@ -7,14 +7,14 @@ use super::item::Failure;
 /// The longest label of an example, in characters.
 const MAX_LABEL: usize = 120;
 
-/// The longest sentence of an example, in characters.
+/// The longest detail of an example, in characters.
 const MAX_DETAIL: usize = 300;
 
-/// The most causes that are counted separately. The causes are codes of the service and of this command.
+/// The most causes that are counted separately. A cause is an error code of the service or of this command.
 /// The limit protects the memory if another program answers in place of the service.
 const MAX_CAUSES: usize = 100;
 
-/// After [`MAX_CAUSES`] different codes, failures with further codes are counted under this cause.
+/// After [`MAX_CAUSES`] different codes, all failures with other codes are counted under this cause.
 const OTHER_CAUSES: &str = "other";
 
 /// What happened to the rows so far.
@@ -24,9 +24,9 @@ pub(super) struct Tally {
     /// The embedded pictures whose vectors were in the service's cache.
     pub cached: u64,
     pub failed: u64,
-    /// The rows that the output contained already.
+    /// The rows that the output contained before this run.
     pub skipped: u64,
-    /// For each code, the number of failures and one example.
+    /// For each cause, the number of failures, and the first of them as the example.
     causes: BTreeMap<String, (u64, String)>,
 }
 
@@ -52,7 +52,8 @@ impl Tally {
         *count += 1;
     }
 
-    /// The rows that were embedded or failed, including those without a picture.
+    /// The rows that were embedded or failed. This includes rows that failed without being sent, because
+    /// they contain no picture.
     pub(super) fn sent(&self) -> u64 {
         self.embedded + self.failed
     }
@@ -62,7 +63,7 @@ impl Tally {
         self.sent() + self.skipped
     }
 
-    /// One line for each cause of failures, the most frequent one first.
+    /// One line for each cause of failures, the most frequent cause first.
     pub(super) fn causes(&self) -> Vec<String> {
         let mut causes: Vec<_> = self.causes.iter().collect();
         causes.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
@@ -73,9 +74,9 @@ impl Tally {
     }
 }
 
-/// The text, or its first characters and an ellipsis if it has more than `longest`.
-fn shorten(text: &str, longest: usize) -> String {
-    match text.char_indices().nth(longest) {
+/// The text, or its first `max_chars` characters and an ellipsis if it has more.
+fn shorten(text: &str, max_chars: usize) -> String {
+    match text.char_indices().nth(max_chars) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),
     }
@@ -109,7 +110,7 @@ mod tests {
         assert_eq!(causes.len(), MAX_CAUSES + 1);
         // Each failure has a code of its own. Only the first 100 codes are counted separately.
         assert!(causes[0].starts_with("  9900 x other, for example öö"), "{}", causes[0]);
-        // A line contains a label of 120 characters, a sentence of 300, and a few more.
+        // A line contains a label of 120 characters, a detail of 300 characters, and a few more.
         assert!(causes.iter().all(|line| line.chars().count() < 500));
     }
 }

@@ -69,8 +69,8 @@ pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
     "A proxy for the calls to NVIDIA: http://host:port",
 );
 
-/// Reads the limit on the calls per minute. Without a Valkey, adds an error if a replica's part of it is
-/// less than one call.
+/// Reads the limit on the calls per minute. Without a Valkey, adds an error if the limit is less than one
+/// call for each replica.
 fn call_limit(reader: &mut Reader<'_>, has_valkey: bool) -> Option<CallLimit> {
     let replicas = reader.value(&REPLICAS);
     let total = reader.optional(&REQUESTS_PER_MINUTE)?;
@@ -95,7 +95,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>, has_valkey: bool) -> Settings {
         attempt_timeout: reader.value(&TIMEOUT),
         call_limit: call_limit(reader, has_valkey),
         pace_window: PACE_WINDOW,
-        clients: Clients::Many, // see `own_client.rs` for one client
+        clients: Clients::Many, // `own_client.rs` replaces it by `One` for `imagesvc embed`
         retry: RetryPolicy { max_attempts: reader.value(&MAX_ATTEMPTS), ..RetryPolicy::default() },
         poll_interval: POLL_INTERVAL,
     }

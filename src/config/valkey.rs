@@ -24,7 +24,7 @@ pub(super) const URL_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
 pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_VALKEY_TIMEOUT",
     "250ms",
-    timeout,
+    parse_timeout,
     "The longest time that a request waits for the Valkey, at most 10s; after that, the replica decides alone",
 );
 
@@ -32,12 +32,13 @@ pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
 /// do without.
 const MAX_TIMEOUT: Duration = Duration::from_secs(10);
 
-fn timeout(text: &str) -> Result<Duration, String> {
+fn parse_timeout(text: &str) -> Result<Duration, String> {
     let timeout = parse::positive_duration(text)?;
     if timeout > MAX_TIMEOUT { Err("must be at most 10s".into()) } else { Ok(timeout) }
 }
 
-/// Reads the settings for the Valkey. Returns `None` if its URL is not set or not valid.
+/// Reads the settings for the Valkey. `replicas` is the setting `IMAGESVC_REPLICAS`. Returns `None` if the
+/// URL is not set or is invalid. An invalid URL also adds an error.
 pub(super) fn resolve(reader: &mut Reader<'_>, replicas: u32) -> Option<Settings> {
     let timeout = reader.value(&TIMEOUT);
     let url = reader.secret(&URL, &URL_FILE)?;

@@ -10,8 +10,7 @@ pub enum Error {
     /// The call to NVIDIA failed.
     #[error(transparent)]
     Nvidia(#[from] nvidia::Error),
-    /// The deadline passed while the picture waited for a permit or for a running call. Contains
-    /// what the picture waited for.
+    /// The deadline passed while the picture waited for this: a permit, or a running call.
     #[error("the deadline passed while waiting for {0}")]
     QueueTimeout(&'static str),
     /// The queue is so long that the deadline would pass before the picture gets a permit.
@@ -29,8 +28,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a request that joined the failed call may succeed if it makes a call of its own.
-    /// This is so if the failed call ran out of time or its task panicked.
+    /// Whether a request that joined the failed call may succeed if it makes a call of its own: the
+    /// failed call had too little time, or its task panicked.
     pub(super) fn another_call_may_succeed(&self) -> bool {
         match self {
             Self::QueueTimeout(_) | Self::QueueTooLong | Self::CallPanicked => true,
@@ -42,12 +41,12 @@ impl Error {
         }
     }
 
-    /// Whether decoding showed that the picture itself is the cause.
+    /// Whether decoding showed that the picture itself is the cause. False if NVIDIA refused the picture.
     pub fn is_about_the_picture(&self) -> bool {
         matches!(self, Self::Decoder(decoder::Error::Image(error)) if error.is_about_the_picture())
     }
 
-    /// How long NVIDIA asks to wait.
+    /// How long to wait before another call, if NVIDIA or the limit on calls per minute says so.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Nvidia(error) => error.retry_after,
@@ -55,7 +54,7 @@ impl Error {
         }
     }
 
-    /// The number of inference calls that were made without success.
+    /// The number of inference calls that were made without success. `None` if the error is not NVIDIA's.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Nvidia(error) => Some(error.attempts),

@@ -1,13 +1,13 @@
 //! Chooses how a picture is sent to NVIDIA.
 //!
 //! Upright JPEGs and PNGs are sent unchanged. Every other picture is re-encoded as an upright JPEG:
-//! NVIDIA accepts only these two formats, and does not document whether it applies a picture's
+//! NVIDIA accepts only JPEG and PNG, and does not document whether it applies a picture's
 //! orientation. A picture that fits into the request is sent inline. A larger picture is uploaded
 //! or, if uploads do not work, shrunk until it can be sent inline.
 
 use crate::image::{Format, Picture};
 
-/// The next step for a picture, or for the JPEG that was made from it.
+/// What to do next with a picture, or with the JPEG that was made from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Plan {
     /// Send it inside the request.
@@ -16,11 +16,11 @@ pub(super) enum Plan {
     Upload,
     /// Re-encode it as a JPEG of the same width and height, then plan again.
     Reencode,
-    /// Re-encode it as a JPEG that is small enough to go inline, then plan again.
+    /// Re-encode it as a JPEG that is small enough to be sent inline, then plan again.
     Shrink,
 }
 
-/// Whether NVIDIA accepts a picture without re-encoding.
+/// Whether the format and the orientation of a picture allow the service to send it unchanged.
 pub(super) fn can_be_sent_as_is(picture: &Picture) -> bool {
     let is_accepted_format = match picture.format {
         Format::Jpeg | Format::Png => true,
@@ -29,7 +29,8 @@ pub(super) fn can_be_sent_as_is(picture: &Picture) -> bool {
     is_accepted_format && picture.is_upright()
 }
 
-/// Chooses the next step for a picture of `len` bytes. At most `largest_inline` bytes go inline.
+/// Chooses what to do next with a picture of `len` bytes. Without `may_upload`, a picture of more than
+/// `largest_inline` bytes is shrunk.
 pub(super) fn plan(
     can_be_sent_as_is: bool,
     len: u64,
@@ -54,8 +55,8 @@ mod tests {
     use super::*;
     use crate::image::{Content, Orientation};
 
-    /// The Base64 text of a picture of this length has 199,996 characters. NVIDIA requires fewer
-    /// than 200,000.
+    /// The Base64 text of a picture of this length has 199,996 characters, and that of a longer one at
+    /// least 200,000. NVIDIA requires fewer than 200,000.
     const LARGEST_INLINE: u64 = 149_997;
 
     #[test]
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_too_long_for_an_inline_request_is_uploaded_or_shrunk() {
+    fn the_plan_depends_on_the_format_the_length_and_whether_uploads_are_possible() {
         use Plan::{Reencode, SendInline, Shrink, Upload};
         for (can_be_sent_as_is, len, with_uploads, without_uploads) in [
             (true, 1, SendInline, SendInline),

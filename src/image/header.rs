@@ -28,7 +28,7 @@ pub(super) struct Header {
     pub(super) width: u32,
     /// The height in pixels, like `width`.
     pub(super) height: u32,
-    /// The number of pixels that are decoded. A HEIC may have more than `width` × `height`.
+    /// The number of pixels that are decoded: `width` × `height`, but more if a HEIC is cropped or padded.
     pub(super) pixels: u64,
     /// The transformation that turns the picture upright.
     pub(super) orientation: Orientation,
@@ -56,7 +56,7 @@ impl HeaderError {
     fn into_error(self, format: Format) -> Error {
         match self {
             Self::Damaged => Error::BadHeader(format),
-            Self::Unsupported(variant) => Error::Unsupported(variant),
+            Self::Unsupported(reason) => Error::Unsupported(reason),
         }
     }
 }
@@ -64,7 +64,8 @@ impl HeaderError {
 /// Reads the header of a picture of this format.
 ///
 /// # Errors
-/// [`Error::BadHeader`], [`Error::Unsupported`], [`Error::Unreadable`].
+/// [`Error::BadHeader`] if the header is damaged or takes too much work, [`Error::Unsupported`], or
+/// [`Error::Unreadable`] if the file cannot be read.
 pub(super) fn read(format: Format, content: &Content) -> Result<Header, Error> {
     read_bounded(format, content, |reader| match format {
         Format::Jpeg => jpeg::read(reader).and_then(|jpeg| jpeg.header()),
@@ -79,9 +80,8 @@ pub(super) fn read(format: Format, content: &Content) -> Result<Header, Error> {
 
 /// Reads a header with [`Content::header_reader`], which limits the work.
 ///
-/// `parse` may treat any read error like the end of the file, and return what it has found up to then.
-/// If a read failed for another reason than the end of the file, the result of `parse` is incomplete.
-/// This function then returns an error instead.
+/// `parse` need not distinguish a failed read from the end of the file: it may return what it has found
+/// up to then. If a read failed, this function ignores that result, and returns an error.
 ///
 /// # Errors
 /// The same as [`read`].

@@ -62,8 +62,8 @@ impl Client {
     }
 
     /// Waits until the next inference may be sent: NVIDIA has asked for no further wait, and the
-    /// limit on calls per minute allows the call. Callers wait here before they take a permit for a
-    /// call, so that no such permit is in use during the wait.
+    /// limit on calls per minute allows the call. The module `embed` waits here before it takes one of its
+    /// permits for simultaneous calls, so that no such permit is idle during the wait.
     ///
     /// # Errors
     /// [`ErrorKind::RateLimited`] with the time to wait, if the wait does not end before the deadline.
@@ -74,10 +74,11 @@ impl Client {
         retry_state: &mut RetryState<'_>,
     ) -> Result<(), Error> {
         let deadline = retry_state.deadline;
-        // After a permit has expired, the limiter may allow another call in its place.
+        // An expired permit is dropped: the limiter may already have allowed another call in its place.
         retry_state.pace_permit.take_if(|permit| permit.is_expired());
         loop {
             self.wait_for_retry_after(operation, deadline).await?;
+            // `pace` is `None` without a limit on calls per minute.
             if let Some(pace) = &self.0.pace
                 && retry_state.pace_permit.is_none()
             {
@@ -182,7 +183,7 @@ impl Client {
                 .await
             {
                 Ok(response) => response,
-                // NVIDIA never received the poll, so it still has the result.
+                // NVIDIA never received the poll, so it still has the result. The loop polls again.
                 Err(error) if error.failed_to_connect => continue,
                 Err(error) if error.kind.is_transient() => {
                     return Err(Error { kind: ErrorKind::PolledResultGone, ..error });
@@ -221,8 +222,8 @@ fn is_gateway_error(status: StatusCode) -> bool {
 }
 
 impl Error {
-    /// The error if the limit on calls per minute allows the next call only after `wait`, which
-    /// ends after the deadline.
+    /// The error for a limit on calls per minute that allows the next call only after `wait`, and so only
+    /// after the deadline.
     pub(super) fn no_call_before_deadline(operation: Operation, wait: Duration) -> Self {
         let log_detail =
             "NVIDIA_REQUESTS_PER_MINUTE allows no further call before the deadline".into();

@@ -1,4 +1,4 @@
-//! The bodies of requests to NVIDIA, and of NVIDIA's responses.
+//! The bodies of the requests to NVIDIA, and those of NVIDIA's responses.
 
 use std::{fmt, marker::PhantomData, sync::LazyLock};
 
@@ -17,12 +17,12 @@ use uuid::Uuid;
 
 use super::Vector;
 
-/// The body of an inference whose picture is an asset. The asset's id is in the request's headers.
+/// The body of an inference request whose picture is an asset. The asset's id is in the request's headers.
 pub(super) const ASSET_INFERENCE_BODY: &[u8] = br#"{"messages":[]}"#;
 
 static BASE64: LazyLock<Simd> = LazyLock::new(|| Simd::standard(PAD));
 
-/// The body of an inference that contains the picture.
+/// The body of an inference request that contains the picture as Base64.
 #[derive(Debug, Clone)]
 pub struct InlineImage(Bytes);
 
@@ -74,7 +74,7 @@ pub(super) fn parse_response(body: &[u8]) -> Result<Vector, String> {
     Vector::from_json(response.metadata.ok_or("the response's metadata is empty")?.embedding)
 }
 
-/// Deserializes the first item of a list, and ignores all other items.
+/// Deserializes the first item of a list, and ignores all other items. Returns `None` for an empty list.
 fn first_item<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     list: D,
 ) -> Result<Option<T>, D::Error> {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base64_text_of_the_largest_picture_is_below_the_limit() {
+    fn the_largest_picture_is_the_longest_whose_base64_text_is_below_the_limit() {
         for limit in [200_000, 199_999, 20_001, 8] {
             let len = InlineImage::largest_picture(limit);
             assert!(BASE64.encode(vec![0; len]).len() < limit);
@@ -154,6 +154,7 @@ mod tests {
         for number in ["0", "-1", "1e5", "-1.5E+300", "1e-999", " 1\t", &"7".repeat(308)] {
             assert!(parse_response(&response(&numbers(DIMENSIONS, number))).is_ok(), "{number}");
         }
+        // The first three are too large for a 64-bit float.
         for number in ["1e999", "-1E400", &"7".repeat(310), "1,", "", "01", "+1", "1 1"] {
             assert!(parse_response(&response(&numbers(DIMENSIONS, number))).is_err(), "{number}");
         }

@@ -38,7 +38,7 @@ pub fn assert_entries(answer: &Answer) -> Vec<Value> {
     entries
 }
 
-/// The numbers of the only embedding of an answer, as the texts in the answer.
+/// The numbers of an answer's only embedding, exactly as the answer writes them.
 fn only_embedding(answer: &Answer) -> Vec<String> {
     assert_eq!(assert_entries(answer).len(), 1);
     let text = answer.text();
@@ -47,8 +47,8 @@ fn only_embedding(answer: &Answer) -> Vec<String> {
     embedding.split(',').map(ToOwned::to_owned).collect()
 }
 
-/// The tiny picture's number in an embedding by [`nvidia_with_numbered_embeddings`], whose values are
-/// the number and a half, divided by 1000.
+/// The number of the tiny picture with this embedding by [`nvidia_with_numbered_embeddings`]: each value
+/// of the embedding is (the number + 0.5) / 1000.
 fn number_in(entry: &Value) -> f64 {
     let embedding = entry["embedding"].as_array().unwrap();
     assert_eq!(embedding.len(), 1536);
@@ -95,7 +95,7 @@ async fn base64_may_contain_line_breaks_and_escapes_as_on_the_base64_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let with_escaped_slashes = BASE64_STANDARD.encode(ROCKET).replace('/', "\\/");
-    // line breaks as they are, line breaks that JSON escapes, and escaped slashes
+    // Line breaks without an escape, escaped line breaks, and escaped slashes.
     for text in [wrapped_base64(ROCKET, "\n"), wrapped_base64(ROCKET, "\\n"), with_escaped_slashes]
     {
         let body = format!(r#"{{"input": ["{text}", "data:image\/jpeg;base64,{text}"]}}"#);
@@ -136,7 +136,7 @@ async fn the_embeddings_of_an_answer_are_in_the_order_of_the_input_and_describe_
 }
 
 #[tokio::test]
-async fn fields_that_clients_send_as_null_or_for_other_services_change_nothing() {
+async fn null_default_and_unknown_fields_change_nothing() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for fields in [
@@ -159,7 +159,7 @@ async fn a_base64_embedding_contains_the_numbers_as_32_bit_floats() {
     let body = json!({ "input": data_url(ROCKET), "encoding_format": "base64" });
     let entry = assert_entries(&app.batch(&body).await).remove(0);
     let text = entry["embedding"].as_str().unwrap();
-    // Base64 writes 3 bytes as 4 characters.
+    // 1536 floats of 4 bytes. Base64 writes 3 bytes as 4 characters.
     assert_eq!(text.len(), 1536 * 4 / 3 * 4);
     let bytes = BASE64_STANDARD.decode(text).unwrap();
     let floats = bytes.chunks(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
@@ -210,7 +210,7 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
 }
 
 #[tokio::test]
-async fn large_pictures_and_other_formats_are_prepared_as_on_the_other_routes() {
+async fn large_jpegs_and_gifs_are_prepared_as_on_the_other_routes() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let gif = crate::support::converted(&tiny(1), image_rs::ImageFormat::Gif);

@@ -16,13 +16,13 @@ use crate::support::{
 /// The largest picture that the service of [`start_limited`] accepts, in bytes.
 const MAX_PICTURE_BYTES: usize = 1 << 20;
 
-/// How many times each request is sent. A faulty service that resets connections would lose the
-/// answer only in some of these rounds.
+/// How many times each test sends a body. A faulty service that resets connections would lose the answer
+/// only in some of these rounds.
 const ROUNDS: usize = 100;
 
-/// For each route: its path, a content type, and a body that is too large. On the upload and the
-/// Base64 route, the picture has one byte too many. The URL route accepts bodies up to 64 KiB, and
-/// here the URL alone has this length.
+/// For each route: its path, a content type, and a body that is too large. In the bodies for the upload and
+/// the Base64 route, the picture has one byte too many. The URL route accepts bodies of up to 64 KiB, and in
+/// the body for this route, the URL alone has 64 KiB.
 fn bodies_that_are_too_large() -> [(&'static str, &'static str, Vec<u8>); 3] {
     let picture = [ROCKET, &vec![0; MAX_PICTURE_BYTES + 1 - ROCKET.len()]].concat();
     let body_with_long_url = format!("{{\"image_url\":\"{}\"}}", "a".repeat(64 * 1024));
@@ -42,7 +42,7 @@ async fn start_limited(nvidia: &FakeNvidia) -> TestApp {
 #[derive(Clone, Copy, Debug)]
 enum DeclaredLength {
     Exact,
-    /// The client declares ten gigabytes, but ends its side of the connection after the body.
+    /// The client declares ten gigabytes, but closes its side of the connection after the shorter body.
     TooLong,
     /// The client declares no length, and sends the body in chunks.
     Chunked,
@@ -172,8 +172,8 @@ async fn a_client_that_waits_for_100_continue_receives_the_413_before_it_sends_t
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in bodies_that_are_too_large() {
-        // The declared length must exceed the limit on the body. This limit is higher than the one on
-        // the picture, because a form or JSON may have many bytes besides the picture.
+        // To be refused before the body is sent, the declared length must exceed the limit on the body.
+        // That is higher than the limit on the picture: a form or JSON may have many other bytes.
         let declared_length = body.len() + 2 * MAX_PICTURE_BYTES;
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = format!(
@@ -182,7 +182,7 @@ async fn a_client_that_waits_for_100_continue_receives_the_413_before_it_sends_t
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        // The service should close the connection at once, without waiting for the body.
+        // The service should close the connection at once, because it needs no body to refuse it.
         let read = timeout(Duration::from_secs(3), stream.read_to_string(&mut answer));
         read.await.expect("the service should close the connection within 3 s").unwrap();
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
@@ -197,7 +197,7 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
     // GET is the only method of `/health`. The upload needs a form.
     for (route, status) in [("/health", 405), ("/nothing", 404), ("/vectorize-image-upload", 422)] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
-        // The smuggled request is the body of the first request. A second request comes after it.
+        // The smuggled request is the body of the first request. A second request comes after this body.
         let requests = format!(
             "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n{SMUGGLED_REQUEST}\
              GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
@@ -216,18 +216,18 @@ async fn an_unread_body_is_never_parsed_as_a_request() {
             !answers.contains("openmetrics"),
             "the smuggled request must not be answered: {answers}"
         );
-        // The service may also close the connection after the first answer.
+        // One answer is enough: the service may close the connection after it.
         assert!(
             answers.matches("HTTP/1.1 ").count() <= 2,
-            "only the two requests outside of the body may be answered: {answers}"
+            "the service must answer only the two requests outside of the body: {answers}"
         );
     }
 }
 
 #[tokio::test]
 async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
-    // A host that sends without end exceeds the fetch timeout if it is slow. If it is fast, it
-    // exceeds the limit on the size of a picture, or on the size of a response's head.
+    // `Trickle` and `Endless` send without end. The slow `Trickle` exceeds the fetch timeout. The fast
+    // `Endless` exceeds the limit on the size of a picture, or on the size of a response's head.
     let ok_and = |rest: &[u8]| [b"HTTP/1.1 200 OK\r\n", rest].concat();
     for (reply, status, code) in [
         (Reply::Hang, 504, "download_timeout"),
@@ -270,6 +270,7 @@ async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_t
     let limited_app = start_limited(&nvidia).await;
     let keyed_app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     for (app, status) in [(&limited_app, "413"), (&keyed_app, "401")] {
+        // `keyed_app` refuses every request without a key, whatever the length of its body.
         for (route, content_type, body) in bodies_that_are_too_large() {
             // Repeated, because a faulty service would lose the refusal only sometimes.
             for _ in 0..30 {
@@ -288,7 +289,7 @@ async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_t
                 }
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                // If the declared length is within the limit on the body, a `100 Continue` comes first.
+                // A `100 Continue` comes first if the declared length is within the limit on the body.
                 let final_answer = answer.rsplit("HTTP/1.1 ").next().unwrap();
                 assert!(final_answer.starts_with(status), "{answer}");
             }

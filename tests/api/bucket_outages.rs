@@ -1,5 +1,6 @@
-//! Outages of a real S3 server behind a proxy, and a real process of the service: what clients get,
-//! that nothing is paid in vain or half written, and how soon the service recovers.
+//! Outages of a bucket. A real process of the service calls a real S3 server through a proxy. The tests
+//! check what clients get, that no call to NVIDIA is in vain, that no object is half written, and how soon
+//! the service recovers.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ const SLACK: Duration = Duration::from_secs(2);
 /// What is wrong with the bucket.
 #[derive(Debug, Clone, Copy)]
 enum Outage {
-    /// The server's process is stopped: it accepts connections and answers nothing.
+    /// The server's process is paused: it accepts connections, and answers nothing.
     Paused,
     /// The policy denies everything.
     Denied,
@@ -44,7 +45,7 @@ impl Outage {
     async fn end(self, moto: &MotoServer, proxy: &mut FaultProxy) {
         match self {
             Self::Paused => moto.resume(),
-            Self::Denied => moto.deny(&[]).await,
+            Self::Denied => moto.deny(&[]).await, // denies nothing
             Self::Deleted => moto.create_bucket().await,
             Self::Faulty(_) => proxy.clear().await,
         }
@@ -60,6 +61,7 @@ struct Setup {
 }
 
 impl Setup {
+    /// Returns `None` if moto is not installed.
     async fn start() -> Option<Self> {
         let moto = MotoServer::start().await?;
         let proxy = FaultProxy::start(moto.address).await;
@@ -70,6 +72,7 @@ impl Setup {
         Some(Self { moto, proxy, nvidia, replica })
     }
 
+    /// Waits until this folder of the bucket contains this many objects.
     async fn wait_for_count(&self, folder: &str, count: usize) {
         let name = format!("the number of objects in {folder}/");
         let condition = async || self.moto.keys_in(folder).await.len() == count;
@@ -83,11 +86,11 @@ impl Setup {
     }
 }
 
-/// Lets the bucket work, fail and work again.
+/// Lets the bucket work, fail and work again. Asserts that the service does what it should in each phase.
 async fn assert_outage_is_survived(outage: Outage) {
     let Some(mut setup) = Setup::start().await else { return };
     let saved_before = setup.replica.upload(ROCKET).await;
-    saved_before.vector();
+    saved_before.vector(); // asserts the success
     setup.wait_for_count("vectors", 1).await;
     outage.begin(&setup.moto, &mut setup.proxy).await;
 
@@ -98,17 +101,18 @@ async fn assert_outage_is_survived(outage: Outage) {
         let answer = setup.replica.upload(picture).await;
         assert_problem(&answer, 503, "storage_unavailable");
         assert_eq!(answer.header("retry-after"), "5");
-        let most = if n == 0 { TIMEOUT + SLACK } else { SLACK };
-        assert!(started.elapsed() < most, "picture {n} took {:?}", started.elapsed());
+        let max_time = if n == 0 { TIMEOUT + SLACK } else { SLACK };
+        assert!(started.elapsed() < max_time, "picture {n} took {:?}", started.elapsed());
     }
-    assert_eq!(setup.nvidia.count(), 1, "nothing should be paid for what cannot be saved");
-    // ROCKET caused the first call to NVIDIA, so these pictures cause the calls 2 to 5.
+    assert_eq!(setup.nvidia.count(), 1, "pictures that cannot be saved should cause no call");
+    // Pictures that need not be saved are embedded nevertheless. ROCKET caused the first call to NVIDIA, so
+    // these pictures cause the calls 2 to 5.
     for n in 2..6 {
         let started = Instant::now();
         let answer = setup.replica.upload_unsaved(&tiny(n)).await;
-        answer.vector();
+        answer.vector(); // asserts the success
         assert_eq!((answer.header("x-cache"), setup.nvidia.count()), ("miss", n));
-        // A look-up may cost a second.
+        // A look-up in the bucket is given up after a second.
         assert!(started.elapsed() < Duration::from_secs(1) + SLACK, "{:?}", started.elapsed());
     }
 
@@ -116,11 +120,12 @@ async fn assert_outage_is_survived(outage: Outage) {
     let recovery = setup.replica.wait_for_bucket(true, RECOVERY).await;
     println!("{outage:?}: the service recovered after {recovery:?}");
     let saved_after = setup.replica.upload(&tiny(1)).await;
-    saved_after.vector();
+    saved_after.vector(); // asserts the success
     assert_eq!((saved_after.header("x-cache"), setup.nvidia.count()), ("miss", 6));
+    // A deleted bucket loses ROCKET and its vector. Those of the last picture are written afterwards.
     let is_lost = matches!(outage, Outage::Deleted);
     let expected = if is_lost { 1 } else { 2 };
-    // A refused picture may have arrived. Then the service removes it.
+    // A picture that was answered with 503 may have arrived in the bucket. The service then removes it.
     setup.wait_for_count("downloads", expected).await;
     setup.wait_for_count("vectors", expected).await;
     if !is_lost {
@@ -142,7 +147,7 @@ async fn assert_outage_is_survived(outage: Outage) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stopped_server_is_survived() {
+async fn a_paused_server_is_survived() {
     assert_outage_is_survived(Outage::Paused).await;
 }
 
@@ -182,23 +187,24 @@ async fn refused_connections_are_survived() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn reads_without_an_answer_cost_a_request_at_most_a_second() {
+async fn reads_without_an_answer_delay_a_request_by_at_most_a_second() {
     let Some(mut setup) = Setup::start().await else { return };
     setup.proxy.set_for(Fault::Hold, |request| request.method == "GET").await;
     let mut slowest = Duration::ZERO;
     for n in 0..5 {
         let started = Instant::now();
+        // Pictures 0, 2 and 4 are saved.
         let answer = match n % 2 {
             0 => setup.replica.upload(&tiny(n)).await,
             _ => setup.replica.upload_unsaved(&tiny(n)).await,
         };
-        answer.vector();
+        answer.vector(); // asserts the success
         slowest = slowest.max(started.elapsed());
     }
     println!("the slowest request took {slowest:?}");
     assert!(slowest < Duration::from_secs(1) + SLACK, "{slowest:?}");
     assert_eq!(setup.nvidia.count(), 5);
-    // Pictures and vectors are written nevertheless.
+    // The three pictures to be saved and all five vectors are written nevertheless.
     setup.wait_for_count("downloads", 3).await;
     setup.wait_for_count("vectors", 5).await;
     let ready = setup.replica.get("/ready").await.json();
@@ -211,7 +217,7 @@ async fn reads_without_an_answer_cost_a_request_at_most_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_service_whose_bucket_cannot_be_reached_starts_with_a_warning_and_recovers() {
+async fn a_service_whose_bucket_cannot_be_reached_starts_with_warnings_and_recovers() {
     let Some(moto) = MotoServer::start().await else { return };
     let mut proxy = FaultProxy::start(moto.address).await;
     let nvidia = FakeNvidia::healthy().await;
@@ -222,10 +228,10 @@ async fn a_service_whose_bucket_cannot_be_reached_starts_with_a_warning_and_reco
     assert_eq!(nvidia.count(), 0);
     proxy.clear().await;
     replica.wait_for_bucket(true, RECOVERY).await;
-    replica.upload(ROCKET).await.vector();
+    replica.upload(ROCKET).await.vector(); // asserts the success
     let (_, log) = replica.stop().await;
     let warnings = bucket_warnings(&log);
-    // One for writes and one for reads.
+    // One warning is about writes, the other about reads.
     assert_eq!(warnings.len(), 2, "{log:#?}");
     assert!(warnings.iter().all(|line| line.contains("IMAGESVC_BUCKET_ENDPOINT")), "{log:#?}");
 }

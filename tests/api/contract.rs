@@ -1,5 +1,5 @@
-//! The OpenAPI document matches a snapshot, and each picture route returns exactly the errors that
-//! the document lists for the route.
+//! The OpenAPI document matches a snapshot. The routes for pictures and models return exactly the errors
+//! that the document lists for them.
 
 use std::collections::BTreeSet;
 
@@ -19,6 +19,7 @@ use crate::support::{
 
 const SNAPSHOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openapi.json");
 
+/// The OpenAPI document of a service.
 async fn document() -> Value {
     let nvidia = FakeNvidia::healthy().await;
     TestApp::start(&nvidia).await.get("/openapi.json").await.json()
@@ -31,6 +32,7 @@ async fn every_change_of_the_contract_is_a_change_of_the_snapshot() {
         std::fs::write(SNAPSHOT, &served).unwrap();
     }
     let mut snapshot = std::fs::read_to_string(SNAPSHOT).unwrap();
+    // The snapshot is that of a service with all formats.
     if cfg!(not(feature = "heic")) {
         snapshot = snapshot.replace("BMP, TIFF or HEIC", "BMP or TIFF");
     }
@@ -38,7 +40,7 @@ async fn every_change_of_the_contract_is_a_change_of_the_snapshot() {
     assert!(
         snapshot == served,
         "the contract changed, first at {change:?}; to accept the change, run \
-         UPDATE_SNAPSHOT=1 cargo test --test api contract"
+         UPDATE_SNAPSHOT=1 cargo test --test api -- every_change_of_the_contract"
     );
 }
 
@@ -78,7 +80,7 @@ fn documented_errors(operation: &Value) -> BTreeSet<(u16, String)> {
         .collect()
 }
 
-/// How a test provokes an error.
+/// How a test provokes an error: the service's settings, NVIDIA's reply to every call, and the request.
 struct Scenario {
     settings: Vec<(&'static str, &'static str)>,
     nvidia_reply: Reply,
@@ -89,9 +91,9 @@ struct Scenario {
 /// picture instead.
 enum Stimulus {
     Picture(Vec<u8>),
-    /// A picture with an additional header.
+    /// A picture in a request with this header.
     WithHeader(&'static str, &'static str),
-    /// The same picture in this many concurrent requests, of which one must be refused.
+    /// The same picture in this many concurrent requests, so that the service refuses at least one.
     Concurrent(usize),
     /// A body that no route accepts.
     Malformed,
@@ -117,7 +119,7 @@ fn scenario(code: Code) -> Scenario {
     let picture = || Stimulus::Picture(ROCKET.to_vec());
     let replying = |nvidia_reply, stimulus| Scenario { settings: vec![], nvidia_reply, stimulus };
     let healthy = |stimulus| replying(embedding(), stimulus);
-    let refusing = |status| replying(Reply::status(status), picture());
+    let nvidia_status = |status| replying(Reply::status(status), picture());
     let with_setting = |setting, nvidia_reply, stimulus| Scenario {
         settings: vec![setting],
         ..replying(nvidia_reply, stimulus)
@@ -164,16 +166,16 @@ fn scenario(code: Code) -> Scenario {
         Code::RequestTimeout => {
             with_setting(("IMAGESVC_BODY_TIMEOUT", "100ms"), embedding(), Stimulus::UnfinishedBody)
         }
-        Code::EmbeddingRejected => refusing(422),
-        Code::EmbeddingUnauthorized => refusing(401),
-        Code::EmbeddingExhausted => refusing(402),
-        Code::EmbeddingRateLimited => refusing(429),
-        Code::EmbeddingUnavailable => refusing(503),
+        Code::EmbeddingRejected => nvidia_status(422),
+        Code::EmbeddingUnauthorized => nvidia_status(401),
+        Code::EmbeddingExhausted => nvidia_status(402),
+        Code::EmbeddingRateLimited => nvidia_status(429),
+        Code::EmbeddingUnavailable => nvidia_status(503),
         Code::EmbeddingTimeout => {
             with_setting(("IMAGESVC_REQUEST_TIMEOUT", "200ms"), Reply::Hang, picture())
         }
         Code::EmbeddingInvalid => replying(Reply::json(200, "{}"), picture()),
-        // No disk has so much free space.
+        // No disk has 900,000,000 GiB free.
         Code::StorageFull => {
             with_setting(("IMAGESVC_MIN_FREE_BYTES", "900000000GiB"), embedding(), picture())
         }
@@ -181,7 +183,7 @@ fn scenario(code: Code) -> Scenario {
         Code::StorageUnavailable => healthy(Stimulus::BucketFails),
         Code::UnsupportedParameter => healthy(Stimulus::BatchField("dimensions", json!(512))),
         Code::ModelNotFound => healthy(Stimulus::BatchField("model", json!("gpt-4"))),
-        // Picture routes do not return the first two of these errors for a POST, and only a bug
+        // A POST to a picture route never causes the first two of these errors, and only a bug
         // causes the third. So the scenario is a request that succeeds.
         Code::NotFound | Code::MethodNotAllowed | Code::Internal => healthy(picture()),
     }
@@ -207,8 +209,8 @@ fn request(
     }
 }
 
-/// Runs the scenario for an error on a route. Returns the status and code of the answer, or `None`
-/// if the answer is a success.
+/// Runs the scenario for an error on a route. Returns the status and code of the answer, or `None` for a
+/// success. Does not check that the returned code is `code`: the caller compares all errors together.
 async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
     let Scenario { settings, nvidia_reply, stimulus } = scenario(code);
     let picture = match &stimulus {
@@ -236,8 +238,8 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         Stimulus::Concurrent(count) => {
             let mut answers: futures_util::stream::FuturesUnordered<_> =
                 (0..count).map(|_| app.send(picture_request())).collect();
-            // The first error is enough. Other requests may wait for NVIDIA for ever. If all
-            // requests succeed, `?` returns `None`.
+            // Returns after the first error, because other requests may wait for NVIDIA for ever.
+            // If all requests succeed, `?` returns `None`.
             loop {
                 let answer = futures_util::StreamExt::next(&mut answers).await?;
                 if answer.status != 200 {
@@ -297,6 +299,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
     }
     let provoked_code = answer.json()["code"].as_str().unwrap().to_owned();
     let problem = assert_problem(&answer, answer.status, &provoked_code);
+    // Only the route for batches describes the error in OpenAI's form, too.
     let openai_code = (route == Route::Batch).then_some(provoked_code.as_str());
     assert_eq!(problem["error"]["code"].as_str(), openai_code, "{problem}");
     Some((answer.status, provoked_code))

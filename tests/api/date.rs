@@ -5,7 +5,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::support::{FakeNvidia, ROCKET, TestApp, exchange, parse_answer, post_head, raw_request};
+use crate::support::{
+    FakeNvidia, ROCKET, TestApp, exchange, parse_answer, post_head, request_head,
+};
 
 /// The time on the service's clock, in seconds since 1970.
 static NOW: AtomicU64 = AtomicU64::new(784_111_777);
@@ -29,7 +31,7 @@ async fn the_date_of_answers_follows_a_clock_that_is_set_back() {
         assert_eq!(app.upload(ROCKET, "a.jpg").await.header("date"), date);
         assert_eq!(app.get("/health").await.header("date"), date);
         assert_eq!(app.get("/nothing").await.header("date"), date);
-        let without_host = raw_request("GET /health HTTP/1.1", &[], "");
+        let without_host = request_head("GET /health HTTP/1.1", &[], "");
         let refused = parse_answer(&exchange(app.address, &without_host).await);
         assert_eq!(refused.headers.get_all("date").iter().collect::<Vec<_>>(), [date]);
     }

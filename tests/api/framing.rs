@@ -6,7 +6,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
     FORM_CONTENT_TYPE, FakeNvidia, ROCKET, SMUGGLED_REQUEST, ServiceProcess, TestApp,
-    assert_problem, exchange, form, parse_answer, raw_request, read_to_end,
+    assert_problem, exchange, form, parse_answer, read_to_end, request_head,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -20,7 +20,7 @@ async fn a_request_that_is_refused_for_its_head_is_logged_and_counted() {
         ("chunks", &["x"], "transfer-encoding: gzip, chunked\r\n"),
     ] {
         let headers = format!("x-request-id: {id}\r\nconnection: close\r\n{framing}");
-        let mut request = raw_request("POST /vectorize-image HTTP/1.1", hosts, &headers);
+        let mut request = request_head("POST /vectorize-image HTTP/1.1", hosts, &headers);
         // An empty body in chunks, for the last of the three requests.
         request.extend(b"0\r\n\r\n");
         let answer = parse_answer(&exchange(service.address, &request).await);
@@ -123,7 +123,7 @@ async fn a_client_that_reads_only_after_sending_receives_the_refusal_of_its_requ
             let sends_expect = round % 2 == 0;
             let expect = if sends_expect { "expect: 100-continue\r\n" } else { "" };
             let headers = format!("{framing}{expect}connection: close\r\n");
-            let head = raw_request("POST /vectorize-image-base64 HTTP/1.1", hosts, &headers);
+            let head = request_head("POST /vectorize-image-base64 HTTP/1.1", hosts, &headers);
             let mut stream = TcpStream::connect(app.address).await.unwrap();
             stream.write_all(&head).await.unwrap();
             if sends_expect {
@@ -144,9 +144,9 @@ async fn the_connection_stays_open_after_a_refused_compressed_body() {
     // The service must read this refused body to its end to find the next request.
     let body = vec![b'x'; 5 << 20];
     let headers = format!("content-encoding: gzip\r\ncontent-length: {}\r\n", body.len());
-    let mut requests = raw_request("POST /vectorize-image HTTP/1.1", &["x"], &headers);
+    let mut requests = request_head("POST /vectorize-image HTTP/1.1", &["x"], &headers);
     requests.extend(&body);
-    requests.extend(raw_request("GET /health HTTP/1.1", &["x"], "connection: close\r\n"));
+    requests.extend(request_head("GET /health HTTP/1.1", &["x"], "connection: close\r\n"));
     let answers = exchange(app.address, &requests).await;
     let (refused, health) = answers.split_at(answers.rfind("HTTP/1.1 ").unwrap());
     assert_problem(&parse_answer(refused), 415, "unsupported_content_encoding");
@@ -175,7 +175,7 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
             SMUGGLED_REQUEST.len()
         );
         for path in ["/vectorize-image-upload", "/health"] {
-            let mut request = raw_request(&format!("POST {path} HTTP/1.1"), &["x"], &headers);
+            let mut request = request_head(&format!("POST {path} HTTP/1.1"), &["x"], &headers);
             request.extend(body.as_bytes());
             let answer = parse_answer(&exchange(app.address, &request).await);
             let problem = assert_problem(&answer, 501, "unsupported_transfer_encoding");
@@ -189,7 +189,7 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
     let headers = format!(
         "content-type: {FORM_CONTENT_TYPE}\r\ntransfer-encoding: Chunked\r\nconnection: close\r\n"
     );
-    let mut accepted = raw_request("POST /vectorize-image-upload HTTP/1.1", &["x"], &headers);
+    let mut accepted = request_head("POST /vectorize-image-upload HTTP/1.1", &["x"], &headers);
     accepted.extend(format!("{:x}\r\n", upload_body.len()).as_bytes());
     accepted.extend([&upload_body[..], b"\r\n0\r\n\r\n"].concat());
     assert!(exchange(app.address, &accepted).await.starts_with("HTTP/1.1 200 OK"));
@@ -224,7 +224,7 @@ async fn a_request_whose_body_has_an_ambiguous_end_gets_an_empty_400_and_the_con
         ("1.1", "content-length:"),
     ] {
         let line = format!("POST /health HTTP/{version}");
-        let head = raw_request(&line, &["x"], &format!("{framing}\r\n"));
+        let head = request_head(&line, &["x"], &format!("{framing}\r\n"));
         let request = [&head[..], SMUGGLED_REQUEST.as_bytes(), more_bytes.as_bytes()].concat();
         let answer = parse_answer(&exchange(app.address, &request).await);
         assert_eq!((answer.status, answer.text().as_str()), (400, ""), "{version} {framing}");
@@ -242,7 +242,7 @@ async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
     ] {
         // A parser that uses the length takes `0\r\n\r\n` for the body, and would find a request after
         // it. `parse_answer` refuses a second answer.
-        let mut request = raw_request("POST /nothing HTTP/1.1", &["x"], framing);
+        let mut request = request_head("POST /nothing HTTP/1.1", &["x"], framing);
         request.extend(format!("0\r\n\r\n{SMUGGLED_REQUEST}").as_bytes());
         let answer = parse_answer(&exchange(app.address, &request).await);
         assert_problem(&answer, 404, "not_found");

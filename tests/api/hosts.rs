@@ -1,7 +1,7 @@
 //! A request over HTTP/1.1 must have exactly one valid `Host` (RFC 9112, section 3.2).
 
 use crate::support::{
-    FakeNvidia, SMUGGLED_REQUEST, TestApp, assert_problem, exchange, parse_answer, raw_request,
+    FakeNvidia, SMUGGLED_REQUEST, TestApp, assert_problem, exchange, parse_answer, request_head,
 };
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn every_route_requires_exactly_one_valid_host_header() {
             &["[::1"],
             &["b\u{fc}cher.example"],
         ] {
-            let head = raw_request(&format!("{route} HTTP/1.1"), hosts, headers);
+            let head = request_head(&format!("{route} HTTP/1.1"), hosts, headers);
             let answer = parse_answer(&exchange(app.address, &head).await);
             assert_problem(&answer, 400, "invalid_host");
             assert_eq!(answer.header("connection"), "close");
@@ -53,7 +53,7 @@ async fn every_route_requires_exactly_one_valid_host_header() {
     }
     // HTTP/1.0 requires no host, but an invalid one is refused.
     for hosts in [&["x", "x"][..], &["a b"]] {
-        let head = raw_request("GET /health HTTP/1.0", hosts, "");
+        let head = request_head("GET /health HTTP/1.0", hosts, "");
         assert_problem(&parse_answer(&exchange(app.address, &head).await), 400, "invalid_host");
     }
 }
@@ -63,11 +63,11 @@ async fn valid_host_headers_are_accepted_and_http_1_0_requires_none() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for host in ["x", "image_service:8000", "images.example.com.:80", "192.0.2.7:", "[::1]:8000"] {
-        let head = raw_request("GET /health HTTP/1.1", &[host], "connection: close\r\n");
+        let head = request_head("GET /health HTTP/1.1", &[host], "connection: close\r\n");
         assert_eq!(parse_answer(&exchange(app.address, &head).await).status, 200, "{host}");
     }
     for hosts in [&[][..], &[""], &["x"]] {
-        let head = raw_request("GET /health HTTP/1.0", hosts, "");
+        let head = request_head("GET /health HTTP/1.0", hosts, "");
         assert_eq!(parse_answer(&exchange(app.address, &head).await).status, 200, "{hosts:?}");
     }
 }
@@ -76,7 +76,7 @@ async fn valid_host_headers_are_accepted_and_http_1_0_requires_none() {
 async fn after_a_request_with_two_host_headers_no_further_request_is_answered() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let two_hosts = raw_request("GET /health HTTP/1.1", &["x", "evil.example"], "");
+    let two_hosts = request_head("GET /health HTTP/1.1", &["x", "evil.example"], "");
     let requests = [&two_hosts[..], SMUGGLED_REQUEST.as_bytes()].concat();
     let only_answer = parse_answer(&exchange(app.address, &requests).await);
     assert_problem(&only_answer, 400, "invalid_host");
@@ -89,7 +89,7 @@ async fn a_host_in_the_request_line_overrides_the_host_header() {
     let post = async |scheme_and_host: &str, host: &str| {
         let line = format!("POST {scheme_and_host}/vectorize-image HTTP/1.1");
         let headers = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
-        parse_answer(&exchange(app.address, &raw_request(&line, &[host], headers)).await)
+        parse_answer(&exchange(app.address, &request_head(&line, &[host], headers)).await)
     };
     // The service refuses web pages under an unknown host name (DNS rebinding), but not under an IP
     // address. One of the two hosts is of each kind, so the status shows which one counts. The 422

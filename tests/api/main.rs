@@ -1,4 +1,4 @@
-//! Tests the real service over HTTP. The service calls a fake NVIDIA and fake picture servers.
+//! Tests the real service over HTTP. NVIDIA and the picture servers that it calls are fakes.
 
 #![allow(
     clippy::unwrap_used,

@@ -29,7 +29,7 @@ fn stand_in() -> Router {
     // Nothing listens on this address. It is only the beginning of upload URLs.
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
     let max_pixels = 64_000_000; // the default limit of the service
-    sandbox::router(address, "nvapi-right", max_pixels, decoder, staging)
+    sandbox::stand_in_router(address, "nvapi-right", max_pixels, decoder, staging)
 }
 
 /// Sends a request, and returns the response's status, JSON and headers.

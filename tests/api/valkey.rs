@@ -1,5 +1,5 @@
-//! Three replicas as real processes with one bucket and one Valkey: they pay once for a picture that
-//! comes to all of them, and stop without losing anything.
+//! Three replicas, which are real processes with one bucket and one Valkey. They call NVIDIA once for a
+//! picture that all of them receive, and they stop without losing anything.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -18,8 +18,8 @@ use crate::support::{
 /// How long a busy machine may take for what needs almost no time.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Long enough for the next report of a replica, which comes every second. Much shorter than the ten
-/// seconds after which a replica that does not report counts as stopped.
+/// Long enough for the next report of a replica to the Valkey: it reports every second. Much shorter than
+/// ten seconds, after which a replica without a report counts as stopped.
 const SOON: Duration = Duration::from_secs(5);
 
 /// How long the fake NVIDIA takes for a call. All requests for the same picture arrive in this time.
@@ -33,8 +33,8 @@ async fn slow_nvidia() -> FakeNvidia {
     .await
 }
 
-/// The number of embeddings that NVIDIA was paid for.
-fn paid(nvidia: &FakeNvidia) -> usize {
+/// The number of inference calls that NVIDIA has received. Each of them costs a credit.
+fn inference_calls(nvidia: &FakeNvidia) -> usize {
     nvidia.lines().iter().filter(|line| *line == INFER).count()
 }
 
@@ -60,7 +60,7 @@ struct Setup {
 }
 
 impl Setup {
-    /// Returns `None` if a server is missing.
+    /// Starts all of them. Returns `None` if the program moto or `redis-server` is not installed.
     async fn new(more_settings: &[Setting]) -> Option<Self> {
         let (moto, valkey) = (MotoServer::start().await?, ValkeyServer::start().await?);
         let nvidia = slow_nvidia().await;
@@ -70,17 +70,18 @@ impl Setup {
     }
 }
 
+/// Asserts that all answers are successes with the same vector.
 fn assert_same_vectors(answers: &[Answer]) {
     let vectors: Vec<_> = answers.iter().map(Answer::vector).collect();
-    assert!(vectors.iter().all(|vector| *vector == vectors[0]), "all answers should be the same");
+    assert!(vectors.iter().all(|vector| *vector == vectors[0]), "all vectors should be the same");
 }
 
-/// Asserts that there are leases, and that all of them are released as done.
-async fn assert_all_done(valkey: &ValkeyServer) {
+/// Asserts that there are leases of calls, and that none of them is held: each is marked as done.
+async fn assert_all_leases_done(valkey: &ValkeyServer) {
     let leases = valkey.keys("lease:").await;
     assert!(!leases.is_empty(), "the calls should have had leases");
     for lease in leases {
-        // A lease that is done expires after a while.
+        // A lease that is done expires after a while, perhaps since the list of keys was read.
         let state: Option<String> = valkey.query(&["GET", &lease]).await;
         let state = state.as_deref().unwrap_or("done");
         assert_eq!(state, "done", "the lease of a written vector must be released");
@@ -88,14 +89,14 @@ async fn assert_all_done(valkey: &ValkeyServer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pictures_that_come_to_three_replicas_at_once_are_paid_for_once() {
+async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
     let Some(Setup { moto, valkey, nvidia, replicas }) = Setup::new(&[]).await else { return };
 
     // One picture, ten times to each replica.
     let uploads = (0..30).map(|n| replicas[n % 3].upload(ROCKET));
     let answers = join_all(uploads).await;
     assert_same_vectors(&answers);
-    assert_eq!(paid(&nvidia), 1, "one picture must be paid for once");
+    assert_eq!(inference_calls(&nvidia), 1, "one picture must cause one call");
     assert_eq!(moto.keys_in("downloads").await.len(), 30, "each request saves its picture");
 
     // Fifty pictures to each replica, five of them at the same time. With more, moto may be slower than the
@@ -103,16 +104,17 @@ async fn pictures_that_come_to_three_replicas_at_once_are_paid_for_once() {
     for first in (0..50).step_by(5) {
         let uploads =
             (0..15).map(async |n| replicas[n % 3].upload_unsaved(&tiny(first + n / 3)).await);
+        // The three answers for the same picture are adjacent.
         for same in join_all(uploads).await.chunks(3) {
             assert_same_vectors(same);
         }
     }
-    assert_eq!(paid(&nvidia), 1 + 50);
+    assert_eq!(inference_calls(&nvidia), 1 + 50);
     let mut numbers: Vec<_> = nvidia.received()[1..].iter().map(picture_number).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..50).collect::<Vec<_>>());
 
-    // A batch to two replicas.
+    // The same batch of ten pictures to two replicas.
     let batch = json!({
         "model": "nvidia/nv-dinov2",
         "input": (100..110).map(|n| data_url(&tiny(n))).collect::<Vec<_>>(),
@@ -122,9 +124,9 @@ async fn pictures_that_come_to_three_replicas_at_once_are_paid_for_once() {
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(answer.json()["data"].as_array().unwrap().len(), 10);
     }
-    assert_eq!(paid(&nvidia), 1 + 50 + 10);
+    assert_eq!(inference_calls(&nvidia), 1 + 50 + 10);
 
-    // A bulk run through two replicas.
+    // Two bulk runs with the same ten pictures, each through another replica.
     let runs = replicas[..2].iter().map(|replica| {
         let service = replica.process.url("");
         spawn_blocking(move || {
@@ -139,9 +141,9 @@ async fn pictures_that_come_to_three_replicas_at_once_are_paid_for_once() {
     for run in join_all(runs).await {
         run.unwrap();
     }
-    assert_eq!(paid(&nvidia), 1 + 50 + 10 + 10);
+    assert_eq!(inference_calls(&nvidia), 1 + 50 + 10 + 10);
 
-    assert_all_done(&valkey).await;
+    assert_all_leases_done(&valkey).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,7 +152,7 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
     let limit = [("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned())];
     let Some(setup) = Setup::new(&limit).await else { return };
     let Setup { valkey, nvidia, replicas, .. } = setup;
-    let [stopping, other, another] = replicas;
+    let [stopping, second, third] = replicas;
 
     // Eight clients of the stopping replica upload one picture after the other, until they cannot
     // connect.
@@ -159,7 +161,7 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Ok(answer) = stopping.try_upload(&tiny(n)).await else { return };
-            answer.vector();
+            answer.vector(); // asserts the success
             answered.fetch_add(1, Ordering::Relaxed);
         }
     };
@@ -176,21 +178,27 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
     assert_eq!(count_lines(&log, "stopped: every request was answered"), 1, "{log:#?}");
     assert!(!log.iter().any(|line| line.contains(ValkeyServer::PASSWORD)), "{log:#?}");
 
-    let paid_before = paid(&nvidia);
-    let answers = join_all((0..answered).map(async |n| other.upload_unsaved(&tiny(n)).await)).await;
+    let calls_before = inference_calls(&nvidia);
+    let answers =
+        join_all((0..answered).map(async |n| second.upload_unsaved(&tiny(n)).await)).await;
     for answer in &answers {
-        answer.vector();
+        answer.vector(); // asserts the success
     }
-    assert_eq!(paid(&nvidia), paid_before, "every answered picture must be in the bucket");
-    assert_all_done(&valkey).await;
+    assert_eq!(
+        inference_calls(&nvidia),
+        calls_before,
+        "every answered picture must be in the bucket"
+    );
+    assert_all_leases_done(&valkey).await;
     let [pace] = &valkey.keys("pace:").await[..] else { panic!("there should be one pace") };
     let turns: usize = valkey.query(&["ZCARD", pace]).await;
     assert_eq!(
-        turns, paid_before,
-        "only the calls should have turns: unused turns must be given back"
+        turns, calls_before,
+        "each call should have its turn, and unused turns must be given back"
     );
-    // The stopped replica has told the Valkey, so the others need not wait until its report expires.
-    for replica in [&other, &another] {
+    // The stopped replica has told the Valkey that it stops, so its last report does not have to expire
+    // first.
+    for replica in [&second, &third] {
         replica.wait_for_valkey(json!({ "usable": true, "replicas": 2 }), SOON).await;
         let metrics = replica.get("/metrics").await.text();
         assert!(!metrics.contains(ValkeyServer::PASSWORD));

@@ -5,10 +5,10 @@ use std::{
     collections::BinaryHeap,
 };
 
-/// How many sums are computed in parallel, so that the compiler uses vector instructions.
+/// How many sums are computed side by side, so that the compiler uses SIMD instructions.
 const LANES: usize = 8;
 
-/// A vector to which others are compared.
+/// The vector to which all rows are compared.
 #[derive(Debug)]
 pub(in crate::bulk) struct Query {
     vector: Vec<f64>,
@@ -23,16 +23,16 @@ impl Query {
         Self { vector, norm }
     }
 
-    /// The number of dimensions.
+    /// The number of dimensions of the vector.
     pub(in crate::bulk) fn len(&self) -> usize {
         self.vector.len()
     }
 
-    /// The cosine of the angle to another vector, which has the same length and finite numbers. It is 0 if
-    /// one of the vectors contains only zeros.
+    /// The cosine of the angle to another vector. Returns 0 if one of the vectors contains only zeros.
+    /// `other` must have the same number of dimensions, and only finite numbers.
     ///
-    /// The sums are 64-bit floats, because as a 32-bit float, the square of a number may overflow or become
-    /// zero.
+    /// The sums are 64-bit floats, because the square of a number may be too large or too small for a 32-bit
+    /// float.
     pub(in crate::bulk) fn cosine(&self, other: &[f32]) -> f64 {
         let (our_chunks, our_rest) = self.vector.as_chunks::<LANES>();
         let (other_chunks, other_rest) = other.as_chunks::<LANES>();
@@ -54,7 +54,7 @@ impl Query {
         if norms == 0.0 {
             return 0.0;
         }
-        // The addition turns -0 into 0, because `total_cmp` orders -0 before 0.
+        // `total_cmp` would order -0 before 0, so `+ 0.0` turns -0 into 0.
         (products.iter().sum::<f64>() / norms).clamp(-1.0, 1.0) + 0.0
     }
 }
@@ -63,7 +63,7 @@ impl Query {
 #[derive(Debug)]
 pub(in crate::bulk) struct Hit {
     pub cosine: f64,
-    /// The number of the row.
+    /// The number of the row in its file.
     pub row: u64,
     pub label: Option<String>,
 }
@@ -92,8 +92,9 @@ impl Eq for Hit {}
 /// The nearest of the rows that were offered so far.
 #[derive(Debug)]
 pub(in crate::bulk) struct Ranking {
+    /// The most rows that are kept.
     count: usize,
-    /// The least near of these rows is at the top of the heap.
+    /// The rows that are kept. The least near of them is at the top of the heap.
     nearest: BinaryHeap<Reverse<Hit>>,
 }
 
@@ -103,7 +104,7 @@ impl Ranking {
         Self { count, nearest: BinaryHeap::new() }
     }
 
-    /// Adds a row if it is among the `count` nearest so far. Takes the row's label only then.
+    /// Keeps a row if it is among the `count` nearest so far. Only then takes the row's label.
     pub(in crate::bulk) fn offer(&mut self, cosine: f64, row: u64, label: &mut Option<String>) {
         let mut hit = Hit { cosine, row, label: None };
         let is_full = self.nearest.len() == self.count;
@@ -139,11 +140,11 @@ mod tests {
         let zero = [0.0; 9];
         let any = [1.0, -2.0, 3.0, 0.5, 1.0, 1.0, 1.0, 1.0, 7.0];
         assert_eq!([cosine(&zero, &any), cosine(&any, &zero), cosine(&zero, &zero)], [0.0; 3]);
-        // 7, the largest number of `any`, times the first scale is still finite. The last scale is a
-        // subnormal number.
+        // The first scale is so small that its product with 7, the largest number of `any`, is finite. The
+        // last scale is a subnormal number.
         for scale in [f32::MAX / 8.0, f32::MIN_POSITIVE, 1e-40] {
             let scaled = any.map(|number| number * scale);
-            // Subnormal numbers have fewer digits, so that scaling rounds them.
+            // A subnormal number has fewer digits, so scaling to it rounds: hence 1e-3.
             assert!((cosine(&any, &scaled) - 1.0).abs() < 1e-3, "{scale}");
             assert!((cosine(&scaled, &scaled) - 1.0).abs() < 1e-12, "{scale}");
         }

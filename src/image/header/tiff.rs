@@ -1,11 +1,9 @@
 //! Reads the header of a TIFF or BigTIFF file: its first directory.
 //!
-//! There are many kinds of TIFF. Unsupported kinds are refused here, before a decoder is started.
-//! No tag that changes the pixels in libtiff is ignored: a TIFF is decoded as in libtiff, or
-//! refused.
+//! There are many kinds of TIFF. Unsupported kinds are refused here, before a decoder is started. No tag
+//! that changes the pixels in libtiff is ignored: a TIFF is decoded as in libtiff, or refused.
 //!
-//! Long tables, such as the table of the strips' offsets, are not read here. The decoder reads
-//! them.
+//! Long tables, such as the table of the strips' offsets, are read only by the decoder, not here.
 
 use image_rs::metadata::Orientation;
 
@@ -47,7 +45,7 @@ pub(in crate::image) const EXTRA_SAMPLES: u16 = 338;
 pub(in crate::image) const SAMPLE_FORMAT: u16 = 339;
 pub(in crate::image) const JPEG_TABLES: u16 = 347;
 
-/// All tags that are read. Other tags are ignored.
+/// All tags that are read. The other tags do not change the pixels, and are ignored.
 const TAGS: [u16; 23] = [
     WIDTH,
     HEIGHT,
@@ -76,9 +74,8 @@ const TAGS: [u16; 23] = [
 
 /// The maximum number of samples per pixel.
 const MAX_SAMPLES: u64 = 16;
-/// The longest JPEG tables, in bytes.
-const MAX_JPEG_TABLES: u64 = 1 << 16;
-
+/// The maximum length of the JPEG tables, in bytes.
+const MAX_JPEG_TABLES_LEN: u64 = 1 << 16;
 /// The widest row that the decoder for fax compression supports, in pixels.
 const MAX_FAX_WIDTH: u64 = u16::MAX as u64;
 
@@ -91,7 +88,7 @@ pub(in crate::image) struct Tiff {
     pub(in crate::image) order: ByteOrder,
     pub(in crate::image) compression: Compression,
     pub(in crate::image) predictor: Predictor,
-    /// Whether the first pixel of a byte is in its lowest bit (FillOrder 2).
+    /// Whether the leftmost pixel of a byte is in the byte's lowest bit (FillOrder 2).
     pub(in crate::image) is_bit_reversed: bool,
     pub(in crate::image) color: Color,
     pub(in crate::image) depth: Depth,
@@ -99,7 +96,10 @@ pub(in crate::image) struct Tiff {
     pub(in crate::image) samples: u64,
     pub(in crate::image) alpha: Option<Alpha>,
     pub(in crate::image) chunks: Chunks,
+    /// Where the colours of the palette are in the file. `None` without a palette.
     pub(in crate::image) color_map: Option<Values>,
+    /// Where the JPEG tables are in the file. `None` without JPEG compression, or if each strip or tile
+    /// contains its own tables.
     pub(in crate::image) jpeg_tables: Option<Values>,
 }
 
@@ -116,10 +116,11 @@ impl Tiff {
     }
 }
 
-/// Reads the first directory. Missing tags and unusual values mean the same as in Pillow and
-/// libtiff.
+/// Reads the first directory. The default of each missing tag, and the meaning of unusual values, are
+/// those of Pillow and libtiff.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     let directory = &mut Directory::read(reader, &TAGS).map_err(|_| HeaderError::Damaged)?;
+    // A missing width or height becomes 0, which `checked_side` refuses.
     let width = checked_side(directory.first_or(WIDTH, 0)?)?;
     let height = checked_side(directory.first_or(HEIGHT, 0)?)?;
     let orientation = u8::try_from(directory.first_or(ORIENTATION, 1)?).unwrap_or(1);
@@ -137,10 +138,10 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     let bits = directory.numbers(BITS_PER_SAMPLE, samples)?;
     let depth = Depth::from_tags(&bits, &directory.numbers(SAMPLE_FORMAT, samples)?, color)?;
     let predictor = directory.first_or(PREDICTOR, 1)?;
-    let predictor = if compression.uses_predictors() { predictor } else { 1 };
+    let predictor = if compression.uses_predictors() { predictor } else { 1 }; // 1: none
 
     let planes = match directory.first_or(PLANAR_CONFIGURATION, 1)? {
-        0 | 1 => 1,
+        0 | 1 => 1,   // 0 is a mistake that libtiff tolerates
         2 => samples, // each sample has a plane of its own
         _ => return Err(HeaderError::Damaged),
     };
@@ -215,13 +216,14 @@ fn check_combinations(tiff: &Tiff) -> Result<(), HeaderError> {
         return Err(HeaderError::Damaged);
     }
     match tiff.jpeg_tables {
-        Some(tables) if tables.count > MAX_JPEG_TABLES => Err(HeaderError::Damaged),
+        Some(tables) if tables.count > MAX_JPEG_TABLES_LEN => Err(HeaderError::Damaged),
         _ => Ok(()),
     }
 }
 
 /// Checks that the decoder supports the JPEG in the first strip or tile.
 fn check_first_jpeg(tiff: &Tiff, reader: &mut Reader) -> Result<(), HeaderError> {
+    // `Chunks::read` has checked that there is an offset.
     let offsets = tiff.chunks.offsets.read(reader, tiff.order, 1);
     let offsets = offsets.map_err(|_| HeaderError::Damaged)?;
     match jpeg::read_at(reader, offsets.first().copied().unwrap_or(0)) {
@@ -240,8 +242,7 @@ mod tests {
 
     const SIZE: (u64, u64) = (20, 10);
 
-    // The second argument of `Crafted::new` is PhotometricInterpretation: 1 is grey, 2 is RGB, 3 is
-    // a palette, and 5 is CMYK.
+    // The second argument of `Crafted::new` is PhotometricInterpretation: 1 grey, 2 RGB, 3 palette, 5 CMYK.
     fn grey() -> Crafted {
         Crafted::new(SIZE, 1, &[8])
     }
@@ -250,12 +251,12 @@ mod tests {
         Crafted::new(SIZE, 2, &[8, 8, 8])
     }
 
-    /// The header of a file with one strip, at offset 16.
-    fn header(crafted: &Crafted) -> Result<Tiff, HeaderError> {
-        header_of_file(crafted.file(&[&[0; 8]]))
+    /// Reads the header of a file with one strip of 8 bytes, at offset 16.
+    fn read_crafted(crafted: &Crafted) -> Result<Tiff, HeaderError> {
+        read_file(crafted.file(&[&[0; 8]]))
     }
 
-    fn header_of_file(file: Vec<u8>) -> Result<Tiff, HeaderError> {
+    fn read_file(file: Vec<u8>) -> Result<Tiff, HeaderError> {
         read(&mut Content::Memory(file.into()).header_reader())
     }
 
@@ -263,7 +264,7 @@ mod tests {
     fn tiff_and_bigtiff_are_read_in_both_byte_orders() {
         let fields = |crafted: Crafted| {
             let Tiff { width, height, orientation, color, depth, samples, .. } =
-                header(&crafted).unwrap();
+                read_crafted(&crafted).unwrap();
             (width, height, orientation, color, depth, samples)
         };
         let turned = rgb().with(ORIENTATION, &[6]);
@@ -310,7 +311,7 @@ mod tests {
             (Crafted::new((1, 100_000), 1, &[8]).with(ROWS_PER_STRIP, &[1]), "65,536 strips"),
             (Crafted::new((70_000, 2), 1, &[1]).with(COMPRESSION, &[4]), "65,535 pixels a row"),
         ] {
-            let result = header(&crafted);
+            let result = read_crafted(&crafted);
             let Err(HeaderError::Unsupported(kind)) = result else {
                 panic!("the TIFF for {words:?} must be unsupported: {result:?}")
             };
@@ -320,11 +321,11 @@ mod tests {
     }
 
     #[test]
-    fn contradictory_and_truncated_headers_are_damaged() {
+    fn contradictory_invalid_and_truncated_headers_count_as_damaged() {
         for (crafted, problem) in [
             (grey().without(WIDTH), "no width"),
-            (grey().with(HEIGHT, &[0]), "no height"),
-            (grey().with(BITS_PER_SAMPLE, &[0]), "no bits"),
+            (grey().with(HEIGHT, &[0]), "a height of 0"),
+            (grey().with(BITS_PER_SAMPLE, &[0]), "0 bits"),
             (grey().with(BITS_PER_SAMPLE, &[9999]), "too many bits"),
             (rgb().with(SAMPLES_PER_PIXEL, &[1]), "RGB of one sample"),
             (rgb().with(SAMPLES_PER_PIXEL, &[999]), "too many samples"),
@@ -338,18 +339,18 @@ mod tests {
             (grey().with(STRIP_OFFSETS, &[0; 70_000]), "too many strips"),
             (grey().with(TILE_WIDTH, &[16]), "tiles without a height"),
             (Crafted::new(SIZE, 3, &[8]), "a palette without colours"),
-            (Crafted::new(SIZE, 3, &[8]).with(COLOR_MAP, &[0; 767]), "a truncated palette"),
+            (Crafted::new(SIZE, 3, &[8]).with(COLOR_MAP, &[0; 3 * 256 - 1]), "a truncated palette"),
             (grey().with(COMPRESSION, &[5]).with(PREDICTOR, &[9]), "an unknown predictor"),
             (grey().with(COMPRESSION, &[4]), "fax compression with 8 bits a sample"),
             (rgb().with(COMPRESSION, &[7]), "JPEG compression without a JPEG"),
         ] {
-            assert_eq!(header(&crafted), Err(HeaderError::Damaged), "{problem}");
+            assert_eq!(read_crafted(&crafted), Err(HeaderError::Damaged), "{problem}");
         }
         // At each of these lengths, the file ends before or inside the directory.
         for len in 0..100 {
             let mut file = grey().file(&[&[0; 8]]);
             file.truncate(len);
-            assert_eq!(header_of_file(file), Err(HeaderError::Damaged), "{len} bytes");
+            assert_eq!(read_file(file), Err(HeaderError::Damaged), "{len} bytes");
         }
     }
 
@@ -362,7 +363,7 @@ mod tests {
             (grey().with(ORIENTATION, &[0]), "an unknown orientation"),
             (grey().with(ORIENTATION, &[9]), "an unknown orientation"),
             (grey().with(ORIENTATION, &[1; 1000]), "a thousand orientations"),
-            (grey().with(PREDICTOR, &[9]), "an unknown predictor, which is not used"),
+            (grey().with(PREDICTOR, &[9]), "an unknown predictor, but no compression"),
             (rgb().with(BITS_PER_SAMPLE, &[8]), "one number of bits for three samples"),
             (grey().without(PHOTOMETRIC), "no colours"),
             (rgb().with(PLANAR_CONFIGURATION, &[0]), "an unknown planar configuration"),
@@ -377,23 +378,23 @@ mod tests {
                 "the offset of the tile in the tag for strips",
             ),
         ] {
-            assert!(header(&crafted).is_ok(), "{mistake}");
+            assert!(read_crafted(&crafted).is_ok(), "{mistake}");
         }
     }
 
     #[test]
     fn the_tag_extra_samples_decides_which_sample_is_alpha() {
-        // The values for each extra sample: 0 is unknown, 1 is associated alpha, 2 is unassociated.
+        // A value for each extra sample: 0 is unknown, 1 is associated alpha, 2 is unassociated alpha.
         let alpha = |bits: &[u64], extra: &[u64]| {
-            header(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
+            read_crafted(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
         };
-        let straight = |at| Some(Alpha { at, is_associated: false });
+        let unassociated = |at| Some(Alpha { at, is_associated: false });
         assert_eq!(alpha(&[8; 3], &[]), None);
-        assert_eq!(alpha(&[8; 4], &[]), straight(3));
+        assert_eq!(alpha(&[8; 4], &[]), unassociated(3));
         assert_eq!(alpha(&[8; 4], &[0]), None);
         assert_eq!(alpha(&[8; 4], &[1]), Some(Alpha { at: 3, is_associated: true }));
-        assert_eq!(alpha(&[8; 4], &[2]), straight(3));
-        assert_eq!(alpha(&[8; 5], &[0, 2]), straight(4));
+        assert_eq!(alpha(&[8; 4], &[2]), unassociated(3));
+        assert_eq!(alpha(&[8; 5], &[0, 2]), unassociated(4));
         assert_eq!(alpha(&[8; 5], &[]), None);
     }
 }

@@ -11,7 +11,7 @@ use utoipa::{
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $variant:ident = $text:literal, $status:ident;)*) => {
-        /// The stable name of an error. Codes never change; the sentences in `detail` may change.
+        /// The stable name of an error. Its text never changes, unlike the sentence in `detail`.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Code {
             $($(#[$doc])* $variant,)*
@@ -63,7 +63,7 @@ codes! {
     UnsupportedContentEncoding = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE;
     /// The body has a `Transfer-Encoding` other than `chunked`.
     UnsupportedTransferEncoding = "unsupported_transfer_encoding", NOT_IMPLEMENTED;
-    /// The service requires a key, and the request has no key or a wrong key.
+    /// The service requires a client key, and the request has none or a wrong one.
     Unauthorized = "unauthorized", UNAUTHORIZED;
     /// A web page sent the request, and the settings do not allow the page's site, or the host name by
     /// which the page called the service.
@@ -82,7 +82,8 @@ codes! {
     EmbeddingUnauthorized = "embedding_unauthorized", BAD_GATEWAY;
     /// The NVIDIA account is out of credits, or has no access to the model.
     EmbeddingExhausted = "embedding_exhausted", SERVICE_UNAVAILABLE;
-    /// The limit on calls to NVIDIA is reached, and the next call would be too late for the deadline.
+    /// NVIDIA's own limit or the service's limit on calls to NVIDIA is reached, and allows no further call
+    /// before the deadline.
     EmbeddingRateLimited = "embedding_rate_limited", SERVICE_UNAVAILABLE;
     /// The call to NVIDIA and all retries failed.
     EmbeddingUnavailable = "embedding_unavailable", BAD_GATEWAY;
@@ -90,7 +91,7 @@ codes! {
     EmbeddingTimeout = "embedding_timeout", GATEWAY_TIMEOUT;
     /// NVIDIA's response contains no valid embedding.
     EmbeddingInvalid = "embedding_invalid", BAD_GATEWAY;
-    /// The disk has too few free bytes or inodes above the reserve, which always stays free.
+    /// The disk has too few free bytes or inodes, not counting the reserve that must stay free.
     StorageFull = "storage_full", INSUFFICIENT_STORAGE;
     /// The picture could not be saved or read back, although the disk is not full.
     StorageFailed = "storage_failed", INTERNAL_SERVER_ERROR;

@@ -1,11 +1,11 @@
-//! Cleans names that a client sent, such as the file name of its picture. They are used only in
-//! answers and error messages.
+//! Cleans names that a client sent, such as a picture's file name or a model's name. The service uses such
+//! names only in answers and error messages.
 
 /// The most characters of a name.
 const MAX_CHARS: usize = 255;
 
-/// Removes unprintable characters and surrounding blanks from a name, and shortens it. Returns `None`
-/// if nothing is left.
+/// Removes unprintable characters from a name, shortens it to [`MAX_CHARS`], and removes surrounding blanks.
+/// Returns `None` if nothing is left.
 pub(in crate::web) fn printable(name: &str) -> Option<String> {
     let name: String = name.chars().filter(|c| !is_unprintable(*c)).take(MAX_CHARS).collect();
     let name = name.trim();

@@ -12,10 +12,11 @@ use crate::{
 /// The only backend. The Python service that this service replaces uses the same name.
 const BACKEND: &str = "nv_dino";
 
-/// The options that every route for pictures has in the query. Unknown options are ignored.
+/// The options in the query of every route for pictures: `save` and `backend`. Options with other names are
+/// ignored. `backend` has no field, because it has only one value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::web) struct PictureOptions {
-    /// Whether to save the picture.
+    /// Whether to save the picture, from the option `save`.
     pub save_mode: SaveMode,
 }
 
@@ -37,7 +38,7 @@ pub(in crate::web) struct BatchQuery {
 /// The values of `errors`.
 #[derive(utoipa::ToSchema)]
 #[schema(rename_all = "snake_case")]
-#[allow(dead_code, reason = "names the value of `errors` in the OpenAPI document")]
+#[allow(dead_code, reason = "names the only value of `errors` in the OpenAPI document")]
 enum Errors {
     Item,
 }
@@ -160,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns whether the picture would be saved. If the query is refused, returns the error's `loc`.
+    /// Returns whether the picture would be saved, or the `loc` of the error if the query is refused.
     fn is_saved(query: &str) -> Result<bool, Vec<String>> {
         match parse(query) {
             Ok(options) => Ok(options.save_mode == SaveMode::Save),

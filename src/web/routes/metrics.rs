@@ -15,7 +15,7 @@ use crate::web::{
     state::AppState,
 };
 
-/// The first lines of an answer.
+/// A short answer, for the OpenAPI document.
 const EXAMPLE: &str = "\
 # HELP imagesvc_requests Requests by route and status.
 # TYPE imagesvc_requests counter

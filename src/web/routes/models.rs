@@ -103,14 +103,17 @@ pub(super) async fn get_model(
     State(app): State<AppState>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, Error> {
-    // No model has an id that is not UTF-8.
+    // An id that is not UTF-8 becomes empty, and no model has an empty id.
     let id = id.map_or_else(|_| String::new(), |Path(id)| id);
     check_model(&id, app.model)?;
     Ok(Json(Model::new(app.model)))
 }
 
-/// Checks that a name is one of the served model's names: the name in answers, or NVIDIA's name
-/// with or without the vendor. Upper and lower case are equal.
+/// Checks that a name is one of the served model's names: `served`, which is the name in answers, or NVIDIA's
+/// name with or without the vendor. Upper and lower case are equal.
+///
+/// # Errors
+/// [`Error::ModelNotFound`]
 pub(super) fn check_model(name: &str, served: &'static str) -> Result<(), Error> {
     let without_vendor = nvidia::MODEL.rsplit('/').next().unwrap_or_default();
     if [served, nvidia::MODEL, without_vendor].iter().any(|known| known.eq_ignore_ascii_case(name))

@@ -46,7 +46,7 @@ pub use pictures::{
 };
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks, report_skip};
-pub use raw_http::{SMUGGLED_REQUEST, exchange, parse_answer, raw_request, read_to_end};
+pub use raw_http::{SMUGGLED_REQUEST, exchange, parse_answer, read_to_end, request_head};
 pub use replica::{POLL_INTERVAL, Replica, Setting, bucket_warnings, count_lines, wait_for};
 pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head, wrapped_base64};
 pub use resources::ResourceUsage;

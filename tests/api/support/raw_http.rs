@@ -18,8 +18,8 @@ pub const SMUGGLED_REQUEST: &str = "GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n";
 /// Reads until the service closes the connection.
 pub async fn read_to_end(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    // The service closes an idle connection only after 10 s. If this connection is closed earlier,
-    // the request is the reason.
+    // The service closes an idle connection only after 10 s. If it closes this connection earlier, it
+    // does so because of the request.
     let read = timeout(Duration::from_secs(8), stream.read_to_end(&mut bytes));
     read.await.expect("the service should close the connection within 8 s").unwrap();
     String::from_utf8(bytes).unwrap()
@@ -32,7 +32,7 @@ pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> String {
     read_to_end(&mut stream).await
 }
 
-/// Parses a text that must be exactly one answer.
+/// Parses a text that must be exactly one answer with a `Content-Length`.
 pub fn parse_answer(text: &str) -> Answer {
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
     let mut lines = head.split("\r\n");
@@ -51,9 +51,9 @@ pub fn parse_answer(text: &str) -> Answer {
     Answer { status, headers, body: body.into() }
 }
 
-/// The head of a request, with a `Host` line for each of `hosts`. Each line in `other_headers` must
-/// end in `\r\n`.
-pub fn raw_request(request_line: &str, hosts: &[&str], other_headers: &str) -> Vec<u8> {
+/// The head of a request, up to and with the empty line, with a `Host` line for each of `hosts`. Each
+/// line in `other_headers` must end in `\r\n`.
+pub fn request_head(request_line: &str, hosts: &[&str], other_headers: &str) -> Vec<u8> {
     let mut head = format!("{request_line}\r\n{other_headers}").into_bytes();
     for host in hosts {
         head.extend(format!("Host: {host}\r\n").bytes());

@@ -7,7 +7,7 @@ use super::*;
 // The types of values.
 /// A number of 32 bits.
 const LONG: u16 = 4;
-/// A byte without a type.
+/// Any byte, as in JPEG tables.
 const UNDEFINED: u16 = 7;
 
 /// The offset of the first strip or tile.
@@ -35,14 +35,15 @@ impl Crafted {
             .with(ROWS_PER_STRIP, &[size.1])
     }
 
-    /// Sets the values of a tag. With no values, the file does not contain the tag, even if
-    /// [`Self::file`] would add it otherwise.
+    /// Sets the values of a tag. With an empty slice, the file does not contain the tag, and [`Self::file`]
+    /// does not add it.
     pub(in crate::image) fn with(mut self, tag: u16, values: &[u64]) -> Self {
         self.tags.insert(tag, values.to_vec());
         self
     }
 
-    /// Removes a tag that [`Self::new`] has set.
+    /// Removes a tag that [`Self::new`] has set. (Use [`Self::with`] and no values for a tag that
+    /// [`Self::file`] adds.)
     pub(in crate::image) fn without(mut self, tag: u16) -> Self {
         self.tags.remove(&tag);
         self
@@ -58,8 +59,8 @@ impl Crafted {
         self
     }
 
-    /// Returns the bytes of the file, with these strips or tiles. Adds the tags with their offsets and
-    /// lengths, unless [`Self::with`] has set these tags.
+    /// Returns the bytes of the file, with these strips or tiles. Adds the two tags with the offsets and the
+    /// lengths of the strips or tiles, unless [`Self::with`] has set them.
     pub(in crate::image) fn file(&self, chunks: &[&[u8]]) -> Vec<u8> {
         // Encodes a number in `len` bytes.
         let number = |value: u64, len: usize| {
@@ -69,7 +70,7 @@ impl Crafted {
                 value.to_le_bytes()[..len].to_vec()
             }
         };
-        // The length of an offset or a count, in bytes.
+        // The length of an offset or a count of values, in bytes.
         let offset_len = if self.is_big_tiff { 8 } else { 4 };
         let mut tags = self.tags.clone();
         let is_tiled = tags.contains_key(&TILE_WIDTH);
@@ -81,6 +82,7 @@ impl Crafted {
         let mut file = if self.is_big_endian { b"MM".to_vec() } else { b"II".to_vec() };
         file.extend(number(if self.is_big_tiff { 43 } else { 42 }, 2));
         if self.is_big_tiff {
+            // BigTIFF stores the length of its offsets, and a zero.
             file.extend([number(offset_len as u64, 2), number(0, 2)].concat());
         }
         let directory_at = DATA_AT + chunks.iter().map(|chunk| chunk.len()).sum::<usize>();

@@ -1,5 +1,5 @@
-//! Tests that the Valkey's scripts count the calls of several replicas as the log counts those of one.
-//! The log is the oracle. The time is simulated, also in the scripts.
+//! Tests that the Valkey's scripts count the calls of several replicas as a [`CallLog`] counts the calls of
+//! one replica. The log computes the expected replies. The time is simulated, also in the scripts.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -19,17 +19,19 @@ const START: u64 = 1_764_000_000_123_456;
 
 const WINDOW: Duration = super::super::WINDOW;
 
+/// What happens to the scripts and to the log. An index chooses one of the open turns: those that are
+/// neither given back nor used.
 #[derive(Debug, Clone)]
 enum Event {
-    /// Time passes: this many microseconds.
+    /// This many microseconds pass.
     Wait(u64),
-    /// This replica takes a turn, if there is one.
+    /// This replica takes a turn, if the limit allows a call now.
     Take(u8),
     /// This replica asks which calls were made.
     Ask(u8),
-    /// One of the turns is given back.
+    /// The replica with this turn gives it back, and makes no call.
     GiveBack(Index),
-    /// The call of one of the turns is made now.
+    /// The replica with this turn makes its call now.
     Use(Index),
     /// The Valkey loses its data, and all replicas record their calls again.
     LoseData,
@@ -37,9 +39,11 @@ enum Event {
     RecordAgain,
 }
 
+/// Any event. The numbers before `=>` say how often an event of this line is chosen.
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => (0u64..10).prop_map(Event::Wait),
+        // Up to a little more than the window, which is about a minute.
         3 => (0u64..70_000_000).prop_map(Event::Wait),
         8 => (0u8..3).prop_map(Event::Take),
         2 => (0u8..3).prop_map(Event::Ask),
@@ -60,8 +64,8 @@ struct Scripts {
     now: u64,
 }
 
-/// The reply to an attempt to take a turn: whether it is granted, the wait, and the ages of the calls of
-/// others, in microseconds.
+/// The reply to an attempt to take a turn: whether the turn is granted; how long a call must wait; and the
+/// ages of the other replicas' calls. Both times are in microseconds.
 type Reply = (bool, u64, Vec<u64>);
 
 impl Scripts {
@@ -77,7 +81,7 @@ impl Scripts {
         }
     }
 
-    /// Takes a turn for a call. Without a `call`, only asks which calls were made.
+    /// Takes a turn for the call with this number. Without a `call`, only asks which calls were made.
     fn take(&mut self, limit: usize, replica: u8, call: Option<u64>) -> Reply {
         let call = call.map(|call| call.to_string()).unwrap_or_default();
         let (mut script, now) = (self.take.key("calls"), self.now);
@@ -87,7 +91,7 @@ impl Scripts {
         script.arg(call).arg(most_ages).invoke(&mut self.connection).unwrap()
     }
 
-    /// Records calls of a replica with their ages in microseconds.
+    /// Records calls of a replica. Each call is a number and its age in microseconds.
     fn record(&mut self, replica: u8, calls: impl Iterator<Item = (u64, u64)>) {
         let (mut script, now) = (self.record.key("calls"), self.now);
         script.key(now / 1_000_000).key(now % 1_000_000);
@@ -112,7 +116,7 @@ fn with_simulated_time(text: &str) -> Script {
     Script::new(&parts.join("{ KEYS[2], KEYS[3] }"))
 }
 
-/// In the oracle, each replica is a client.
+/// In the log, each replica is a client with this network.
 fn client(replica: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::V4(Ipv4Addr::new(127, 0, 0, replica)))
 }
@@ -121,16 +125,18 @@ fn micros(duration: Duration) -> u64 {
     duration.as_micros() as u64
 }
 
-/// Lets the events happen to the scripts and to the log, and compares all replies.
+/// Lets the events happen to the scripts and to the log. Asserts that the scripts give the same replies as
+/// the log.
 fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
     let rule =
         Rule { calls_per_window: limit, window: WINDOW, replicas: 1, clients: Clients::Many };
     let (mut log, start) = (CallLog::new(rule), Instant::now());
-    // The turns that are neither given back nor used, each with its replica.
+    // The open turns, each with its replica.
     let mut turns: Vec<(u8, TimedCall)> = Vec::new();
     for (id, event) in (0u64..).zip(events) {
         let now = start + Duration::from_micros(scripts.now - START);
         log.expire(now);
+        // When the log allows the next call.
         let earliest = |log: &CallLog| {
             let client_network = ClientNetwork::UNKNOWN;
             let demand = Demand { client_network, is_spread: false, count: 1 };
@@ -168,7 +174,7 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
                 log.remove(call);
                 log.record(TimedCall { time: now, ..call });
             }
-            Event::GiveBack(_) | Event::Use(_) => {}
+            Event::GiveBack(_) | Event::Use(_) => {} // no turn is open
             Event::LoseData | Event::RecordAgain => {
                 if matches!(event, Event::LoseData) {
                     let () = redis::cmd("FLUSHALL").query(&mut scripts.connection).unwrap();
@@ -198,16 +204,21 @@ fn the_scripts_count_calls_of_replicas_as_the_log_does() {
 #[test]
 fn a_client_may_make_half_of_the_calls_at_once_at_all_replicas_together() {
     let now = Instant::now();
+    // Each replica allows an equal part of half of the 40 calls, rounded up.
     for (replicas, at_once) in [(1, 20), (2, 10), (3, 7)] {
         let rule = Rule { calls_per_window: 40, window: WINDOW, replicas, clients: Clients::Many };
         let mut log = CallLog::new(rule);
         let demand = Demand { client_network: client(1), is_spread: true, count: 1 };
-        let mut make_call = |id: &u64| {
+        let mut makes_call_at_once = |id: &u64| {
             let is_at_once = log.next([demand].into_iter(), now) == Some((0, now));
             log.record(TimedCall { time: now, id: *id, client_network: Some(client(1)) });
             is_at_once
         };
-        assert_eq!((0..40).take_while(|id| make_call(id)).count(), at_once, "{replicas} replicas");
+        assert_eq!(
+            (0..40).take_while(|id| makes_call_at_once(id)).count(),
+            at_once,
+            "{replicas} replicas"
+        );
     }
 }
 
@@ -215,6 +226,7 @@ fn a_client_may_make_half_of_the_calls_at_once_at_all_replicas_together() {
 fn a_call_in_the_future_of_a_new_servers_clock_counts_as_made_now() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let mut scripts = Scripts::new(&server);
+    // The limit is one call. The arguments are this limit, the replica and the call's number.
     assert_eq!(scripts.take(1, 0, Some(0)), (true, 0, vec![]));
     // The clock of the server that takes over is an hour behind.
     scripts.now -= 3_600_000_000;
@@ -230,7 +242,7 @@ fn a_call_that_is_recorded_again_keeps_its_later_time() {
     assert!(scripts.take(1, 0, Some(7)).0);
     scripts.now += 1_000_000;
     scripts.record(0, [(7, 0)].into_iter());
-    // A delayed command with the time of the turn arrives after the one above.
+    // Now a delayed command arrives, which records the call with the earlier time of its turn.
     scripts.record(0, [(7, 1_000_000)].into_iter());
     assert_eq!(scripts.take(1, 1, None), (false, micros(WINDOW), vec![0]));
 }

@@ -19,11 +19,12 @@ pub(super) fn join_in_descriptions(document: &mut Value) {
     }
 }
 
-/// Joins the lines of each paragraph and list item of a Markdown text. Code blocks stay as they are.
+/// Joins the lines of each paragraph and list item of a Markdown text. Code blocks stay as they are. After a
+/// heading, the text must have an empty line.
 fn join(markdown: &str) -> String {
     let mut joined = String::new();
     let mut is_in_code = false;
-    let mut ends_in_text = false;
+    let mut ends_in_text = false; // whether the last line can be continued
     for line in markdown.lines() {
         let is_fence = line.starts_with("```");
         let is_text = !is_in_code && !is_fence && !line.is_empty();

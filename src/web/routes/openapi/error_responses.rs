@@ -7,7 +7,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use crate::web::error::{Code, PROBLEM_JSON};
 
 /// The errors of every route that takes pictures.
-const ANY_PICTURE: &[Code] = &[
+const EVERY_PICTURE_ROUTE: &[Code] = &[
     Code::ValidationFailed,
     Code::UnsupportedImage,
     Code::ImageTooLarge,
@@ -33,13 +33,13 @@ const ANY_PICTURE: &[Code] = &[
     Code::Internal,
 ];
 
-/// The error responses of a route that takes pictures: the responses of every such route, and the
-/// responses with these codes.
+/// The error responses of a route that takes pictures. `codes` are its errors that are not in
+/// [`EVERY_PICTURE_ROUTE`].
 pub(in crate::web::routes) fn of_pictures(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
-    of(codes.iter().chain(ANY_PICTURE))
+    of(codes.iter().chain(EVERY_PICTURE_ROUTE))
 }
 
-/// The error responses with these codes.
+/// The error responses of a route with these errors: one for each status, with a list of its codes.
 pub(in crate::web::routes) fn of<'a>(
     codes: impl IntoIterator<Item = &'a Code>,
 ) -> BTreeMap<String, RefOr<Response>> {
