@@ -7,11 +7,11 @@ use crate::{
     config::{Config, NearestArguments},
 };
 
-/// Prints the nearest rows, and returns the exit code: 0 if it has printed them, 1 if the picture cannot
-/// be embedded or the rows cannot be printed, 2 if the file or the service cannot be used, 130 if it was
-/// interrupted.
+/// Prints the nearest rows, and returns the exit code: 0 after printing, 1 if the picture cannot be
+/// embedded or the rows cannot be printed, 2 if the file or the service cannot be used, 130 after an
+/// interruption.
 pub(super) async fn nearest(arguments: NearestArguments, config: Config) -> ExitCode {
-    // In a box, because the future contains the whole service.
+    // On the heap, because this future is large: it contains the whole service.
     match Box::pin(bulk::nearest(arguments, config)).await {
         Ok(outcome) => outcome.into(),
         Err(error) => {

@@ -34,8 +34,8 @@ const REPLICA_EXPIRY: Duration = Duration::from_secs(10);
 pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
     if let Err(failure) = valkey.connect_and_test().await {
         *valkey.connection() = None;
-        match failure.into_refusal() {
-            Ok(refusal) => return Err(refusal),
+        match failure.into_start_error() {
+            Ok(start_error) => return Err(start_error),
             Err(failure) => tracing::warn!(
                 cause = %failure,
                 advice = failure.advice(),
