@@ -125,8 +125,8 @@ pub(super) fn read(
             Some(_) => {}
             None => existing.model = Some(model),
         }
-        let location = reader.location(&row.own);
-        let identity = reader.identity(&row.own, location.as_deref(), &row.object());
+        let location = reader.location(&row.source_members);
+        let identity = reader.identity(&row.source_members, location.as_deref(), &row.object());
         *existing.counts.entry(identity).or_default() += 1;
     }
     Ok(existing)

@@ -47,7 +47,7 @@ pub enum Error {
     },
     /// A redirect without a target, or too many redirects.
     #[error("the host redirected too often or nowhere")]
-    Redirects,
+    BadRedirects,
     /// A content encoding that the service does not decode.
     #[error("the response has the content encoding {0:?}")]
     Encoded(String),
@@ -103,7 +103,7 @@ impl Error {
             Self::Url(_)
             | Self::NoSuchHost(_)
             | Self::TooManyBytes { .. }
-            | Self::Redirects
+            | Self::BadRedirects
             | Self::Encoded(_)
             | Self::BadGzip(_)
             | Self::Empty => false,

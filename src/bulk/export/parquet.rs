@@ -55,7 +55,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
         if length.is_none() {
             line.append_vector(&mut length, &mut Vec::new())?;
         }
-        columns.add_all(&line.row.own)
+        columns.add_all(&line.row.source_members)
     })?;
     let length = length.unwrap_or(DIMENSIONS);
     let vector_length = i32::try_from(length).map_err(|_| {
@@ -146,7 +146,8 @@ impl Batch {
 
     fn add(&mut self, line: &Line<'_>, length: &mut Option<usize>) -> Result<(), ExportError> {
         let [sha256, model, prepared, width, height] = line.added_values()?;
-        let cells = self.columns.cells(&line.row.own).map_err(|detail| line.error(detail))?;
+        let cells = self.columns.cells(&line.row.source_members);
+        let cells = cells.map_err(|detail| line.error(detail))?;
         for (builder, cell) in self.own.iter_mut().zip(cells) {
             self.bytes += cell.as_ref().map_or(0, |text| text.len());
             builder.append_option(cell);

@@ -58,7 +58,7 @@ impl JsonLines {
     fn parse_fields(&self, row: &mut Row) -> Result<&str, String> {
         let not_a_row = |detail: String| format!("this is not a row of imagesvc embed: {detail}");
         let parsed = self.lines.row(&self.reader).map_err(not_a_row)?;
-        row.label = label(&self.reader, &parsed.own);
+        row.label = label(&self.reader, &parsed.source_members);
         row.model = Some(parsed.model().map_err(not_a_row)?);
         Ok(parsed.vector)
     }

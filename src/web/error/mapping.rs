@@ -135,7 +135,7 @@ pub(super) fn fetch_code(error: &fetch::Error) -> Code {
         | Error::NoAnswer(_)
         | Error::Interrupted { .. }
         | Error::Status { .. }
-        | Error::Redirects
+        | Error::BadRedirects
         | Error::Encoded(_)
         | Error::BadGzip(_)
         | Error::Empty => Code::DownloadFailed,
@@ -163,7 +163,7 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
         Error::Status { status, .. } => {
             format!("The host of image_url answered with status {status} instead of a picture.")
         }
-        Error::Redirects => "image_url redirects too often, or without a valid Location.".into(),
+        Error::BadRedirects => "image_url redirects too often, or without a valid Location.".into(),
         Error::Encoded(coding) => {
             format!(
                 "The host of image_url sent the picture with Content-Encoding: {coding}, which the service does not decode."
