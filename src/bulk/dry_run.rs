@@ -52,18 +52,18 @@ pub(super) fn count(
          {skipped} rows are in the output already\n"
     );
     if let Some(call_limit) = call_limit {
-        text.push_str(&longest_time(calls, call_limit));
+        text.push_str(&line_with_longest_time(calls, call_limit));
     }
     io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)
 }
 
 /// A line that says how long this number of calls takes at most, because of the limit.
-fn longest_time(calls: u64, limit: RunLimit) -> String {
-    let CallLimit { total, replicas } = limit.limit;
-    let calls_per_minute = limit.calls();
+fn line_with_longest_time(calls: u64, run_limit: RunLimit) -> String {
+    let CallLimit { total, replicas } = run_limit.limit;
+    let calls_per_minute = run_limit.calls();
     let seconds = calls.saturating_mul(60) / u64::from(calls_per_minute);
     let time = humantime::format_duration(Duration::from_secs(seconds));
-    let limit_text = match (limit.has_valkey, replicas) {
+    let limit_text = match (run_limit.has_valkey, replicas) {
         (true, _) => {
             format!("NVIDIA_REQUESTS_PER_MINUTE={total}, as long as no other replica makes calls")
         }

@@ -18,6 +18,7 @@ const MAX_QUEUE_LEN: usize = 32;
 /// The only writer to the disk.
 pub(super) struct Writer(mpsc::Sender<Entry>);
 
+/// An embedding in the queue.
 struct Entry {
     key: CacheKey,
     cached: CachedEmbedding,
@@ -52,6 +53,7 @@ impl Writer {
     }
 }
 
+/// Cleans up the disk, then writes the embeddings in the queue until the writer is dropped.
 async fn write_entries(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
     run_on_thread(&disk, Disk::clean_up).await;
     loop {
@@ -69,6 +71,7 @@ async fn write_entries(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
     }
 }
 
+/// Runs `work` on a thread that may block. If `work` panics, only logs that.
 async fn run_on_thread(disk: &Arc<Disk>, work: impl FnOnce(&Disk) + Send + 'static) {
     let disk = Arc::clone(disk);
     if let Err(error) = spawn_blocking(move || work(&disk)).await {
