@@ -7,9 +7,12 @@ use crate::{
     config::{Config, NearestArguments},
 };
 
-/// Prints the nearest rows, and returns the exit code: 0 after printing, 1 if the picture cannot be
-/// embedded or the rows cannot be printed, 2 if the file or the service cannot be used, 130 after an
-/// interruption.
+/// Prints the nearest rows, and returns the exit code:
+///
+/// - 0: the rows are printed.
+/// - 1: the picture cannot be embedded, or the rows cannot be printed.
+/// - 2: the file or the service cannot be used, or the system reported an error.
+/// - 130: a signal interrupted the command.
 pub(super) async fn nearest(arguments: NearestArguments, config: Config) -> ExitCode {
     // On the heap, because this future is large: it contains the whole service.
     match Box::pin(bulk::nearest(arguments, config)).await {

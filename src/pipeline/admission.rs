@@ -67,8 +67,8 @@ impl Admission {
 }
 
 impl Limits {
-    /// The maximum length of a batch's body, in bytes: a quarter of the memory for bodies, but at
-    /// least the length of the largest picture as Base64.
+    /// The maximum length of a batch's body, in bytes. It is a quarter of the memory for bodies, but
+    /// at least the length of the largest picture as Base64.
     pub fn max_batch_body(&self) -> u64 {
         (self.max_buffered_bytes / 4).max(base64_text::body_limit(self.max_image_bytes))
     }

@@ -1,6 +1,6 @@
 //! Replicas that share a bucket and a Valkey all get the same picture. The one that holds the lease calls
-//! NVIDIA. If it is killed or suspended, if its call takes long, or if NVIDIA refuses the picture, the
-//! other replicas are served soon, and together call NVIDIA at most once more.
+//! NVIDIA. It may be killed or suspended, its call may take long, or NVIDIA may refuse the picture. Even
+//! then, the other replicas are served soon, and together call NVIDIA at most once more.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},

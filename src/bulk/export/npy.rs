@@ -24,8 +24,8 @@ const WRITE_BYTES: usize = 1 << 20;
 /// Writes the vectors of all rows to `file`, which is empty. Returns the number of rows.
 ///
 /// # Errors
-/// A line that `imagesvc embed` has not written, a vector with an invalid number or with another length
-/// than the first, an interruption, or an error of the system.
+/// A line that `imagesvc embed` has not written, or a vector with an invalid number or another length than
+/// the first. Also an interruption, or an error of the system.
 pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError> {
     let mut output = BufWriter::with_capacity(WRITE_BYTES, file);
     output.write_all(&[0; HEADER_LEN])?; // space for the header, which contains the number of rows
