@@ -18,7 +18,7 @@ const MAX_LINE: usize = 16 << 20;
 /// [`MAX_LINE`] as the type that `Read::take` needs.
 const MAX_LINE_U64: u64 = MAX_LINE as u64;
 
-/// How much of the file is read at once.
+/// How many bytes of the file are read at once.
 const READ_BYTES: usize = 1 << 20;
 
 /// How many fields are added before the vector.

@@ -25,7 +25,8 @@ pub struct EmbedArguments {
     /// In a list, the name of the field with the picture's path or URL. `a.b` is the field `b` of the
     /// object in `a`. `None` means that the usual names are tried.
     pub field: Option<String>,
-    /// In a list, the name of the field that identifies a row. `None` means that its path or URL does.
+    /// In a list, the name of the field that identifies a row. `None` means that the row's path or URL
+    /// identifies it.
     pub id: Option<String>,
     /// What the names of the fields that `embed` adds begin with.
     pub prefix: String,

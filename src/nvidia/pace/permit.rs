@@ -24,8 +24,8 @@ pub(in crate::nvidia) struct ReservationGuard {
 pub(in crate::nvidia) struct PacePermit {
     pub(super) pace: Arc<Inner>,
     pub(super) call: TimedCall,
-    /// When the Valkey was asked for this call's turn, the permission that all replicas need. `None` if
-    /// it was not asked.
+    /// When the Valkey was asked for a turn: its permission for a call, which replicas need while they
+    /// share the limit. `None` if it was not asked.
     pub(super) asked: Option<Instant>,
     /// True if dropping the permit changes nothing: its call was made, or the Valkey granted no turn.
     pub(super) is_done: bool,
