@@ -26,7 +26,7 @@ impl From<RedisError> for Failure {
 /// Why the service does not start with the Valkey.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The client cannot be created, because the URL is invalid.
+    /// The client cannot be created from the URL.
     #[error("IMAGESVC_VALKEY_URL cannot be used")]
     Client(#[from] RedisError),
     /// The server refuses this client.
