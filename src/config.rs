@@ -11,7 +11,7 @@
 
 use std::fmt;
 
-use crate::pipeline::{Limits, largest_request};
+use crate::pipeline::{Limits, max_request_memory};
 use reader::Reader;
 
 mod aws;
@@ -192,7 +192,7 @@ impl Config {
         // The Base64 route reads a whole body into memory. The memory of all requests together must
         // be large enough for one such body.
         let inline_memory = self.embed.call.inline_memory();
-        let needed_bytes = largest_request(self.limits.max_image_bytes, inline_memory);
+        let needed_bytes = max_request_memory(self.limits.max_image_bytes, inline_memory);
         // The error states whole MiB.
         let needed_bytes = needed_bytes.next_multiple_of(1 << 20);
         if self.limits.max_buffered_bytes < needed_bytes {

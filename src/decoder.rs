@@ -1,9 +1,9 @@
-//! Decodes pictures in child processes. A child is the same program, started with a hidden command.
-//! It lowers its own resource limits before it reads the picture.
+//! Decodes pictures in child processes. A child runs the same program with a hidden command. The
+//! child lowers its own resource limits before it reads the picture.
 //!
 //! Pictures may be hostile, and no check of a header can predict how much memory and time a decoder
 //! will take: a file of a few hundred bytes can make a decoder take gigabytes or run for ever. Only
-//! the operating system can stop such a decoder, and it can stop a process, but not a single
+//! the operating system can stop such a decoder, and it can stop only a whole process, not a single
 //! thread. Starting a process for each picture takes a millisecond or two. When the process ends,
 //! the system frees all its memory.
 
@@ -22,7 +22,7 @@ use crate::{
     spool::{self, Spool, Spooled, Staging},
     telemetry::Metrics,
 };
-use limits::{memory_reserved_for_small_jobs, memory_to_reserve, plan_job};
+use limits::{memory_of_permit, memory_reserved_for_small_jobs, plan_job};
 use process::Process;
 use protocol::MAX_MESSAGE_LEN;
 
@@ -40,7 +40,7 @@ const BLACK_PIXEL: &[u8] =
 /// Settings for decoding pictures.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The program to start.
+    /// The program that the children run.
     pub program: PathBuf,
     /// The memory that all children together may use, in bytes.
     pub max_memory: u64,
@@ -57,7 +57,7 @@ impl Settings {
 }
 
 /// Returns a link to the running program. An upgrade may have replaced the file at the program's
-/// path.
+/// path with another version.
 #[cfg(target_os = "linux")]
 fn this_program() -> PathBuf {
     "/proc/self/exe".into()
@@ -75,13 +75,14 @@ pub enum Error {
     /// reported an error, crashed, or reached its limits.
     #[error(transparent)]
     Image(#[from] image::Error),
-    /// The deadline passed before the queue granted a permit.
+    /// The deadline passed before the queue granted a permit, or before the job was planned.
     #[error("the deadline passed while waiting to decode")]
     QueueTimeout,
     /// The deadline passed while decoding, and the child was killed.
     #[error("the deadline passed while decoding")]
     Timeout,
-    /// The system did not start the child, or killed it.
+    /// The system did not start the child, or did not let it lower its limits, or something outside
+    /// killed it.
     #[error("the decoder's process {what_happened}")]
     Unavailable {
         /// What happened to the process. This completes the sentence "the decoder's process …".
@@ -101,7 +102,7 @@ pub enum Error {
     Panicked(#[from] JoinError),
 }
 
-/// Decodes pictures. Limits how many pictures are decoded at the same time. Other pictures wait in
+/// Decodes pictures. Limits how many pictures are decoded at the same time. Further pictures wait in
 /// a queue that is fair to all clients. Clones are cheap and share the queue.
 #[derive(Debug, Clone)]
 pub struct Decoder(Arc<Inner>);
@@ -135,7 +136,7 @@ impl Decoder {
         deadline: Instant,
         spool: Spool,
     ) -> Result<Spooled, Error> {
-        let result = self.decode_uncounted(picture, client, target, deadline, spool).await;
+        let result = self.decode_without_metric(picture, client, target, deadline, spool).await;
         let outcome = match &result {
             Ok(_) => "done",
             Err(Error::Image(_)) => "refused",
@@ -149,7 +150,7 @@ impl Decoder {
     }
 
     /// Does the work of [`Self::decode`], except for the metric.
-    async fn decode_uncounted(
+    async fn decode_without_metric(
         &self,
         picture: &Picture,
         client: ClientNetwork,
@@ -160,11 +161,11 @@ impl Decoder {
         let picture_to_plan = picture.clone();
         let max_memory = self.0.settings.max_memory;
         let planning = spawn_blocking(move || plan_job(&picture_to_plan, target, max_memory));
-        // The three `?` are for the deadline, for a panic of the thread, and for the planning
-        // itself.
+        // The three `?` return an error if the deadline passed, if the thread panicked, and if the
+        // picture cannot be planned.
         let job = timeout_at(deadline, planning).await.map_err(|_| Error::QueueTimeout)???;
 
-        let permit = self.0.queue.take(client, memory_to_reserve(&job), deadline);
+        let permit = self.0.queue.take(client, memory_of_permit(&job), deadline);
         let permit = permit.await.ok_or(Error::QueueTimeout)?;
 
         let program = self.0.settings.program.clone();
@@ -184,14 +185,14 @@ impl Decoder {
     pub async fn self_test(&self, deadline: Instant) -> Result<(), Error> {
         let picture = probe(Content::Memory(BLACK_PIXEL.into()), 1)?;
         let target = Target::Square { side: 1 };
-        // The result and any error message fit into the spool's memory, so the spool never uses its
-        // folder.
+        // The result and any error message fit into the memory of the spool, which therefore never
+        // uses its folder.
         let folder = std::env::temp_dir();
         let space = DiskSpace::new(folder.clone(), 0);
         let spool = Staging::new(folder, space).spool(MAX_MESSAGE_LEN);
         let pixel =
             self.decode(&picture, ClientNetwork::UNKNOWN, target, deadline, spool).await?.content;
-        // A square is rendered as bytes for red, green and blue.
+        // The result for `Target::Square` is three bytes for each pixel: red, green and blue.
         match pixel.read_at(0, 3).as_deref() {
             Ok([0, 0, 0]) => Ok(()),
             _ => Err(Error::ProtocolViolation("did not decode the black pixel as black".into())),
@@ -199,7 +200,7 @@ impl Decoder {
     }
 }
 
-/// Returns the arguments for the child process that decodes a picture. They include the limits of
+/// Returns the arguments of a child process that decodes this picture. They include the limits of
 /// the process. All child processes together may use `max_memory` bytes. Blocks the thread.
 ///
 /// # Errors

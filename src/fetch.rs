@@ -64,22 +64,24 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Fetcher {
     settings: Settings,
-    /// For all servers that are not exceptions.
-    guarded: Client,
-    /// For the servers that the operator allowed as exceptions. This is a separate client because
-    /// an exception depends on the port, and reqwest does not pass the port to its resolver.
-    exceptions: Client,
+    /// The HTTP client for all servers that are not exceptions to the policy.
+    guarded_client: Client,
+    /// The HTTP client for the servers that the operator allowed as exceptions. It is a separate
+    /// one, because an exception depends on the port, and reqwest does not pass the port to its
+    /// resolver.
+    exception_client: Client,
 }
 
 impl Fetcher {
     /// Creates a fetcher that resolves names with `lookup`.
     ///
     /// # Errors
-    /// If TLS cannot be set up.
+    /// TLS cannot be set up.
     pub fn new(settings: Settings, lookup: &Lookup, trust: &Trust) -> Result<Self, reqwest::Error> {
         let resolver = Resolver::new(settings.policy.clone(), lookup.clone(), settings.clients);
-        let exceptions = http_client(&settings, resolver.for_exceptions(), trust)?;
-        Ok(Self { guarded: http_client(&settings, resolver, trust)?, exceptions, settings })
+        let exception_client = http_client(&settings, resolver.for_exceptions(), trust)?;
+        let guarded_client = http_client(&settings, resolver, trust)?;
+        Ok(Self { guarded_client, exception_client, settings })
     }
 
     /// The timeout of one fetch.
@@ -87,8 +89,8 @@ impl Fetcher {
         self.settings.timeout
     }
 
-    /// Requests the picture, and follows redirects. Returns when the header of a successful
-    /// response has arrived. Look-ups of host names count towards the limit of `client`.
+    /// Requests the picture, and follows redirects. Returns when the status and headers of a
+    /// successful response have arrived. Look-ups of host names count towards the limit of `client`.
     ///
     /// # Errors
     /// [`Error`]
@@ -102,7 +104,7 @@ impl Fetcher {
                 Err(_) => return Err(Error::Timeout),
             };
             match response.status().as_u16() {
-                // With 203, a proxy has changed the picture (RFC 9110, section 15.3.4).
+                // 203 is a success, but a proxy has changed the picture (RFC 9110, section 15.3.4).
                 200 | 203 => return Fetched::new(response, deadline),
                 301 | 302 | 303 | 307 | 308 => {
                     let location = response
@@ -122,7 +124,7 @@ impl Fetcher {
     }
 
     fn http_client_for(&self, target: &Target) -> &Client {
-        if target.is_exception { &self.exceptions } else { &self.guarded }
+        if target.is_exception { &self.exception_client } else { &self.guarded_client }
     }
 }
 
@@ -142,7 +144,8 @@ fn http_client(
         .user_agent(&settings.user_agent)
         .default_headers(headers)
         .connect_timeout(CONNECT_TIMEOUT)
-        // Clients choose the hosts. Idle connections to many hosts would use up the sockets.
+        // The service's clients choose the hosts. Idle connections to many hosts would use up the
+        // sockets.
         .pool_max_idle_per_host(0)
         .no_proxy()
         .dns_resolver(resolver)

@@ -37,7 +37,7 @@ mod batch;
 mod when_saved;
 
 pub use admission::{
-    Admission, Limits, OverloadReason, largest_request, shared_memory, shared_permits,
+    Admission, Limits, OverloadReason, at_work_limit, max_request_memory, memory_limit,
 };
 pub use batch::{BatchError, BatchOptions, OnError};
 

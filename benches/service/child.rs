@@ -18,17 +18,17 @@ pub fn program() -> PathBuf {
     program_of("BENCH_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_imagesvc").into())
 }
 
-/// The program that this variable names, if it is set.
+/// The program whose path is in this environment variable. `None` if the variable is not set.
 pub fn program_of(variable: &str) -> Option<PathBuf> {
     // An absolute path, because the service runs in another folder.
     env::var_os(variable).map(|program| fs::canonicalize(program).unwrap())
 }
 
-/// A running service. Dropping it kills the process. The nginx of [`crate::nginx`] counts as one, because
-/// it is measured in the same way.
+/// A running service. Dropping it kills the process. The nginx of [`crate::nginx`] is also a `Service`,
+/// because it is measured in the same way.
 pub struct Service {
     pub address: SocketAddr,
-    /// The time from the start of the process to its first response.
+    /// The time from the start of the process until it was healthy.
     pub startup_time: Duration,
     process: Child,
 }
@@ -45,7 +45,7 @@ impl Cpu {
         self.user + self.system
     }
 
-    /// The difference from an earlier value, divided by the number of requests.
+    /// The difference from an earlier value, divided by the number of requests in between.
     pub fn per_request_since(self, earlier: Self, requests: f64) -> Self {
         Self {
             user: (self.user - earlier.user) / requests,
@@ -55,13 +55,13 @@ impl Cpu {
 }
 
 impl Service {
-    /// Starts the service in a folder, and waits for its first response. The service calls the fake
+    /// Starts the service in a folder, and waits until it is healthy. The service calls the fake
     /// NVIDIA.
     pub fn start(folder: &Path, nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
         Self::start_program(&program(), folder, nvidia, settings)
     }
 
-    /// Like [`Self::start`], with a program that need not be of this build.
+    /// Like [`Self::start`], but `program` may come from another build.
     pub fn start_program(
         program: &Path,
         folder: &Path,
@@ -74,8 +74,9 @@ impl Service {
             .env_clear()
             .env("MALLOC_ARENA_MAX", "2") // as in the systemd unit and the container image
             .env("IMAGESVC_HOST", "127.0.0.1")
-            // All clients of the benchmark have the same address.
-            .envs([("IMAGESVC_LOG_FORMAT", "json"), ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")])
+            .env("IMAGESVC_LOG_FORMAT", "json")
+            // All connections of the benchmark come from the same address.
+            .env("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")
             .env("IMAGESVC_PORT", address.port().to_string())
             .env("IMAGESVC_FETCH_ALLOW", nvidia.address.to_string())
             .envs(nvidia_api::settings(nvidia.address))
@@ -83,7 +84,7 @@ impl Service {
         Self::spawn(command, address, folder)
     }
 
-    /// Starts a server, and waits for its first response. Its log is `service.log` in the folder.
+    /// Starts a server, and waits until it is healthy. Its log is appended to `service.log` in the folder.
     pub fn spawn(mut command: Command, address: SocketAddr, folder: &Path) -> Self {
         let log = File::options().create(true).append(true).open(folder.join("service.log"));
         command.current_dir(folder).stderr(Stdio::from(log.unwrap()));
@@ -105,19 +106,19 @@ impl Service {
 
     /// The processor time of all decoders that have ended so far.
     pub fn cpu_of_decoders(&self) -> Cpu {
-        self.read_cpu(13) // cutime and cstime, of the children that have ended
+        self.read_cpu(13) // cutime and cstime: the times of the children that have ended
     }
 
     /// Reads two fields of `/proc/<id>/stat`: the user time at index `user_field`, and the system
     /// time at the next index. Index 0 is the first field after the program's name.
     fn read_cpu(&self, user_field: usize) -> Cpu {
-        let stat = fs::read_to_string(self.proc("stat")).unwrap();
+        let stat = fs::read_to_string(self.proc_path("stat")).unwrap();
         // The name is in parentheses, and may itself contain spaces and parentheses.
         let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let hundredths = |field: usize| fields[field].parse::<f64>().unwrap();
         // The kernel reports these times in hundredths of a second, whatever its timer frequency
         // is.
-        Cpu { user: hundredths(user_field) * 10.0, system: hundredths(user_field + 1) * 10.0 }
+        let millis = |field: usize| fields[field].parse::<f64>().unwrap() * 10.0;
+        Cpu { user: millis(user_field), system: millis(user_field + 1) }
     }
 
     /// The resident memory, in MB.
@@ -130,12 +131,12 @@ impl Service {
         memory_field(self.process.id(), "VmHWM:").unwrap()
     }
 
-    /// Starts a new measurement of the peak.
+    /// Starts a new measurement for [`Self::peak_memory`].
     pub fn reset_peak_memory(&self) {
-        fs::write(self.proc("clear_refs"), "5").unwrap(); // 5 resets `VmHWM`
+        fs::write(self.proc_path("clear_refs"), "5").unwrap(); // 5 resets `VmHWM`
     }
 
-    /// The highest resident memory of any decoder while `work` runs, in MB. This reads the memory
+    /// The highest resident memory of any one decoder while `work` runs, in MB. This reads the peaks
     /// every half millisecond, so it may miss a peak just before a decoder ends.
     pub fn peak_of_decoders(&self, work: impl FnOnce()) -> f64 {
         let work_has_ended = AtomicBool::new(false);
@@ -160,7 +161,7 @@ impl Service {
     /// The process ids of the decoders. Leaves out a child that does not run the decoder's program yet,
     /// because it still has the memory of the service.
     fn decoders(&self) -> impl Iterator<Item = u32> {
-        let threads = fs::read_dir(self.proc("task")).unwrap().flatten();
+        let threads = fs::read_dir(self.proc_path("task")).unwrap().flatten();
         let children =
             threads.flat_map(|thread| fs::read_to_string(thread.path().join("children")));
         let ids: Vec<u32> = children
@@ -174,8 +175,8 @@ impl Service {
         })
     }
 
-    /// The path of a file of the service's process in `/proc`.
-    fn proc(&self, file: &str) -> String {
+    /// The path in `/proc` of a file about the service's process.
+    fn proc_path(&self, file: &str) -> String {
         format!("/proc/{}/{file}", self.process.id())
     }
 }
@@ -201,7 +202,7 @@ pub fn memory_field(process_id: u32, name: &str) -> Option<f64> {
     Some(line.trim().strip_suffix(" kB").unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6)
 }
 
-/// Whether the service responds to a health check.
+/// Whether the server responds to a health check with a success.
 fn is_healthy(address: SocketAddr) -> bool {
     let check = |mut connection: Connection| {
         connection.exchange(b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n")

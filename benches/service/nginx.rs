@@ -1,5 +1,5 @@
-//! Runs an nginx that passes requests on to the fake NVIDIA, and the answers back. It does nothing else
-//! with them, so its processor time is a floor for that of the service.
+//! Runs an nginx that passes requests on to the fake NVIDIA, and passes the answers back. It does nothing
+//! else, so the service cannot be expected to need less processor time than this nginx.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ pub fn start(folder: &Path, nvidia: SocketAddr) -> Option<Service> {
     Some(Service::spawn(command, address, folder))
 }
 
-/// The path of nginx.
+/// The path of nginx. `None` if nginx is not installed.
 fn find_program() -> Option<PathBuf> {
     // Debian installs nginx where only root looks for programs.
     ["nginx", "/usr/sbin/nginx"].map(PathBuf::from).into_iter().find(|program| {
@@ -32,8 +32,8 @@ fn find_program() -> Option<PathBuf> {
     })
 }
 
-/// A minimal configuration. There is one process, which is enough for 16 clients. Requests and answers
-/// stay in memory, and no connection is closed during a load.
+/// A minimal configuration. There is one process, which is enough for the 16 clients of the benchmark.
+/// Requests and answers stay in memory, and no connection is closed while the benchmark sends requests.
 fn configuration_text(folder: &Path, address: SocketAddr, nvidia: SocketAddr) -> String {
     let folder = folder.display();
     format!(

@@ -1,5 +1,5 @@
-//! Sends one request to the bucket: signs its URL, sends it, and classifies the response. After
-//! a transient error, sends it a second time.
+//! Sends one request to the bucket: signs the URL, sends the request, and classifies the response.
+//! After a transient error, sends the request a second time.
 
 use std::time::Duration;
 
@@ -27,24 +27,25 @@ use crate::{
     telemetry::{mark_failed, span},
 };
 
-/// How long a signed URL is valid. S3 compares it with its own clock, which may differ from this
+/// How long a signed URL is valid. S3 checks this with its own clock, which may differ from this
 /// machine's by minutes.
 const URL_VALIDITY: Duration = Duration::from_secs(15 * 60);
 
 /// Reading an object ends with the chunk that exceeds this many bytes. A vector has less than 1.1 MB.
 const MAX_OBJECT_LEN: usize = 2 << 20;
 
-/// The most bytes that are read of an error response.
+/// Reading an error response ends with the chunk that exceeds this many bytes.
 const MAX_ERROR_LEN: usize = 4096;
 
-/// The most characters of a message about missing credentials. It may contain a whole response.
+/// The most characters of a message about missing credentials. The library's message may contain a
+/// whole response.
 const MAX_DETAIL_CHARS: usize = 200;
 
 /// How long the source of the credentials may take.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// If the deadline of a client's request ends the wait for an answer later than this, the bucket counts
-/// as failing. An earlier deadline says nothing about the bucket.
+/// If a client's deadline ends a request that has waited at least this long, the bucket counts as
+/// failing. After a shorter wait, the deadline says nothing about the bucket.
 const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// How many times a request is sent at most.
@@ -56,7 +57,7 @@ const PAUSE_MILLIS: std::ops::Range<u64> = 50..250;
 /// The header with the SHA-256 of the body. S3 refuses a body that has another SHA-256.
 const CHECKSUM: HeaderName = HeaderName::from_static("x-amz-checksum-sha256");
 
-/// The header with the bucket's region, when a request was sent to another region.
+/// The header of an error response with the bucket's region, if the request was sent to another one.
 const REGION: &str = "x-amz-bucket-region";
 
 /// The body of an error response.
@@ -144,6 +145,7 @@ impl Bucket {
         }
     }
 
+    /// Sends a request once. The result is that of [`Self::request`].
     async fn attempt(
         &self,
         operation: Operation,
@@ -158,7 +160,7 @@ impl Bucket {
             options = options.with_signed_header(CHECKSUM, checksum);
         }
         let sign = self.0.signer.signed_url_opts(method.clone(), path, URL_VALIDITY, &options);
-        // Only the credentials take time: they may have to be fetched.
+        // To sign takes no time, but the credentials may have to be fetched first.
         let url = match timeout(CREDENTIALS_TIMEOUT, sign).await {
             Ok(url) => url.map_err(|error| no_credentials(&error))?,
             Err(_) => {
@@ -200,7 +202,7 @@ impl Bucket {
         };
         match code.as_deref() {
             Some("NoSuchKey") if operation != Operation::Write => Ok(None),
-            // The object was moved to an archive.
+            // The object was moved to an archive, so it cannot be read. It counts as missing.
             Some("InvalidObjectState") if operation == Operation::Read => Ok(None),
             _ => {
                 let (status, region) = (status.as_u16(), region.or(region_in_body));
@@ -229,7 +231,8 @@ async fn read_start(mut response: Response, max_len: usize) -> reqwest::Result<B
     Ok(body)
 }
 
-/// The innermost cause. The URL is left out, because it contains a signature.
+/// A cause whose detail is the innermost cause of the error. The URL is left out, because it contains a
+/// signature.
 fn connection_error(error: reqwest::Error) -> Cause {
     let was_sent = !error.is_connect();
     let error = error.without_url();

@@ -1,5 +1,5 @@
-//! `--dry-run`: counts the pictures of the sources. If calls are limited, prints how long they take at
-//! most.
+//! `--dry-run`: counts the pictures of the sources. If calls per minute are limited, also prints how
+//! long the calls for these pictures take at most.
 
 use std::{
     io::{self, Write},
@@ -17,7 +17,8 @@ use super::{
 };
 use crate::nvidia::CallLimit;
 
-/// Counts the rows of the sources, up to `limit`, and prints the counts. Blocks the thread.
+/// Counts the rows of the sources until `limit` rows would be sent, and prints the counts. `existing`
+/// contains the rows that are in the output already. Blocks the thread.
 pub(super) fn count(
     sources: &[PathBuf],
     reader: &ItemReader,
@@ -27,6 +28,7 @@ pub(super) fn count(
 ) -> Result<(), BulkError> {
     let mut selection = Selection::new(existing, limit);
     let (mut files, mut urls, mut invalid, mut skipped) = (0_u64, 0_u64, 0_u64, 0_u64);
+    // The closure returns whether the next row is read, too.
     source::read(sources, reader, &mut |item| {
         match selection.select(item.identity) {
             Selected::Skip => {
@@ -50,18 +52,18 @@ pub(super) fn count(
          {skipped} rows are in the output already\n"
     );
     if let Some(call_limit) = call_limit {
-        text.push_str(&longest_time(calls, call_limit));
+        text.push_str(&line_with_longest_time(calls, call_limit));
     }
     io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)
 }
 
-/// A line that says how long this number of calls takes at most.
-fn longest_time(calls: u64, limit: RunLimit) -> String {
-    let CallLimit { total, replicas } = limit.limit;
-    let calls_per_minute = limit.calls_per_minute();
+/// A line that says how long this number of calls takes at most, because of the limit.
+fn line_with_longest_time(calls: u64, run_limit: RunLimit) -> String {
+    let CallLimit { total, replicas } = run_limit.limit;
+    let calls_per_minute = run_limit.calls_per_minute();
     let seconds = calls.saturating_mul(60) / u64::from(calls_per_minute);
     let time = humantime::format_duration(Duration::from_secs(seconds));
-    let limit_text = match (limit.has_valkey, replicas) {
+    let limit_text = match (run_limit.has_valkey, replicas) {
         (true, _) => {
             format!("NVIDIA_REQUESTS_PER_MINUTE={total}, as long as no other replica makes calls")
         }

@@ -28,8 +28,8 @@ use ranking::{Hit, Query, Ranking};
 
 mod ranking;
 
-/// How long all attempts to embed the picture may take. This is shorter than for `embed`, because a
-/// person waits for the result.
+/// How long all attempts to embed the picture may take together. This is shorter than for `embed`,
+/// because a person waits for the result.
 const PICTURE_TIMEOUT: Duration = REQUEST_TIMEOUT;
 
 /// The shortest wait before another attempt.
@@ -38,7 +38,8 @@ const MIN_WAIT: Duration = Duration::from_secs(1);
 /// The longest label that is printed, in characters.
 const MAX_LABEL: usize = 4096;
 
-/// Embeds the picture, and prints the nearest rows.
+/// Embeds the picture, and prints the nearest rows. Returns `Interrupted` if a signal ends the command
+/// earlier.
 ///
 /// # Errors
 /// The file or the service cannot be used, the picture cannot be embedded, or standard output cannot be
@@ -54,11 +55,11 @@ pub async fn nearest(arguments: NearestArguments, config: Config) -> Result<Outc
 async fn find_and_print(arguments: NearestArguments, config: Config) -> Result<(), BulkError> {
     let NearestArguments { picture, vectors, count, field, id, prefix, to } = arguments;
     let reader = ItemReader { location_field: field, id_field: id, prefix };
-    // The file is opened first, so that no call to NVIDIA is made for a file that cannot be used.
+    // The file is opened first: if it cannot be used, no call to NVIDIA is made.
     let file_reader = reader.clone();
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
     let file = super::on_blocking_thread(open).await?;
-    // The picture is not saved. Its added fields are not printed, so their names need no prefix.
+    // Only the vector in the service's answer is used, so the names of the answer's fields need no prefix.
     let (save, no_prefix) = (false, "");
     let service = Service::open(to.as_ref(), save, no_prefix, config).await?;
     let embedded = embed(&service.client, &picture, &file).await;
@@ -79,7 +80,7 @@ async fn embed(
     file: &VectorFile,
 ) -> Result<(Query, String), BulkError> {
     let model = client.model().await?;
-    check_model(file, file.model(), &model)?;
+    check_model(file, file.model_of_first_row(), &model)?;
     let embedded = embed_patiently(client, &Picture::parse(picture)).await;
     let query = embedded.and_then(|embedded| {
         let vector = vector(&embedded)?;
@@ -92,8 +93,8 @@ async fn embed(
     })
 }
 
-/// Embeds the picture. Tries again after errors that may be temporary. Refusals of a busy service do not
-/// count as failures.
+/// Embeds the picture. Tries again after errors that may be temporary. If the service refuses the picture
+/// because it is busy, that does not count as a failed attempt.
 async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Embedded, Failure> {
     let mut attempts = Attempts::within(PICTURE_TIMEOUT);
     loop {
@@ -125,7 +126,7 @@ async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Em
     }
 }
 
-/// Parses the vector. It is the last of the added fields, so it follows the last colon.
+/// Parses the vector in an answer. It is the last of the added fields, so it follows the last colon.
 fn vector(embedded: &Embedded) -> Result<Vec<f32>, Failure> {
     let mut vector = Vec::new();
     let text = embedded.fields.rsplit(':').next().unwrap_or_default();
@@ -138,7 +139,7 @@ fn vector(embedded: &Embedded) -> Result<Vec<f32>, Failure> {
     }
 }
 
-/// Finds the nearest rows. Blocks the thread.
+/// Finds the `count` rows that are nearest to `query`, whose model is `model`. Blocks the thread.
 fn rank(
     mut file: VectorFile,
     reader: &ItemReader,
@@ -170,8 +171,8 @@ fn rank(
     Ok(hits)
 }
 
-/// Takes the labels from the `.jsonl` file beside `file`, if both have the same number of rows. `rows` is
-/// the number of rows in `file`.
+/// Takes the labels from the `.jsonl` file beside `file`, if that file exists and has the same number of
+/// rows. `rows` is the number of rows in `file`.
 fn add_labels(
     hits: &mut [Hit],
     file: &VectorFile,
@@ -179,8 +180,8 @@ fn add_labels(
     model: &str,
     rows: u64,
 ) -> Result<(), BulkError> {
-    let wanted: Vec<_> = hits.iter().map(|hit| hit.row).collect();
-    let Some(mut labels) = Labels::beside(&file.path, reader, &wanted)? else { return Ok(()) };
+    let row_numbers: Vec<_> = hits.iter().map(|hit| hit.row).collect();
+    let Some(mut labels) = Labels::beside(&file.path, reader, &row_numbers)? else { return Ok(()) };
     if labels.rows != rows {
         let (path, found) = (labels.path.display(), labels.rows);
         write_line(&format!(
@@ -195,7 +196,8 @@ fn add_labels(
     Ok(())
 }
 
-/// Refuses the file if the model of its rows is known, and is not that of the service.
+/// Refuses the file if its rows have another model than the service. `of_rows` is `None` if the rows'
+/// model is not known.
 fn check_model(
     file: &VectorFile,
     of_rows: Option<&str>,
@@ -219,18 +221,20 @@ fn print(hits: &[Hit]) -> Result<(), BulkError> {
             Some(label) => printable_beginning(label),
             None => format!("row {}", hit.row),
         };
-        let _ = writeln!(text, "{}  {label}", four_decimals(hit.cosine)); // a String never fails
+        // Writing to a `String` never fails.
+        let _ = writeln!(text, "{}  {label}", four_decimals(hit.cosine));
     }
     let mut output = io::stdout().lock();
     output.write_all(text.as_bytes()).and_then(|()| output.flush()).map_err(BulkError::Write)
 }
 
+/// The cosine with four decimals, and without the sign of a negative zero.
 fn four_decimals(cosine: f64) -> String {
     let text = format!("{cosine:.4}");
     if text == "-0.0000" { "0.0000".into() } else { text }
 }
 
-/// The beginning of a label, on one line and with escapes for the characters that control a terminal.
+/// The beginning of a label, in one line. The characters that control a terminal are escaped.
 fn printable_beginning(label: &str) -> String {
     let beginning: String = label.chars().take(MAX_LABEL).collect();
     progress::printable(&beginning).into_owned()

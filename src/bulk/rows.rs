@@ -18,7 +18,7 @@ const MAX_LINE: usize = 16 << 20;
 /// [`MAX_LINE`] as the type that `Read::take` needs.
 const MAX_LINE_U64: u64 = MAX_LINE as u64;
 
-/// How much of the file is read at once.
+/// How many bytes of the file are read at once.
 const READ_BYTES: usize = 1 << 20;
 
 /// How many fields are added before the vector.
@@ -87,7 +87,7 @@ impl<R: Read> Lines<R> {
     }
 }
 
-/// A row: the members of the source's object, and then the added fields. The vector is the last one.
+/// A row: the members of the source's object, and then the added fields. The vector is the last field.
 #[derive(Debug)]
 pub(super) struct Row<'a> {
     text: &'a str,
@@ -114,9 +114,9 @@ impl<'a> Row<'a> {
             let rest = rest.trim_start().strip_prefix(&json_object::string(&vector_name))?;
             Some(rest.trim_start().strip_prefix(':')?.trim_start())
         });
-        let source_member_count = position(&members, &reader.name(first_added))?;
+        let source_count = position(&members, &reader.name(first_added))?;
         let vector = vector.ok_or_else(|| format!("its {vector_name} is not the last field"))?;
-        let added = members.split_off(source_member_count);
+        let added = members.split_off(source_count);
         Ok(Self { text, reader, source_members: members, added, vector })
     }
 
@@ -130,7 +130,7 @@ impl<'a> Row<'a> {
         json_object::as_string(value).ok_or_else(|| format!("its {name} is not a text"))
     }
 
-    /// The text of the source's object.
+    /// The text of the source's object, without the added fields.
     pub(super) fn object(&self) -> String {
         json_object::cut_after(self.text, &self.source_members)
     }
@@ -149,7 +149,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// The position of the member with this name.
+/// The index of the member with this name. The error says that there is none.
 fn position(members: &[Member<'_>], name: &str) -> Result<usize, String> {
     let position = members.iter().position(|(known, _)| known == name);
     position.ok_or_else(|| format!("it has no {name}"))
@@ -199,10 +199,8 @@ mod tests {
         };
         let longest = row(MAX_LINE);
         assert_eq!(longest.len(), MAX_LINE);
-        assert_eq!(
-            at_first_line(longest.as_bytes()).row(&reader("")).unwrap().source_members.len(),
-            1
-        );
+        let longest = at_first_line(longest.as_bytes());
+        assert_eq!(longest.row(&reader("")).unwrap().source_members.len(), 1);
         assert!(reason(row(MAX_LINE + 1)).contains("longer than any row"));
         // Of a line without an end, no more than `MAX_LINE` is kept in memory.
         let endless = at_first_line(&[b'x'; MAX_LINE + 1000]);
@@ -216,8 +214,9 @@ mod tests {
         let (lines, reader) = (at_first_line(line.as_bytes()), reader(""));
         let row = lines.row(&reader).unwrap();
         assert_eq!(row.object(), object);
-        assert!(row.source_members.iter().map(|(name, _)| &**name).eq(["path", "model", "n"]));
-        // The source's own field `model` is not the model.
+        let source_names = row.source_members.iter().map(|(name, _)| &**name);
+        assert!(source_names.eq(["path", "model", "n"]));
+        // The field `model` of the source is not the model that computed the vector.
         assert_eq!(row.model().unwrap(), "m");
         let values = row.added_values().unwrap().map(RawValue::get);
         assert_eq!(values, [r#""ab""#, r#""m""#, r#""jpeg""#, "1", "2"]);

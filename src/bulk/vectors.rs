@@ -29,14 +29,15 @@ pub(super) use labels::Labels;
 pub(super) struct Row {
     /// The number of the row in the file, from 1.
     pub number: u64,
-    /// The value of the field that `--id` names, or else the path or URL. `None` if the row has neither.
+    /// What `nearest` prints for the row: the value of the field that `--id` names, or else the path or
+    /// URL. `None` if the row has neither, as in a `.npy` file.
     pub label: Option<String>,
-    /// The model that computed the vector. `None` if the format cannot contain it.
+    /// The model that computed the vector. `None` in a `.npy` file, which cannot contain it.
     pub model: Option<String>,
     pub vector: Vec<f32>,
 }
 
-/// The file of vectors cannot be used.
+/// Why a file of vectors cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum VectorsError {
     #[error("{0}: {1}")]
@@ -53,7 +54,7 @@ pub(super) enum VectorsError {
     OtherModel { path: PathBuf, of_rows: String, of_service: String },
 }
 
-/// The rows of a file, by its format.
+/// Reads the rows of a file, in the file's format.
 enum Rows {
     JsonLines(JsonLines),
     Npy(Npy),
@@ -70,8 +71,8 @@ pub(super) struct VectorFile {
 }
 
 impl VectorFile {
-    /// Opens a file, and reads its first row. The format is that of the extension `.npy` or `.parquet`, and
-    /// otherwise `.jsonl`. Blocks the thread.
+    /// Opens a file, and reads its first row. The extension `.npy` or `.parquet` selects the format. A file
+    /// with any other extension is read like a `.jsonl` file. Blocks the thread.
     ///
     /// # Errors
     /// The file cannot be read, has no rows, or is not a file of this format with vectors.
@@ -107,13 +108,14 @@ impl VectorFile {
         Err(VectorsError::File { path: path.to_owned(), detail: detail.into() })
     }
 
-    /// The model of the first row. `None` if the format cannot contain it, or after [`Self::next`].
-    pub(super) fn model(&self) -> Option<&str> {
+    /// The model of the first row. `None` in a `.npy` file, which cannot contain it. Call this before
+    /// [`Self::next`]: later, it returns `None` for every file.
+    pub(super) fn model_of_first_row(&self) -> Option<&str> {
         self.first.as_ref()?.model.as_deref()
     }
 
-    /// Reads the next row into `row`, which must be the same at each call, because its number is counted
-    /// up. Returns whether there was one. Blocks the thread.
+    /// Reads the next row into `row`. Returns whether there was a next row. Pass the same `row` to each
+    /// call, because a call adds one to its number. Blocks the thread.
     ///
     /// # Errors
     /// The row is malformed, or the file cannot be read.
@@ -127,12 +129,12 @@ impl VectorFile {
         }
     }
 
-    /// Whether the labels of the rows are in another file.
+    /// Whether the file itself contains no labels. They are in the `.jsonl` file beside it.
     pub(super) fn has_separate_labels(&self) -> bool {
         matches!(self.rows, Rows::Npy(_))
     }
 
-    /// An error of a row.
+    /// The error that something is wrong with the row of this number.
     pub(super) fn row_error(&self, number: u64, detail: String) -> VectorsError {
         let word = if matches!(self.rows, Rows::JsonLines(_)) { "line" } else { "row" };
         VectorsError::Row { path: self.path.clone(), place: format!("{word} {number}"), detail }
@@ -140,6 +142,7 @@ impl VectorFile {
 }
 
 impl Rows {
+    /// Adds one to the number of `row`, and reads the next row into it. Returns whether there was one.
     fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
         row.number += 1;
         match self {
@@ -151,7 +154,7 @@ impl Rows {
     }
 }
 
-/// The label of a row. `members` are those of the source, without the added fields.
+/// The label of a row. `members` are those of the source's object, without the fields that `embed` adds.
 fn label(reader: &ItemReader, members: &[Member<'_>]) -> Option<String> {
     let id = reader.id_field.as_ref().and_then(|id| json_object::field(members, id));
     let id = id.map(|id| json_object::as_string(id).unwrap_or_else(|| id.get().to_owned()));

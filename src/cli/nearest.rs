@@ -7,11 +7,14 @@ use crate::{
     config::{Config, NearestArguments},
 };
 
-/// Prints the nearest rows, and returns the exit code: 0 if it has printed them, 1 if the picture cannot
-/// be embedded or the rows cannot be printed, 2 if the file or the service cannot be used, 130 if it was
-/// interrupted.
+/// Prints the nearest rows, and returns the exit code:
+///
+/// - 0: the rows are printed.
+/// - 1: the picture cannot be embedded, or the rows cannot be printed.
+/// - 2: the file or the service cannot be used, or the system reported an error.
+/// - 130: a signal interrupted the command.
 pub(super) async fn nearest(arguments: NearestArguments, config: Config) -> ExitCode {
-    // In a box, because the future contains the whole service.
+    // On the heap, because this future is large: it contains the whole service.
     match Box::pin(bulk::nearest(arguments, config)).await {
         Ok(outcome) => outcome.into(),
         Err(error) => {

@@ -18,25 +18,27 @@ pub(super) const EMBED: &str = "embed";
 pub struct EmbedArguments {
     /// Folders, pictures and lists. `-` is a list on standard input.
     pub sources: Vec<PathBuf>,
-    /// The `.jsonl` file that rows are appended to. `None` is standard output.
+    /// The `.jsonl` file that rows are appended to. `None` means standard output.
     pub out: Option<PathBuf>,
-    /// The file that is made from the rows when the run ends.
+    /// The file that is made from the rows when the run ends. `None` means no such file.
     pub export: Option<ExportFile>,
-    /// In a list, the name of the field with the picture's path or URL. Dots lead into objects.
+    /// In a list, the name of the field with the picture's path or URL. `a.b` is the field `b` of the
+    /// object in `a`. `None` means that the usual names are tried.
     pub field: Option<String>,
-    /// In a list, the name of the field that identifies a row.
+    /// In a list, the name of the field that identifies a row. `None` means that the row's path or URL
+    /// identifies it.
     pub id: Option<String>,
-    /// What the names of the added fields begin with.
+    /// What the names of the fields that `embed` adds begin with.
     pub prefix: String,
-    /// The running service to use. `None` starts a service in this process.
+    /// The running service to use. `None` means that a service is started in this process.
     pub to: Option<Url>,
-    /// The most requests at once.
+    /// The most requests at once. `None` means the default, which depends on `to`.
     pub concurrency: Option<NonZeroUsize>,
     /// The most pictures that are fetched from one host at once.
     pub per_host: NonZeroUsize,
-    /// The most pictures to send.
+    /// The most pictures to send. `None` means no limit.
     pub limit: Option<u64>,
-    /// Whether to only count the pictures.
+    /// Whether the pictures are only counted.
     pub dry_run: bool,
     /// Whether the service saves the pictures.
     pub save: bool,
@@ -45,7 +47,7 @@ pub struct EmbedArguments {
 /// A file that is made from the rows when the run ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExportFile {
-    /// The file's path, as in `--out`.
+    /// The file's path, which is the value of `--out`.
     pub path: PathBuf,
     /// The file's format.
     pub format: ExportFormat,
@@ -96,7 +98,7 @@ pub(super) fn command() -> clap::Command {
                 "Append the rows to this .jsonl file; make a .parquet or .npy file at the end, from \
                  the .jsonl file beside it; without --out, print the rows",
             )
-            .value_parser(out)
+            .value_parser(parse_out)
             .value_hint(ValueHint::FilePath),
         )
         .arg(value(
@@ -128,8 +130,8 @@ pub(super) fn command() -> clap::Command {
         .arg(switch("save", "Save the pictures in the service's downloads folder"))
 }
 
-/// Reads `--out`. The ending of the name selects the format.
-fn out(text: &str) -> Result<Out, String> {
+/// Parses the value of `--out`. The ending of the name selects the format.
+fn parse_out(text: &str) -> Result<Out, String> {
     let path = PathBuf::from(text);
     let extension = path.extension().and_then(|extension| extension.to_str());
     let format = match extension {
@@ -171,9 +173,10 @@ pub(super) fn arguments(matches: &ArgMatches) -> EmbedArguments {
     }
 }
 
-/// Adapts the settings to the command. A running service has its own key, and a dry run needs none.
+/// Adapts the settings to the command. If it starts no service, it needs no key for NVIDIA.
 pub(super) fn adapt(raw: &mut RawSettings, arguments: &EmbedArguments) {
-    bulk_arguments::adapt(raw, arguments.to.is_none() && !arguments.dry_run);
+    let starts_service = arguments.to.is_none() && !arguments.dry_run;
+    bulk_arguments::adapt(raw, starts_service);
 }
 
 #[cfg(test)]
@@ -182,7 +185,7 @@ mod tests {
     use crate::config::command_line;
 
     /// The arguments of a command with this `--out`.
-    fn parse(out: &str) -> Result<EmbedArguments, String> {
+    fn parse_with(out: &str) -> Result<EmbedArguments, String> {
         let arguments = ["imagesvc", "embed", "photos", "--out", out];
         let matches = command_line().try_get_matches_from(arguments);
         let matches = matches.map_err(|error| error.to_string())?;
@@ -191,14 +194,14 @@ mod tests {
 
     #[test]
     fn the_ending_of_the_output_selects_what_is_made_from_the_rows() {
-        let jsonl = parse("a.b/vectors.jsonl").unwrap();
+        let jsonl = parse_with("a.b/vectors.jsonl").unwrap();
         assert_eq!((jsonl.out, jsonl.export), (Some("a.b/vectors.jsonl".into()), None));
-        let npy = parse("a.b/vectors.npy").unwrap();
+        let npy = parse_with("a.b/vectors.npy").unwrap();
         assert_eq!(npy.out, Some("a.b/vectors.jsonl".into()));
         let file = ExportFile { path: "a.b/vectors.npy".into(), format: ExportFormat::Npy };
         assert_eq!(npy.export, Some(file));
         for out in ["vectors.csv", "vectors", ".jsonl", ".npy", "vectors.NPY", ""] {
-            let error = parse(out).unwrap_err();
+            let error = parse_with(out).unwrap_err();
             assert!(error.contains("must end in .jsonl, .parquet or .npy"), "{error}");
         }
     }
@@ -206,7 +209,7 @@ mod tests {
     #[cfg(feature = "parquet")]
     #[test]
     fn an_output_may_be_parquet() {
-        let parquet = parse("vectors.parquet").unwrap();
+        let parquet = parse_with("vectors.parquet").unwrap();
         assert_eq!(parquet.out, Some("vectors.jsonl".into()));
         assert_eq!(parquet.export.unwrap().format, ExportFormat::Parquet);
     }
@@ -214,7 +217,7 @@ mod tests {
     #[cfg(not(feature = "parquet"))]
     #[test]
     fn a_build_without_parquet_refuses_an_output_in_this_format() {
-        let error = parse("vectors.parquet").unwrap_err();
+        let error = parse_with("vectors.parquet").unwrap_err();
         assert!(error.contains("was built without Parquet"), "{error}");
     }
 

@@ -13,16 +13,16 @@ pub struct Embedding {
     pub prepared: Prepared,
     /// Where the embedding comes from.
     pub provenance: Provenance,
-    /// The number of inference calls that were made for this request.
+    /// The number of inference calls for this request. Zero if it needed no call of its own.
     pub attempts: u32,
-    /// When the embedding expires; `None` if it is permanent. An embedding is temporary if the
-    /// picture was shrunk only because uploads did not work.
+    /// When the embedding expires in the cache. `None` if it never does. It expires if the picture was
+    /// shrunk only because uploads did not work.
     pub valid_until: Option<Instant>,
 }
 
 impl Embedding {
-    /// Returns this embedding for a request that joined another request's call, and therefore made
-    /// no call itself. An embedding from the cache is returned unchanged.
+    /// Returns this embedding for an equal picture for which no call was made. If it comes from a call
+    /// to NVIDIA, its provenance becomes [`Provenance::Shared`]. Otherwise it is returned unchanged.
     pub fn shared(self) -> Self {
         match self.provenance {
             Provenance::Nvidia => Self { provenance: Provenance::Shared, attempts: 0, ..self },
@@ -36,9 +36,9 @@ impl Embedding {
 pub enum Prepared {
     /// The picture's own bytes.
     Original,
-    /// The picture as a JPEG of the same width and height.
+    /// The picture as an upright JPEG with all its pixels.
     Jpeg,
-    /// The picture as a JPEG that is small enough to be sent inline.
+    /// The picture as an upright JPEG that is small enough to be sent inline.
     Shrunk,
 }
 
@@ -61,24 +61,24 @@ impl Prepared {
 pub enum Provenance {
     /// NVIDIA computed it for this request.
     Nvidia,
-    /// NVIDIA computed it for another request that arrived at the same time.
+    /// NVIDIA computed it for an equal picture that arrived at the same time.
     Shared,
     /// The cache in memory contained it.
     Memory,
     /// The cache on disk contained it.
     Disk,
-    /// The cache in the bucket contained it: perhaps another replica had paid for it.
+    /// The cache in the bucket contained it. This or another replica had written it.
     Bucket,
 }
 
 impl Provenance {
-    /// The name for clients: a request whose own call computed the embedding is a miss. A request
-    /// that joined another request's call is a hit.
+    /// The value for clients, such as in the header `x-cache`. It is `miss` if this request's own call
+    /// computed the embedding. A request that joined another request's call has a `hit`.
     pub fn hit_or_miss(self) -> &'static str {
         if self == Self::Nvidia { "miss" } else { "hit" }
     }
 
-    /// The name in the log and in metrics.
+    /// The name in the log and in metrics. There, an embedding by NVIDIA for this request is a `miss`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nvidia => "miss",

@@ -4,8 +4,8 @@
 //! `nsswitch.conf` and `resolv.conf` like every other program on the machine. The disadvantage is
 //! that a look-up blocks a thread and cannot be cancelled. If a name server does not answer, the
 //! thread stays blocked for seconds after the fetch has timed out. Therefore the number of look-ups
-//! at once is limited, in total and per client: one client's names that do not resolve delay no
-//! other client.
+//! at once is limited. If many clients use the service, it is also limited per client: slow look-ups
+//! of a single client do not delay the others.
 //!
 //! A resolver inside the service (hickory) could cancel look-ups. But it would add about twenty
 //! crates, and might resolve a name differently than the system.
@@ -27,17 +27,17 @@ use crate::shares::{ClientNetwork, Clients, Shares};
 /// save pictures.
 const MAX_LOOKUPS: u64 = 128;
 
-/// The most look-ups at once for one client. A working name server answers within milliseconds, so
-/// this is enough for a thousand look-ups per second.
+/// The most look-ups at once for one client, if many clients use the service. Even if each look-up
+/// takes 30 ms, this is enough for a thousand per second.
 const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
 
-/// The timeout of a look-up, which includes the wait for a permit. It is shorter than the connect
-/// timeout, so that a slow resolver is not reported as a host that cannot be reached.
+/// The timeout of a look-up, including the wait until [`Resolver::lookup_limit`] allows it. It is
+/// shorter than the connect timeout, so that the error names the look-up and not the connection.
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(2500);
 
 tokio::task_local! {
-    /// The client for which the task fetches. The resolver finds the client here, because reqwest
-    /// passes only the host name to the resolver.
+    /// The client of the service for which the task fetches. The resolver finds the client here,
+    /// because reqwest passes only the host name to the resolver.
     static CLIENT: ClientNetwork;
 }
 
@@ -78,8 +78,8 @@ impl fmt::Debug for Lookup {
 pub(super) struct LookupError(#[source] io::Error);
 
 impl LookupError {
-    /// Whether the look-up certainly failed because the name has no address. Other causes are a
-    /// name server that does not answer, or a lack of file descriptors.
+    /// Whether it is certain that the name has no address. Otherwise the look-up itself may have
+    /// failed: a name server did not answer, or the process has too many open files.
     ///
     /// The standard library does not return the system's error code (`EAI_NONAME`, `EAI_NODATA`),
     /// only the message of glibc or musl.
@@ -104,32 +104,34 @@ pub(super) struct Resolver {
     lookup: Lookup,
     /// Limits how many look-ups run at once.
     lookup_limit: Shares,
-    /// Whether this resolver is for servers that the operator allowed as exceptions.
-    is_exception: bool,
+    /// Whether this resolver is for servers that the operator allowed as exceptions to the policy.
+    is_for_exceptions: bool,
 }
 
 impl Resolver {
+    /// A resolver for all servers that are not exceptions to the policy. `clients` says whether
+    /// look-ups are also limited per client.
     pub(super) fn new(policy: Policy, lookup: Lookup, clients: Clients) -> Self {
         let lookup_limit = match clients {
             Clients::Many => Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT),
             Clients::One => {
-                let step = 1;
-                Shares::undivided(MAX_LOOKUPS, step)
+                let multiple = 1; // Permits are not rounded up: each is for one look-up.
+                Shares::undivided(MAX_LOOKUPS, multiple)
             }
         };
-        Self { policy: Arc::new(policy), lookup, lookup_limit, is_exception: false }
+        Self { policy: Arc::new(policy), lookup, lookup_limit, is_for_exceptions: false }
     }
 
-    /// The same resolver, for servers that the operator allowed as exceptions.
+    /// The same resolver, for servers that the operator allowed as exceptions to the policy.
     pub(super) fn for_exceptions(&self) -> Self {
-        Self { is_exception: true, ..self.clone() }
+        Self { is_for_exceptions: true, ..self.clone() }
     }
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let Self { policy, lookup, lookup_limit, is_exception } = self.clone();
-        // Outside `on_behalf_of`, there is no client.
+        let Self { policy, lookup, lookup_limit, is_for_exceptions } = self.clone();
+        // Outside `on_behalf_of`, `CLIENT` has no value.
         let client = CLIENT.try_with(|client| *client).unwrap_or(ClientNetwork::UNKNOWN);
         Box::pin(async move {
             let look_up = async move {
@@ -149,9 +151,9 @@ impl Resolve for Resolver {
                 return Err(LookupError(io::ErrorKind::NotFound.into()).into());
             }
             for address in &addresses {
-                policy.check_address(*address, is_exception)?;
+                policy.check_address(*address, is_for_exceptions)?;
             }
-            // Because of port 0, the HTTP client uses the port of the URL.
+            // Port 0 tells the HTTP client to use the port of the URL.
             let addresses: Addrs =
                 Box::new(addresses.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(addresses)

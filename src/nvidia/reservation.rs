@@ -86,7 +86,7 @@ impl Client {
             reservation: reservation.guard,
             pace_permit: None,
             deadline,
-            failed_attempts: 0,
+            transient_failures: 0,
             sent_inferences: 0,
         }
     }

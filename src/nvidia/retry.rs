@@ -1,4 +1,5 @@
-//! Decides whether and when a failed call is retried. All requests share one budget of retries.
+//! Decides whether and when a failed call to NVIDIA is retried. All pictures share one budget of
+//! retries.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering},
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{shares::ClientNetwork, telemetry::Metrics};
 
-/// How often and how soon the calls for one picture are retried.
+/// How often and after which waits the calls for one picture are retried.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
     /// The most attempts, including the first.
@@ -33,30 +34,31 @@ impl Default for RetryPolicy {
 
 impl RetryPolicy {
     /// Decides what follows a failed attempt. `time_left` is the time until the deadline. `random`
-    /// is between 0 and 1.
+    /// is a random number from 0 to 1.
     fn next_attempt(
         &self,
         failed: &FailedAttempt,
         time_left: Duration,
         random: f64,
     ) -> NextAttempt {
-        if !failed.kind.is_transient() || failed.number >= self.max_attempts {
+        if !failed.kind.is_transient() || failed.transient_failures >= self.max_attempts {
             return NextAttempt::Never;
         }
-        // NVIDIA may send the same `Retry-After` to many calls. The added backoff spreads their
-        // retries.
+        // NVIDIA may send the same `Retry-After` to many calls. The added random backoff spreads
+        // their retries.
         let retry_after = failed.retry_after.unwrap_or_default();
-        let wait = retry_after.saturating_add(self.backoff(failed.number, random));
+        let wait = retry_after.saturating_add(self.backoff(failed.transient_failures, random));
         if wait < time_left { NextAttempt::After(wait) } else { NextAttempt::TooLate }
     }
 
-    /// Returns a random wait up to a maximum that doubles with each attempt. This is "full jitter":
-    /// calls that failed at the same time are retried at different times. See
+    /// Returns a random wait from zero to the longest backoff, which doubles with each failed attempt
+    /// up to `cap`. This is "full jitter": calls that failed at the same time are retried at
+    /// different times. See
     /// <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>.
-    fn backoff(&self, attempt: u32, random: f64) -> Duration {
-        // Twenty doublings exceed the cap. More could overflow the shift.
-        let longest =
-            self.base.saturating_mul(1 << (attempt.saturating_sub(1)).min(20)).min(self.cap);
+    fn backoff(&self, failures: u32, random: f64) -> Duration {
+        // The cap is reached long before twenty doublings. More than 31 would overflow the shift.
+        let doublings = failures.saturating_sub(1).min(20);
+        let longest = self.base.saturating_mul(1 << doublings).min(self.cap);
         longest.mul_f64(random)
     }
 }
@@ -64,11 +66,11 @@ impl RetryPolicy {
 /// A failed attempt.
 struct FailedAttempt {
     kind: ErrorKind,
-    /// How long NVIDIA asks to wait.
+    /// How long NVIDIA asks to wait. `None` if it did not ask.
     retry_after: Option<Duration>,
-    /// How many attempts have failed with a transient error so far. If the error of this one is
-    /// transient, it is counted.
-    number: u32,
+    /// The number of attempts with a transient error so far, including this one if its error is
+    /// transient.
+    transient_failures: u32,
 }
 
 /// What follows a failed attempt.
@@ -76,30 +78,32 @@ struct FailedAttempt {
 enum NextAttempt {
     /// Another attempt after this wait.
     After(Duration),
-    /// No further attempt: the error is permanent, or this was the last attempt.
+    /// No further attempt: the error is permanent, or this was the last allowed attempt.
     Never,
     /// No further attempt: the wait would end after the deadline.
     TooLate,
 }
 
-/// Limits the retries of all requests together. Each picture that is not cached adds a quarter of a
-/// retry to the budget. So in a long outage, there is at most one retry for four pictures.
+/// Limits the retries of all pictures together. Each picture for which NVIDIA is called adds a
+/// quarter of a retry to the budget. So in a long outage, there is at most one retry for four
+/// pictures.
 #[derive(Debug)]
 pub(super) struct RetryBudget(AtomicU32);
 
 impl RetryBudget {
-    /// The initial and largest budget, in quarters of a retry: a hundred retries.
+    /// The initial budget, which is also the largest: a hundred retries, in quarters of a retry.
     const MAX_QUARTERS: u32 = 400;
     const QUARTERS_PER_RETRY: u32 = 4;
 
-    /// Adds a quarter of a retry. Called once for each picture.
+    /// Adds a quarter of a retry, unless the budget is full. Call this once for each picture for
+    /// which NVIDIA is called.
     pub(super) fn add_quarter(&self) {
         let add = |quarters: u32| (quarters < Self::MAX_QUARTERS).then_some(quarters + 1);
         // An error means that the budget is full.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    /// Takes one retry. Returns false if less than one retry is left.
+    /// Takes one retry from the budget. Returns false if less than one retry is left.
     fn try_take_retry(&self) -> bool {
         let take = |quarters: u32| quarters.checked_sub(Self::QUARTERS_PER_RETRY);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
@@ -112,24 +116,23 @@ impl Default for RetryBudget {
     }
 }
 
-/// What all calls for one picture share: the number of failed attempts, the deadline and the
-/// reserved call.
+/// What all calls for one picture share, such as the number of failed attempts and the deadline.
 pub struct RetryState<'a> {
     pub(super) policy: &'a RetryPolicy,
     pub(super) retry_budget: &'a RetryBudget,
     pub(super) metrics: &'a Metrics,
     /// The network of the client that sent the picture.
     pub client_network: ClientNetwork,
-    /// The reserved call. `None` if calls per minute are not limited, or after a permit has
+    /// The reserved call. `None` if calls per minute are not limited, or if a permit has already
     /// replaced the reservation.
     pub(super) reservation: Option<ReservationGuard>,
-    /// The permit for the next inference, once it was taken. Always `None` if calls per minute are
-    /// not limited.
+    /// The permit for the next inference. `None` until it is taken, and always if calls per minute
+    /// are not limited.
     pub(super) pace_permit: Option<PacePermit>,
     /// When the embedding must be ready.
     pub deadline: Instant,
     /// The number of attempts that ended with a transient error.
-    pub(super) failed_attempts: u32,
+    pub(super) transient_failures: u32,
     /// The number of inferences sent so far.
     pub(super) sent_inferences: u32,
 }
@@ -146,8 +149,8 @@ impl RetryState<'_> {
         self.sent_inferences
     }
 
-    /// Waits until the next attempt may start. `deadline` may be earlier than the deadline of the
-    /// picture, as for an upload.
+    /// Waits until the next attempt may start, after one that failed with `error`. `deadline` is that
+    /// of the call. It may be earlier than the picture's, as for an upload.
     ///
     /// # Errors
     /// Returns `error` if the policy, the budget or `deadline` does not allow another attempt.
@@ -156,18 +159,19 @@ impl RetryState<'_> {
         error: Error,
         deadline: Instant,
     ) -> Result<(), Error> {
-        // A permanent error is not counted: after it, the picture may be sent inline instead, and
-        // the inline call may be retried.
-        self.failed_attempts += u32::from(error.kind.is_transient());
+        // A permanent error is not counted. After such an error of an upload, the picture may be sent
+        // inline, and the inline call may use all attempts.
+        self.transient_failures += u32::from(error.kind.is_transient());
         let Error { kind, retry_after, .. } = error;
-        let failed = FailedAttempt { kind, retry_after, number: self.failed_attempts };
+        let transient_failures = self.transient_failures;
+        let failed = FailedAttempt { kind, retry_after, transient_failures };
         let time_left = deadline.saturating_duration_since(Instant::now());
         let next = self.policy.next_attempt(&failed, time_left, fastrand::f64());
         match next {
             NextAttempt::After(wait) if self.retry_budget.try_take_retry() => {
                 tracing::debug!(
                     %error,
-                    failed = self.failed_attempts,
+                    failed = transient_failures,
                     ?wait,
                     "a failed call to NVIDIA is retried"
                 );
@@ -190,10 +194,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_backoff_doubles_with_each_attempt_up_to_the_cap() {
+    fn the_longest_backoff_doubles_with_each_failure_up_to_the_cap() {
         let policy = RetryPolicy::default();
         let longest: Vec<_> =
-            (1..8).map(|attempt| policy.backoff(attempt, 1.0).as_millis()).collect();
+            (1..8).map(|failures| policy.backoff(failures, 1.0).as_millis()).collect();
         assert_eq!(longest, [250, 500, 1000, 2000, 4000, 5000, 5000]);
         assert_eq!(policy.backoff(3, 0.5), Duration::from_millis(500));
         assert_eq!(policy.backoff(u32::MAX, 0.0), Duration::ZERO);
@@ -202,22 +206,24 @@ mod tests {
     #[test]
     fn a_retry_follows_only_a_transient_error_of_an_early_attempt_before_the_deadline() {
         let policy = RetryPolicy::default();
-        let wait_of = |seconds| Some(Duration::from_secs(seconds));
+        let retry_after = |seconds| Some(Duration::from_secs(seconds));
         let time_left = Duration::from_secs(10);
         let after = |millis| NextAttempt::After(Duration::from_millis(millis));
-        for (kind, retry_after, number, next) in [
+        let longest_backoff = 1.0;
+        for (kind, retry_after, transient_failures, next) in [
             (ErrorKind::Unavailable, None, 1, after(250)),
             (ErrorKind::AttemptTimeout, None, 2, after(500)),
-            (ErrorKind::RateLimited, wait_of(2), 1, after(2250)),
-            (ErrorKind::PolledResultGone, wait_of(0), 1, after(250)),
+            (ErrorKind::RateLimited, retry_after(2), 1, after(2250)),
+            (ErrorKind::PolledResultGone, retry_after(0), 1, after(250)),
             (ErrorKind::Unavailable, None, 3, NextAttempt::Never),
-            (ErrorKind::RateLimited, wait_of(10), 1, NextAttempt::TooLate),
+            (ErrorKind::RateLimited, retry_after(10), 1, NextAttempt::TooLate),
             (ErrorKind::RateLimited, Some(Duration::MAX), 1, NextAttempt::TooLate),
             (ErrorKind::PictureRefused, None, 1, NextAttempt::Never),
-            (ErrorKind::KeyRefused, wait_of(1), 1, NextAttempt::Never),
+            (ErrorKind::KeyRefused, retry_after(1), 1, NextAttempt::Never),
         ] {
-            let failed = FailedAttempt { kind, retry_after, number };
-            assert_eq!(policy.next_attempt(&failed, time_left, 1.0), next, "{kind:?} {number}");
+            let failed = FailedAttempt { kind, retry_after, transient_failures };
+            let actual = policy.next_attempt(&failed, time_left, longest_backoff);
+            assert_eq!(actual, next, "{kind:?} {transient_failures}");
         }
     }
 
@@ -232,7 +238,7 @@ mod tests {
         while budget.try_take_retry() {
             retries += 1;
         }
-        // The initial budget of 100 retries is full, so the first picture adds nothing to it.
-        assert!((470..=100 + 1500 / 4).contains(&retries), "{retries} retries");
+        // The first picture adds nothing to the full initial budget of 100 retries.
+        assert_eq!(retries, 100 + 1499 / 4);
     }
 }

@@ -8,8 +8,8 @@ use crate::{
     shares::{ClientNetwork, Clients, Shares},
 };
 
-/// Memory for bodies is counted in multiples of this many bytes. A picture in a staging file needs
-/// this much memory while its bytes arrive.
+/// Memory for bodies is counted in multiples of this many bytes. This is also the memory that a
+/// picture needs while its bytes arrive and are written to a staging file.
 pub(super) const MEMORY_STEP: u64 = 64 * 1024;
 
 /// The limits of one request and of all requests together.
@@ -67,8 +67,8 @@ impl Admission {
 }
 
 impl Limits {
-    /// The maximum length of a batch's body, in bytes: a quarter of the memory for bodies, but enough
-    /// for one picture as Base64.
+    /// The maximum length of a batch's body, in bytes. It is a quarter of the memory for bodies, but
+    /// at least the length of the largest picture as Base64.
     pub fn max_batch_body(&self) -> u64 {
         (self.max_buffered_bytes / 4).max(base64_text::body_limit(self.max_image_bytes))
     }
@@ -76,8 +76,8 @@ impl Limits {
 
 /// Creates the limit on memory for bodies, which all requests share. `inline_memory` is the memory,
 /// in bytes, that a call to NVIDIA needs if its body contains the picture.
-pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
-    let largest = largest_request(limits.max_image_bytes, inline_memory);
+pub fn memory_limit(limits: &Limits, inline_memory: u64) -> Shares {
+    let largest = max_request_memory(limits.max_image_bytes, inline_memory);
     match limits.clients {
         Clients::Many => Shares::new(limits.max_buffered_bytes, largest, MEMORY_STEP),
         Clients::One => Shares::undivided(limits.max_buffered_bytes, MEMORY_STEP),
@@ -85,28 +85,29 @@ pub fn shared_memory(limits: &Limits, inline_memory: u64) -> Shares {
 }
 
 /// Creates the limit on the number of received pictures at work, which all requests share.
-pub fn shared_permits(limits: &Limits) -> Shares {
-    let (total, step) = (limits.max_in_flight as u64, 1);
+pub fn at_work_limit(limits: &Limits) -> Shares {
+    let total = limits.max_in_flight as u64;
+    let multiple = 1; // permits are not rounded up
     match limits.clients {
         Clients::Many => {
             let largest = 1; // the permit of a single picture
-            Shares::new(total, largest, step)
+            Shares::new(total, largest, multiple)
         }
-        Clients::One => Shares::undivided(total, step),
+        Clients::One => Shares::undivided(total, multiple),
     }
 }
 
 /// Returns the maximum memory that a request with one picture needs, in bytes: the memory for the longest
-/// Base64 body, and `inline_memory` as in [`shared_memory`].
-pub fn largest_request(max_image_bytes: u64, inline_memory: u64) -> u64 {
+/// Base64 body, and `inline_memory` as in [`memory_limit`].
+pub fn max_request_memory(max_image_bytes: u64, inline_memory: u64) -> u64 {
     let body = base64_text::body_limit(max_image_bytes);
     body.next_multiple_of(MEMORY_STEP) + inline_memory.next_multiple_of(MEMORY_STEP)
 }
 
 impl Pipeline {
-    /// Returns how many pictures one batch may have: the setting, but not more than the permits and
-    /// the memory that one client can get, and at least one. Each picture needs a permit, and memory
-    /// in addition to the body's memory.
+    /// Returns how many pictures one batch may have: [`Limits::max_batch`], or fewer if one client
+    /// cannot get enough permits or memory for them, but at least one. Each picture needs a permit,
+    /// and memory in addition to that of the body.
     pub fn largest_batch(&self) -> usize {
         let permits = self.at_work.most_for_one_client();
         let memory = self.memory.most_for_one_client();

@@ -27,13 +27,14 @@ pub(super) struct PeerPermit {
 }
 
 impl PeerLimit {
-    /// Allows at most `max_connections` per peer. A trusted proxy may have any number, since it
-    /// forwards the requests of many clients.
+    /// Allows at most `max_connections` per peer. A trusted proxy may have any number of connections,
+    /// since it forwards the requests of many clients.
     pub(super) fn new(max_connections: usize, trusted_proxies: TrustedProxies) -> Self {
         Self { max_connections, trusted_proxies, open_counts: Arc::default() }
     }
 
-    /// Counts a connection. Returns `None` if its peer already has too many connections.
+    /// Counts a connection from this address. Returns `None` if the peer already has as many
+    /// connections as it may have.
     pub(super) fn admit(&self, address: IpAddr) -> Option<PeerPermit> {
         let peer = ClientAddress(address).network();
         let is_trusted = self.trusted_proxies.contains(address);

@@ -9,7 +9,7 @@ pub enum Failure {
     /// There was no reply in time.
     #[error("there was no reply in time")]
     Timeout,
-    /// The server refused the command, or the connection failed.
+    /// The server replied with an error, or the connection failed.
     #[error(transparent)]
     Redis(RedisError),
     /// The task that connects panicked.
@@ -26,7 +26,7 @@ impl From<RedisError> for Failure {
 /// Why the service does not start with the Valkey.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The client cannot be created.
+    /// The client cannot be created from the URL.
     #[error("IMAGESVC_VALKEY_URL cannot be used")]
     Client(#[from] RedisError),
     /// The server refuses this client.
@@ -64,11 +64,11 @@ impl Failure {
                 );
             }
             Some("MISCONF") => return Some("the server cannot write its snapshot: see its log"),
-            Some("NOAUTH" | "WRONGPASS") => return Some(CREDENTIALS),
+            Some("NOAUTH" | "WRONGPASS") => return Some(CHECK_CREDENTIALS),
             _ => {}
         }
         match error.kind() {
-            ErrorKind::AuthenticationFailed => Some(CREDENTIALS),
+            ErrorKind::AuthenticationFailed => Some(CHECK_CREDENTIALS),
             ErrorKind::Server(
                 ServerErrorKind::Moved | ServerErrorKind::CrossSlot | ServerErrorKind::ClusterDown,
             ) => Some("the server runs in cluster mode: use one without it"),
@@ -88,9 +88,9 @@ impl Failure {
             || error.detail().is_some_and(is_in_script)
     }
 
-    /// Converts a refusal into the error that stops the start. Returns every other failure unchanged:
-    /// the server cannot be reached, or fails in a way that may pass.
-    pub(super) fn into_refusal(self) -> Result<StartError, Self> {
+    /// If the server refuses this client, returns the error that ends the start, as `Ok`. Returns every
+    /// other failure unchanged, as `Err`: the server cannot be reached, or the failure may pass.
+    pub(super) fn into_start_error(self) -> Result<StartError, Self> {
         let is_refusal = match &self {
             Self::Timeout | Self::Task(_) => false,
             Self::Redis(error) => {
@@ -114,4 +114,4 @@ impl Failure {
     }
 }
 
-const CREDENTIALS: &str = "check the user and the password in IMAGESVC_VALKEY_URL";
+const CHECK_CREDENTIALS: &str = "check the user and the password in IMAGESVC_VALKEY_URL";

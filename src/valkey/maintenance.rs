@@ -35,8 +35,8 @@ pub(super) async fn start(valkey: &Valkey) -> Result<(), StartError> {
     if let Err(failure) = valkey.connect_and_test().await {
         // A script may have failed after the connection worked.
         *valkey.connection() = None;
-        match failure.into_refusal() {
-            Ok(refusal) => return Err(refusal),
+        match failure.into_start_error() {
+            Ok(start_error) => return Err(start_error),
             Err(failure) => tracing::warn!(
                 cause = %failure,
                 advice = failure.advice(),

@@ -1,4 +1,4 @@
-//! `imagesvc check` with a bucket on moto, which checks permissions.
+//! `imagesvc check` with a bucket on moto, a stand-in for S3 that also enforces permissions.
 
 use std::{process::Output, time::Duration};
 
@@ -6,8 +6,8 @@ use tokio::{process::Command, time::timeout};
 
 use crate::support::{ServiceProcess, Setting, free_address, s3::MotoServer};
 
-/// Runs the check with these settings. Returns its exit code and its results for the bucket, each in
-/// one line.
+/// Runs `imagesvc check` with these settings. Returns the exit code, and the results for the bucket,
+/// each in one line.
 async fn check(settings: Vec<Setting>) -> (Option<i32>, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(ServiceProcess::PROGRAM);
@@ -21,7 +21,7 @@ async fn check(settings: Vec<Setting>) -> (Option<i32>, Vec<String>) {
         .kill_on_drop(true);
     let output = timeout(Duration::from_secs(30), command.output()).await;
     let Output { status, stdout, .. } = output.expect("the check should end in time").unwrap();
-    // Joins the lines of a long result: all but the first are indented.
+    // Joins the lines of each long result: all lines but its first are indented.
     let text = String::from_utf8(stdout).unwrap().replace("\n                ", " ");
     let results = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     let of_bucket = |line: &String| line.split(' ').nth(1) == Some("bucket");
@@ -60,12 +60,12 @@ async fn each_missing_permission_is_named_and_no_other() {
 #[tokio::test]
 async fn each_wrong_setting_is_named() {
     let Some(moto) = MotoServer::start().await else { return };
-    let closed = free_address().await;
+    let unused_address = free_address().await;
     for (name, value) in [
         ("AWS_SECRET_ACCESS_KEY", "wrong".to_owned()),
         ("AWS_ACCESS_KEY_ID", "AKIAUNKNOWN".to_owned()),
         ("IMAGESVC_BUCKET_REGION", "us-east-1".to_owned()),
-        ("IMAGESVC_BUCKET_ENDPOINT", format!("http://{closed}")),
+        ("IMAGESVC_BUCKET_ENDPOINT", format!("http://{unused_address}")),
     ] {
         let (code, results) = check([moto.settings(), vec![(name, value)]].concat()).await;
         assert_eq!(code, Some(1));
@@ -73,8 +73,8 @@ async fn each_wrong_setting_is_named() {
         assert!(!results.is_empty() && results.iter().any(is_named), "{results:#?}");
     }
     moto.delete_bucket().await;
-    // The space excludes settings such as `IMAGESVC_BUCKET_REGION`.
     let (code, results) = check(moto.settings()).await;
     assert_eq!(code, Some(1));
+    // Because of the space, a setting such as `IMAGESVC_BUCKET_REGION` does not match.
     assert!(results.iter().any(|line| line.contains("IMAGESVC_BUCKET ")), "{results:#?}");
 }

@@ -10,7 +10,7 @@ use crate::support::{
     metric, picture_number, tiny, variant, wait_for,
 };
 
-/// NVIDIA's reply with an embedding of 1536 equal values, such as `3.5e-3` for the number 3.
+/// NVIDIA's reply with an embedding of 1536 equal values: for the number 3, each is `3.5e-3`.
 pub fn embedding_filled_with(number: usize) -> Reply {
     embedding_of(&format!("[{}]", vec![format!("{number}.5e-3"); 1536].join(",")))
 }
@@ -21,7 +21,7 @@ pub fn is_filled_with(answer: &Answer, number: usize) -> bool {
     answer.vector().iter().all(|value| *value == expected)
 }
 
-/// The files of the cache on disk. They are in the subfolders whose names have two characters.
+/// The paths of the vectors on disk. They are in the subfolders whose names have two characters.
 fn vector_files(app: &TestApp) -> Vec<PathBuf> {
     // Vectors are written after the answer, so the folder may not exist yet.
     let Ok(entries) = fs::read_dir(app.folder().join(".vectors")) else { return Vec::new() };
@@ -36,7 +36,7 @@ fn vector_files(app: &TestApp) -> Vec<PathBuf> {
 /// `x-cache`: `hit` or `miss`.
 pub async fn assert_x_cache(app: &TestApp, picture: &[u8], x_cache: &str) -> Answer {
     let answer = app.upload(picture, "a.jpg").await;
-    answer.vector();
+    answer.vector(); // asserts the success
     assert_eq!(answer.header("x-cache"), x_cache);
     answer
 }
@@ -59,7 +59,7 @@ async fn a_picture_that_is_sent_again_is_a_cache_hit_on_every_route_and_is_saved
     }
     assert_eq!(nvidia.count(), 1);
     assert_eq!(app.saved().len(), 4);
-    // A picture with the same pixels but other bytes is another picture for the cache.
+    // For the cache, a picture with the same pixels but other bytes is another picture.
     assert_x_cache(&app, &variant(ROCKET, 1), "miss").await;
     let metrics = app.get("/metrics").await.text();
     assert_eq!(metric(&metrics, "imagesvc_cache_lookups_total{outcome=\"memory\"}"), 3.0);
@@ -69,7 +69,8 @@ async fn a_picture_that_is_sent_again_is_a_cache_hit_on_every_route_and_is_saved
 #[tokio::test]
 async fn a_cache_hit_reports_how_its_picture_was_prepared_and_another_preparation_is_a_miss() {
     let nvidia = FakeNvidia::healthy().await;
-    // HUBBLE is too large to be sent inline. The setting decides whether it is shrunk or uploaded.
+    // HUBBLE is too large to be sent inline. NVIDIA_LARGE_IMAGES decides whether it is shrunk or
+    // uploaded.
     let shrinking_service = || TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink");
     let app = shrinking_service().start().await;
     for x_cache in ["miss", "hit"] {
@@ -89,7 +90,7 @@ async fn a_vector_is_a_cache_hit_while_it_is_still_being_written_to_disk() {
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     // Without the cache in memory, only a vector that is being written or is on disk can be a hit.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_CACHE_MEMORY", "0").start().await;
-    // Repeated, because a vector may already be on disk when its picture is sent again.
+    // Many pictures, because some vectors are already on disk when their picture is sent again.
     for n in 0..100 {
         assert_x_cache(&app, &tiny(n), "miss").await;
         assert!(is_filled_with(&assert_x_cache(&app, &tiny(n), "hit").await, n));
@@ -180,12 +181,12 @@ struct Damage {
     /// cache file, or a file in place of the cache's folder. Until somebody removes it, the vectors
     /// that belong there are cached only in memory.
     is_repaired: bool,
-    /// Damages these files of the cache, or the folder that contains them.
+    /// Damages the cache. The argument is the paths of its files.
     damage: fn(&[PathBuf]),
 }
 
 #[tokio::test]
-async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
+async fn a_vector_whose_cache_file_is_damaged_is_a_miss_and_is_then_cached_again() {
     let cases = [
         Damage {
             name: "truncated files",
@@ -239,7 +240,7 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
             name: "a file in place of the folder",
             is_repaired: false,
             damage: |files| {
-                // The file's own folder is inside the cache's folder.
+                // The file is in a subfolder of the cache's folder.
                 let cache_folder = files[0].parent().unwrap().parent().unwrap();
                 fs::remove_dir_all(cache_folder).unwrap();
                 fs::write(cache_folder, "no folder").unwrap();
@@ -272,7 +273,7 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
         if !is_repaired {
             continue;
         }
-        // A stopping service first writes its vectors. After a restart, hits come from the disk.
+        // Before the service stops, it writes its vectors. After a restart, hits come from the disk.
         let folder = app.stop().await;
         let app = TestApp::builder(&nvidia).folder(folder).start().await;
         for n in [1, 2] {
@@ -287,8 +288,8 @@ async fn a_damaged_cache_file_is_a_miss_and_its_vector_is_cached_again() {
 async fn the_disk_cache_stays_within_its_limit_and_deletes_the_oldest_vectors_first() {
     let nvidia =
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
-    // Each vector takes more than 10 KiB, so most of the 40 vectors below do not fit. Without the
-    // cache in memory, a vector can be a hit only on disk, or while it is written there.
+    // Each vector takes more than 10 KiB, so at most 12 of the 40 vectors below fit into 128 KiB.
+    // Without the cache in memory, only a vector that is being written or is on disk can be a hit.
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_DISK", "128KiB")
         .setting("IMAGESVC_CACHE_MEMORY", "0")
@@ -317,16 +318,16 @@ async fn the_cache_returns_no_wrong_vector_after_the_process_was_killed() {
         FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await;
     let folder = TempDir::new().unwrap();
     let client = reqwest::Client::new();
-    let upload = |child: &ServiceProcess, n: usize| {
-        let request = child.upload_request(&client, &tiny(n));
+    let upload = |service: &ServiceProcess, n: usize| {
+        let request = service.upload_request(&client, &tiny(n));
         async move { Answer::read(request.send().await?).await }
     };
     let mut hits = 0;
     for round in 0..15 {
-        let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
+        let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
         // Vectors of earlier rounds may be lost, but must never be wrong.
         for n in 0..round * NEW_PICTURES {
-            let answer = upload(&child, n).await.unwrap();
+            let answer = upload(&service, n).await.unwrap();
             assert!(
                 is_filled_with(&answer, n),
                 "after {round} kills, picture {n} should still get its own vector"
@@ -334,15 +335,15 @@ async fn the_cache_returns_no_wrong_vector_after_the_process_was_killed() {
             hits += usize::from(answer.header("x-cache") == "hit");
         }
         let new_pictures = (round * NEW_PICTURES..).take(NEW_PICTURES);
-        // The kill comes after the answers, or at a random time before.
+        // The kill comes at a random time, or after all answers if they arrive earlier.
         let time_to_kill = Duration::from_micros(fastrand::u64(0..12_000));
         tokio::select! {
-            _ = join_all(new_pictures.map(|n| upload(&child, n))) => {}
+            _ = join_all(new_pictures.map(|n| upload(&service, n))) => {}
             () = tokio::time::sleep(time_to_kill) => {}
         }
-        child.kill();
+        service.kill();
     }
-    // The rounds send 8 * (0 + 1 + … + 14) = 840 pictures again. With few hits, this test would
-    // check few files.
+    // The rounds send 8 * (0 + 1 + … + 14) = 840 pictures again. Only hits show whether the files on
+    // disk are right.
     assert!(hits > 300, "more than 300 of 840 answers should be cache hits, not {hits}");
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::{FakeNvidia, HUBBLE, POLL_INTERVAL, ROCKET, ServiceProcess, is_missing};
 
-/// The system calls by which the service writes, syncs and renames files, and answers.
+/// The system calls with which the service writes, syncs and renames files, or sends answers.
 const SYSTEM_CALLS: &str =
     "write,pwrite64,writev,sendto,sendmsg,fsync,fdatasync,rename,renameat,renameat2";
 
@@ -14,14 +14,14 @@ const SYSTEM_CALLS: &str =
 #[derive(Debug)]
 struct Call {
     text: String,
-    /// The number of the line in which the call began.
+    /// The number of the trace's line in which the call began.
     first_line: usize,
-    /// The number of the line in which the call returned.
+    /// The number of the trace's line in which the call returned.
     last_line: usize,
 }
 
 impl Call {
-    /// Whether the call has one of these names and contains `part`.
+    /// Whether the call has one of these names and its text contains `part`.
     fn matches(&self, names: &[&str], part: &str) -> bool {
         let name = self.text.split('(').next().unwrap();
         names.contains(&name) && self.text.contains(part)
@@ -56,8 +56,8 @@ fn parse_trace(trace: &str) -> Vec<Call> {
     calls
 }
 
-/// Returns whether strace can trace processes here. If it cannot, prints that the test is skipped,
-/// or fails in CI.
+/// Returns whether strace can trace processes here. If it cannot, prints that the test is skipped.
+/// In CI, panics instead.
 fn can_trace() -> bool {
     if is_missing("strace") {
         return false;
@@ -75,8 +75,8 @@ fn can_trace() -> bool {
     tracing_works
 }
 
-/// Waits until the trace is complete, and reads it. strace may still write to it after the program
-/// has ended.
+/// Waits until the trace is complete, and reads it. strace may still write to the trace after the
+/// service has ended.
 fn read_trace(path: &Path) -> String {
     let started = std::time::Instant::now();
     loop {

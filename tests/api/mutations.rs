@@ -1,6 +1,6 @@
 //! Sends damaged pictures of every format. Each picture must be answered in time, with an embedding
-//! or with an error about the picture. Afterwards, the service must have no more open files and
-//! hardly more memory than before.
+//! or with an error about the picture. At the end, the service must have no more open files and
+//! hardly more memory than after the first quarter of the run.
 //!
 //! CI runs this for half a minute. To run it for ten minutes:
 //!
@@ -36,8 +36,8 @@ const MAX_FIXTURE_LEN: u64 = 30_000;
 /// The width and height of the generated pictures.
 const SIZE: (u32, u32) = (45, 31);
 
-/// Every picture must be answered within this time. A decoder may use 20 s of processor time, and
-/// the machine may be busy.
+/// Every picture must be answered within this time. A decoder uses at most 20 s of processor time,
+/// but the machine may be busy.
 const MAX_DURATION: Duration = Duration::from_secs(60);
 
 /// The service's memory may grow by at most this many bytes after the first quarter of the run. The
@@ -47,10 +47,10 @@ const MAX_GROWTH: u64 = 24 << 20;
 /// The run stops after this many failures: a broken service would have thousands.
 const MAX_FAILURES: usize = 20;
 
-/// Pictures of one format.
+/// Undamaged pictures of one format.
 type Corpus = Vec<Vec<u8>>;
 
-/// The undamaged pictures. Most are valid; a few are of an unsupported kind.
+/// The undamaged pictures of every format. Most are valid; a few are of an unsupported kind.
 fn load_corpora() -> Vec<Corpus> {
     let mut corpora = BTreeMap::<String, Corpus>::new();
     let mut add = |format: &str, picture| corpora.entry(format.into()).or_default().push(picture);
@@ -92,12 +92,14 @@ fn fixtures() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
 }
 
-/// If the format is JPEG, PNG or WebP, adds EXIF data with an orientation after the file's header.
+/// Adds EXIF data with an orientation after the header of a JPEG, PNG or WebP. Returns pictures of
+/// other formats unchanged.
 fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const HAS_EXIF: u8 = 0b1000;
     let mut turned = picture.to_vec();
+    // `splice` inserts when its result is dropped.
     match format {
         "jpeg" => drop(turned.splice(2..2, segment(0xe1, &[b"Exif\0\0", &EXIF[..]].concat()))),
         "png" => drop(turned.splice(33..33, png_chunk(b"eXIf", EXIF))),
@@ -127,7 +129,7 @@ async fn send(
     picture: &[u8],
 ) -> Result<String, String> {
     let started = Instant::now();
-    // Every other picture is saved.
+    // Only pictures with an odd number are saved.
     let query = if n.is_multiple_of(2) { "?save=false" } else { "" };
     let route = service.url(&format!("/vectorize-image-upload{query}"));
     let request = client.post(route).header("content-type", FORM_CONTENT_TYPE).body(form(picture));
@@ -154,7 +156,7 @@ async fn send(
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes MUTATION_SECONDS, by default 30"]
-async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
+async fn damaged_pictures_are_answered_and_leave_no_staging_files_and_hardly_any_memory() {
     let variable = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let duration = Duration::from_secs(variable("MUTATION_SECONDS").unwrap_or(30));
     let seed = variable("MUTATION_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
@@ -211,8 +213,8 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
             requests.buffer_unordered(max_concurrent).collect::<()>().await;
         }
     };
-    // The service closes a connection after 10 idle seconds. `when_idle` measures after each pause,
-    // until two measurements are equal. Two pauses take longer than these 10 s.
+    // `when_idle` measures after each pause, until two measurements are equal. Before the second one,
+    // the service closes its idle connections: it does so after 10 s, and two pauses take longer.
     let pause = Duration::from_secs(6);
     send_pictures(duration / 4).await;
     let before = ResourceUsage::when_idle(&service, pause).await;
@@ -221,7 +223,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     println!("{before:?}\n{after:?}\n{:#?}", outcomes.lock().unwrap());
     let failures = failures.into_inner().unwrap();
     if !failures.is_empty() {
-        // Do not delete the pictures that failed.
+        // Without this call, the pictures that failed would be deleted.
         let _ = failed_pictures.keep();
         panic!("with MUTATION_SEED={seed}: {failures:#?}");
     }
@@ -234,7 +236,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leave_no_files() {
     );
     after.assert_no_more_than(&before, MAX_GROWTH);
     let incoming = std::fs::read_dir(folder.path().join("downloads/.incoming")).unwrap().count();
-    assert_eq!(incoming, 0, "no partly received file must be left");
+    assert_eq!(incoming, 0, "no partly received file should be left");
     let (status, log) = service.stop();
     assert_eq!(status.code(), Some(0));
     // A panic in a decoder does not harm the service, but it is a bug of a library.

@@ -30,8 +30,8 @@ fn without_a_key_the_error_mentions_the_key_and_the_sandbox_and_the_exit_code_is
 #[test]
 fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
     let folder = tempfile::tempdir().unwrap();
-    // The port in `.env` is valid, but the invalid flag `--port` takes precedence. A client key
-    // must not contain a space.
+    // The port in `.env` is valid, but the flag `--port` takes precedence, and its value is invalid.
+    // The client key is invalid because it contains a space.
     std::fs::write(folder.path().join(".env"), "NVIDIA_TIMEOUT=soon\nIMAGESVC_PORT=1\n").unwrap();
     let output = program(folder.path())
         .args(["--sandbox", "--port", "many"])
@@ -47,10 +47,11 @@ fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dotenv_file_from_windows_with_a_user_agent_of_several_words_is_read() {
+async fn a_user_agent_of_several_words_is_read_from_a_dotenv_file_of_windows() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let readme = Document::read("README.md").text;
-    // The example in README.md. Neither user agent has quotes, although both contain spaces.
+    // The user agent in README.md. Like the second one below, it contains spaces, but has no quotes
+    // in `.env`.
     let (_, rest) = readme.split_once("`my-app").unwrap();
     let documented_agent = format!("my-app{}", rest.split('`').next().unwrap());
     for agent in
@@ -90,7 +91,7 @@ fn version_and_help_are_printed() {
 }
 
 #[test]
-fn the_hidden_settings_command_prints_settings_in_two_formats_and_needs_no_key() {
+fn the_hidden_command_settings_prints_settings_in_two_formats_and_needs_no_key() {
     let folder = tempfile::tempdir().unwrap();
     let settings_as = |format| program(folder.path()).args(["settings", format]).output().unwrap();
     for (format, line) in [

@@ -1,5 +1,5 @@
 //! Shutdown: the service answers every accepted request, and stops within a bounded time. A second
-//! signal ends it at once.
+//! signal ends the service at once.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ async fn upload(service: &ServiceProcess, n: usize) -> reqwest::Result<(u16, Str
     Ok((response.status().as_u16(), response.text().await?))
 }
 
-/// Connects a client that sends the start of its body and then stalls.
+/// Connects a client that sends only the beginning of its body. The connection stays open.
 async fn connect_stalled_client(service: &ServiceProcess) -> TcpStream {
     let mut stream = TcpStream::connect(service.address).await.unwrap();
     let head =
@@ -33,8 +33,8 @@ async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
-    // The drain delay leaves time for requests after SIGTERM. The body timeout ends the request of
-    // the stalled client.
+    // The drain delay leaves time for a request after SIGTERM. The body timeout ends the request of
+    // the stalled client, for which the shutdown would otherwise wait.
     let settings = [("IMAGESVC_DRAIN_DELAY", "1s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let _stalled = connect_stalled_client(&service).await;
@@ -75,7 +75,7 @@ async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered
     assert_eq!(status.code(), Some(0));
     assert!(
         started.elapsed() < Duration::from_secs(20),
-        "the shutdown should not wait for the drain timeout (70 s)"
+        "the shutdown should not wait for the default drain timeout (70 s)"
     );
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
 }
@@ -95,8 +95,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
         stream.read_to_string(&mut answer).await?;
         Ok::<_, std::io::Error>(answer.starts_with("HTTP/1.1 200 OK"))
     };
-    // Each client sends one request after the other, on a new connection each, until it cannot
-    // connect. It counts its answered and its lost requests.
+    // A client sends one request after the other, each on a new connection, until it cannot connect.
+    // Returns how many of its requests were answered, and how many were lost.
     let client = async || {
         let (mut answered, mut lost) = (0, 0);
         while let Ok(stream) = TcpStream::connect(service.address).await {
@@ -119,8 +119,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
         let total_answered: usize = counts.iter().map(|(answered, _)| answered).sum();
         let lost: usize = counts.iter().map(|(_, lost)| lost).sum();
         assert!(total_answered > 20, "some of the 20 clients should get several answers");
-        // First the service accepts all connections of the backlog, then it closes the listener.
-        // Connections whose TCP handshake ends in between are lost, which are few. Without the
+        // First the service accepts all connections of the backlog, then it closes the listener. Only
+        // the few connections whose TCP handshake ends between these two steps are lost. Without the
         // first step, most of the 20 clients would lose a connection.
         assert!(lost <= 3, "at most 3 connections should be lost, not {lost}");
         release.send(true).unwrap();
@@ -173,7 +173,7 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_sigterm_or_sigint_ends_the_service_at_once() {
     for signal in ["TERM", "INT"] {
-        // After one signal, the service would not stop for a minute.
+        // With this drain delay, the service would not stop within a minute after only one signal.
         let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
         let folder = tempfile::tempdir().unwrap();
         let service =

@@ -1,5 +1,6 @@
-//! What happens to the other replicas if the one that calls NVIDIA is killed or suspended, takes long, or
-//! is refused: they are served soon, and pay at most once more.
+//! Replicas that share a bucket and a Valkey all get the same picture. The one that holds the lease calls
+//! NVIDIA. It may be killed or suspended, its call may take long, or NVIDIA may refuse the picture. Even
+//! then, the other replicas are served soon, and together call NVIDIA at most once more.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -21,14 +22,13 @@ use crate::support::{
     tiny, try_picture_number, wait_for,
 };
 
-/// The other replicas must be served within this time. It is longer than a lease, and longer than
-/// a suspension.
+/// The other replicas must be served within this time. It is longer than [`LEASE`] and [`SUSPENSION`].
 const RECOVERY: Duration = Duration::from_secs(15);
 
 /// How long a lease is valid if nobody renews it.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// How long the holder is suspended, or how long its call takes. This is longer than a lease.
+/// How long the holder is suspended, or how long its call takes. This is longer than [`LEASE`].
 const SUSPENSION: Duration = Duration::from_secs(12);
 
 /// How long a busy machine may take for what needs almost no time.
@@ -41,7 +41,7 @@ const PICTURE: usize = 1;
 /// only permit.
 const BLOCKER: usize = 2;
 
-/// What NVIDIA does with the first call for the picture.
+/// What NVIDIA does with the first call for [`PICTURE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FirstCall {
     /// Answers it.
@@ -59,7 +59,7 @@ struct Setup {
     nvidia: FakeNvidia,
     holder: Replica,
     others: [Replica; 2],
-    /// Set to true, lets NVIDIA answer the calls that it holds.
+    /// When this becomes true, NVIDIA answers the calls that it holds.
     release: watch::Sender<bool>,
 }
 
@@ -82,9 +82,10 @@ impl Setup {
             }
         })
         .await;
-        let shared = [valkey.settings(), vec![("NVIDIA_MAX_CONCURRENCY", "1".into())]].concat();
-        let of_holder = [&shared[..], &moto.settings_through(proxy.address)].concat();
-        let of_others = [shared, moto.settings()].concat();
+        // Each replica has only one permit for calls to NVIDIA.
+        let of_all = [valkey.settings(), vec![("NVIDIA_MAX_CONCURRENCY", "1".into())]].concat();
+        let of_holder = [&of_all[..], &moto.settings_through(proxy.address)].concat();
+        let of_others = [of_all, moto.settings()].concat();
         let holder = Replica::start(&nvidia, &of_holder).await;
         let others =
             [Replica::start(&nvidia, &of_others).await, Replica::start(&nvidia, &of_others).await];
@@ -92,7 +93,7 @@ impl Setup {
     }
 
     /// How often NVIDIA was called for [`PICTURE`].
-    fn paid(&self) -> usize {
+    fn calls(&self) -> usize {
         let received = self.nvidia.received();
         received.iter().filter(|request| try_picture_number(request) == Some(PICTURE)).count()
     }
@@ -107,7 +108,7 @@ impl Setup {
         upload
     }
 
-    /// Uploads the picture to both other replicas. Asserts that they are served in time. `event` happens
+    /// Uploads [`PICTURE`] to both other replicas. Asserts that they are served in time. `event` happens
     /// when both wait for the holder.
     async fn serve_others(&self, event: impl Future<Output = ()>) {
         let serve = async {
@@ -115,7 +116,7 @@ impl Setup {
             let uploads =
                 self.others.iter().map(async |other| other.upload_unsaved(&tiny(PICTURE)).await);
             for answer in join_all(uploads).await {
-                answer.vector();
+                answer.vector(); // asserts the success
             }
             started.elapsed()
         };
@@ -134,21 +135,21 @@ impl Setup {
     }
 }
 
-async fn kill_before_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
+async fn kill_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Answer).await;
     let _blocker = setup.send_to_holder(BLOCKER).await;
     let _picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
-    // The picture has its lease, and waits for the permit.
+    // The holder has taken the picture's lease, and the picture waits for the holder's only permit.
     setup.holder.wait_for_metric("imagesvc_pictures_waiting", 1.0).await;
     setup.serve_others(async { setup.kill_holder() }).await;
-    assert_eq!(setup.paid(), 1, "nobody paid before the kill");
+    assert_eq!(setup.calls(), 1, "only one of the others should call NVIDIA");
 }
 
-async fn kill_during_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
+async fn kill_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
     let _picture = setup.send_to_holder(PICTURE).await;
     setup.serve_others(async { setup.kill_holder() }).await;
-    assert_eq!(setup.paid(), 2, "the others together should pay once");
+    assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
 async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
@@ -158,10 +159,10 @@ async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
     let picture = setup.send_to_holder(PICTURE).await;
     picture.await.unwrap().unwrap().vector();
     setup.serve_others(async { setup.kill_holder() }).await;
-    assert_eq!(setup.paid(), 2, "the others together should pay once");
+    assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
-async fn suspend_before_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
+async fn suspend_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Answer).await;
     let blocker = setup.send_to_holder(BLOCKER).await;
     let picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
@@ -177,7 +178,7 @@ async fn suspend_before_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
     for upload in [blocker, picture] {
         upload.await.unwrap().unwrap().vector();
     }
-    assert_eq!(setup.paid(), 1, "the holder should notice that it has lost its lease");
+    assert_eq!(setup.calls(), 1, "the holder should notice that it has lost its lease");
 }
 
 async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) {
@@ -190,7 +191,7 @@ async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) 
         })
         .await;
     picture.await.unwrap().unwrap().vector();
-    assert_eq!(setup.paid(), 1, "a holder that runs should renew its lease");
+    assert_eq!(setup.calls(), 1, "a holder that runs should renew its lease");
 }
 
 async fn refuse_the_picture_once(moto: &MotoServer, valkey: &ValkeyServer) {
@@ -198,12 +199,12 @@ async fn refuse_the_picture_once(moto: &MotoServer, valkey: &ValkeyServer) {
     let picture = setup.send_to_holder(PICTURE).await;
     let started = Instant::now();
     setup.serve_others(async { setup.release.send_modify(|released| *released = true) }).await;
-    assert!(started.elapsed() < LEASE, "a lease should be released after a failed call");
+    assert!(started.elapsed() < LEASE, "the holder should release its lease after a failed call");
     assert_eq!(picture.await.unwrap().unwrap().status, 422);
-    assert_eq!(setup.paid(), 2, "the others together should pay once");
+    assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
-async fn suspend_during_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
+async fn suspend_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
     let picture = setup.send_to_holder(PICTURE).await;
     setup
@@ -215,22 +216,22 @@ async fn suspend_during_the_payment(moto: &MotoServer, valkey: &ValkeyServer) {
         .await;
     setup.release.send_replace(true);
     picture.await.unwrap().unwrap().vector();
-    assert_eq!(setup.paid(), 2, "the others together should pay once");
+    assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_happens_to_the_paying_replica_the_others_are_served_and_pay_at_most_once() {
+async fn whatever_happens_to_the_holder_of_the_lease_the_others_are_served_with_at_most_one_call() {
     let (Some(moto), Some(valkey)) = (MotoServer::start().await, ValkeyServer::start().await)
     else {
         return;
     };
-    // These mostly wait for a lease to expire, so they run at the same time.
+    // These tests mostly wait for a lease to expire, so they run at the same time.
     join!(
-        kill_before_the_payment(&moto, &valkey),
-        kill_during_the_payment(&moto, &valkey),
+        kill_before_the_call(&moto, &valkey),
+        kill_during_the_call(&moto, &valkey),
         kill_before_the_write(&moto, &valkey),
-        suspend_before_the_payment(&moto, &valkey),
-        suspend_during_the_payment(&moto, &valkey),
+        suspend_before_the_call(&moto, &valkey),
+        suspend_during_the_call(&moto, &valkey),
         call_for_longer_than_a_lease(&moto, &valkey),
         refuse_the_picture_once(&moto, &valkey),
     );

@@ -11,8 +11,8 @@ use std::{
 use super::{ExportError, rows::RowFile};
 use crate::nvidia::DIMENSIONS;
 
-/// The length of the header. It is a multiple of 64, because NumPy aligns the numbers to 64 bytes. It is
-/// enough for every shape.
+/// The length of the header in bytes. It is a multiple of 64, because NumPy aligns the numbers to 64
+/// bytes. A header of every shape fits into it.
 const HEADER_LEN: usize = 128;
 
 /// The beginning of the header: the magic text and the version.
@@ -21,21 +21,21 @@ const MAGIC_AND_VERSION: &[u8; 8] = b"\x93NUMPY\x01\x00";
 /// How many bytes are written at once.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Writes the file. Returns the number of rows.
+/// Writes the vectors of all rows to `file`, which is empty. Returns the number of rows.
 ///
 /// # Errors
-/// A row without a valid vector, or the system's error.
+/// A line that `imagesvc embed` has not written, or a vector with an invalid number or another length than
+/// the first. Also an interruption, or an error of the system.
 pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError> {
     let mut output = BufWriter::with_capacity(WRITE_BYTES, file);
     output.write_all(&[0; HEADER_LEN])?; // space for the header, which contains the number of rows
-    let mut length = None;
+    let mut vector_len = None;
     let mut numbers = Vec::new();
     let count = rows.for_each(|line| {
-        // Refuses a row without the fields that `embed` adds. The file contains only their last one,
-        // the vector.
+        // Only the check is needed: this call fails if the row lacks a field that `embed` adds.
         line.added_values()?;
         numbers.clear();
-        line.append_vector(&mut length, &mut numbers)?;
+        line.append_vector(&mut vector_len, &mut numbers)?;
         for number in &numbers {
             output.write_all(&number.to_le_bytes())?;
         }
@@ -46,7 +46,8 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     drop(output);
     let mut file = file;
     file.seek(SeekFrom::Start(0))?;
-    file.write_all(&header(count, length.unwrap_or(DIMENSIONS)))?;
+    // Without rows, the shape is (0, 1536).
+    file.write_all(&header(count, vector_len.unwrap_or(DIMENSIONS)))?;
     Ok(count)
 }
 
@@ -57,7 +58,7 @@ fn header(rows: u64, columns: usize) -> [u8; HEADER_LEN] {
     let mut header = [b' '; HEADER_LEN];
     let (magic_and_version, rest) = header.split_at_mut(MAGIC_AND_VERSION.len());
     magic_and_version.copy_from_slice(MAGIC_AND_VERSION);
-    // Two bytes contain the length of the text, which is the rest of the header.
+    // The next two bytes contain the length of the text. The text fills the rest of the header.
     let text_len = (HEADER_LEN - MAGIC_AND_VERSION.len() - 2) as u16;
     rest[..2].copy_from_slice(&text_len.to_le_bytes());
     rest[2..][..description.len()].copy_from_slice(description.as_bytes());
@@ -72,7 +73,7 @@ mod tests {
     #[test]
     fn the_longest_shape_fits_in_the_header() {
         let header = header(u64::MAX, usize::MAX);
-        // 118 (0x76) bytes follow the length.
+        // The last two bytes are the length of the text: 118 (0x76) bytes.
         assert_eq!(&header[..10], b"\x93NUMPY\x01\x00\x76\x00");
         let text = str::from_utf8(&header[10..]).unwrap();
         let start = "{'descr': '<f4', 'fortran_order': False, \

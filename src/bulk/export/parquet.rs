@@ -146,8 +146,8 @@ impl Batch {
 
     fn add(&mut self, line: &Line<'_>, length: &mut Option<usize>) -> Result<(), ExportError> {
         let [sha256, model, prepared, width, height] = line.added_values()?;
-        let cells =
-            self.columns.cells(&line.row.source_members).map_err(|detail| line.error(detail))?;
+        let cells = self.columns.cells(&line.row.source_members);
+        let cells = cells.map_err(|detail| line.error(detail))?;
         for (builder, cell) in self.own.iter_mut().zip(cells) {
             self.bytes += cell.as_ref().map_or(0, |text| text.len());
             builder.append_option(cell);

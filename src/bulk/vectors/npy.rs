@@ -11,13 +11,13 @@ use super::{MAX_LENGTH, Row, VectorsError, numbers};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// The most bytes of a header. For two dimensions, a header has about 120 bytes.
+/// The most bytes of a header's text. For two dimensions, it has about 120 bytes.
 const MAX_HEADER: u32 = 64 << 10;
 
-/// The size of a number in bytes.
+/// The size of a number in the file, in bytes.
 const NUMBER_BYTES: usize = size_of::<f32>();
 
-/// The rows of a file.
+/// Reads the rows of a file.
 pub(super) struct Npy {
     input: BufReader<File>,
     path: PathBuf,
@@ -26,7 +26,7 @@ pub(super) struct Npy {
     rows_left: u64,
 }
 
-/// The values in a header.
+/// The values in a header. `None` is a missing one.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Header {
     descr: Option<String>,
@@ -35,29 +35,31 @@ struct Header {
 }
 
 impl Npy {
-    /// Reads the header.
+    /// Reads the header of the file. `path` is for the errors.
     ///
     /// # Errors
-    /// The file is not of this format, or its length is not the one that its header declares.
+    /// The file cannot be read, is not of this format, or has another length than its header declares.
     pub(super) fn open(file: File, path: &Path) -> Result<Self, VectorsError> {
         let io_error = |error| VectorsError::Io(path.to_owned(), error);
-        let refuse = |detail: String| VectorsError::File { path: path.to_owned(), detail };
+        let file_error = |detail: String| VectorsError::File { path: path.to_owned(), detail };
         let file_bytes = file.metadata().map_err(io_error)?.len();
         let mut input = BufReader::with_capacity(1 << 20, file);
-        let (text, header_bytes) = read_header(&mut input).map_err(io_error)?.map_err(refuse)?;
-        let shape = Parser(&text).header().and_then(Header::rows_and_length);
-        let (rows, length) = shape.map_err(refuse)?;
-        let row_bytes = length * NUMBER_BYTES;
+        let (text, header_bytes) =
+            read_header(&mut input).map_err(io_error)?.map_err(file_error)?;
+        let shape = Parser(&text).header().and_then(Header::rows_and_vector_len);
+        let (rows, vector_len) = shape.map_err(file_error)?;
+        let row_bytes = vector_len * NUMBER_BYTES;
         let data_bytes = file_bytes.saturating_sub(header_bytes);
         match rows.checked_mul(row_bytes as u64) {
             Some(declared) if declared == data_bytes => {}
             Some(declared) if declared < data_bytes => {
                 let extra = data_bytes - declared;
-                return Err(refuse(format!("{extra} bytes follow the {rows} rows of its header")));
+                let detail = format!("{extra} bytes follow the {rows} rows of its header");
+                return Err(file_error(detail));
             }
             _ => {
                 let complete = data_bytes / row_bytes as u64;
-                return Err(refuse(format!(
+                return Err(file_error(format!(
                     "its header declares {rows} rows, but only {complete} follow: is the file complete?"
                 )));
             }
@@ -65,10 +67,11 @@ impl Npy {
         Ok(Self { input, path: path.to_owned(), bytes: vec![0; row_bytes], rows_left: rows })
     }
 
-    /// Reads the next row into `row`. Returns whether there was one.
+    /// Reads the vector of the next row into `row`, whose number the caller has set. Returns whether
+    /// there was a next row.
     ///
     /// # Errors
-    /// A number is infinite or not a number, or the file cannot be read.
+    /// A number of the vector is infinite or NaN, or the file cannot be read.
     pub(super) fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
         if self.rows_left == 0 {
             return Ok(false);
@@ -88,12 +91,13 @@ impl Npy {
     }
 }
 
-/// Reads the header. Returns its text, and the number of bytes before the first row. The inner error says
-/// why this is not a header that can be read.
+/// Reads the header. Returns its text, and the number of bytes before the first row. The outer error is
+/// that of the system. The inner error says what is wrong with the header.
 fn read_header(input: &mut impl Read) -> io::Result<Result<(String, u64), String>> {
     const NOT_NPY: &str = "this is not a .npy file: ";
     let mut beginning = Vec::new();
-    input.take(MAGIC.len() as u64 + 2).read_to_end(&mut beginning)?;
+    let version_bytes = 2; // the major and the minor version
+    input.take(MAGIC.len() as u64 + version_bytes).read_to_end(&mut beginning)?;
     let length_bytes = match beginning.strip_prefix(MAGIC) {
         Some([1, _]) => 2,
         Some([2 | 3, _]) => 4,
@@ -127,8 +131,9 @@ fn read_fully(input: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
 }
 
 impl Header {
-    /// The number of rows and the length of a row, if this program can read them.
-    fn rows_and_length(self) -> Result<(u64, usize), String> {
+    /// The number of rows, and the length of their vectors. The error says why this program cannot read
+    /// the rows.
+    fn rows_and_vector_len(self) -> Result<(u64, usize), String> {
         match self.descr.as_deref() {
             Some("<f4") => {}
             Some(other) => {
@@ -150,7 +155,7 @@ impl Header {
 }
 
 /// Parses the text of a header: a Python dictionary with strings, Booleans and tuples of integers. Contains
-/// the part of the text that is not parsed yet.
+/// the part of the text that is not parsed yet. `None` means that the text has another form.
 struct Parser<'a>(&'a str);
 
 impl<'a> Parser<'a> {
@@ -178,7 +183,7 @@ impl<'a> Parser<'a> {
         self.0.trim().is_empty().then_some(header)
     }
 
-    /// Skips the token and the spaces before it. Returns whether the token was there.
+    /// If `token` comes next, skips it and the spaces before it. Returns whether it came next.
     fn take(&mut self, token: char) -> bool {
         let rest = self.0.trim_start().strip_prefix(token);
         self.0 = rest.unwrap_or(self.0);
@@ -224,9 +229,9 @@ impl<'a> Parser<'a> {
 mod tests {
     use super::*;
 
-    /// The number of rows and the length of a row that a header with this text declares.
+    /// The number of rows and the length of their vectors that a header with this text declares.
     fn shape(text: &str) -> Result<(u64, usize), String> {
-        Parser(text).header().and_then(Header::rows_and_length)
+        Parser(text).header().and_then(Header::rows_and_vector_len)
     }
 
     #[test]
@@ -253,7 +258,7 @@ mod tests {
             (header("<f4", "False", "()"), "two dimensions"),
             (header("<f4", "False", "(3, 4, 5)"), "two dimensions"),
             (header("<f4", "False", "(3, 0)"), "0 numbers"),
-            // The largest `u64` is parsed, but too long. The same plus one is not parsed.
+            // The largest `u64` is parsed, but is too large a length. The next number is not parsed.
             (header("<f4", "False", "(3, 18446744073709551615)"), "numbers, not 1 to"),
             (header("<f4", "False", "(3, 18446744073709551616)"), "not that of"),
             (header("<f4", "False", "(-3, 4)"), "not that of"),

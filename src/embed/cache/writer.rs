@@ -1,6 +1,6 @@
-//! Writes embeddings to the disk, one batch at a time on one thread. Embeddings that arrive during
-//! a write form the next batch. The queue is bounded: if the disk is so slow that the queue is
-//! full, further embeddings are not written, so that they do not fill the memory.
+//! Writes embeddings to the disk in batches, one after the other. Each batch blocks one thread.
+//! Embeddings that arrive while a batch is written form the next batch. They wait in a queue of
+//! limited length. While it is full because the disk is slow, further embeddings are not written.
 
 use std::sync::Arc;
 
@@ -11,13 +11,14 @@ use tokio::{
 
 use super::{CacheKey, CachedEmbedding, Disk};
 
-/// At most this many embeddings wait to be written. Each takes about 20 KB of memory, unless the
-/// cache's memory level shares its text.
+/// At most this many embeddings wait in the queue. Each takes about 20 KB of memory, or almost none
+/// if the cache in memory contains the same embedding.
 const MAX_QUEUE_LEN: usize = 32;
 
 /// The only writer to the disk.
 pub(super) struct Writer(mpsc::Sender<Entry>);
 
+/// An embedding in the queue.
 struct Entry {
     key: CacheKey,
     cached: CachedEmbedding,
@@ -29,20 +30,20 @@ impl Writer {
     /// Starts the writer, which first cleans up the disk. Call this inside the Tokio runtime.
     pub(super) fn start(disk: Arc<Disk>) -> Self {
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
-        // The task ends by itself when the writer is dropped.
+        // Dropping the handle does not stop the task. Dropping the `Writer` does.
         drop(tokio::spawn(write_entries(disk, entries)));
         Self(queue)
     }
 
-    /// Writes an embedding. Returns when it is written or when writing failed. Returns at once,
-    /// without writing, if the queue is full.
+    /// Writes an embedding. Returns when the embedding is written, or when it is clear that it will
+    /// not be written. If the queue is full, that is at once.
     pub(super) async fn write(&self, key: CacheKey, cached: CachedEmbedding) {
-        // The channel carries no value. It closes when the writer has finished with the entry.
+        // Always an error: nothing is sent through the channel, which closes at the end.
         let _ = self.enqueue(key, cached).await;
     }
 
-    /// Adds an embedding to the queue, unless the queue is full. The returned channel closes when
-    /// the writer has finished with the embedding.
+    /// Adds an embedding to the queue. The returned channel closes when the writer has finished with
+    /// the embedding. If the queue is full, the embedding is dropped, and the channel is closed.
     pub(super) fn enqueue(&self, key: CacheKey, cached: CachedEmbedding) -> oneshot::Receiver<()> {
         let (done, when_done) = oneshot::channel();
         if self.0.try_send(Entry { key, cached, done }).is_err() {
@@ -52,6 +53,7 @@ impl Writer {
     }
 }
 
+/// Cleans up the disk, then writes the embeddings in the queue until the writer is dropped.
 async fn write_entries(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
     run_on_thread(&disk, Disk::clean_up).await;
     loop {
@@ -69,6 +71,7 @@ async fn write_entries(disk: Arc<Disk>, mut entries: mpsc::Receiver<Entry>) {
     }
 }
 
+/// Runs `work` on a thread that may block. If `work` panics, only logs that.
 async fn run_on_thread(disk: &Arc<Disk>, work: impl FnOnce(&Disk) + Send + 'static) {
     let disk = Arc::clone(disk);
     if let Err(error) = spawn_blocking(move || work(&disk)).await {
@@ -98,7 +101,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_write_returns_when_its_entry_is_on_disk() {
+    async fn a_write_returns_when_its_embedding_is_on_disk() {
         let folder = tempfile::tempdir().unwrap();
         let disk = open_disk(folder.path());
         let writer = Writer::start(Arc::clone(&disk));
@@ -111,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_entry_is_dropped_at_once_if_the_queue_is_full() {
+    async fn an_embedding_is_dropped_at_once_if_the_queue_is_full() {
         let folder = tempfile::tempdir().unwrap();
         let disk = open_disk(folder.path());
         let (queue, entries) = mpsc::channel(MAX_QUEUE_LEN);
@@ -122,12 +125,13 @@ mod tests {
         for write in &mut waiting {
             assert!(poll!(write).is_pending());
         }
-        writer.write(key_of(255), cached()).await; // returns although nothing is written
+        let key_of_dropped = key_of(255);
+        writer.write(key_of_dropped, cached()).await; // returns, although nothing is written yet
         assert!(!fs::exists(folder.path().join("vectors")).unwrap());
 
         drop(tokio::spawn(write_entries(Arc::clone(&disk), entries)));
         join_all(waiting).await;
-        assert!(disk.read(&key_of(0)).is_some() && disk.read(&key_of(255)).is_none());
+        assert!(disk.read(&key_of(0)).is_some() && disk.read(&key_of_dropped).is_none());
     }
 
     #[tokio::test]
@@ -136,7 +140,7 @@ mod tests {
         let writer = Writer(queue);
         let mut waiting = Box::pin(writer.write(key_of(1), cached()));
         assert!(poll!(&mut waiting).is_pending());
-        drop(entries);
+        drop(entries); // as at the end of the task
         waiting.await;
         writer.write(key_of(2), cached()).await;
     }

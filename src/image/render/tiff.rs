@@ -1,4 +1,5 @@
-//! Decodes TIFF. Libraries decompress the strips and tiles; everything else is done here.
+//! Decodes TIFF. Libraries decompress the strips and tiles. This module and its submodules do
+//! everything else.
 //!
 //! The `tiff` crate, which the `image` crate uses, is not used: it supports no palettes, ignores
 //! FillOrder, applies predictors incorrectly if a pixel has extra samples, and panics if separate
@@ -24,14 +25,14 @@ mod samples;
 struct Chunk {
     /// The index of the plane. It is zero unless each sample has a plane of its own.
     plane: u64,
-    /// The position of the upper left pixel in the picture.
+    /// The position of the chunk's upper left pixel in the picture.
     x: u32,
     y: u32,
     /// The size of the part that lies within the picture, in pixels.
     columns: u32,
     rows: u32,
-    /// The position and length of the data in the file, in bytes. The data do not extend beyond the
-    /// end of the file.
+    /// The position and length of the chunk's data in the file, in bytes. `len` ends at the end of
+    /// the file at the latest.
     offset: u64,
     len: u64,
 }
@@ -58,8 +59,8 @@ fn broken(reason: &str) -> Error {
     Error::Broken { format: Format::Tiff, reason: reason.into() }
 }
 
-/// The indices of the samples that are decoded: the samples of the colour, and alpha. A pixel may have
-/// other samples, which are skipped.
+/// The indices of the samples that are needed: those of the colour, and alpha. A pixel may have other
+/// samples, which are skipped.
 fn needed_sample_indices(tiff: &Tiff) -> Vec<u64> {
     (0..tiff.color.samples()).chain(tiff.alpha.map(|alpha| alpha.at)).collect()
 }
@@ -76,7 +77,7 @@ fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Ve
         Some(tables) => tables.read(reader, tiff.order, tables.count)?,
         None => Vec::new(),
     };
-    // Each value is a byte.
+    // Each value is one byte of the tables.
     let jpeg_tables: Vec<u8> = jpeg_tables.into_iter().map(|byte| byte as u8).collect();
     let needed_samples = needed_sample_indices(tiff);
     let mut pixels = vec![0; tiff.width as usize * tiff.height as usize * needed_samples.len()];
@@ -94,7 +95,7 @@ fn read_pixels(tiff: &Tiff, reader: &mut Reader, file_len: u64) -> io::Result<Ve
             columns: chunks.width.min(tiff.width - x),
             rows: chunks.height.min(tiff.height - y),
             offset,
-            // A length of zero means that it is unknown: the chunk is read to the end of the file.
+            // Zero means that the length is unknown. The chunk is then read to the end of the file.
             len: if len == 0 { u64::MAX } else { len }.min(file_len.saturating_sub(offset)),
         };
         read_chunk(tiff, &jpeg_tables, &chunk, reader, &needed_samples, &mut pixels)?;
@@ -114,17 +115,18 @@ fn read_chunk(
     // For each sample to copy: its index in a pixel of the chunk, and its index in a pixel of the
     // output.
     let needed_samples_and_targets = needed_samples.iter().copied().zip(0..);
-    let indices: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {
+    let copied_samples: Vec<(usize, usize)> = if tiff.chunks.planes > 1 {
         let in_this_plane = needed_samples_and_targets.filter(|(from, _)| *from == chunk.plane);
+        // In a plane, a pixel has only one sample.
         in_this_plane.map(|(_, to)| (0, to)).collect()
     } else {
         needed_samples_and_targets.map(|(from, to)| (from as usize, to)).collect()
     };
-    if indices.is_empty() {
+    if copied_samples.is_empty() {
         return Ok(());
     }
     let stored_samples_per_pixel = tiff.samples_of_a_pixel_in_one_chunk();
-    let all_are_needed = stored_samples_per_pixel == needed_samples.len() as u64;
+    let all_samples_are_needed = stored_samples_per_pixel == needed_samples.len() as u64;
 
     let bits_per_pixel = stored_samples_per_pixel * tiff.depth.bits();
     let row_len = (u64::from(tiff.chunks.width) * bits_per_pixel).div_ceil(8);
@@ -137,7 +139,7 @@ fn read_chunk(
     let mut stored_rows = codec::rows(tiff, jpeg_tables, chunk, reader)?;
     for y in 0..chunk.rows {
         if y > 0 {
-            // Skip the rest of the previous row.
+            // Skip the part of the previous row that lies outside the picture.
             io::copy(&mut stored_rows.by_ref().take(row_len - read_len), &mut io::sink())?;
         }
         stored_rows.read_exact(&mut row)?;
@@ -148,13 +150,13 @@ fn read_chunk(
         let end_pixel = first_pixel + chunk.columns as usize;
         let pixel_len = needed_samples.len();
         let output = &mut pixels[first_pixel * pixel_len..end_pixel * pixel_len];
-        if all_are_needed {
+        if all_samples_are_needed {
             output.copy_from_slice(&samples[..output.len()]);
             continue;
         }
         let stored_pixels = samples.chunks_exact(stored_samples_per_pixel as usize);
         for (pixel, stored_pixel) in output.chunks_exact_mut(pixel_len).zip(stored_pixels) {
-            for (from, to) in &indices {
+            for (from, to) in &copied_samples {
                 pixel[*to] = stored_pixel[*from];
             }
         }

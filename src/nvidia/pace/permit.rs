@@ -1,4 +1,4 @@
-//! What a client holds: reserved calls, and the permit for a call.
+//! What a request holds: reserved calls, and the permit for a call.
 
 use std::sync::Arc;
 
@@ -7,23 +7,27 @@ use tokio::time::Instant;
 use super::{Inner, call_log::TimedCall};
 use crate::shares::ClientNetwork;
 
-/// Reserved calls that do not wait for a permit yet. Dropping the guard frees the reservation.
+/// Reserved calls for which no permit is requested yet. Dropping the guard frees the reservation.
 #[derive(Debug)]
 pub(in crate::nvidia) struct ReservationGuard {
     pub(super) pace: Arc<Inner>,
     pub(super) client_network: ClientNetwork,
+    /// See [`super::call_log::Demand::is_spread`].
     pub(super) is_spread: bool,
+    /// The number of reserved calls.
     pub(super) count: usize,
 }
 
-/// Permission to make a call now or later. Dropping an unused permit allows another call instead.
+/// Permission to make a call now or later, but within one window. Dropping an unused permit allows
+/// another call instead.
 #[derive(Debug)]
 pub(in crate::nvidia) struct PacePermit {
     pub(super) pace: Arc<Inner>,
     pub(super) call: TimedCall,
-    /// When the Valkey was asked for a turn, its permission for this call. `None` if it was not asked.
+    /// When the Valkey was asked for a turn: its permission for a call, which replicas need while they
+    /// share the limit. `None` if it was not asked.
     pub(super) asked: Option<Instant>,
-    /// Whether dropping the permit changes nothing: its call was made, or the Valkey granted no turn.
+    /// True if dropping the permit changes nothing: its call was made, or the Valkey granted no turn.
     pub(super) is_done: bool,
 }
 
@@ -33,7 +37,7 @@ impl ReservationGuard {
         self.is_spread
     }
 
-    /// Moves one of the reserved calls, if any is left, to a guard of its own.
+    /// Moves one of the reserved calls to a guard of its own. If none is left, that guard has none.
     pub(in crate::nvidia) fn split_one(&mut self) -> Self {
         let count = self.count.min(1);
         self.count -= count;
@@ -50,15 +54,15 @@ impl Drop for ReservationGuard {
 }
 
 impl PacePermit {
-    /// Whether the permit is a window old. Its call is then no longer counted, so the permit must not be
-    /// used.
+    /// Whether the permit is at least as old as a window. Its call then no longer counts towards the
+    /// limit, so the permit must not be used.
     pub(in crate::nvidia) fn is_expired(&self) -> bool {
         let counted_from = self.asked.unwrap_or(self.call.time);
         counted_from + self.pace.rule.window <= Instant::now()
     }
 
-    /// Uses the permit for a call that is made now. The call counts from now on, and not from when the
-    /// permit was taken: otherwise it would leave the window too early.
+    /// Uses the permit for a call that is made now. The call counts from now on. If it counted from the
+    /// time when the permit was taken, it would leave the window too early.
     pub(in crate::nvidia) async fn use_now(mut self) {
         if let Some(shared) = &self.pace.shared {
             shared.use_turn(self.call.id, self.asked).await;

@@ -39,7 +39,7 @@ async fn call(pace: &PaceLimiter, client_network: ClientNetwork) -> Instant {
     Instant::now()
 }
 
-/// Waits until all of a client's calls are made, and returns their times.
+/// Makes `count` calls of a client as soon as the limiter permits them, and returns their times.
 async fn calls(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) -> Vec<Instant> {
     let mut tasks = JoinSet::new();
     for _ in 0..count {
@@ -51,8 +51,8 @@ async fn calls(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) 
     times
 }
 
-/// The fewest and the most calls in a period of this length. Looks at the periods that begin with a call
-/// and end no later than the last call.
+/// The fewest and the most calls in any period of this length that begins with a call and ends no later
+/// than the last call.
 fn fewest_and_most(times: &[Instant], period: Duration) -> (usize, usize) {
     let last = *times.last().unwrap();
     let starts = times.iter().enumerate().filter(|(_, start)| **start + period <= last);
@@ -142,7 +142,7 @@ proptest! {
             let is_alone = guards.iter().all(|(number, ..)| Some(*number) == first);
             let mut tasks = JoinSet::new();
             for (number, count, guard) in guards {
-                drop(guard);
+                drop(guard); // from now on, its calls wait for permits
                 for _ in 0..count {
                     let pace = pace.clone();
                     tasks.spawn(async move {
@@ -168,7 +168,7 @@ fn paused<T>(future: impl Future<Output = T>) -> T {
     runtime.block_on(future)
 }
 
-/// Reserves the calls of a batch, makes them, and returns their times.
+/// Reserves the calls of a batch, makes them as soon as possible, and returns their times.
 async fn batch(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) -> Vec<Instant> {
     let (now, deadline) = (Instant::now(), Instant::now() + NO_DEADLINE);
     let mut reservation = pace.reserve(client_network, count, now, deadline).unwrap();
@@ -199,12 +199,12 @@ async fn the_calls_of_a_batch_that_fits_are_made_at_once_and_one_call_stays_free
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_of_the_calls_are_made_at_once_and_the_others_are_spread_over_the_minute() {
+async fn half_of_the_calls_are_made_at_once_and_the_others_are_spread_over_the_window() {
     let start = Instant::now();
-    // One client gets 39 of 40 calls a minute: one stays free for others.
+    // One client gets 39 of the 40 calls in a window: one stays free for others.
     let times = calls(&pace(40), FIRST, 39).await;
     assert_eq!(times[..20], [start; 20]);
-    // 19 calls in the minute after the first 20 are about 3 s apart.
+    // The other 19 calls divide the window of 60.5 s into 20 gaps of about 3 s.
     let gaps: Vec<f64> =
         times[19..].windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     assert!(gaps.iter().all(|gap| (3.0..3.1).contains(gap)), "{gaps:?}");
@@ -212,7 +212,7 @@ async fn half_of_the_calls_are_made_at_once_and_the_others_are_spread_over_the_m
 
 #[tokio::test(start_paused = true)]
 async fn a_new_client_waits_only_seconds_and_the_run_of_another_client_gets_all_other_calls() {
-    // `at_once`: how many calls the run makes at once. `seconds`: when the new client comes.
+    // `at_once`: how many calls the run has waiting or running. `seconds`: when the new client comes.
     for (at_once, seconds) in [(500, 7), (500, 70), (500, 333), (8, 30), (8, 200)] {
         let pace = pace(40);
         let run = tokio::spawn({
@@ -257,7 +257,7 @@ async fn a_run_without_other_clients_uses_the_whole_limit_in_any_ten_minutes() {
     let times = calls(&pace, FIRST, 1200).await;
     let (fewest, _) = fewest_and_most(&times, Duration::from_secs(600));
     let (_, most) = fewest_and_most(&times, Duration::from_secs(60));
-    // The limit of 40 holds for 60.5 s, so 397 calls are possible in ten minutes.
+    // 40 calls in each window of 60.5 s are 397 in ten minutes.
     assert!(fewest >= 390 && most <= 40, "{fewest} in ten minutes, {most} in one");
 }
 
@@ -297,7 +297,7 @@ async fn a_call_that_cannot_be_made_in_time_fails_at_once_with_the_time_to_wait(
 #[tokio::test(start_paused = true)]
 async fn a_call_that_new_clients_overtake_fails_at_its_deadline() {
     let (pace, start) = (pace(2), Instant::now());
-    // These calls are half a window apart, so only one call becomes free at `start + WINDOW`.
+    // These two calls are half a window apart, so only one becomes free at `start + WINDOW`.
     calls(&pace, FIRST, 2).await;
     let overtaken = pace.take_permit(FIRST, SPREAD, start + WINDOW + Duration::from_secs(1));
     let (overtaken, second) = tokio::join!(overtaken, call(&pace, SECOND));
@@ -317,7 +317,7 @@ async fn another_call_may_use_the_time_of_a_dropped_permit() {
     assert_eq!(pace.waiting(), 1);
     drop(permit);
     assert_eq!(waiting.await.unwrap(), start + Duration::from_secs(5));
-    // A caller that no longer waits is not counted.
+    // A call that is no longer awaited does not count as waiting.
     let given_up =
         timeout(Duration::from_secs(1), pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE)).await;
     assert!(given_up.is_err() && pace.waiting() == 0);
@@ -361,8 +361,8 @@ async fn a_call_that_becomes_the_next_one_at_an_expiry_is_made_at_that_time() {
     calls(&pace, SECOND, 2).await;
     sleep(Duration::from_secs(10)).await;
     calls(&pace, FIRST, 2).await;
-    // Until the second client's calls expire, both clients have two calls, and the call of the first
-    // client is the next one.
+    // Until the second client's two calls expire, each client has two calls in the window, and the next
+    // call is the first client's.
     let (first, second) = tokio::join!(call(&pace, FIRST), call(&pace, SECOND));
     assert_eq!((first, second), (start + WINDOW, start + WINDOW));
 }

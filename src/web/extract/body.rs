@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::shares::{NotEnoughUnits, SharePermit};
 
-/// The time that every body may take. Received bytes extend it.
+/// The time that a body may take before received bytes extend it.
 const INITIAL_TIME: Duration = Duration::from_secs(10);
 /// The number of received bytes that extend the time by one second. This rate is low enough for a
 /// photograph over a bad mobile network.
@@ -51,7 +51,7 @@ impl From<NotEnoughUnits> for BodyError {
 pub enum BodyContent {
     /// A picture.
     Picture {
-        /// The most bytes of the picture. The body may be longer, as it also contains the encoding.
+        /// The most bytes of the picture. The body may be longer: Base64 or a form adds bytes.
         max_picture_bytes: u64,
     },
     /// Several pictures.
@@ -72,11 +72,11 @@ pub(in crate::web) struct BodyLimits {
 }
 
 impl BodyLimits {
-    /// Returns the body's Content-Length, or 0 if the body has none.
+    /// Checks the body's Content-Length, and returns it. Returns 0 if the body has none.
     ///
     /// # Errors
     /// [`BodyError::TooLarge`] if the length exceeds the limit.
-    pub(in crate::web) fn declared_length(self, body: &Body) -> Result<u64, BodyError> {
+    pub(in crate::web) fn check_declared_length(self, body: &Body) -> Result<u64, BodyError> {
         let declared = body.size_hint().lower();
         if declared > self.max_bytes { Err(self.too_large()) } else { Ok(declared) }
     }
@@ -84,13 +84,13 @@ impl BodyLimits {
     /// Streams the body as it arrives.
     ///
     /// # Errors
-    /// [`BodyError::TooLarge`] at once if the declared length exceeds the limit. The stream itself
-    /// returns any [`BodyError`].
+    /// [`BodyError::TooLarge`] if the declared length exceeds the limit. Later, the stream may return
+    /// any [`BodyError`].
     pub(in crate::web) fn stream(
         self,
         body: Body,
     ) -> Result<impl Stream<Item = Result<Bytes, BodyError>> + Send + use<>, BodyError> {
-        self.declared_length(&body)?;
+        self.check_declared_length(&body)?;
         let started = Instant::now();
         Ok(stream::try_unfold(
             (body.into_data_stream(), 0),
@@ -128,8 +128,8 @@ impl BodyLimits {
             memory.grow_to((buffer.len() + bytes.len()) as u64)?;
             if buffer.capacity() == 0 {
                 // Reserves address space for the whole body at once. Otherwise the buffer would be
-                // copied each time it grows. The system provides memory only for bytes that are
-                // written, and the permit covers these.
+                // copied each time it grows. The reserved bytes take memory only when they are
+                // written, and the permit covers the written bytes.
                 let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
                 buffer.try_reserve_exact(capacity).map_err(|_| BodyError::NoMemory)?;
             }
@@ -142,7 +142,7 @@ impl BodyLimits {
         BodyError::TooLarge { max_bytes: self.max_bytes, content: self.content }
     }
 
-    /// The deadline for the next bytes, if `received` bytes have arrived already.
+    /// The deadline of the whole body, if no more than `received` bytes arrive until then.
     fn deadline(self, started: Instant, received: u64) -> Instant {
         let extension = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
         started + (INITIAL_TIME + extension).min(self.timeout)
@@ -168,13 +168,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_of_the_allowed_length_is_read_completely() {
+    async fn a_body_with_the_most_allowed_bytes_is_read_completely() {
         assert_eq!(read(5, Body::from("hello")).await.unwrap(), b"hello");
     }
 
     #[tokio::test]
     async fn the_memory_permit_grows_with_the_received_bytes() {
-        // Memory for eight bytes.
+        // The memory is enough for eight bytes, but nine arrive.
         let memory = Shares::undivided(8, 1);
         let mut permit = memory.empty_permit(ClientNetwork::UNKNOWN);
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);

@@ -25,7 +25,7 @@ impl ClientKeys {
     /// Parses keys that are separated by commas or line breaks.
     ///
     /// # Errors
-    /// A message that says what is wrong. It does not contain the keys.
+    /// A text that continues a sentence after the setting's name. It does not contain the keys.
     pub fn parse(text: &str) -> Result<Self, String> {
         let keys: Vec<_> =
             text.split([',', '\n', '\r']).map(str::trim).filter(|key| !key.is_empty()).collect();
@@ -43,9 +43,9 @@ impl ClientKeys {
         self.0.is_empty()
     }
 
-    /// Returns the digest of the request's key (`Authorization: Bearer`, RFC 6750), if the key is
-    /// valid. Always compares the digests of all keys in constant time. The duration thus does not
-    /// reveal which key matched, or how many bytes matched.
+    /// Returns the digest of the request's key (`Authorization: Bearer`, RFC 6750). `None` if the
+    /// request has no key, or one that is not in the list. Compares the digest with those of all keys,
+    /// and in constant time. The duration thus does not reveal which key matched, or how many bytes.
     fn find(&self, headers: &HeaderMap) -> Option<KeyDigest> {
         let sent = digest(bearer_key(headers)?);
         let mut is_valid = Choice::from(0);
@@ -76,6 +76,7 @@ pub(in crate::web) async fn require_key(
     Ok(next.run(request).await)
 }
 
+/// The key in the header `Authorization`, if its scheme is Bearer.
 fn bearer_key(headers: &HeaderMap) -> Option<&str> {
     let (scheme, key) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
     if scheme.eq_ignore_ascii_case("bearer") { Some(key.trim()) } else { None }
@@ -121,7 +122,7 @@ mod tests {
 
     #[test]
     fn invalid_keys_are_refused_with_a_message_that_does_not_contain_them() {
-        // All keys contain "pl", which must not appear in a message.
+        // All these keys contain "pl", which must not appear in a message.
         for text in ["", " , \n", "planted key", "pl\u{e4}nted", "planted\", NAME=planted"] {
             let message = ClientKeys::parse(text).unwrap_err();
             assert!(!message.contains("pl"), "{message}");

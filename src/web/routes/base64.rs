@@ -106,7 +106,7 @@ pub(super) async fn vectorize_image_base64(
         timeout: limits.body_timeout,
     };
     let admission =
-        app.pipeline.admit(client, body_limits.declared_length(&body)?, save_mode).await?;
+        app.pipeline.admit(client, body_limits.check_declared_length(&body)?, save_mode).await?;
     let mut memory = app.pipeline.memory.empty_permit(client);
     let body = body_limits.read(body, &mut memory).await?;
 

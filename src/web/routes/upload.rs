@@ -87,7 +87,7 @@ pub(super) async fn vectorize_image_upload(
         content: BodyContent::Picture { max_picture_bytes: limits.max_image_bytes },
         timeout: limits.body_timeout,
     };
-    body_limits.declared_length(&body)?; // refuses a declared length over the limit
+    body_limits.check_declared_length(&body)?; // refuses a declared length over the limit
     // The body is never in memory as a whole, so it counts as 0 bytes.
     let admission = app.pipeline.admit(client, 0, save_mode).await?;
 

@@ -8,8 +8,8 @@ use std::{
 use reqwest::Client;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
-/// An HTTP client that connects from this address. On Linux, every address in 127.0.0.0/8 belongs
-/// to this machine.
+/// An HTTP client that connects from the address `source`. On Linux, every address in 127.0.0.0/8
+/// belongs to this machine.
 pub fn client_from(source: [u8; 4]) -> Client {
     Client::builder()
         .no_proxy()
@@ -26,7 +26,7 @@ pub async fn connect_from(source: [u8; 4], to: SocketAddr) -> std::io::Result<Tc
     socket.connect(to).await
 }
 
-/// An address that nobody listens on.
+/// An address of this machine that nobody listens on.
 pub async fn free_address() -> SocketAddr {
     TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap()
 }

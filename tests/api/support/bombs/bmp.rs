@@ -3,7 +3,7 @@
 use super::Bomb;
 use crate::support::craft::bmp;
 
-// Compressions.
+// Values of the header's field for the compression.
 const NONE: u32 = 0;
 const RLE8: u32 = 1;
 const RLE4: u32 = 2;
@@ -19,14 +19,15 @@ pub(super) fn all() -> Vec<Bomb> {
         bmp((16, 16), 32, BITFIELDS, 0, &masks, &[0x5a; 1024])
     };
     vec![
-        // The data for 36 megapixels is only the code for the end of the picture.
+        // The data of a picture of 36 megapixels consist only of the code for its end.
         ("bmp-rle8-of-nothing", rle8((6000, 6000), &[0, 1])),
-        // Jumps out of the picture: to the right, and in the first file also up.
+        // The next two jump out of the picture: both to the right, and the first also up.
         ("bmp-rle8-jumps", rle8((64, 64), &[0, 2, 255, 255].repeat(1000))),
         ("bmp-rle4-jumps", rle4((64, 64), &[0, 2, 1, 0].repeat(1000))),
         // Jumps by zero pixels, so that the codes never advance.
         ("bmp-rle8-stands-still", rle8((64, 64), &[0, 2, 0, 0].repeat(500_000))),
-        // Without the code for the end of the picture: runs, and in RLE4 blocks of unencoded pixels.
+        // The next two have no code for the end of the picture. The first consists of runs, the second
+        // of blocks of unencoded pixels.
         ("bmp-rle8-never-ends", rle8((64, 64), &[255, 1].repeat(1_000_000))),
         ("bmp-rle4-never-ends", rle4((64, 64), &[0, 255].repeat(1_000_000))),
         ("bmp-palette-4-billion", bmp((16, 16), 8, NONE, u32::MAX, &palette, &[0; 256])),
@@ -34,6 +35,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("bmp-masks-of-nothing", with_masks([0; 3])),
         ("bmp-masks-of-all", with_masks([u32::MAX; 3])),
         ("bmp-masks-with-holes", with_masks([0x5555_5555, 0xaaaa_aaaa, 0x1001])),
+        // With 63.2 megapixels, this is just within the limit.
         ("bmp-no-data", bmp((8000, 7900), 24, NONE, 0, &[], &[])),
         ("bmp-lowest-height", bmp((16, i32::MIN), 24, NONE, 0, &[], &[0; 1000])),
         ("bmp-negative-width", bmp((-16, 16), 24, NONE, 0, &[], &[0; 1000])),
@@ -44,7 +46,7 @@ pub(super) fn all() -> Vec<Bomb> {
     ]
 }
 
-/// According to the header, the pixels begin at 4 GiB.
+/// According to the header, the pixels begin almost 4 GiB after the beginning of the file.
 fn data_far_away() -> Vec<u8> {
     let mut file = bmp((16, 16), 24, NONE, 0, &[], &[0; 768]);
     file[10..14].copy_from_slice(&u32::MAX.to_le_bytes());

@@ -7,14 +7,14 @@ use super::*;
 #[test]
 fn packbits_runs_may_continue_in_the_next_row_but_must_not_be_truncated() {
     let picture = Crafted::new((3, 2), GREY, &[8]).with(COMPRESSION, &[PACKBITS]);
-    // No operation, then 7 repeated four times, then two literal bytes.
+    // 128 has no effect, `253, 7` is four times 7, and `1, 8, 9` is the two bytes 8 and 9.
     assert_eq!(pixels(&picture, &[128, 253, 7, 1, 8, 9]), grey(&[7, 7, 7, 7, 8, 9]));
     let truncated = picture.file(&[&[253, 7, 1, 8]]);
     assert!(decoded(truncated).is_err());
 }
 
 #[test]
-fn lzw_is_decoded_in_the_variants_before_and_since_tiff_5() {
+fn lzw_is_decoded_in_the_variant_before_tiff_5_and_in_the_variant_since() {
     let values: Vec<u8> = (0..2000_u32).map(|n| (n * n / 7) as u8).collect();
     let before_5 = weezl::encode::Encoder::new(weezl::BitOrder::Lsb, 8).encode(&values).unwrap();
     let picture = Crafted::new((100, 20), GREY, &[8]).with(COMPRESSION, &[LZW]);
@@ -23,8 +23,8 @@ fn lzw_is_decoded_in_the_variants_before_and_since_tiff_5() {
 }
 
 #[test]
-fn lzw_words_may_be_longer_than_a_row() {
-    // A picture of one colour has the longest words.
+fn an_lzw_code_may_stand_for_more_than_a_row() {
+    // In a picture of one colour, the codes stand for the most pixels.
     for width in 1..40 {
         for height in [1, 7, 64, 200] {
             let picture = Crafted::new((width, height), GREY, &[8]).with(COMPRESSION, &[LZW]);
@@ -68,6 +68,7 @@ fn fax_groups_3_and_4_are_decoded_unless_a_row_is_too_short() {
         assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression} reversed");
     }
     let fax_3 = fax(GROUP_3, WHITE_IS_ZERO);
+    // The data end within the first row.
     assert!(decoded(fax_3.file(&[&bits(&group_3)[..2]])).is_err());
     // A row ends early, at the code for the end of a row or at an invalid code.
     for short_row in ["1011", "1011 00000000111"] {
@@ -96,10 +97,13 @@ pub(super) fn samples_and_jpeg(size: (u32, u32), channels: u32) -> (Vec<u8>, Vec
 
 /// Splits a JPEG into a JPEG with its tables and a JPEG with the rest, as programs that write TIFF do.
 fn split_tables(jpeg: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    const START_OF_IMAGE: &[u8] = b"\xff\xd8";
+    const END_OF_IMAGE: &[u8] = b"\xff\xd9";
     const DHT: u8 = 0xc4;
     const DQT: u8 = 0xdb;
     const SOS: u8 = 0xda;
-    let (mut tables, mut rest, mut at) = (b"\xff\xd8".to_vec(), b"\xff\xd8".to_vec(), 2);
+    let (mut tables, mut rest) = (START_OF_IMAGE.to_vec(), START_OF_IMAGE.to_vec());
+    let mut at = START_OF_IMAGE.len();
     loop {
         let len = 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
         match jpeg[at + 1] {
@@ -109,11 +113,12 @@ fn split_tables(jpeg: &[u8]) -> (Vec<u8>, Vec<u8>) {
         }
         at += len;
     }
-    tables.extend(b"\xff\xd9");
+    tables.extend(END_OF_IMAGE);
     rest.extend(&jpeg[at..]);
     (tables, rest)
 }
 
+/// Asserts that the samples are equal, except for what JPEG changes at quality 100.
 fn assert_close(actual: &RgbImage, expected: &[u8]) {
     assert_eq!(actual.len(), expected.len());
     let largest_difference = actual.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
