@@ -244,7 +244,7 @@ impl Run {
         self.pause = None;
         while self.requests.len() < self.window.size() {
             let Some(mut job) = self.lanes.take(now) else { return };
-            job.round = self.window.round();
+            job.halvings_at_start = self.window.halvings();
             self.requests.spawn(attempt(self.client.clone(), job));
         }
     }
@@ -276,7 +276,7 @@ impl Run {
             Ok(embedded) => {
                 self.lanes.host_answered(&lane);
                 // `requests` no longer contains the finished one.
-                self.window.succeeded(self.requests.len() + 1);
+                self.window.grow_after_success(self.requests.len() + 1);
                 self.succeed(job.item, embedded).await;
             }
             Err(action) => self.handle_error(job, &lane, action).await,
@@ -308,7 +308,7 @@ impl Run {
                 self.fail(job.item, failure).await;
             }
             Action::PauseService(failure, pause) => {
-                self.window.refused(job.round);
+                self.window.halve_after_refusal(job.halvings_at_start);
                 self.pause_service(&failure, now + pause);
                 self.lanes.push_again(job);
             }
