@@ -73,7 +73,8 @@ fn transparent_pixels_become_white() {
 
 #[test]
 fn exif_orientation_is_applied_when_converting_and_when_shrinking() {
-    let picture = jpeg_with_orientation(6); // rotate by 90° clockwise: the left half becomes the upper one
+    // Orientation 6 is a rotation by 90° clockwise, so the left half becomes the upper one.
+    let picture = jpeg_with_orientation(6);
     let memory_estimate = estimate_memory(&picture).unwrap();
     for jpeg in [
         CONVERTED.render(&picture, memory_estimate).unwrap(),

@@ -27,7 +27,7 @@ static PAGE: LazyLock<String> =
 const MARKUP: &str = include_str!("home/page.html");
 const STYLE: &str = include_str!("home/page.css");
 
-/// One script: its parts use each other's names.
+/// The files are one script, because they use each other's names.
 const SCRIPT: &str = concat!(
     include_str!("home/queue.js"),
     include_str!("home/wall.js"),
@@ -78,7 +78,8 @@ pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
 }
 
 fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResponse + use<> {
-    // The host name is safe in HTML: `check_host_name` returns only harmless characters.
+    // The error of `check_host_name` is the refused host name. It is safe in HTML, because it contains only
+    // harmless characters.
     let unknown_host = rules.check_host_name(headers).err().unwrap_or_default();
     let html = PAGE.replacen(SAMPLE, app.sample_url.as_deref().unwrap_or_default(), 1);
     let html = html.replacen(FORMATS, &ACCEPTED_TYPES, 1).replace(UNKNOWN_HOST, &unknown_host);
