@@ -30,7 +30,7 @@ use crate::{
 /// The timeout of the decoder's test at start, which decodes one pixel.
 const DECODER_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long the bucket's test at start waits for a write.
+/// The timeout of the write in the bucket's test at start, and of the removal.
 const BUCKET_TEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A service that is bound to its port and ready to serve.
@@ -63,7 +63,7 @@ pub enum BuildError {
     Bucket {
         /// What the operator can do.
         advice: String,
-        /// The bucket's answer.
+        /// The error with which the bucket refuses.
         source: bucket::Error,
     },
     /// The Valkey cannot be used with these settings.
@@ -79,8 +79,8 @@ pub enum BuildError {
 
 impl App {
     /// Logs the configuration's warnings, opens the downloads folder, binds the port, and tests
-    /// the decoder. In sandbox mode, also starts the stand-in for NVIDIA. If they are configured,
-    /// also starts the client of the Valkey, and tests the bucket.
+    /// the decoder. In sandbox mode, also starts the stand-in for NVIDIA. With a Valkey, starts
+    /// its client. With a bucket, tests it.
     ///
     /// # Errors
     /// [`BuildError`]
@@ -92,7 +92,7 @@ impl App {
     }
 
     /// Like [`Self::build`], but resolves the host names in pictures' URLs with `lookup`, for
-    /// tests. Does not log warnings.
+    /// tests. Does not log the configuration's warnings.
     ///
     /// # Errors
     /// [`BuildError`]
@@ -199,8 +199,8 @@ impl App {
     }
 }
 
-/// Tests the bucket. If it cannot be reached, the service starts nevertheless, and tests it again in
-/// the background.
+/// Tests the bucket. If the bucket cannot be reached, the service starts nevertheless, and tests the
+/// bucket again in the background.
 ///
 /// # Errors
 /// [`BuildError::Bucket`] if the bucket refuses to be written to or read.

@@ -1,4 +1,4 @@
-//! The command line: runs the command that the arguments select, and returns the exit code.
+//! The command line: one file for each command.
 
 use std::{env, error::Error, process::ExitCode, time::Duration};
 
@@ -15,7 +15,7 @@ mod embed;
 mod nearest;
 mod serve;
 
-/// Runs the command that the arguments select.
+/// Runs the command that the arguments select, and returns the exit code.
 pub fn run() -> ExitCode {
     // In a child process of the decoder, this must be the first code that runs: here the child sets
     // its own limits.
@@ -23,7 +23,7 @@ pub fn run() -> ExitCode {
         return code;
     }
     let (command, config) = Config::from_args_and_env().unwrap_or_else(|errors| errors.exit());
-    // The other commands serve no clients other than themselves, so nobody collects their traces.
+    // The services of the other commands have no clients but the command, so nobody collects traces.
     let traces = match command {
         Command::Serve => Traces::Export,
         Command::Embed(_) | Command::Nearest(_) | Command::Check { .. } => Traces::Ignore,
@@ -61,8 +61,8 @@ async fn run_command(command: Command, config: Config) -> Result<ExitCode, Box<d
             return Ok(Box::pin(nearest::nearest(*arguments, config)).await);
         }
         Command::Check { live } => {
-            let has_no_fault = check::check(&config, live).await;
-            if !has_no_fault {
+            let has_passed = check::check(&config, live).await;
+            if !has_passed {
                 return Ok(ExitCode::FAILURE);
             }
         }

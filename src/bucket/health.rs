@@ -20,17 +20,18 @@ use tokio::{
 
 use super::{Bucket, Inner, TestReport, error::Operation};
 
-/// After this many failures in a row, the bucket is not written to any more.
+/// After this many failures in a row, the bucket is not written to until a test succeeds.
 const MAX_FAILED_WRITES: u32 = 1;
 
-/// After this many failures in a row, the bucket is not read any more. One slow read says little,
-/// because reads have only a second.
+/// After this many failures in a row, the bucket is not read until a test succeeds. One slow read says
+/// little, because reads have only a second.
 const MAX_FAILED_READS: u32 = 3;
 
 /// The time between the starts of two tests of a failing bucket.
 const TEST_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How long the write of a test may take, and the removal. Each of the two reads takes at most a second.
+/// How long the write of a test may take, and how long its removal. Each of the two reads takes at most a
+/// second.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// At most this many tests run at once.
@@ -54,7 +55,7 @@ struct State {
     writes: Failures,
     reads: Failures,
     /// Whether a task tests the bucket.
-    is_tested: bool,
+    is_being_tested: bool,
 }
 
 /// The failures of one kind of operation since its last success.
@@ -66,9 +67,9 @@ struct Failures {
 }
 
 impl Failures {
-    /// Counts the outcome of an operation that began at `started` and ends `now`. The operation
-    /// counts as failing after `max_failures` in a row. A failure is ignored if another operation has
-    /// succeeded since this one began.
+    /// Counts the success or failure of an operation that began at `started` and ends `now`. This kind
+    /// of operation is failing after `max_failures` in a row. A failure is ignored if another operation
+    /// has succeeded since this one began. Returns the transition that this causes, if any.
     fn record(
         &mut self,
         has_failed: bool,
@@ -97,8 +98,8 @@ impl Failures {
 }
 
 impl Health {
-    /// Whether the operation is suspended because it fails. A removal is never suspended, because no
-    /// client waits for it.
+    /// Whether this kind of operation is suspended, because it is failing. Removals are never suspended,
+    /// because no client waits for them.
     pub(super) fn is_suspended(&self, operation: Operation) -> bool {
         let state = self.state();
         match operation {
@@ -108,7 +109,7 @@ impl Health {
         }
     }
 
-    /// Counts the outcome of an operation that began at `started` and has just ended.
+    /// Counts the success or failure of a request's operation that began at `started` and has just ended.
     pub(super) fn record(
         &self,
         operation: Operation,
@@ -118,8 +119,8 @@ impl Health {
         self.count(operation, has_failed, started, MAX_FAILED_READS)
     }
 
-    /// Counts the outcome of a test, like [`Self::record`]. One failed test of reads is enough to
-    /// suspend them.
+    /// Like [`Self::record`], for an operation of a test. One failed read of a test is enough to suspend
+    /// reads.
     pub(super) fn record_test(
         &self,
         operation: Operation,
@@ -149,14 +150,14 @@ impl Health {
 
     /// Records that a task tests the bucket. Returns whether the caller must start that task.
     fn begin_testing(&self) -> bool {
-        !std::mem::replace(&mut self.state().is_tested, true)
+        !std::mem::replace(&mut self.state().is_being_tested, true)
     }
 
-    /// Ends the testing, unless writes or reads are failing. Returns whether it has ended.
-    fn end_testing(&self) -> bool {
+    /// Ends the testing if neither writes nor reads are failing. Returns whether it has ended.
+    fn end_testing_if_works(&self) -> bool {
         let mut state = self.state();
-        state.is_tested = state.writes.is_failing || state.reads.is_failing;
-        !state.is_tested
+        state.is_being_tested = state.writes.is_failing || state.reads.is_failing;
+        !state.is_being_tested
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -165,7 +166,7 @@ impl Health {
     }
 }
 
-/// Starts to test a failing bucket, unless it is tested already.
+/// Starts to test a failing bucket, unless a task already does so.
 pub(super) fn start_testing(bucket: &Bucket) {
     if bucket.0.health.begin_testing() {
         // The task ends when the bucket works again, or when nobody uses the bucket any more.
@@ -189,7 +190,7 @@ async fn test_until_it_works(bucket: Weak<Inner>) {
                 let Ok(report) = report else { continue };
                 let bucket = Bucket(inner);
                 bucket.record_test(&report);
-                if bucket.0.health.end_testing() {
+                if bucket.0.health.end_testing_if_works() {
                     // The other tests still remove their objects.
                     return tests.detach_all();
                 }
@@ -215,7 +216,7 @@ mod tests {
         for has_failed in [FAILED, FAILED, SUCCEEDED] {
             assert_eq!(health.record(Operation::Read, has_failed, now), None);
         }
-        // Failures of reads that began before the successful read would be ignored.
+        // Not `now`: failures of reads that began before the successful read are ignored.
         let later = Instant::now();
         for _ in 0..2 {
             assert_eq!(health.record(Operation::Read, FAILED, later), None);
@@ -230,14 +231,14 @@ mod tests {
     }
 
     #[test]
-    fn a_successful_test_ends_the_failure_and_the_testing() {
+    fn the_testing_ends_once_a_test_succeeds_and_the_operation_works_again() {
         let (health, now) = (Health::default(), Instant::now());
         for operation in [Operation::Write, Operation::Read] {
             assert_eq!(health.record_test(operation, FAILED, now), Some(Transition::Fails));
             assert!(health.begin_testing() && !health.begin_testing());
-            assert!(!health.end_testing(), "the tests of a failing bucket must not end");
+            assert!(!health.end_testing_if_works(), "the tests of a failing bucket must not end");
             assert_eq!(health.record_test(operation, SUCCEEDED, now), Some(Transition::Works));
-            assert!(health.end_testing() && !health.is_suspended(operation));
+            assert!(health.end_testing_if_works() && !health.is_suspended(operation));
         }
     }
 

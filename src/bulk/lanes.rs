@@ -32,8 +32,8 @@ pub(super) struct Job {
     pub item: Item,
     /// The earlier attempts.
     pub attempts: Attempts,
-    /// The round in which the latest attempt started; see [`Window::round`](super::window::Window::round).
-    pub round: u64,
+    /// The value of [`Window::halvings`](super::window::Window::halvings) when the latest attempt started.
+    pub halvings_at_start: u64,
     /// When the latest attempt started.
     pub started: Instant,
 }
@@ -42,7 +42,7 @@ impl Job {
     /// A job without attempts.
     pub(super) fn new(item: Item) -> Self {
         let attempts = Attempts::within(PICTURE_TIMEOUT);
-        Self { item, attempts, round: 0, started: Instant::now() }
+        Self { item, attempts, halvings_at_start: 0, started: Instant::now() }
     }
 
     fn bytes(&self) -> usize {

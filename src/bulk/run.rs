@@ -248,7 +248,7 @@ impl Run {
         self.pause = None;
         while self.requests.len() < self.window.size() {
             let Some(mut job) = self.lanes.take(now) else { return };
-            job.round = self.window.round();
+            job.halvings_at_start = self.window.halvings();
             self.requests.spawn(attempt(self.client.clone(), job));
         }
     }
@@ -280,7 +280,7 @@ impl Run {
             Ok(embedded) => {
                 self.lanes.host_answered(&lane);
                 // The request that succeeded is no longer in `requests`, but counts as running.
-                self.window.succeeded(self.requests.len() + 1);
+                self.window.grow_after_success(self.requests.len() + 1);
                 self.succeed(job.item, embedded).await;
             }
             Err(action) => self.handle_error(job, &lane, action).await,
@@ -313,7 +313,7 @@ impl Run {
                 self.fail(job.item, failure).await;
             }
             Action::PauseService(failure, pause) => {
-                self.window.refused(job.round);
+                self.window.halve_after_refusal(job.halvings_at_start);
                 self.pause_service(&failure, now + pause);
                 // This is not a failed attempt, because the picture itself may be good.
                 self.lanes.push_again(job);

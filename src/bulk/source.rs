@@ -17,7 +17,7 @@ mod lines;
 /// A function that takes each item. It returns whether it wants more items.
 pub(super) type Sink<'a> = dyn FnMut(Item) -> bool + 'a;
 
-/// A source cannot be read, or cannot be read to its end.
+/// Why a source cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: {detail}")]
 pub(super) struct SourceError {
@@ -61,7 +61,7 @@ pub(super) fn is_standard_input(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// Checks that all sources can be opened, so that a misspelt name is reported at the start.
+/// Checks that all sources can be opened, so that a misspelt path is reported before the run starts.
 ///
 /// # Errors
 /// The first source that does not exist or cannot be opened, or a second standard input.
@@ -84,8 +84,7 @@ pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
 /// Reads the items of all sources, until `sink` wants no more. Blocks the thread.
 ///
 /// # Errors
-/// A source that cannot be read to its end. The items before the unreadable place have been passed to
-/// `sink`.
+/// A source that cannot be read, or not to its end. `sink` has got all items before the error.
 pub(super) fn read(
     sources: &[PathBuf],
     reader: &ItemReader,

@@ -8,15 +8,15 @@
 #[derive(Debug)]
 pub(super) struct Window {
     max_size: usize,
-    /// A fraction, because a success adds less than one.
+    /// Not an integer, because a success adds less than one.
     size: f64,
-    round: u64,
+    halvings: u64,
 }
 
 impl Window {
     /// A window with `max_size` as its initial and its largest size.
     pub(super) fn new(max_size: usize) -> Self {
-        Self { max_size, size: max_size as f64, round: 0 }
+        Self { max_size, size: max_size as f64, halvings: 0 }
     }
 
     /// The number of requests that may run at once. At least one.
@@ -24,25 +24,25 @@ impl Window {
         (self.size as usize).clamp(1, self.max_size)
     }
 
-    /// The current round. Each reduction begins a new one. A request belongs to the round in which it
-    /// starts.
-    pub(super) fn round(&self) -> u64 {
-        self.round
+    /// How often the window has been halved. Each request keeps this number from its start.
+    pub(super) fn halvings(&self) -> u64 {
+        self.halvings
     }
 
-    /// Halves the window, because the service was too busy for a request of this round. Requests that run
-    /// at the same time are often refused together: they halve the window once.
-    pub(super) fn refused(&mut self, round: u64) {
-        if round == self.round {
-            self.round += 1;
+    /// Halves the window, because the service was too busy for a request. Does nothing if the window has
+    /// been halved since the start of that request: requests that run at the same time are often refused
+    /// together.
+    pub(super) fn halve_after_refusal(&mut self, halvings_at_start: u64) {
+        if halvings_at_start == self.halvings {
+            self.halvings += 1;
             self.size = (self.size / 2.0).max(1.0);
         }
     }
 
-    /// Reports a success. After about as many successes as the size of the window, the window has grown
-    /// by one. `running` is the number of requests that ran, including the one that succeeded. If they did
-    /// not fill the window, the success does not show that the service can accept more.
-    pub(super) fn succeeded(&mut self, running: usize) {
+    /// Lets the window grow a little, because a request succeeded: a window of size `n` grows by one with
+    /// about `n` successes. `running` is the number of requests that ran, including this one. If they did
+    /// not fill the window, it stays: the success does not show that the service can accept more.
+    pub(super) fn grow_after_success(&mut self, running: usize) {
         if running >= self.size() {
             self.size = (self.size + 1.0 / self.size).min(self.max_size as f64);
         }
@@ -57,27 +57,27 @@ mod tests {
     fn requests_that_are_refused_together_halve_the_window_once() {
         let mut window = Window::new(8);
         for _ in 0..8 {
-            window.refused(0);
+            window.halve_after_refusal(0);
         }
-        assert_eq!((window.size(), window.round()), (4, 1));
-        for round in 1..9 {
-            window.refused(round);
+        assert_eq!((window.size(), window.halvings()), (4, 1));
+        for halvings in 1..9 {
+            window.halve_after_refusal(halvings);
         }
-        assert_eq!(window.size(), 1, "a window should never be empty");
+        assert_eq!(window.size(), 1, "a window should never become smaller than 1");
     }
 
     #[test]
     fn the_window_grows_by_one_after_enough_successes_and_never_above_its_limit() {
         let mut window = Window::new(6);
-        window.refused(0);
+        window.halve_after_refusal(0);
         assert_eq!(window.size(), 3);
         // Two requests do not fill the window of three, so this success does not count.
-        window.succeeded(2);
-        (0..3).for_each(|_| window.succeeded(3));
+        window.grow_after_success(2);
+        (0..3).for_each(|_| window.grow_after_success(3));
         assert_eq!(window.size(), 3, "three successes should not quite be enough");
-        window.succeeded(3);
+        window.grow_after_success(3);
         assert_eq!(window.size(), 4);
-        (0..1000).for_each(|_| window.succeeded(6));
+        (0..1000).for_each(|_| window.grow_after_success(6));
         assert_eq!(window.size(), 6);
     }
 }

@@ -34,8 +34,8 @@ pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), LineError<'_>>> {
     parsed_lines
 }
 
-/// Parses a line into a name and a value. An error consists of the name (if that is valid) and the
-/// reason.
+/// Parses a line into a name and a value. An error consists of the name, or `None` if the
+/// name is invalid or there is no `=`, and the reason.
 fn parse_line(text: &str) -> Result<(&str, &str), (Option<&str>, &'static str)> {
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
@@ -56,9 +56,10 @@ fn parse_value(text: &str) -> Result<&str, &'static str> {
         "it contains a $, and nothing is substituted here; put the value in single quotes";
     let trimmed = text.trim_start();
     let value = match trimmed.chars().next() {
+        // In single quotes, a `$` is accepted.
         Some('\'') => return parse_quoted(&trimmed[1..], '\''),
         Some('"') => parse_quoted(&trimmed[1..], '"')?,
-        // In `A= # comment`, the blank before the comment is part of `text`.
+        // Not `trimmed`: in `A= # comment`, the blank makes the rest a comment.
         _ => without_comment(text).trim(),
     };
     if value.contains('$') { Err(DOLLAR) } else { Ok(value) }
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_taken_literally_without_surrounding_quotes_and_a_comment() {
+    fn a_value_is_taken_literally_without_its_quotes_blanks_and_comment() {
         // Only the whole word `export` is skipped.
         assert_eq!(parse_one("exported=b"), Ok(("exported", "b")));
         for (line, value) in [

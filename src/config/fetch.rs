@@ -1,4 +1,4 @@
-//! Settings for fetching pictures: the limits of a fetch, and the allowed URLs.
+//! Settings for fetching pictures: limits, the User-Agent, and the allowed ports, hosts and addresses.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ pub(super) const EXCEPTIONS: OptionalSetting<Vec<Exception>> = OptionalSetting::
 
 pub(super) const USER_AGENT: OptionalSetting<String> = OptionalSetting::new(
     "IMAGESVC_FETCH_USER_AGENT",
-    header_text,
+    parse_user_agent,
     "The User-Agent of fetches; it should name a contact (default: `Mozilla/5.0 (compatible; imagesvc/VERSION)`)",
 );
 
@@ -66,11 +66,11 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
             hosts: reader.optional(&HOSTS),
             exceptions: reader.optional(&EXCEPTIONS).unwrap_or_default(),
         },
-        clients: Clients::Many, // see `own_client.rs` for one client
+        clients: Clients::Many, // `Config::for_own_client` replaces this
     }
 }
 
-fn header_text(text: &str) -> Result<String, String> {
+fn parse_user_agent(text: &str) -> Result<String, String> {
     let is_printable = text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
     if is_printable { Ok(text.to_owned()) } else { Err("must be printable ASCII".into()) }
 }

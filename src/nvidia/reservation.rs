@@ -11,7 +11,7 @@ use super::{
 };
 use crate::shares::ClientNetwork;
 
-/// Inference calls that a client may make. Dropping the reservation frees the remaining calls for
+/// Inference calls that are reserved for a client. Dropping the reservation frees the remaining calls for
 /// other clients.
 #[derive(Debug)]
 pub struct Reservation {
@@ -21,7 +21,7 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Moves one of the reserved calls, if any is left, to a new reservation.
+    /// Moves one of the reserved calls to a new reservation, which is empty if no call is left.
     pub fn split_one(&mut self) -> Self {
         let guard = self.guard.as_mut().map(ReservationGuard::split_one);
         Self { client_network: self.client_network, guard }
@@ -77,7 +77,7 @@ impl Client {
     /// each of these calls, so that all attempts for the picture are counted together.
     pub fn new_retry_state(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
         let Inner { settings, retry_budget, metrics, .. } = &*self.0;
-        retry_budget.add_quarter();
+        retry_budget.add_quarter(); // of a retry, once for each picture
         RetryState {
             policy: &settings.retry,
             retry_budget,

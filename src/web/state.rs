@@ -4,7 +4,7 @@ use std::{ops::Deref, sync::Arc};
 
 use crate::{fetch::Fetcher, pipeline::Pipeline, server::Shutdown, telemetry::Metrics};
 
-/// The state that all handlers share. Cheap to clone, since every request clones it several times.
+/// The state that all handlers share. Cheap to clone: every request clones it several times.
 #[derive(Debug, Clone)]
 pub struct AppState(Arc<Shared>);
 
@@ -21,7 +21,7 @@ pub struct Shared {
     pub model: &'static str,
     /// The URL of a sample picture that the service itself serves; `None` outside of the sandbox.
     pub sample_url: Option<String>,
-    /// Whether the service is stopping.
+    /// Tells whether the service is stopping.
     pub shutdown: Shutdown,
 }
 

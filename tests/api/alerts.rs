@@ -47,7 +47,7 @@ fn promtool(arguments: &[&str], input: &str) -> Option<Result<(), String>> {
 }
 
 /// Parses the text of `/metrics`. Returns the value of each series.
-fn samples(text: &str) -> BTreeMap<String, f64> {
+fn series_values(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     let pairs = lines.map(|line| line.rsplit_once(' ').unwrap());
     pairs.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
@@ -70,7 +70,8 @@ fn case(series: &BTreeMap<String, String>, alert: &str, expected: &[(&str, bool)
     json!({ "interval": "1m", "input_series": series, "alert_rule_test": tests })
 }
 
-/// Asserts that each alert fires, or does not fire, as the cases expect.
+/// Asserts that each alert fires, or does not fire, as the cases expect. Asserts nothing without
+/// promtool.
 fn assert_alerts(cases: &[Value]) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("rules.yml"), rules()).unwrap();
@@ -87,8 +88,8 @@ fn assert_alerts(cases: &[Value]) {
 /// Makes series from two scrapes. The series have the values of the first scrape for five minutes,
 /// then those of the second for an hour.
 fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String> {
-    let values_before = samples(before);
-    let series = samples(after).into_iter().map(|(name, value_after)| {
+    let values_before = series_values(before);
+    let series = series_values(after).into_iter().map(|(name, value_after)| {
         // The first scrape may lack the series.
         let first_five =
             values_before.get(&name).map_or("_x5".to_owned(), |value| format!("{value}x4"));
@@ -100,8 +101,8 @@ fn series_with_one_change(before: &str, after: &str) -> BTreeMap<String, String>
 /// Makes series from two scrapes. The series start with the values of the first scrape. Every
 /// minute, for 40 minutes, they grow by the difference between the two scrapes.
 fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
-    let values_before = samples(before);
-    let series = samples(after).into_iter().map(|(name, value_after)| {
+    let values_before = series_values(before);
+    let series = series_values(after).into_iter().map(|(name, value_after)| {
         let value_before = values_before.get(&name).copied().unwrap_or(0.0);
         // A gauge that has shrunk stays constant.
         (name, format!("{value_before}+{}x40", (value_after - value_before).max(0.0)))
@@ -109,12 +110,13 @@ fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
     series.collect()
 }
 
-/// Prometheus sees no increase in a counter that first appears with the value 1.
+/// Prometheus sees no increase in a counter that first appears with the value 1, so an alert would miss
+/// the first event.
 #[tokio::test]
 async fn the_counters_that_alerts_use_start_at_zero() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let values = samples(&app.get("/metrics").await.text());
+    let values = series_values(&app.get("/metrics").await.text());
     let assert_zero = |series: String| assert_eq!(values.get(&series), Some(&0.0), "{series}");
     for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
         for status in [200, 422, 500, 502, 503, 504, 507] {
@@ -140,7 +142,7 @@ async fn the_counters_that_alerts_use_start_at_zero() {
         }
     }
     assert!(values["imagesvc_downloads_free_bytes"] > 0.0);
-    // The alerts about the bucket and the Valkey must not fire without one.
+    // Without a bucket and a Valkey, the alerts about them must not fire.
     assert_eq!(values.get("imagesvc_bucket_writable"), None);
     assert_eq!(values.get("imagesvc_valkey_usable"), None);
     assert_eq!(
@@ -167,7 +169,7 @@ async fn one_refusal_of_the_nvidia_key_or_of_the_account_raises_the_key_alert() 
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let before = app.get("/metrics").await.text();
-    app.upload(ROCKET, "a.jpg").await.vector();
+    app.upload(ROCKET, "a.jpg").await.assert_success();
     let after = app.get("/metrics").await.text();
     let never_fires = [("6m", false), ("25m", false)];
     let series = series_with_one_change(&before, &after);
@@ -177,7 +179,7 @@ async fn one_refusal_of_the_nvidia_key_or_of_the_account_raises_the_key_alert() 
 #[tokio::test]
 async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() {
     // The alert fires if, for ten minutes, more than one in twenty pictures has an error 5xx.
-    // To the tiny pictures 400 and 503, NVIDIA replies with the status of the same number.
+    // To the tiny picture 400, NVIDIA replies with the status 400, and to 503 with 503.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),
@@ -189,7 +191,7 @@ async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() 
     // The alert counts no errors 4xx.
     assert_eq!(app.base64(&tiny(400)).await.status, 422);
     for n in 0..30 {
-        app.base64(&tiny(n)).await.vector();
+        app.base64(&tiny(n)).await.assert_success();
     }
     let no_error = app.get("/metrics").await.text();
     assert_eq!(app.base64(&tiny(503)).await.status, 502);
@@ -251,7 +253,7 @@ async fn only_a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() 
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let metric_name = "imagesvc_downloads_free_bytes";
-    assert!(samples(&app.get("/metrics").await.text()).contains_key(metric_name));
+    assert!(series_values(&app.get("/metrics").await.text()).contains_key(metric_name));
     let free_space = |values: &str| BTreeMap::from([(metric_name.to_owned(), values.to_owned())]);
     // For 30 hours (1800 minutes) the free space shrinks by one gigabyte per hour, which would be
     // 96 GB in four days. The alert computes this trend from the last day. Of 100 GB, more than
@@ -277,10 +279,11 @@ async fn both_metrics_formats_contain_the_same_series_and_promtool_accepts_the_t
         app.send(request).await
     };
     let at_start = scrape_as_prometheus_text().await;
-    // Three pictures that are saved, and other requests. Several kinds, so that more series appear.
-    app.upload(ROCKET, "a.jpg").await.vector();
-    app.upload(HUBBLE, "a.jpg").await.vector();
-    app.upload(&converted(CHELSEA, image_rs::ImageFormat::WebP), "a").await.vector();
+    // Three pictures that are saved, and two other requests. Each is of another kind, so that more series
+    // appear.
+    app.upload(ROCKET, "a.jpg").await.assert_success();
+    app.upload(HUBBLE, "a.jpg").await.assert_success();
+    app.upload(&converted(CHELSEA, image_rs::ImageFormat::WebP), "a").await.assert_success();
     app.upload(b"no picture", "a").await;
     app.get("/nothing").await;
     for scrape in [at_start, scrape_as_prometheus_text().await] {
@@ -295,7 +298,7 @@ async fn both_metrics_formats_contain_the_same_series_and_promtool_accepts_the_t
     assert!(open_metrics.header("content-type").starts_with("application/openmetrics-text"));
     let (open_metrics, prometheus) = (open_metrics.text(), prometheus.text());
     assert!(!prometheus.contains("# EOF") && !prometheus.contains("# UNIT"));
-    let names = |text: &str| samples(text).into_keys().collect::<Vec<_>>();
+    let names = |text: &str| series_values(text).into_keys().collect::<Vec<_>>();
     assert_eq!(names(&open_metrics), names(&prometheus));
     let saved_total = "imagesvc_pictures_saved_total";
     assert_eq!((metric(&open_metrics, saved_total), metric(&prometheus, saved_total)), (3.0, 3.0));

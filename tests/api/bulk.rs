@@ -91,7 +91,7 @@ async fn rows_of_lists_keep_their_own_fields_unchanged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_on_standard_input_become_rows_on_standard_output() {
+async fn paths_on_standard_input_become_rows_on_standard_output_and_failures_on_standard_error() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(2);
@@ -136,7 +136,7 @@ async fn the_failures_file_can_be_a_source_and_is_removed_after_a_run_without_fa
     let rows = bulk.read("vectors.jsonl");
     assert!(rows.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""), "{rows:.500}");
     assert_eq!(rows.lines().count(), 2);
-    // The failure of the bad line would stay, because the new list has no such line to try again.
+    // Otherwise, the failure of the bad line would stay: the new list has no such line to try again.
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
     bulk.write("list.jsonl", "{\"path\": \"a.png\"}\n{\"path\": \"c.png\"}\n");
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(1);
@@ -167,7 +167,7 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
     );
     assert!(!bulk.path("vectors.jsonl").exists() && !bulk.path(".cache").exists());
     bulk.write("list.json", r#"[{"url": "http://localhost/b"}]"#);
-    // In the second case, the list has one picture, so the limit is reached at the end of the list.
+    // In the second case, the limit is reached at the end of a source: the list has one picture.
     for (arguments, count) in [("photos list.txt", 3), ("list.json photos", 1), ("photos", 0)] {
         let run = bulk.run(&format!("{arguments} --dry-run --limit {count}")).expect_exit_code(0);
         let expected = format!("{count} pictures to send");
@@ -182,14 +182,14 @@ fn a_dry_run_names_the_limit_of_the_key_and_this_replicas_part_of_it() {
         .setting("IMAGESVC_REPLICAS", 3);
     bulk.write_pictures(13);
     let run = bulk.run("photos --dry-run").expect_exit_code(0);
-    // A third of 40 calls, rounded down, is 13 calls a minute.
+    // A third of 40 calls, rounded down, is 13 calls a minute, so 13 pictures take a minute.
     let limit = "with this replica's part of NVIDIA_REQUESTS_PER_MINUTE=40, which is 13 with \
                  IMAGESVC_REPLICAS=3, at most 1m; ";
     assert!(run.stdout.contains(limit), "{}", run.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_mistake_in_the_arguments_exits_with_2_before_a_picture_is_sent() {
+async fn a_mistake_in_the_arguments_or_sources_exits_with_2_before_a_picture_is_sent() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);

@@ -81,7 +81,11 @@ fn the_original_of_a_scaled_or_recompressed_picture_is_printed_first() {
         let rows = printed(&run);
         assert_eq!((rows.len(), rows[0].1), (3, original), "{}", run.stdout);
         assert!(rows[0].0 > 0.95, "the original should be very similar: {}", run.stdout);
-        assert!(rows.is_sorted_by(|a, b| a.0 >= b.0), "rows should be sorted: {}", run.stdout);
+        assert!(
+            rows.is_sorted_by(|a, b| a.0 >= b.0),
+            "rows should be sorted by falling cosine: {}",
+            run.stdout
+        );
         if picture == original {
             // The file contains the vector of exactly this picture.
             assert!(run.stdout.starts_with("1.0000  photos/stars.jpg\n"), "{}", run.stdout);
@@ -115,7 +119,7 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
 }
 
 #[test]
-fn rows_of_a_list_are_printed_with_their_path_id_or_field_if_the_prefix_is_given() {
+fn the_label_of_a_row_is_its_path_or_the_field_of_an_option_and_the_prefix_is_required() {
     let bulk = photographs();
     // The first name contains a line break, which is printed as `\u000a`.
     bulk.write(
@@ -140,7 +144,7 @@ fn rows_of_a_list_are_printed_with_their_path_id_or_field_if_the_prefix_is_given
 }
 
 #[test]
-fn rows_of_a_npy_file_have_the_labels_of_the_jsonl_file_beside_it_if_it_has_as_many_rows() {
+fn a_npy_file_gets_the_labels_of_the_jsonl_file_beside_it_if_both_have_as_many_rows() {
     let bulk = photographs();
     write_npy(&bulk, "vectors.jsonl", "vectors.npy");
     write_npy(&bulk, "vectors.jsonl", "alone.npy");
@@ -151,7 +155,7 @@ fn rows_of_a_npy_file_have_the_labels_of_the_jsonl_file_beside_it_if_it_has_as_m
     assert_eq!(nearest("vectors.npy").stdout, expected.stdout);
     let alone = nearest("alone.npy");
     assert!(alone.stdout.starts_with("1.0000  row "), "{}", alone.stdout);
-    // With a fourth row, the `.jsonl` file does not belong to the three vectors.
+    // With a fourth row, the labels of the `.jsonl` file are not used for the three vectors.
     let three_rows = bulk.read("vectors.jsonl");
     let four_rows = three_rows.clone() + three_rows.lines().next().unwrap() + "\n";
     bulk.write("vectors.jsonl", four_rows);
@@ -189,7 +193,7 @@ async fn a_wrong_file_or_argument_exits_with_2_before_the_first_call_to_nvidia()
         ("--in text.npy", "text.npy: this is not a .npy file"),
         ("--in text.parquet", "text.parquet: "),
         ("--in good.jsonl --count 0", "--count"),
-        // No service listens on this port.
+        // No service listens on port 1.
         ("--in good.jsonl --to http://127.0.0.1:1", "does not answer"),
         ("", "--in"),
     ] {
@@ -285,12 +289,13 @@ async fn a_service_that_answers_503_or_502_is_asked_again_and_rows_are_printed_b
 #[tokio::test(flavor = "multi_thread")]
 async fn sigint_and_sigterm_end_the_command_with_130() {
     let (release, _) = watch::channel(false);
-    let held = release.clone();
-    let nvidia = FakeNvidia::healthy_except(move |_| Some(embedding().held_until(&held))).await;
+    let release_clone = release.clone();
+    let nvidia =
+        FakeNvidia::healthy_except(move |_| Some(embedding().held_until(&release_clone))).await;
     let bulk = Bulk::new(&nvidia);
     bulk.write("photos/a.png", tiny(1));
     bulk.write("vectors.jsonl", row("a", "nvidia/nv-dinov2", &numbers()));
-    // Each run makes one call, and waits for the reply. `calls` counts those of both runs.
+    // Each run makes one call, and waits for the reply. `calls` is the number of calls so far.
     for (calls, signal) in [(1, "INT"), (2, "TERM")] {
         let process = bulk.start_nearest("photos/a.png --in vectors.jsonl");
         nvidia.wait_for(calls).await;

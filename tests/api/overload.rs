@@ -16,7 +16,7 @@ use crate::support::{
 /// The `Retry-After` of an error `overloaded`, in seconds.
 const RETRY_AFTER: &str = "5";
 
-/// The median time of immediate refusals must be less than this.
+/// Refusals count as immediate if their median time is less than this.
 const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// The median duration. The tests do not compare the maximum, because a busy machine may delay a
@@ -33,7 +33,7 @@ async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
     let pictures: Vec<_> = (0..10).map(tiny).collect();
     let uploads = pictures.iter().map(|picture| app.upload(picture, "a.png"));
     for answer in join_all(uploads).await {
-        answer.vector();
+        answer.assert_success();
     }
     assert_eq!(nvidia.most_delayed_at_once(), 2);
 }
@@ -45,7 +45,7 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
-        // The ten other calls of a minute are spread, one in six seconds. That is too late for this
+        // The ten other calls of a minute are spread: one every six seconds. That is too late for this
         // timeout.
         .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
         // All uploads come from one address. The default for an address is 64 connections.
@@ -65,14 +65,15 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
     assert_eq!((served.len(), nvidia.count()), (CALLS_AT_ONCE, CALLS_AT_ONCE));
     for answer in &refused {
         let problem = assert_problem(answer, 503, "embedding_rate_limited");
-        assert!(problem["saved_as"].is_string());
+        assert!(problem["saved_as"].is_string(), "a picture that is not embedded should be saved");
         // The next call is allowed after six seconds and a margin.
         let seconds: u64 = answer.header("retry-after").parse().unwrap();
         assert!((1..=7).contains(&seconds), "Retry-After should be 1 to 7 s, not {seconds} s");
     }
     let mut durations = Vec::new();
     let calls_before = nvidia.count();
-    // These pictures are new. Meanwhile, another call may become allowed every six seconds.
+    // None of these pictures is in the cache. One more call becomes allowed every six seconds, so a few
+    // of these pictures may be served.
     for n in 200..221 {
         let picture = tiny(n);
         let started = Instant::now();
@@ -111,10 +112,11 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
     let uploads = stream::iter(&earlier).map(async |picture| app.upload(picture, "a.png").await);
     uploads
         .buffer_unordered(MAX_CALLS)
-        .for_each(|answer| async move { drop(answer.vector()) })
+        .for_each(|answer| async move { answer.assert_success() })
         .await;
     let calls_before = nvidia.count();
-    // All pictures are sent at once, so that the queue is still empty when each header arrives.
+    // All pictures are sent at once, so that the queue is still empty when each head
+    // arrives.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
@@ -136,8 +138,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_beyond_the_limit_on_calls_per_minute_are_not_uploaded_to_nvidia() {
-    // Each upload takes half a second, in which all six requests arrive. One of the two calls is made at
-    // once, and the other half a minute later.
+    // Each upload takes half a second, in which all six requests arrive. The first of the two calls
+    // is made at once, and the second after half a minute.
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -163,8 +165,8 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
         if nth % 7 == 0 { Reply::status(503) } else { embedding() }
     })
     .await;
-    // The limit counts the calls in a window of 1 s instead of 60 s. Both windows have a margin of
-    // 0.5 s.
+    // For this test, the limit counts the calls in 1 s instead of 60 s. In both cases, the window is
+    // 0.5 s longer, as a margin.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -182,9 +184,9 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
     // Windows begin at 0, 1.5, 3 and 4.5 s, and each allows 20 calls.
     assert!((50..=80).contains(&served), "50 to 80 pictures should be served, not {served}");
     let call_times = call_times.lock().unwrap();
-    // A window may contain 20 calls, so 21 calls do not fit into one.
-    for window in call_times.windows(21) {
-        let duration = window[20] - window[0];
+    // The limit allows 20 calls in a second, so 21 calls in a row must take longer.
+    for calls in call_times.windows(21) {
+        let duration = calls[20] - calls[0];
         assert!(
             duration > Duration::from_secs(1),
             "21 calls should take more than 1 s, not {duration:?}"
@@ -197,8 +199,8 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     /// The value of `NVIDIA_MAX_CONCURRENCY`.
     const MAX_CALLS: u32 = 4;
     /// The duration of a call.
-    const CALL: Duration = Duration::from_millis(100);
-    let nvidia = FakeNvidia::replying(vec![embedding().after(CALL)]).await;
+    const CALL_DURATION: Duration = Duration::from_millis(100);
+    let nvidia = FakeNvidia::replying(vec![embedding().after(CALL_DURATION)]).await;
     // 256 pictures may be in progress. To embed a queue of that length would take 6.4 s, which is
     // longer than the timeout.
     let max_calls = MAX_CALLS.to_string();
@@ -219,8 +221,8 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
             (answer, started.elapsed())
         }
     };
-    // There are more concurrent uploads than `MAX_CALLS`, so that the service always makes this
-    // number of calls at once.
+    // Twice as many uploads as `MAX_CALLS` run at once, so that the service always makes `MAX_CALLS`
+    // calls at once.
     let started = Instant::now();
     let uploads = stream::iter(0..100).map(&upload).buffer_unordered(2 * MAX_CALLS as usize);
     let answers: Vec<_> = uploads.collect().await;
@@ -228,7 +230,7 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     let peak_rate = 100.0 / started.elapsed().as_secs_f64();
 
     // For 4 s, ten times as many pictures arrive as NVIDIA can embed.
-    let capacity = f64::from(MAX_CALLS) / CALL.as_secs_f64();
+    let capacity = f64::from(MAX_CALLS) / CALL_DURATION.as_secs_f64();
     let interval = Duration::from_secs_f64(1.0 / (10.0 * capacity));
     let started = Instant::now();
     let requests = (0..1600u32).map(|n| {
@@ -278,7 +280,7 @@ async fn a_picture_beyond_the_limit_on_pictures_in_progress_is_refused_before_it
         nvidia.wait_for(1).await;
         for route in ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"] {
             let mut stream = tokio::net::TcpStream::connect(app.address).await.unwrap();
-            // The client sends only the header, which announces a body of 1000 bytes.
+            // The client sends only the head, which announces a body of 1000 bytes.
             let head = post_head(route, 1000, "expect: 100-continue\r\n");
             stream.write_all(&head).await.unwrap();
             let mut answer = String::new();
@@ -289,7 +291,7 @@ async fn a_picture_beyond_the_limit_on_pictures_in_progress_is_refused_before_it
         }
     };
     tokio::select! { answer = in_progress => panic!("{answer:?}"), () = refused => {} }
-    // One request of each of the three routes was refused.
+    // One request to each of the three routes was refused.
     let metrics = app.get("/metrics").await.text();
     assert_eq!(metric(&metrics, "imagesvc_requests_shed_total{reason=\"at_work\"}"), 3.0);
 }
@@ -342,6 +344,7 @@ async fn connections_beyond_the_total_or_the_peer_limit_are_closed_and_counted()
         // Closes all connections but one, so that the metrics can be read over a new connection.
         open.truncate(1);
         let shed = format!("imagesvc_requests_shed_total{{reason=\"{reason}\"}}");
+        // More than two, if connections for the metrics are refused before the others have ended.
         app.wait_for(|value| value(&shed) >= 2.0).await;
     }
 }

@@ -8,7 +8,7 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, ROCKET, Reply, ServiceProcess, TestApp, assert_problem,
 };
 
-/// Fetches a picture from a host that sends this reply. After a success, checks that ROCKET is
+/// Lets the service fetch a picture from a host that sends this reply. After a success, checks that ROCKET is
 /// saved. After a failure, checks that nothing is saved or sent to NVIDIA.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
@@ -31,7 +31,7 @@ async fn download_error(reply: Reply) -> String {
     problem["detail"].as_str().unwrap().to_owned()
 }
 
-/// A reply with this `Content-Encoding` and this body.
+/// A reply with this `Content-Encoding`, and with `body` as it is.
 fn encoded(coding: &str, body: impl AsRef<[u8]>) -> Reply {
     Reply::new(200, &[("content-encoding", coding)], body)
 }
@@ -45,17 +45,17 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 #[tokio::test]
 async fn a_content_encoding_that_is_not_a_compression_is_ignored() {
     for coding in ["", "aws-chunked", "UTF-8", "none", "Identity"] {
-        fetch(encoded(coding, ROCKET)).await.vector();
+        fetch(encoded(coding, ROCKET)).await.assert_success();
     }
 }
 
 #[tokio::test]
 async fn a_gzip_encoded_picture_is_unpacked() {
-    fetch(encoded("gzip", gzip(ROCKET))).await.vector();
-    fetch(encoded("aws-chunked,gzip", gzip(ROCKET))).await.vector();
+    fetch(encoded("gzip", gzip(ROCKET))).await.assert_success();
+    fetch(encoded("aws-chunked,gzip", gzip(ROCKET))).await.assert_success();
     // A gzip file may consist of several members (RFC 1952, 2.2).
     let (first, second) = ROCKET.split_at(20_000);
-    fetch(encoded("gzip", [gzip(first), gzip(second)].concat())).await.vector();
+    fetch(encoded("gzip", [gzip(first), gzip(second)].concat())).await.assert_success();
 }
 
 #[tokio::test]
@@ -77,6 +77,7 @@ async fn gzip_without_any_output_is_read_only_up_to_the_size_limit() {
 
 #[tokio::test]
 async fn damaged_or_truncated_gzip_is_a_failed_download() {
+    // ROCKET is not gzip at all.
     assert!(download_error(encoded("gzip", ROCKET)).await.contains("damaged"));
     let packed = gzip(ROCKET);
     assert!(
@@ -103,7 +104,7 @@ async fn the_error_for_an_unsupported_compression_contains_its_name() {
 #[tokio::test]
 async fn a_203_response_is_accepted() {
     // A proxy responds with 203 if it has changed the host's response.
-    fetch(Reply::new(203, &[], ROCKET)).await.vector();
+    fetch(Reply::new(203, &[], ROCKET)).await.assert_success();
 }
 
 #[tokio::test]
@@ -111,11 +112,11 @@ async fn a_response_with_300_headers_is_accepted() {
     // The HTTP library accepts only 100 by default.
     let names: Vec<_> = (0..300).map(|n| format!("x-header-{n}")).collect();
     let headers: Vec<_> = names.iter().map(|name| (name.as_str(), "value")).collect();
-    fetch(Reply::new(200, &headers, ROCKET)).await.vector();
+    fetch(Reply::new(200, &headers, ROCKET)).await.assert_success();
 }
 
 #[tokio::test]
-async fn the_retry_after_of_a_picture_host_is_passed_on_for_a_429_and_a_503() {
+async fn for_a_429_and_a_503_the_retry_after_of_a_picture_host_is_passed_on_up_to_an_hour() {
     for status in [429, 503] {
         let answer = fetch(Reply::new(status, &[("retry-after", "77")], "")).await;
         assert_problem(&answer, 502, "download_failed");
@@ -143,7 +144,7 @@ async fn a_fetched_web_page_is_reported_as_a_web_page() {
 }
 
 #[tokio::test]
-async fn a_download_is_reported_as_interrupted_only_if_a_response_had_begun() {
+async fn the_error_says_whether_the_download_ended_before_the_response_the_picture_or_its_end() {
     for response in [Vec::new(), b"no http".to_vec()] {
         assert!(
             download_error(Reply::CloseAfter(response))

@@ -40,6 +40,7 @@ fn files(folder: &Path) -> Vec<String> {
     saved.chain(names(&folder.join(".incoming"))).collect()
 }
 
+/// Asserts that an answer names no saved file.
 fn assert_has_no_path(answer: &Answer) {
     let answer = answer.json();
     assert!(answer.get("saved_as").is_none() && answer.get("path").is_none(), "{answer}");
@@ -54,7 +55,7 @@ async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
         let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
         for request in requests(&app, &picture_server, &picture) {
             let answer = app.send(with_query(request, "save=false")).await;
-            answer.vector();
+            answer.assert_success();
             assert_has_no_path(&answer);
             let answer = answer.json();
             assert!(answer.get("sha256").is_some() && answer.get("width").is_some(), "{answer}");
@@ -125,9 +126,9 @@ async fn an_unsupported_file_is_not_saved_whether_save_is_true_or_false() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let (release, _) = watch::channel(false);
-    let released = release.clone();
+    let release_clone = release.clone();
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        (request.line() == INFER).then(|| embedding().held_until(&released))
+        (request.line() == INFER).then(|| embedding().held_until(&release_clone))
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
@@ -137,14 +138,15 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let picture = noise_png(400, 300);
     let request = with_query(child.upload_request(&client, &picture), "save=false");
     let upload = tokio::spawn(request.send());
-    nvidia.wait_for(3).await; // creates the asset, uploads it, and computes the embedding
+    // The calls that create the asset, upload it, and compute the embedding.
+    nvidia.wait_for(3).await;
     assert!(
         files(&downloads).is_empty(),
         "the picture should be in a file without a name, which a kill would not leave behind"
     );
     upload.abort();
     assert!(upload.await.is_err(), "the client should have disconnected");
-    // The service counts a request whose client disconnected with the status 499.
+    // The service counts the request of a client that has disconnected as one with the status 499.
     let line = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"499\"} 1";
     loop {
         let metrics = client.get(child.url("/metrics")).send().await.unwrap();
@@ -153,7 +155,7 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
         }
     }
     assert!(files(&downloads).is_empty());
-    // The call continues, although its picture is in a file without a name.
+    // The call goes on without a client: its result is cached, although the picture's file has no name.
     release.send(true).unwrap();
     let again = with_query(child.upload_request(&client, &picture), "save=false");
     let again = again.send().await.unwrap();
@@ -200,7 +202,7 @@ async fn with_save_false_the_disk_reserve_still_applies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_save_false_the_log_contains_no_file_name() {
+async fn with_save_false_the_log_contains_no_name_of_a_saved_file() {
     let nvidia = FakeNvidia::replying(vec![embedding(), Reply::status(402)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
@@ -226,7 +228,7 @@ async fn the_only_backend_is_accepted_and_unknown_query_parameters_are_ignored()
     {
         for request in requests(&app, &picture_server, ROCKET) {
             let answer = app.send(with_query(request, query)).await;
-            answer.vector();
+            answer.assert_success();
             assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
         }
     }
@@ -267,7 +269,7 @@ async fn one_trailing_slash_changes_nothing() {
         request.url_mut().set_path(&path);
         let request = with_query(RequestBuilder::from_parts(client, request), "save=false");
         let answer = app.send(request).await;
-        answer.vector();
+        answer.assert_success();
         assert_has_no_path(&answer);
     }
     for path in ["/health", "/ready", "/openapi.json", "/docs", "/docs/swagger-ui.css"] {
@@ -282,7 +284,7 @@ async fn one_trailing_slash_changes_nothing() {
     for path in ["/nothing/", "/health//", "//", "//health/"] {
         assert_problem(&app.get(path).await, 404, "not_found");
     }
-    // Of two requests to `/health`, one had the slash.
+    // Requests with and without the slash are counted together: `/health` got one of each.
     let metrics = app.get("/metrics/").await.text();
     for line in [
         "imagesvc_requests_total{route=\"/vectorize-image\",status=\"200\"} 1",

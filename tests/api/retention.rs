@@ -26,11 +26,11 @@ async fn under_concurrent_uploads_old_pictures_are_removed_but_no_picture_in_use
         _ => embedding(),
     })
     .await;
-    // Room for 20 pictures: each takes one block of the disk, which is counted as 4096 bytes.
+    // Room for 20 small pictures: each counts as one block of the disk, 4096 bytes.
     let max_bytes = 20 * 4096;
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_BYTES", max_bytes).start().await;
-    // The last name is a UUID of version 4. The names of saved pictures are of version 7.
+    // The last name is a UUID of version 4. The service names pictures by UUIDs of version 7.
     let other_files = ["holiday.jpg", ".gitkeep", "01234567-89ab-4cde-8f01-23456789abcd.jpg"];
     for name in other_files {
         fs::write(app.folder().join(name), vec![0; 10_000]).unwrap();
@@ -40,7 +40,7 @@ async fn under_concurrent_uploads_old_pictures_are_removed_but_no_picture_in_use
     let other_uploads = async {
         nvidia.wait_for(1).await; // the call for picture 0
         let uploads = stream::iter(1..200).map(async |n| {
-            app.upload(&tiny(n), "a.png").await.vector();
+            app.upload(&tiny(n), "a.png").await.assert_success();
         });
         uploads.buffer_unordered(8).collect::<()>().await;
         wait_until_removed(&app, 180.0).await; // all of the 200 pictures except 20
@@ -55,7 +55,7 @@ async fn under_concurrent_uploads_old_pictures_are_removed_but_no_picture_in_use
         release.send(true).unwrap();
     };
     let (first_answer, ()) = tokio::join!(first_upload, other_uploads);
-    first_answer.vector();
+    first_answer.assert_success();
     let first_name = first_answer.saved_as();
     assert_eq!(app.saved_bytes(&first_name), first_picture, "a picture in use must not be removed");
     for name in other_files {
@@ -65,8 +65,8 @@ async fn under_concurrent_uploads_old_pictures_are_removed_but_no_picture_in_use
         );
     }
     // After its request has ended, the first picture is removed like any other. The rocket alone is
-    // larger than `max_bytes`, so the oldest pictures must be removed.
-    app.upload(ROCKET, "large.jpg").await.vector();
+    // larger than `max_bytes`, so all older pictures must be removed.
+    app.upload(ROCKET, "large.jpg").await.assert_success();
     let is_removed = async || !app.saved().contains(&first_name);
     wait_for("the first picture, whose request has ended,", Duration::from_secs(30), is_removed)
         .await;
@@ -77,7 +77,7 @@ async fn a_picture_older_than_the_age_limit_is_removed_but_its_vector_stays_cach
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_DOWNLOADS_MAX_AGE", "1s").start().await;
     for n in 0..3 {
-        app.upload(&variant(ROCKET, n), "a.jpg").await.vector();
+        app.upload(&variant(ROCKET, n), "a.jpg").await.assert_success();
     }
     wait_until_removed(&app, 3.0).await;
     assert!(app.saved().is_empty(), "all three pictures should be removed");

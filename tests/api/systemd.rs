@@ -1,4 +1,4 @@
-//! The service's notifications to systemd, over a real socket.
+//! The service's notifications to systemd. In the tests, a socket of the test stands in for systemd's.
 
 use std::{
     io::{Read, Write},
@@ -17,7 +17,8 @@ fn receive(socket: &UnixDatagram) -> String {
     String::from_utf8(buffer[..len].to_vec()).unwrap()
 }
 
-/// Receives messages until one contains this line, and returns that message.
+/// Receives messages until one contains this line, and returns that message. Fails if no message
+/// arrives within the socket's timeout.
 fn wait_for_message_with(socket: &UnixDatagram, line: &str) -> String {
     loop {
         let message = receive(socket);
@@ -45,11 +46,12 @@ fn systemd_is_notified_when_the_service_is_ready_alive_and_stopping() {
     for _ in 0..3 {
         wait_for_message_with(&socket, "WATCHDOG=1");
     }
+    // This client announces a body, but never sends it.
     let mut stalled_client = std::net::TcpStream::connect(service.address).unwrap();
     let head = b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n\
                  content-length: 99\r\n\r\n";
     stalled_client.write_all(head).unwrap();
-    // The service responds with `HTTP/1.1 100 Continue`, so the request is running.
+    // The request is running once the service has sent this interim response.
     stalled_client.read_exact(&mut [0; "HTTP/1.1 100 Continue\r\n\r\n".len()]).unwrap();
     service.terminate();
     let stopping = wait_for_message_with(&socket, "STOPPING=1");
@@ -74,7 +76,7 @@ fn no_watchdog_message_is_sent_if_watchdog_pid_is_the_id_of_another_process() {
         ("IMAGESVC_SANDBOX", "true"),
         ("NOTIFY_SOCKET", path.to_str().unwrap()),
         ("WATCHDOG_USEC", "1000"), // so short that a message would precede STOPPING=1
-        ("WATCHDOG_PID", "1"),
+        ("WATCHDOG_PID", "1"),     // not the id of the service's process
     ];
     let service = ServiceProcess::start(folder.path(), &settings);
     wait_for_message_with(&socket, "READY=1");
@@ -90,7 +92,7 @@ fn the_service_starts_and_stops_without_a_working_notify_socket() {
     let settings = [
         ("IMAGESVC_SANDBOX", "true"),
         ("NOTIFY_SOCKET", "/nowhere/notify"),
-        ("WATCHDOG_USEC", "50000"),
+        ("WATCHDOG_USEC", "50000"), // so the service also tries to send watchdog messages
     ];
     let (status, _) = ServiceProcess::start(folder.path(), &settings).stop();
     assert_eq!(status.code(), Some(0));

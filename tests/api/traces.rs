@@ -18,9 +18,9 @@ use crate::support::{
 };
 
 /// The id of the client's trace.
-const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 /// The id of the client's span, which is the parent of the service's first span.
-const PARENT: &str = "00f067aa0ba902b7";
+const PARENT_ID: &str = "00f067aa0ba902b7";
 
 /// A span as the collector received it.
 #[derive(Debug)]
@@ -73,6 +73,7 @@ fn spans(collector: &FakeServer) -> (Vec<ReceivedSpan>, BTreeMap<String, String>
     (spans, resource)
 }
 
+/// The values of attributes as texts, by the attributes' names.
 fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
     let text = |attribute: &KeyValue| match attribute.value.clone().unwrap().value.unwrap() {
         Value::StringValue(text) => text,
@@ -83,8 +84,8 @@ fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
     attributes.iter().map(|attribute| (attribute.key.clone(), text(attribute))).collect()
 }
 
-/// Returns the only span with this name.
-fn only<'a>(spans: &'a [ReceivedSpan], name: &str) -> &'a ReceivedSpan {
+/// Asserts that exactly one span has this name, and returns it.
+fn only_span<'a>(spans: &'a [ReceivedSpan], name: &str) -> &'a ReceivedSpan {
     let with_name: Vec<_> = spans.iter().filter(|span| span.name() == name).collect();
     assert_eq!(with_name.len(), 1, "there should be one span {name}: {spans:#?}");
     with_name[0]
@@ -113,7 +114,7 @@ async fn each_step_of_a_request_is_a_span_in_the_trace_of_the_client() {
     let response = service
         .url_request(&client, &picture_server.url("/photo?planted=query"))
         .bearer_auth("planted-client-key-0123456789")
-        .header("traceparent", format!("00-{TRACE}-{PARENT}-01"))
+        .header("traceparent", format!("00-{TRACE_ID}-{PARENT_ID}-01"))
         .header("x-request-id", "traced")
         .send()
         .await
@@ -126,8 +127,8 @@ async fn each_step_of_a_request_is_a_span_in_the_trace_of_the_client() {
     let (spans, resource) = spans(&collector);
     assert_eq!(resource["service.name"], "imagesvc");
     assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
-    let request = only(&spans, "POST /vectorize-image");
-    assert_eq!(hex(&request.span.parent_span_id), PARENT);
+    let request = only_span(&spans, "POST /vectorize-image");
+    assert_eq!(hex(&request.span.parent_span_id), PARENT_ID);
     assert_eq!(request.span.kind(), SpanKind::Server);
     assert_eq!(request.attribute("http.request.method"), Some("POST"));
     assert_eq!(request.attribute("http.route"), Some("/vectorize-image"));
@@ -142,12 +143,12 @@ async fn each_step_of_a_request_is_a_span_in_the_trace_of_the_client() {
         ("queue", "embed"),
         ("infer", "embed"),
     ] {
-        let (span, parent) = (only(&spans, name), only(&spans, parent));
+        let (span, parent) = (only_span(&spans, name), only_span(&spans, parent));
         assert_eq!(span.span.parent_span_id, parent.span.span_id, "{name}");
-        // The task of `embed` writes the vector to the cache after the answer.
+        // `embed` may end after its parent, because it writes the vector to the cache after the answer.
         assert!(span.is_within(parent) || name == "embed", "{name} should be within its parent");
     }
-    let call = only(&spans, "infer");
+    let call = only_span(&spans, "infer");
     assert_eq!(call.span.kind(), SpanKind::Client);
     assert_eq!(call.attribute("http.request.method"), Some("POST"));
     assert_eq!(call.attribute("server.address"), Some("127.0.0.1"));
@@ -158,7 +159,7 @@ async fn each_step_of_a_request_is_a_span_in_the_trace_of_the_client() {
         "the health check and the decoder's test at the start should have no span"
     );
     for span in &spans {
-        assert_eq!(hex(&span.span.trace_id), TRACE, "{span:?}");
+        assert_eq!(hex(&span.span.trace_id), TRACE_ID, "{span:?}");
         assert!(!span.has_failed() && span.span.events.is_empty(), "{span:?}");
         let text = format!("{span:?}");
         for secret in ["planted", "nvapi", "/photo", "Bearer"] {
@@ -170,7 +171,7 @@ async fn each_step_of_a_request_is_a_span_in_the_trace_of_the_client() {
     }
     for request in nvidia.received().into_iter().chain(picture_server.received()) {
         let headers = format!("{:?}", request.headers);
-        assert!(!headers.contains("traceparent") && !headers.contains(TRACE), "{headers}");
+        assert!(!headers.contains("traceparent") && !headers.contains(TRACE_ID), "{headers}");
     }
     let log = log.join("\n");
     assert!(!log.contains("collector-token"), "the log must not contain the collector's headers");
@@ -200,7 +201,7 @@ async fn failed_steps_have_a_span_with_the_reason() {
 
     let (spans, resource) = spans(&collector);
     assert_eq!(resource["service.name"], "pictures-eu");
-    let request = only(&spans, "POST /vectorize-image-upload");
+    let request = only_span(&spans, "POST /vectorize-image-upload");
     assert!(request.has_failed());
     assert!(request.span.parent_span_id.is_empty(), "the client sent no trace");
     assert_eq!(request.attribute("http.response.status_code"), Some("503"));
@@ -209,9 +210,9 @@ async fn failed_steps_have_a_span_with_the_reason() {
     let statuses: Vec<_> = calls.iter().map(|call| call.attribute("error.type")).collect();
     assert_eq!(statuses, [Some("503"), Some("402")], "each call should have a span");
     assert!(calls.iter().all(|call| call.has_failed()));
-    assert!(!only(&spans, "save").has_failed());
+    assert!(!only_span(&spans, "save").has_failed());
     // An error of the client is no failure of the service.
-    let unknown = only(&spans, "GET");
+    let unknown = only_span(&spans, "GET");
     assert!(!unknown.has_failed());
     assert_eq!(unknown.attribute("error.type"), Some("not_found"));
     assert_ne!(unknown.span.trace_id, request.span.trace_id);
@@ -229,11 +230,11 @@ async fn a_trace_that_the_client_does_not_record_is_not_exported() {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (n, traceparent) in [
         // The flags at the end are 00, so the client does not record this trace.
-        (1, format!("00-{TRACE}-{PARENT}-00")),
+        (1, format!("00-{TRACE_ID}-{PARENT_ID}-00")),
         // The flags are 01, so the client records this trace.
-        (2, format!("00-{TRACE}-{PARENT}-01")),
+        (2, format!("00-{TRACE_ID}-{PARENT_ID}-01")),
         // The version ff is invalid, so the service ignores the header and begins a trace.
-        (3, format!("ff-{TRACE}-{PARENT}-01")),
+        (3, format!("ff-{TRACE_ID}-{PARENT_ID}-01")),
     ] {
         let request = service.upload_request(&client, &tiny(n)).header("x-request-id", n);
         let response = request.header("traceparent", traceparent).send().await.unwrap();
@@ -246,8 +247,8 @@ async fn a_trace_that_the_client_does_not_record_is_not_exported() {
         .map(|span| (span.attribute("imagesvc.request_id").unwrap(), hex(&span.span.trace_id)))
         .collect();
     assert_eq!(ids.keys().copied().collect::<Vec<_>>(), ["2", "3"]);
-    assert_eq!(ids["2"], TRACE);
-    assert_ne!(ids["3"], TRACE);
+    assert_eq!(ids["2"], TRACE_ID);
+    assert_ne!(ids["3"], TRACE_ID);
     assert_eq!(spans.iter().filter(|span| span.name() == "save").count(), 2);
 }
 
@@ -275,28 +276,28 @@ async fn the_span_of_a_request_ends_before_a_call_that_outlives_it() {
         batches += 1;
     }
     let first_spans = spans(&collector).0;
-    let request = only(&first_spans, "POST /vectorize-image-upload");
+    let request = only_span(&first_spans, "POST /vectorize-image-upload");
     assert_eq!(request.attribute("error.type"), Some("client_disconnected"));
     assert!(first_spans.iter().all(|span| span.name() != "infer"));
     release.send_replace(true);
     service.stop();
     let all_spans = spans(&collector).0;
-    let request = only(&all_spans, "POST /vectorize-image-upload");
-    let call = only(&all_spans, "infer");
+    let request = only_span(&all_spans, "POST /vectorize-image-upload");
+    let call = only_span(&all_spans, "infer");
     assert_eq!(call.span.trace_id, request.span.trace_id);
     assert!(call.span.end_time_unix_nano > request.span.end_time_unix_nano);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_refuses_or_never_answers_delays_no_request_and_is_logged_once() {
+async fn a_refusing_or_silent_collector_delays_no_request_and_a_refusal_is_logged_once() {
     let nvidia = FakeNvidia::healthy().await;
     // This collector accepts connections, but never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent_url = format!("http://user:planted@{}", silent.local_addr().unwrap());
     let refusing = FakeServer::start(|_, _| Reply::status(403)).await;
     let refusing_url = refusing.url("");
-    // The service stops before the 10 s after which sending to the silent collector fails with a
-    // warning.
+    // The silent collector causes no warning: the first would come after 10 s, when the service has
+    // stopped.
     for (endpoint, warnings) in [(silent_url, 0), (refusing_url, 1)] {
         let folder = tempfile::tempdir().unwrap();
         // Spans are exported every 10 ms.
@@ -327,7 +328,7 @@ async fn a_collector_that_refuses_or_never_answers_delays_no_request_and_is_logg
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_endpoint_or_with_a_wrong_one_the_service_works_and_exports_nothing() {
+async fn without_an_endpoint_with_a_wrong_one_or_if_disabled_the_service_exports_no_traces() {
     let nvidia = FakeNvidia::healthy().await;
     let collector = collector().await;
     let endpoint = collector.url("");

@@ -16,7 +16,7 @@ async fn other_fields_before_and_after_the_file_are_ignored() {
             ("name=\"comment\"", b"a fine rocket"),
         ])
         .await;
-    answer.vector();
+    answer.assert_success();
     assert_eq!(answer.json()["original_filename"], "rocket.jpg");
     assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
 }
@@ -72,11 +72,11 @@ async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
 }
 
 #[tokio::test]
-async fn a_picture_without_a_file_name_is_accepted_and_the_answer_has_none() {
+async fn a_picture_without_a_file_name_is_accepted_and_the_answer_contains_no_file_name() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"\r\nContent-Type: image/jpeg", ROCKET)]).await;
-    answer.vector();
+    answer.assert_success();
     assert!(answer.json().get("original_filename").is_none());
 }
 
@@ -94,19 +94,19 @@ async fn the_file_name_is_read_from_part_headers_as_real_clients_write_them() {
         ("name=\"file\"; filename=\"_.jpg\"; filename*=utf-8'de'%c3%a4.jpg", Some("ä.jpg")),
         ("name=file; filename=my photo.jpg", Some("my photo.jpg")),
         ("name = \"file\" ; filename=\"a\\\"b.jpg\"", Some("a\"b.jpg")),
-        // Control characters are removed. An empty name is no name.
+        // Control characters are removed. An empty name counts as no name.
         ("name=\"file\"; filename*=UTF-8''%0d%0a%1b.jpg", Some(".jpg")),
         ("name=\"file\"; filename=\"\"", None),
     ] {
         let answer = app.upload_parts(&[(part_header, ROCKET)]).await;
-        answer.vector();
+        answer.assert_success();
         let returned = answer.json().get("original_filename").cloned();
         assert_eq!(returned.as_ref().and_then(|name| name.as_str()), file_name, "{part_header}");
     }
 }
 
 #[tokio::test]
-async fn empty_files_beside_the_picture_are_skipped() {
+async fn empty_files_are_skipped_only_if_the_form_also_contains_a_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     // Browsers send such a part for a file input that the user left empty.
@@ -115,7 +115,7 @@ async fn empty_files_beside_the_picture_are_skipped() {
     let picture = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
     for parts in [[empty, picture], [picture, empty]] {
         let answer = app.upload_parts(&parts).await;
-        answer.vector();
+        answer.assert_success();
         assert_eq!(answer.json()["original_filename"], "rocket.jpg");
         assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     }
@@ -126,7 +126,8 @@ async fn empty_files_beside_the_picture_are_skipped() {
 async fn a_content_type_with_unusual_spaces_and_an_unusual_boundary_is_accepted() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // According to RFC 2045, a boundary with `/`, `=`, `:`, `(`, `)` or `?` must have quotes.
+    // According to RFC 2045, a boundary with `/`, `=`, `:`, `(`, `)` or `?` must be in quotes. The service
+    // also accepts it without.
     let boundary = "Sx/9+e=7K:(a)b?c";
     let head = format!(
         "--{boundary}\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\n"
@@ -137,7 +138,7 @@ async fn a_content_type_with_unusual_spaces_and_an_unusual_boundary_is_accepted(
         format!("multipart/form-data; boundary=\"{boundary}\""),
         format!("multipart/form-data;charset=utf-8;Boundary={boundary};"),
     ] {
-        app.post("/vectorize-image-upload", &content_type, body.clone()).await.vector();
+        app.post("/vectorize-image-upload", &content_type, body.clone()).await.assert_success();
     }
 }
 
@@ -171,7 +172,7 @@ async fn a_form_with_too_many_parts_or_a_too_long_header_is_refused() {
 }
 
 #[tokio::test]
-async fn file_names_are_returned_without_invisible_characters() {
+async fn file_names_are_returned_unchanged_except_for_invisible_characters() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (name, expected) in [
@@ -181,7 +182,7 @@ async fn file_names_are_returned_without_invisible_characters() {
         ("\u{202e}gpj.exe", "gpj.exe"),
     ] {
         let answer = app.upload(ROCKET, name).await;
-        answer.vector();
+        answer.assert_success();
         assert_eq!(answer.json()["original_filename"], expected);
     }
     assert_eq!(app.saved().len(), 3, "every picture should be saved in the downloads folder");
@@ -191,7 +192,8 @@ async fn file_names_are_returned_without_invisible_characters() {
 async fn a_picture_in_an_unsupported_format_and_without_a_file_name_is_an_unsupported_image() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // In a part without a file name, only bytes of an unknown kind count as text. AVIF is known.
+    // The service takes a part without a file name for text if it does not recognize the bytes. But it
+    // recognizes AVIF.
     let answer = app.upload_parts(&[("name=\"file\"", &avif())]).await;
     assert_problem(&answer, 415, "unsupported_image");
 }
@@ -208,8 +210,8 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 
 #[tokio::test]
 async fn the_error_for_a_body_far_over_the_limit_states_the_limit_for_pictures() {
-    // The routes' limits for bodies are higher, because a body also contains the encoding. This
-    // picture of 3.6 MB exceeds these limits, too.
+    // The limits for bodies are higher than that for pictures, because a body is longer than its picture.
+    // The body with this picture of 3.6 MB exceeds them, too.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;
     let picture = noise_png(1200, 1000);

@@ -1,6 +1,6 @@
-"""Makes files of vectors with the built program, and runs each program of this folder that reads them.
+"""Makes files of vectors with imagesvc, and runs the programs with_*.py of this folder, which read them.
 
-Arguments: the names of the programs to run. Without arguments, all are run."""
+Arguments: the names of the programs to run. Without arguments, all of them run."""
 
 import json
 import os
@@ -26,7 +26,7 @@ PEOPLE = [
     r'{"name": "", "path": "photos/again.jpg", "n": "1", "n": "last", "a.b": "dot", "line": "1\n2\t3\\"}',
 ]
 
-# The first numbers of a vector. The first number is rounded wrongly if it is rounded twice. Some others are
+# Numbers for the beginning of a vector. The first is rounded wrongly if it is rounded twice. Some others are
 # very large or very small.
 HARD_NUMBERS = ["1.0000000596046447753906250000000001", "-0.0", "1e-45", "3.4028234e38", "1E-60", "0.1"]
 
@@ -38,7 +38,7 @@ def make_files(folder):
     for name in ["rocket.jpg", "chelsea.png", "hubble_deep_field.jpg"]:
         shutil.copy(ROOT / "tests/fixtures" / name, photos)
     shutil.copy(photos / "rocket.jpg", photos / "again.jpg")
-    (photos / "broken.jpg").write_text("no picture")  # the exit code is 1, because this fails
+    (photos / "broken.jpg").write_text("no picture")  # this picture fails, so the exit code is 1
     (folder / "list.jsonl").write_text("\n".join(PEOPLE) + "\n")
 
     embed(folder, "photos", "--out", "folder.parquet", code=1)
@@ -46,7 +46,7 @@ def make_files(folder):
     embed(folder, "list.jsonl", "--out", "people.jsonl")
     with open(folder / "people.jsonl", "a") as rows:
         rows.write(hard_row((folder / "people.jsonl").read_text().splitlines()[0]) + "\n")
-    # These runs find all pictures in people.jsonl, and convert its rows, also the added one.
+    # For these runs, no picture is left to send. They convert all rows of people.jsonl, also the added one.
     embed(folder, "list.jsonl", "--out", "people.parquet")
     embed(folder, "list.jsonl", "--out", "people.npy")
 

@@ -55,12 +55,12 @@ impl Rows {
     }
 }
 
-/// A row without fields of the source, with these numbers.
+/// A row without fields of the source. `vector` contains the numbers of its vector.
 pub(super) fn row(vector: &str) -> String {
     row_of("{}", vector)
 }
 
-/// A row with this object of the source and these numbers.
+/// A row with the fields of `object`, which is from the source. `vector` contains the numbers of its vector.
 pub(super) fn row_of(object: &str, vector: &str) -> String {
     let added = format!(
         r#""sha256":"ab","model":"m","prepared":"jpeg","width":3,"height":2,"vector":[{vector}]"#
@@ -77,8 +77,9 @@ fn formats() -> Vec<ExportFormat> {
     ]
 }
 
-/// The text of a number just above the middle between two `f32`, and the nearest `f32`: the upper one.
-/// The nearest `f64` is the middle itself, which would be rounded to the lower one.
+/// The text of a number just above the middle between two neighbouring `f32`, and the upper of the two,
+/// which is the nearest `f32`. Parsed as `f64`, the number becomes the middle itself, and then the lower
+/// `f32`.
 pub(super) const ABOVE_MIDDLE: (&str, f32) =
     ("1.0000000596046447753906250000000001", 1.0 + f32::EPSILON);
 
@@ -158,15 +159,15 @@ fn an_interrupted_export_leaves_no_file_except_the_rows() {
 #[test]
 fn the_rows_stay_locked_until_the_export_ends() {
     let rows = Rows::new("");
-    let open = || super::super::output::open(&rows.path("out.jsonl"));
-    let file = open().unwrap();
+    let open_and_lock = || super::super::output::open(&rows.path("out.jsonl"));
+    let file = open_and_lock().unwrap();
     let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
     let target = ExportFile { path: rows.path("out.npy"), format: ExportFormat::Npy };
     let export = Export::prepare(target, &rows.path("out.jsonl"), &file, &reader).unwrap();
     drop(file);
-    assert!(matches!(open(), Err(OutputError::InUse(_))));
+    assert!(matches!(open_and_lock(), Err(OutputError::InUse(_))));
     drop(export);
-    open().unwrap();
+    open_and_lock().unwrap();
 }
 
 #[test]
@@ -182,22 +183,22 @@ fn the_incomplete_file_of_a_killed_run_is_removed_and_a_link_in_its_place_is_not
 }
 
 #[test]
-fn only_a_file_that_this_command_may_have_made_is_replaced() {
+fn an_existing_file_is_accepted_only_if_this_command_may_have_made_it() {
     let rows = Rows::new("");
-    let check_with = |name: &str, rows_name: &str| {
+    let check_file = |name: &str, rows_name: &str| {
         let file = ExportFile { path: rows.path(name), format: ExportFormat::Npy };
         check(&file, &rows.path(rows_name)).map_err(|error| error.to_string())
     };
     fs::write(rows.path("existing.npy"), "").unwrap();
     fs::create_dir(rows.path("folder.npy")).unwrap();
     std::os::unix::fs::symlink("existing.npy", rows.path("link.npy")).unwrap();
-    check_with("new.npy", "new.jsonl").unwrap();
+    check_file("new.npy", "new.jsonl").unwrap();
     // The rows exist, so an earlier run may have made the file.
-    check_with("existing.npy", "out.jsonl").unwrap();
-    let error = check_with("existing.npy", "missing.jsonl").unwrap_err();
+    check_file("existing.npy", "out.jsonl").unwrap();
+    let error = check_file("existing.npy", "missing.jsonl").unwrap_err();
     assert!(error.contains("has not made it"), "{error}");
     for name in ["folder.npy", "link.npy"] {
-        assert!(check_with(name, "out.jsonl").unwrap_err().contains("not a regular file"));
+        assert!(check_file(name, "out.jsonl").unwrap_err().contains("not a regular file"));
     }
 }
 
@@ -221,7 +222,7 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
         }
     };
     let made = tokio::select! {
-        biased; // the progress begins before the clock
+        biased; // starts the progress at 0 s, before the clock advances
         made = with_progress(&mut task, report) => made.unwrap(),
         () = clock => unreachable!(),
     };

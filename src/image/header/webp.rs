@@ -52,7 +52,7 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
     };
     match &head[FIRST_CHUNK_AT..][..4] {
         b"VP8L" => {
-            // The width minus one and then the height minus one, with 14 bits each.
+            // From the lowest bit on: the width minus one, and the height minus one, with 14 bits each.
             let sides = u24_at(21) | u32::from(head[24]) << 24;
             simple_webp((sides & 0x3fff) + 1, (sides >> 14 & 0x3fff) + 1)
         }
@@ -64,7 +64,7 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
         b"VP8X" => {
             let mut chunks = Chunks::default();
             // The end of the file is no error here: if pixels are missing, the decoder reports
-            // that. The caller of this function, `read_bounded`, reports the other read errors.
+            // that. `read_bounded`, in which this function runs, reports the other read errors.
             let _ = chunks.read(reader);
             let flags = head[FLAGS_AT];
             let orientation = chunks.orientation.filter(|_| flags & HAS_EXIF != 0);
@@ -88,7 +88,7 @@ struct Chunks {
     has_exif: bool,
     /// Whether there is a separate chunk of alpha. Only lossy pixels need such a chunk.
     has_alpha_chunk: bool,
-    /// Whether the lossless pixels use alpha. `None` if there are no lossless pixels.
+    /// Whether the lossless pixels use alpha. `None` if there are no lossless pixels outside of frames.
     lossless_alpha: Option<bool>,
 }
 
@@ -126,11 +126,11 @@ impl Chunks {
     fn correct_flags(&self, flags: u8) -> u8 {
         let has_alpha_flag = flags & HAS_ALPHA != 0;
         let has_alpha = if flags & ANIMATED != 0 {
-            has_alpha_flag // the pixels are inside of frames, which were not read
+            has_alpha_flag // the pixels are inside of frames, which `read` has not read
         } else {
             self.lossless_alpha.unwrap_or(has_alpha_flag && self.has_alpha_chunk)
         };
-        flags & ANIMATED | if has_alpha { HAS_ALPHA } else { 0 }
+        (flags & ANIMATED) | if has_alpha { HAS_ALPHA } else { 0 }
     }
 }
 
@@ -172,6 +172,7 @@ mod tests {
 
     /// EXIF data with the orientation 6, a quarter turn clockwise.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    /// [`EXIF`] after the prefix that some programs write.
     const PREFIXED_EXIF: &[u8; 32] =
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
 

@@ -7,25 +7,30 @@ use image_rs::{Rgb, Rgba, codecs::jpeg::JpegEncoder};
 use super::*;
 use crate::image::{Content, probe};
 
+/// No JPEG in these tests is longer than this `max_len`.
 const CONVERTED: Target = Target::Converted { max_len: 20 << 20 };
 
+/// No picture in these tests has more pixels.
+const MAX_PIXELS: u64 = 64_000_000;
+
 fn picture(bytes: Vec<u8>) -> Picture {
-    probe(Content::Memory(bytes.into()), 64_000_000).unwrap()
+    probe(Content::Memory(bytes.into()), MAX_PIXELS).unwrap()
 }
 
 /// Decodes the bytes of a picture.
 pub(super) fn decoded(bytes: &[u8]) -> Result<RgbImage, Error> {
-    let picture = probe(Content::Memory(bytes.to_vec().into()), 64_000_000)?;
+    let picture = probe(Content::Memory(bytes.to_vec().into()), MAX_PIXELS)?;
     decode(&picture, estimate_memory(&picture)?)
 }
 
+/// Encodes an image in a format, and reads the header.
 fn encoded(image: &DynamicImage, format: ImageFormat) -> Picture {
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, format).unwrap();
     picture(bytes.into_inner())
 }
 
-/// A picture whose left half is red and whose right half is blue.
+/// An image of 64 × 32 pixels whose left half is red and whose right half is blue.
 fn two_halves() -> RgbImage {
     RgbImage::from_fn(64, 32, |x, _| if x < 32 { Rgb([255, 0, 0]) } else { Rgb([0, 0, 255]) })
 }
@@ -68,7 +73,8 @@ fn transparent_pixels_become_white() {
 
 #[test]
 fn exif_orientation_is_applied_when_converting_and_when_shrinking() {
-    let picture = jpeg_with_orientation(6); // rotate by 90° clockwise: the left half is on top
+    // Orientation 6 is a rotation by 90° clockwise, so the left half becomes the upper one.
+    let picture = jpeg_with_orientation(6);
     let memory_estimate = estimate_memory(&picture).unwrap();
     for jpeg in [
         CONVERTED.render(&picture, memory_estimate).unwrap(),
@@ -83,7 +89,7 @@ fn exif_orientation_is_applied_when_converting_and_when_shrinking() {
 
 #[test]
 fn the_colours_of_sixteen_bit_and_grey_pictures_are_kept() {
-    // The upper and the lower bytes of the samples are very different.
+    // The high and the low byte of a sample are very different, so a mix-up changes the colour.
     let orange = Rgba([0xf010, 0x80ff, 0x10f0, 0xffff]);
     let with_16_bits = DynamicImage::ImageRgba16(image_rs::ImageBuffer::from_pixel(4, 4, orange));
     let grey =
@@ -104,7 +110,7 @@ fn the_colours_of_sixteen_bit_and_grey_pictures_are_kept() {
 }
 
 #[test]
-fn a_shrunk_picture_has_at_most_max_len_bytes_and_keeps_its_proportions() {
+fn a_shrunk_picture_is_within_max_len_and_keeps_its_proportions() {
     let mut random = fastrand::Rng::with_seed(1);
     let noise =
         RgbImage::from_fn(3000, 1500, |_, _| Rgb([random.u8(..), random.u8(..), random.u8(..)]));
@@ -115,7 +121,7 @@ fn a_shrunk_picture_has_at_most_max_len_bytes_and_keeps_its_proportions() {
         assert!(jpeg.len() <= max_len);
         let image = image_rs::load_from_memory(&jpeg).unwrap();
         assert!(image.width() <= MAX_SHRUNK_SIDE);
-        assert!(image.width().abs_diff(2 * image.height()) <= 2);
+        assert!(image.width().abs_diff(2 * image.height()) <= 2); // sides are rounded
     }
 }
 
@@ -137,7 +143,7 @@ fn a_truncated_picture_causes_no_panic() {
         let bytes = bytes.into_inner();
         for len in 0..bytes.len() {
             let content = Content::Memory(bytes[..len].to_vec().into());
-            if let Ok(picture) = probe(content, 64_000_000) {
+            if let Ok(picture) = probe(content, MAX_PIXELS) {
                 let _ = estimate_memory(&picture)
                     .and_then(|memory_estimate| CONVERTED.render(&picture, memory_estimate));
             }

@@ -1,9 +1,9 @@
 //! Decides whether a picture is saved or given up, so that the waiting request and the saving thread
 //! always agree.
 //!
-//! A thread that hangs in a disk call cannot be stopped. Therefore the request first gives the picture
-//! up, and then reports that it was not saved. The thread checks before each stage whether the picture
-//! was given up, and removes it in that case.
+//! A thread that hangs in a disk call cannot be stopped. So at the deadline, the request first gives the
+//! picture up, and then reports that it was not saved. The thread checks before each stage whether the
+//! picture was given up, and removes it in that case.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -39,7 +39,7 @@ pub(in crate::store) enum Stage {
 pub(in crate::store) struct Decision(Mutex<Stage>);
 
 impl Decision {
-    /// Advances the thread to a stage.
+    /// Records that the thread begins a stage.
     ///
     /// # Errors
     /// [`Error::Timeout`] if the picture was given up.
@@ -134,13 +134,13 @@ mod tests {
         folder: TempDir,
         store: Store,
         /// Receives each stage before which the thread stops.
-        stopped: Receiver<Stage>,
-        /// The thread's end of `stopped`.
-        report_stop: Option<Sender<Stage>>,
-        /// Sends a message to let the thread continue.
+        stops: Receiver<Stage>,
+        /// The thread's end of `stops`, until `start_saving` takes it.
+        stops_sender: Option<Sender<Stage>>,
+        /// A message lets the thread continue.
         resume: Sender<()>,
-        /// The thread's end of `resume`.
-        wait_for_resume: Option<Receiver<()>>,
+        /// The thread's end of `resume`, until `start_saving` takes it.
+        resume_receiver: Option<Receiver<()>>,
     }
 
     impl SlowStore {
@@ -150,10 +150,10 @@ mod tests {
             let space = DiskSpace::new(path.clone(), 0);
             let settings = Settings { folder: path, space, retention: Retention::default() };
             let store = Store::open(&settings).unwrap();
-            let (report_stop, stopped) = channel();
-            let (resume, wait_for_resume) = channel();
-            let (report_stop, wait_for_resume) = (Some(report_stop), Some(wait_for_resume));
-            Self { folder, store, stopped, report_stop, resume, wait_for_resume }
+            let (stops_sender, stops) = channel();
+            let (resume, resume_receiver) = channel();
+            let (stops_sender, resume_receiver) = (Some(stops_sender), Some(resume_receiver));
+            Self { folder, store, stops, stops_sender, resume, resume_receiver }
         }
 
         /// Receives a picture, and starts a task that saves it on a thread. Returns when the thread
@@ -163,12 +163,12 @@ mod tests {
             spool.write(&Bytes::from_static(b"picture")).await.unwrap();
             let spooled = spool.finish().await.unwrap();
             let folder = Arc::clone(&self.store.folder);
-            let report_stop = self.report_stop.take().unwrap();
-            let wait_for_resume = self.wait_for_resume.take().unwrap();
+            let stops_sender = self.stops_sender.take().unwrap();
+            let resume_receiver = self.resume_receiver.take().unwrap();
             let save = save_before(Instant::now() + TIMEOUT, move |decision| {
                 save::save(&folder, spooled, "jpg", |stage| {
-                    report_stop.send(stage).unwrap();
-                    wait_for_resume.recv().unwrap();
+                    stops_sender.send(stage).unwrap();
+                    resume_receiver.recv().unwrap();
                     decision.enter(stage)
                 })
             });
@@ -179,24 +179,28 @@ mod tests {
 
         /// Lets the thread run until it stops before `stage`.
         fn run_until_before(&self, stage: Stage) {
-            while self.stopped.recv().unwrap() != stage {
+            while self.stops.recv().unwrap() != stage {
                 self.resume.send(()).unwrap();
             }
         }
 
         /// Lets the thread run to its end, and returns the stages before which it stopped.
         fn run_to_end(&self) -> Vec<Stage> {
-            let next = || self.resume.send(()).ok().and_then(|()| self.stopped.recv().ok());
+            let next = || self.resume.send(()).ok().and_then(|()| self.stops.recv().ok());
             iter::from_fn(next).collect()
         }
 
-        /// The number of saved files. Also checks that no staging file remains.
+        /// The number of saved files.
         fn saved_count(&self) -> usize {
-            assert!(files(&self.folder.path().join(".incoming")).is_empty());
             files(self.folder.path()).len()
+        }
+
+        fn assert_no_staging_file(&self) {
+            assert!(files(&self.folder.path().join(".incoming")).is_empty());
         }
     }
 
+    /// The names of the files in a folder, without hidden files and folders.
     fn files(folder: &Path) -> Vec<String> {
         let names = fs::read_dir(folder).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_that_is_not_written_by_the_deadline_is_never_renamed() {
+    async fn a_picture_whose_renaming_has_not_begun_by_the_deadline_is_never_renamed() {
         for stage in [Stage::Writing, Stage::Renaming] {
             let mut store = SlowStore::new();
             let save = store.start_saving().await;
@@ -212,6 +216,7 @@ mod tests {
             advance(TIMEOUT).await;
             assert!(matches!(save.await.unwrap(), Err(Error::Timeout)), "{stage:?}");
             assert!(store.run_to_end().is_empty(), "the thread must not enter another stage");
+            store.assert_no_staging_file();
             assert_eq!(store.saved_count(), 0, "{stage:?}");
         }
     }
@@ -239,6 +244,7 @@ mod tests {
         advance(RENAMING_GRACE).await;
         assert!(matches!(save.await.unwrap(), Err(Error::Timeout)));
         store.run_to_end();
+        store.assert_no_staging_file();
         assert_eq!(store.saved_count(), 0);
     }
 
@@ -251,19 +257,22 @@ mod tests {
             save.abort();
             assert!(save.await.unwrap_err().is_cancelled());
             store.run_to_end();
+            store.assert_no_staging_file();
             assert_eq!(store.saved_count(), 0, "{stage:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_picture_is_saved_if_the_thread_finishes_before_the_deadline() {
+    async fn a_picture_is_saved_if_the_thread_ends_before_the_deadline_and_stays_if_confirmed() {
         let mut store = SlowStore::new();
         let save = store.start_saving().await;
         store.run_to_end();
         let mut file = save.await.unwrap().unwrap();
+        store.assert_no_staging_file();
         assert_eq!(store.saved_count(), 1);
         file.confirm();
         drop(file);
+        store.assert_no_staging_file();
         assert_eq!(store.saved_count(), 1);
     }
 
@@ -277,5 +286,6 @@ mod tests {
         while store.saved_count() > 0 {
             tokio::task::yield_now().await;
         }
+        store.assert_no_staging_file();
     }
 }

@@ -63,7 +63,7 @@ mod tests {
             ("multipart/form-data ; boundary=ab", "ab"),
             ("Multipart/Form-Data;BOUNDARY= ab ;charset=utf-8", "ab"),
             ("multipart/form-data; charset=\"; boundary=x\"; boundary=ab", "ab"),
-            // React Native before 0.60 sends a boundary without quotes on iOS.
+            // On iOS, React Native before 0.60 does not send the quotes that these characters need.
             ("multipart/form-data; boundary=Sx/9+e=7K:(a),b?'c'_.-", "Sx/9+e=7K:(a),b?'c'_.-"),
         ] {
             assert_eq!(read(content_type).as_deref(), Ok(expected), "{content_type}");

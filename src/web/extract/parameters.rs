@@ -1,8 +1,8 @@
 //! Parses header values with parameters, such as `form-data; name="file"`.
 //!
 //! Clients write such values in many ways. The parser accepts blanks anywhere, names in upper or
-//! lower case, and values without the quotes that they should have. It refuses only parameters that
-//! another parser might understand differently.
+//! lower case, and values without the quotes that they should have. It gives no
+//! value for a repeated parameter, because another parser might use another of its values.
 
 use std::borrow::Cow;
 
@@ -13,31 +13,30 @@ type Parameter<'a> = (&'a [u8], Cow<'a, [u8]>);
 #[derive(Debug)]
 pub(super) struct Parameterized<'a> {
     /// The text before the first semicolon, trimmed.
-    pub value: &'a [u8],
+    main: &'a [u8],
     parameters: Vec<Parameter<'a>>,
 }
 
 impl<'a> Parameterized<'a> {
     /// Parses a header value.
     pub(super) fn parse(text: &'a [u8]) -> Self {
-        let (value, mut rest) = split_at_semicolon(text);
+        let (main, mut rest) = split_at_semicolon(text);
         let mut parameters = Vec::new();
         while let Some(text) = rest {
             let (parameter, after) = parse_parameter(text);
             parameters.extend(parameter);
             rest = after;
         }
-        Self { value: value.trim_ascii(), parameters }
+        Self { main: main.trim_ascii(), parameters }
     }
 
-    /// Whether the text before the first semicolon is `value`. Upper and lower case are equal.
-    pub(super) fn is(&self, value: &str) -> bool {
-        self.value.eq_ignore_ascii_case(value.as_bytes())
+    /// Whether the text before the first semicolon is `expected`, in upper or lower case.
+    pub(super) fn is(&self, expected: &str) -> bool {
+        self.main.eq_ignore_ascii_case(expected.as_bytes())
     }
 
-    /// Returns the value of the parameter with this name. Upper and lower case are equal. Returns
-    /// `None` if there is no such parameter, or if there are several: it is unknown which of them
-    /// another parser would use.
+    /// Returns the value of the parameter with this name, in upper or lower case. Returns `None` if there
+    /// is no such parameter, or if there are several: another parser might use another one.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         let matches = |(other, _): &&(&[u8], _)| other.eq_ignore_ascii_case(name.as_bytes());
         let mut values = self.parameters.iter().filter(matches).map(|(_, value)| &**value);
@@ -53,8 +52,8 @@ fn split_at_semicolon(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Parses the first parameter. Returns the parameter, if it has an equals sign, and the text after
-/// its semicolon, if it has one.
+/// Parses the first parameter. Returns the parameter, or `None` if it has no equals sign. Also returns
+/// the text after its semicolon, or `None` if it is the last parameter.
 fn parse_parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
     let is_end = |byte: &u8| matches!(byte, b'=' | b';');
     let name_end = text.iter().position(is_end).unwrap_or(text.len());
@@ -82,7 +81,7 @@ fn parse_parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
 /// Windows paths. Without a closing quote, the value extends to the end of the text.
 fn parse_quoted(text: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
     let mut unescaped = Vec::new();
-    // The start of the part that is not in `unescaped` yet.
+    // Where the text begins that is not in `unescaped` yet. 0 until an escape is found.
     let mut copied_to = 0;
     let mut index = 0;
     loop {
@@ -98,7 +97,6 @@ fn parse_quoted(text: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
     }
     let rest = text.get(index + 1..).unwrap_or_default();
     if copied_to == 0 {
-        // Nothing was escaped.
         return (Cow::Borrowed(&text[..index]), rest);
     }
     unescaped.extend_from_slice(&text[copied_to..index]);

@@ -14,6 +14,7 @@ pub(super) fn request_id(headers: &HeaderMap) -> String {
     }
 }
 
+/// Whether an id is short and needs no escaping in a header or in the log.
 fn is_harmless(id: &str) -> bool {
     (1..=64).contains(&id.len())
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
@@ -34,6 +35,7 @@ mod tests {
         for id in ["a", "Abc-1._", &"x".repeat(64)] {
             assert_eq!(chosen_id(id.as_bytes()), *id);
         }
+        // A UUID has 36 characters.
         for id in [&b""[..], b"a b", b"a\tb", b"\xff", b"a\"b", &[b'x'; 65]] {
             assert_eq!(chosen_id(id).len(), 36, "the id must be replaced by a UUID");
         }

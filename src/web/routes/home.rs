@@ -27,7 +27,7 @@ static PAGE: LazyLock<String> =
 const MARKUP: &str = include_str!("home/page.html");
 const STYLE: &str = include_str!("home/page.css");
 
-/// One script: its parts use each other's names.
+/// The files are one script, because they use each other's names.
 const SCRIPT: &str = concat!(
     include_str!("home/queue.js"),
     include_str!("home/wall.js"),
@@ -36,16 +36,16 @@ const SCRIPT: &str = concat!(
     include_str!("home/input.js"),
 );
 
-/// The placeholder for the URL of the sandbox's sample picture. Without the sandbox, it is replaced
-/// by an empty text.
-const SAMPLE: &str = "{sample}";
+/// The placeholder for the URL of the sandbox's sample picture. Without the sandbox, an
+/// empty text replaces the placeholder.
+const SAMPLE_PLACEHOLDER: &str = "{sample}";
 
 /// The placeholder for the formats that the file chooser offers.
-const FORMATS: &str = "{formats}";
+const FORMATS_PLACEHOLDER: &str = "{formats}";
 
-/// The placeholder for the host name in the page's URL, if the service refuses calls from pages
-/// with this host name. Otherwise it is replaced by an empty text.
-const UNKNOWN_HOST: &str = "{unknown host}";
+/// The placeholder for the host name in the page's URL. If the service accepts calls from pages with this
+/// host name, an empty text replaces the placeholder.
+const HOST_PLACEHOLDER: &str = "{unknown host}";
 
 /// The page's content security policy. Allows the script and the style by their hashes, so that
 /// injected code does not run. Forbids scripts to turn text into markup. `blob:` is for the
@@ -78,10 +78,13 @@ pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
 }
 
 fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResponse + use<> {
-    // The host name is safe in HTML: `check_host_name` returns only harmless characters.
+    // The error of `check_host_name` is the refused host name. It is safe in HTML, because it contains only
+    // harmless characters.
     let unknown_host = rules.check_host_name(headers).err().unwrap_or_default();
-    let html = PAGE.replacen(SAMPLE, app.sample_url.as_deref().unwrap_or_default(), 1);
-    let html = html.replacen(FORMATS, &ACCEPTED_TYPES, 1).replace(UNKNOWN_HOST, &unknown_host);
+    let html = PAGE.replacen(SAMPLE_PLACEHOLDER, app.sample_url.as_deref().unwrap_or_default(), 1);
+    let html = html
+        .replacen(FORMATS_PLACEHOLDER, &ACCEPTED_TYPES, 1)
+        .replace(HOST_PLACEHOLDER, &unknown_host);
     ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(html))
 }
 
@@ -107,8 +110,10 @@ mod tests {
     }
 
     #[test]
-    fn the_page_contains_the_sample_and_the_formats_once_and_the_unknown_host_twice() {
-        for (placeholder, count) in [(SAMPLE, 1), (FORMATS, 1), (UNKNOWN_HOST, 2)] {
+    fn the_page_has_one_placeholder_for_the_sample_and_the_formats_and_two_for_the_host() {
+        for (placeholder, count) in
+            [(SAMPLE_PLACEHOLDER, 1), (FORMATS_PLACEHOLDER, 1), (HOST_PLACEHOLDER, 2)]
+        {
             assert_eq!(PAGE.matches(placeholder).count(), count, "{placeholder}");
         }
     }

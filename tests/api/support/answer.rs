@@ -41,8 +41,13 @@ impl Answer {
 
     /// Asserts that the answer is a success, and returns how the picture was prepared for NVIDIA.
     pub fn prepared(&self) -> String {
-        self.vector(); // asserts the success
+        self.assert_success();
         self.json()["prepared"].as_str().unwrap().to_owned()
+    }
+
+    /// Asserts that the answer is a success with a valid vector.
+    pub fn assert_success(&self) {
+        self.vector();
     }
 
     /// Asserts that the answer is a success, and returns its vector.

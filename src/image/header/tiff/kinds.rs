@@ -20,7 +20,7 @@ pub(in crate::image) enum Compression {
 impl Compression {
     /// Converts the values of the tags Compression and T4Options.
     pub(super) fn from_tags(compression: u64, t4_options: u64) -> Result<Self, HeaderError> {
-        const TWO_DIMENSIONAL: u64 = 1;
+        const TWO_DIMENSIONAL: u64 = 1; // a bit of T4Options
         Err(unsupported(match compression {
             1 => return Ok(Self::None),
             3 if t4_options & TWO_DIMENSIONAL == 0 => return Ok(Self::Group3),
@@ -43,7 +43,7 @@ impl Compression {
         }))
     }
 
-    /// Whether this compression uses the tag Predictor.
+    /// Whether the tag Predictor applies to this compression. Otherwise, the tag is ignored.
     pub(super) fn uses_predictors(self) -> bool {
         matches!(self, Self::Lzw | Self::Deflate)
     }
@@ -88,7 +88,7 @@ impl Color {
         }))
     }
 
-    /// The number of samples per pixel, without alpha.
+    /// The number of samples per pixel that contain the colour. Alpha and other extra samples follow them.
     pub(in crate::image) fn samples(self) -> u64 {
         match self {
             Self::Grey { .. } | Self::Palette => 1,
@@ -101,7 +101,7 @@ impl Color {
 /// The type of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Depth {
-    /// A whole number of 1, 2, 4, 8 or 16 bits.
+    /// An unsigned integer of 1, 2, 4, 8 or 16 bits.
     Bits(u32),
     /// A floating-point number of 32 bits, from 0 to 1.
     Float,
@@ -109,10 +109,10 @@ pub(in crate::image) enum Depth {
 
 impl Depth {
     /// Converts the values of the tags BitsPerSample and SampleFormat. Each tag has one value for each
-    /// sample, or one value for all samples.
+    /// sample, or one value for all samples. An absent tag has the value 1.
     ///
-    /// SampleFormat 1 is whole numbers, 2 is whole numbers with a sign, 3 is floating-point numbers, and
-    /// 5 and 6 are complex numbers. 4 is "undefined", which libtiff reads as whole numbers.
+    /// SampleFormat 1 is unsigned integers, 2 is signed integers, 3 is floating-point numbers, and 5 and 6
+    /// are complex numbers. 4 is "undefined", which libtiff reads as unsigned integers.
     pub(super) fn from_tags(
         bits: &[u64],
         formats: &[u64],
@@ -122,7 +122,8 @@ impl Depth {
             (Some(bits), Some(format)) => (bits, format),
             _ => return Err(unsupported("a TIFF whose samples differ in kind or depth")),
         };
-        let needs_whole_bytes = matches!(color, Color::Rgb | Color::Cmyk);
+        // Only grey, palette and YCbCr samples may have fewer bits.
+        let needs_8_bits = matches!(color, Color::Rgb | Color::Cmyk);
         Err(match (format, bits) {
             // Grey floating-point numbers are not supported: they are often temperatures or heights,
             // which are not from 0 to 1.
@@ -131,14 +132,15 @@ impl Depth {
             (2, _) => unsupported("a TIFF of numbers with a sign"),
             (5 | 6, _) => unsupported("a TIFF of complex numbers"),
             (1 | 4, 8) => return Ok(Self::Bits(8)),
-            (1 | 4, 1 | 2 | 4) if !needs_whole_bytes => return Ok(Self::Bits(bits as u32)),
+            (1 | 4, 1 | 2 | 4) if !needs_8_bits => return Ok(Self::Bits(bits as u32)),
             (1 | 4, 16) if color != Color::Palette => return Ok(Self::Bits(16)),
             (1 | 4, 1..=64) => unsupported("a TIFF with a rare number of bits a sample"),
+            // The format is unknown, or the number of bits is impossible.
             _ => HeaderError::Damaged,
         })
     }
 
-    /// The bits per sample.
+    /// The number of bits per sample.
     pub(in crate::image) fn bits(self) -> u64 {
         match self {
             Self::Bits(bits) => bits.into(),
@@ -158,7 +160,7 @@ fn common_value(values: &[u64], default: u64) -> Option<u64> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) enum Predictor {
     None,
-    /// Each sample is the difference from the same sample of the pixel to the left.
+    /// Each sample is stored as the difference from the corresponding sample of the pixel to the left.
     Difference,
     /// The bytes of a row's floating-point numbers are reordered: first the most significant byte of
     /// each number, then the next byte of each number, and so on. Each byte is then stored as the
@@ -182,15 +184,15 @@ impl Predictor {
 /// The sample that contains the opacity of a pixel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Alpha {
-    /// The index of the sample.
+    /// The index of this sample in the pixel.
     pub(in crate::image) at: u64,
     /// Whether the colours are already multiplied by alpha.
     pub(in crate::image) is_associated: bool,
 }
 
 impl Alpha {
-    /// Converts the values of the tag ExtraSamples. `samples` is the number of samples per pixel. Extra
-    /// samples of an unknown kind are ignored.
+    /// Converts the values of the tag ExtraSamples. `samples` is the number of samples per pixel, with the
+    /// extra ones. Extra samples of an unknown kind are ignored. `None` means that the picture is opaque.
     pub(super) fn from_tags(
         extra_samples: &[u64],
         color: Color,

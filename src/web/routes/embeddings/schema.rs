@@ -1,4 +1,4 @@
-//! Describes the body of a batch in the OpenAPI document. `input.rs` reads it.
+//! Describes the body of a batch for the OpenAPI document. `input.rs` reads such a body.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 /// One picture or a batch, as OpenAI's clients send it. Unknown fields are
 /// ignored; `modality` must be `image` or absent.
 #[derive(Serialize, ToSchema)]
-#[allow(dead_code, reason = "describes the body; `input.rs` reads it")]
+#[allow(dead_code, reason = "only describes the body, which `input.rs` reads")]
 pub(super) struct EmbeddingsRequest {
     /// One picture, or a list of pictures. Required unless there are `messages`.
     input: Option<Input>,
@@ -29,7 +29,7 @@ pub(super) struct EmbeddingsRequest {
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
 #[schema(example = json!(["data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"]))]
-#[allow(dead_code, reason = "describes the body; `input.rs` reads it")]
+#[allow(dead_code, reason = "only describes the body, which `input.rs` reads")]
 enum Input {
     One(InputItem),
     Many(Vec<InputItem>),
@@ -38,7 +38,7 @@ enum Input {
 /// A picture: an http or https URL, a `data:` URL, or its bytes as Base64.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[allow(dead_code, reason = "describes the body; `input.rs` reads it")]
+#[allow(dead_code, reason = "only describes the body, which `input.rs` reads")]
 enum InputItem {
     Text(String),
     Image { image: String },
@@ -48,7 +48,7 @@ enum InputItem {
 
 /// A part of a message with a picture.
 #[derive(Serialize, ToSchema)]
-#[allow(dead_code, reason = "describes the body; `input.rs` reads it")]
+#[allow(dead_code, reason = "only describes the body, which `input.rs` reads")]
 struct ImagePart {
     #[serde(rename = "type")]
     #[schema(example = "image_url")]
@@ -59,7 +59,7 @@ struct ImagePart {
 /// A picture's URL, in one of OpenAI's two shapes.
 #[derive(Serialize, ToSchema)]
 #[serde(untagged)]
-#[allow(dead_code, reason = "describes the body; `input.rs` reads it")]
+#[allow(dead_code, reason = "only describes the body, which `input.rs` reads")]
 enum ImageUrlValue {
     Text(String),
     Object { url: String },
@@ -67,7 +67,7 @@ enum ImageUrlValue {
 
 /// A chat message.
 #[derive(Serialize, ToSchema)]
-#[allow(dead_code, reason = "describes the body; `input.rs` reads it")]
+#[allow(dead_code, reason = "only describes the body, which `input.rs` reads")]
 struct Message {
     #[schema(example = "user")]
     role: Option<String>,
