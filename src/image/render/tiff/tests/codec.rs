@@ -129,8 +129,10 @@ fn assert_close(actual: &RgbImage, expected: &[u8]) {
 fn the_tags_define_the_colours_of_an_embedded_jpeg() {
     const SIZE: (u32, u32) = (40, 24);
     let (values, jpeg) = samples_and_jpeg(SIZE, 3);
-    let picture_with =
-        |photometric| Crafted::new(SIZE, photometric, &[8; 3]).with(COMPRESSION, &[JPEG]);
+    let picture_with = |photometric| {
+        Crafted::new((SIZE.0.into(), SIZE.1.into()), photometric, &[8; 3])
+            .with(COMPRESSION, &[JPEG])
+    };
     let image = decoded(picture_with(YCBCR).file(&[&jpeg])).unwrap();
     assert_close(&image, &values);
     let (tables, rest) = split_tables(&jpeg);
