@@ -26,9 +26,10 @@ use crate::{causes::causes, image::Content};
 /// 100.
 const MAX_HEADERS: usize = 1000;
 
-/// The number of bytes that are read from a file at once. hyper holds up to 16 of these pieces in memory
-/// for each picture that it sends, so they must be small.
-const READ_SIZE: usize = 16 * 1024;
+/// The number of bytes that are read from a file at once. Each read is a switch to a blocking thread and
+/// back: with pieces of 16 KiB, a picture of 2 MB took 1.6 times the processor time. For each picture
+/// that it sends, hyper holds pieces in memory until they have more than 400 KiB, so four of these.
+const READ_SIZE: usize = 128 * 1024;
 
 /// A picture as the body of a request. A file is streamed, so its bytes are never all in memory.
 pub(crate) fn body_of(picture: &Content) -> Body {
