@@ -109,7 +109,7 @@ pub(crate) struct Permit {
 }
 
 impl FairQueue {
-    /// A queue for `permits` permits (at least one) and `memory` bytes. A part of the memory,
+    /// A queue for `permits` permits (0 means 1) and `memory` bytes. A part of the memory,
     /// `memory_reserved_for_small_jobs`, is reserved for small jobs. If this part is zero, no
     /// permit is reserved either.
     pub(crate) fn new(permits: usize, memory: u64, memory_reserved_for_small_jobs: u64) -> Self {
@@ -258,7 +258,7 @@ impl State {
         }
     }
 
-    /// Takes a permit back, and grants it to the next job.
+    /// Takes a permit back, and grants the permits that can now be granted.
     fn release(&mut self, client: ClientNetwork, memory: u64) {
         self.update_client(client, |client_state| client_state.permits -= 1);
         self.permits_in_use -= 1;

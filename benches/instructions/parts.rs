@@ -101,9 +101,10 @@ impl Inputs {
         small.write_to(&mut bmp, ImageFormat::Bmp).unwrap();
         // The folder is not used, because the picture stays in memory.
         let folder = PathBuf::new();
+        let reserved_bytes = 0;
         Self {
             chunks: picture.chunks(CHUNK_LEN).map(Bytes::copy_from_slice).collect(),
-            staging: Staging::new(folder.clone(), DiskSpace::new(folder, 0)),
+            staging: Staging::new(folder.clone(), DiskSpace::new(folder, reserved_bytes)),
             base64: BASE64_STANDARD.encode(&picture).into_bytes(),
             picture: picture.into(),
             embedding: RawValue::from_string(samples::embedding()).unwrap(),
@@ -145,13 +146,13 @@ fn check_vector(inputs: &Inputs) {
     black_box(Vector::from_json(&inputs.embedding).unwrap());
 }
 
-/// Decodes a picture, and encodes it as a JPEG, as a decoder does.
+/// Decodes a picture, and encodes it as a JPEG, as a decoder process does.
 fn convert_bmp(inputs: &Inputs) {
     let picture = probe(Content::Memory(inputs.bmp.clone()), MAX_PIXELS).unwrap();
     let target = Target::Converted { max_len: BASE64_LIMIT };
     let memory = target.memory_estimate(&picture).unwrap();
     let jpeg = target.render(&picture, memory).unwrap();
-    assert!(!jpeg.is_empty(), "the JPEG must not be too long");
+    assert!(!jpeg.is_empty(), "an empty result means that the JPEG would be too long");
 }
 
 /// The result of a future that never waits.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::classify::Sign;
 
-/// The time in which the service has processed no picture.
+/// Since when the service has processed no picture although it was asked to, if it is silent.
 #[derive(Debug)]
 pub(super) struct Silence {
     /// When the service last processed a picture. Before the first one, this is when the run began.
@@ -38,12 +38,12 @@ impl Silence {
         }
     }
 
-    /// Ends the silence, because there is nothing to send.
+    /// Ends the silence without a processed picture, for a time in which there is nothing to send.
     pub(super) fn end(&mut self) {
         self.since = None;
     }
 
-    /// How long the silence has lasted.
+    /// How long the silence has lasted. Zero if there is none.
     pub(super) fn length(&self) -> Duration {
         self.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
@@ -61,25 +61,25 @@ mod tests {
     async fn the_silence_begins_with_the_first_attempt_that_fails_and_ends_with_an_answer() {
         let mut silence = Silence::new();
         advance(1000 * SECOND).await;
-        let started = Instant::now();
+        let first_start = Instant::now();
         assert_eq!(silence.length(), Duration::ZERO, "nothing was sent");
         advance(10 * SECOND).await;
-        let later = Instant::now();
+        let second_start = Instant::now();
         advance(10 * SECOND).await;
-        silence.add(Sign::NotProcessed, later);
+        silence.add(Sign::NotProcessed, second_start);
         assert_eq!(silence.length(), 10 * SECOND);
-        silence.add(Sign::NotProcessed, started);
+        silence.add(Sign::NotProcessed, first_start);
         assert_eq!(silence.length(), 20 * SECOND);
-        silence.add(Sign::Processed, later);
+        silence.add(Sign::Processed, second_start);
         assert_eq!(silence.length(), Duration::ZERO);
-        // This attempt began before the answer.
+        // The next attempt began before the answer, but only the time after the answer counts.
         advance(5 * SECOND).await;
-        silence.add(Sign::NotProcessed, started);
+        silence.add(Sign::NotProcessed, first_start);
         assert_eq!(silence.length(), 5 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_picture_that_is_not_sent_neither_begins_nor_ends_the_silence() {
+    async fn an_unsent_picture_neither_begins_nor_ends_the_silence_and_end_ends_it() {
         let mut silence = Silence::new();
         let started = Instant::now();
         advance(1000 * SECOND).await;

@@ -38,7 +38,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
         }
         return Some(ExitCode::from(2));
     };
-    // Writing fails only if the parent has stopped reading. The parent then needs no result.
+    // `run_job` fails only if the parent has stopped reading. The parent then needs no result.
     Some(if run_job(job).is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -84,7 +84,7 @@ fn apply_limits(job: &Job) -> io::Result<()> {
     lower_limit(Resource::Core, 0, 0)
 }
 
-/// Sets the limits of a resource. Limits that are already lower stay unchanged.
+/// Lowers the limits of a resource. Limits that are already lower stay unchanged.
 fn lower_limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
     let Rlimit { current, maximum } = getrlimit(resource);
     // `None` means that there is no limit yet.

@@ -1,4 +1,4 @@
-//! The response of a picture's host: checks its header, and streams its body.
+//! The response of a picture's host: checks its headers, and streams its body.
 
 use std::io;
 
@@ -17,7 +17,7 @@ use super::Error;
 /// The size of the buffer for decompressed bytes.
 const BUFFER_LEN: usize = 64 * 1024;
 
-/// A response whose header has arrived, and whose body is the picture.
+/// A response whose headers have arrived, and whose body is the picture.
 pub struct Fetched {
     /// The picture's length in bytes, if the host declared it. `None` for gzip, because the host
     /// then declares the length of the compressed picture.
@@ -28,7 +28,7 @@ pub struct Fetched {
 }
 
 impl Fetched {
-    /// Checks the header of a response.
+    /// Checks the headers of a response.
     ///
     /// # Errors
     /// [`Error::Encoded`] for an encoding other than gzip. [`Error::Empty`] for a declared length of 0.
@@ -145,7 +145,7 @@ mod tests {
 
     /// Returns whether a body with these `Content-Encoding` headers is compressed with gzip, or the
     /// name of a refused encoding.
-    fn checked(lines: &[&str]) -> Result<bool, String> {
+    fn is_gzip_in(lines: &[&str]) -> Result<bool, String> {
         let mut headers = HeaderMap::new();
         for line in lines {
             headers.append(CONTENT_ENCODING, HeaderValue::from_bytes(line.as_bytes()).unwrap());
@@ -161,11 +161,11 @@ mod tests {
         for ignored in
             ["", " ", "identity", "Identity", "aws-chunked", "UTF-8", "none", ",", "base64"]
         {
-            assert_eq!(checked(&[ignored]), Ok(false), "{ignored:?}");
+            assert_eq!(is_gzip_in(&[ignored]), Ok(false), "{ignored:?}");
         }
-        assert_eq!(checked(&[]), Ok(false));
+        assert_eq!(is_gzip_in(&[]), Ok(false));
         for gzip in [&["gzip"][..], &["GZip"], &["x-gzip"], &["aws-chunked,gzip"], &["", "gzip"]] {
-            assert_eq!(checked(gzip), Ok(true), "{gzip:?}");
+            assert_eq!(is_gzip_in(gzip), Ok(true), "{gzip:?}");
         }
         for (refused, name) in [
             (&["br"][..], "br"),
@@ -175,7 +175,7 @@ mod tests {
             // The error contains only harmless characters.
             (&["<b>\u{e9}\"x\""], "bx"),
         ] {
-            assert_eq!(checked(refused), Err(name.to_owned()));
+            assert_eq!(is_gzip_in(refused), Err(name.to_owned()));
         }
     }
 }

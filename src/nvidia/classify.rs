@@ -55,7 +55,8 @@ pub enum ErrorKind {
     Unavailable,
     /// One attempt took too long. Another attempt may succeed.
     AttemptTimeout,
-    /// The result of an accepted call, for which the client polls, is gone. A new inference may succeed.
+    /// NVIDIA accepted the call, but no longer has the result that is polled for. A new inference may
+    /// succeed.
     PolledResultGone,
     /// A gateway sent a web page instead of JSON. Another attempt may succeed.
     GatewayPage,
@@ -63,7 +64,8 @@ pub enum ErrorKind {
     InvalidResponse,
     /// The status is not documented for this call.
     Unexpected,
-    /// The deadline passed: of the client's request to this service, or the earlier one of an upload.
+    /// The deadline of the client's request to this service passed, or the earlier deadline of an
+    /// upload to NVIDIA.
     DeadlinePassed,
 }
 
@@ -120,9 +122,9 @@ impl Operation {
     }
 
     /// Whether a response to this call updates the state that all calls share: whether NVIDIA
-    /// accepts the key, and the time until which its `Retry-After` forbids calls. An upload does
-    /// not contain the key. A deletion runs in the background, and its response must not affect
-    /// other calls.
+    /// accepts the key, and until when a `Retry-After` of NVIDIA forbids calls. An upload does not
+    /// contain the key. A deletion runs in the background, and its response must not affect other
+    /// calls.
     pub fn updates_shared_state(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
@@ -162,7 +164,8 @@ impl Error {
     /// error caused by the key, the account or the rate limit would happen again.
     pub fn may_succeed_inline(&self) -> bool {
         match self.operation {
-            // The deadline of an upload leaves time for an inline call.
+            // `DeadlinePassed` is among the errors that may succeed inline, because the deadline of an
+            // upload leaves time for an inline call.
             Operation::CreateAsset | Operation::UploadAsset => match self.kind {
                 ErrorKind::KeyRefused | ErrorKind::AccountRefused | ErrorKind::RateLimited => false,
                 ErrorKind::PictureRefused

@@ -1,5 +1,5 @@
-//! Makes all calls wait if NVIDIA answers one call with `Retry-After`: no inference starts and no
-//! asset is created until the wait has ended.
+//! Makes all new calls wait if NVIDIA answers one call with `Retry-After`: no inference starts and
+//! no asset is created until the wait has ended.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

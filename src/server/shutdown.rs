@@ -31,7 +31,8 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    /// Announces the phase. `shutdown` informs the layers of the router.
+    /// Informs the log and systemd of this phase. Through `shutdown`, also makes the router's layers
+    /// drain or end requests.
     pub(super) fn announce(self, shutdown: &Shutdown) {
         const VERSION: &str = env!("CARGO_PKG_VERSION");
         match self {

@@ -38,7 +38,8 @@ impl Trap {
         Self { port, connections }
     }
 
-    /// Asserts that no connection was made. Then makes two, to check that the trap counts them.
+    /// Asserts that no connection was made. Call this last: it then makes two connections itself, to
+    /// check that the trap counts them.
     async fn assert_no_connection(&self) {
         let connections = self.connections.load(Ordering::SeqCst);
         assert_eq!(connections, 0, "the service must not connect to this machine");
@@ -51,8 +52,9 @@ impl Trap {
     }
 }
 
-/// URLs of this machine with its address in many spellings, and of two addresses in its network.
-fn urls_of_this_machine(port: u16) -> Vec<String> {
+/// URLs that the policy must deny: this machine's address in many spellings, and two addresses of its
+/// local network.
+fn denied_urls(port: u16) -> Vec<String> {
     [
         "127.0.0.1",
         "127.1",
@@ -107,7 +109,7 @@ async fn no_connection_is_made_to_this_machine_however_the_url_spells_its_addres
     let nvidia = FakeNvidia::healthy().await;
     // The trap's port is allowed, so only the address can be the reason for a refusal.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_PORTS", trap.port).start().await;
-    for url in urls_of_this_machine(trap.port) {
+    for url in denied_urls(trap.port) {
         // The URL standard treats a backslash as a slash.
         for url in [url.clone(), url.replace("http:", "https:"), url.replace('/', "\\")] {
             assert_denied(&app.by_url(&url).await, &url);
@@ -139,7 +141,7 @@ async fn no_redirect_to_this_machine_is_followed() {
         .start()
         .await;
     // A request line contains only ASCII, so the picture server cannot receive the other URLs.
-    let ascii_urls = urls_of_this_machine(trap.port).into_iter().filter(|url| url.is_ascii());
+    let ascii_urls = denied_urls(trap.port).into_iter().filter(|url| url.is_ascii());
     let other_schemes =
         ["gopher", "ftp", "file"].map(|scheme| format!("{scheme}://127.0.0.1:{}/", trap.port));
     let no_scheme = [format!("//127.0.0.1:{}/", trap.port)];
@@ -189,7 +191,7 @@ async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_addre
             status => panic!("unexpected status {status}"),
         }
     }
-    assert_eq!((fetches, denials), (500, 500), "every second look-up should be denied");
+    assert_eq!((fetches, denials), (500, 500), "every second look-up returns the denied address");
     assert_eq!(allowed_connections.load(Ordering::SeqCst), 500);
     trap.assert_no_connection().await;
 }

@@ -1,4 +1,5 @@
-//! `imagesvc embed`: files with odd names, files that cannot be read, and lists of every kind.
+//! `imagesvc embed`: files with odd names, files that cannot be read, lists of every kind, equal pictures,
+//! limited runs, and a full output.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,8 +53,9 @@ async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_f
     let not_utf8 = bulk.path("photos").join(OsStr::from_bytes(b"\xff.png"));
     fs::write(not_utf8, tiny(300)).unwrap();
 
-    // The second run tries only the failures again, and has the same result.
-    for embedded in [odd_names.len() + 1, 0] {
+    let picture_count = odd_names.len() + 1; // with link.png
+    // The second run tries only the failures again, and leaves the same rows and failures.
+    for embedded in [picture_count, 0] {
         let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(1);
         let counts = format!("{embedded} embedded (0 cached), 5 failed");
         assert!(run.stderr.contains(&counts), "{}", run.stderr);
@@ -63,7 +65,7 @@ async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_f
         let expected_paths: BTreeSet<String> =
             odd_names.iter().chain(&["link.png"]).map(|name| format!("photos/{name}")).collect();
         assert_eq!(paths, expected_paths);
-        assert_eq!(rows.len(), expected_paths.len(), "no path must have two rows");
+        assert_eq!(rows.len(), expected_paths.len(), "each path should have one row");
         let failures = bulk.rows("vectors.failed.jsonl");
         let codes: BTreeMap<_, _> = failures
             .iter()
@@ -77,9 +79,9 @@ async fn files_with_odd_names_become_rows_and_files_that_cannot_be_read_become_f
             ("photos/\u{fffd}.png", "invalid_name"),
         ];
         assert_eq!(codes, BTreeMap::from(expected_codes));
-        assert_eq!(failures.len(), expected_codes.len(), "no path must have two failures");
+        assert_eq!(failures.len(), expected_codes.len(), "each path should have one failure");
     }
-    assert_eq!(nvidia.count(), odd_names.len() + 1);
+    assert_eq!(nvidia.count(), picture_count);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,7 +131,7 @@ async fn one_command_reads_lists_of_every_kind_with_byte_order_marks_and_quotes(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn equal_pictures_are_sent_to_nvidia_once_and_the_others_count_as_cached() {
+async fn equal_pictures_are_sent_to_nvidia_once_and_all_but_the_first_count_as_cached() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     for n in 0..50 {
@@ -161,8 +163,8 @@ async fn a_standard_output_that_is_full_stops_the_run() {
     bulk.write_pictures(50);
     // On Linux, every write to /dev/full fails because of a full disk.
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
-    let run = bulk.command("photos --concurrency 2").stdout(full).spawn().unwrap();
-    let run = Finished::from(run).expect_exit_code(1);
+    let process = bulk.command("photos --concurrency 2").stdout(full).spawn().unwrap();
+    let run = Finished::from(process).expect_exit_code(1);
     assert!(run.stderr.contains("the output cannot be written: No space left"), "{}", run.stderr);
     assert!(nvidia.count() < 50, "the run must not send all 50 pictures");
 }

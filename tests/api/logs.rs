@@ -88,8 +88,8 @@ async fn each_request_is_logged_as_one_json_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trace_id_of_a_client_is_logged_and_not_passed_on() {
     let nvidia = FakeNvidia::healthy().await;
-    // This picture takes four calls to NVIDIA, because it is sent as an asset. The answer to the
-    // second request comes from the cache.
+    // The service sends this picture as an asset, which takes four calls to NVIDIA. The answer to
+    // the second request comes from the cache.
     let picture_server = FakeServer::serving(HUBBLE).await;
     let folder = tempfile::tempdir().unwrap();
     let allowed = picture_server.address.to_string();
@@ -206,9 +206,9 @@ async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
         FakeNvidia::scripted(|_, nth| if nth == 0 { Reply::status(503) } else { embedding() })
             .await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(ROCKET, "a.jpg").await.vector();
+    app.upload(ROCKET, "a.jpg").await.assert_success();
     // The second answer comes from the cache.
-    app.upload(ROCKET, "a.jpg").await.vector();
+    app.upload(ROCKET, "a.jpg").await.assert_success();
     for n in 0..REQUESTS_PER_KIND {
         app.get(&format!("/unknown/{n}")).await;
         app.get(&format!("/docs/{n}")).await;
@@ -262,7 +262,7 @@ async fn metrics_are_well_formed_and_their_label_values_are_bounded() {
 async fn docs_operating_md_lists_every_metric_and_no_other() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
-    app.upload(ROCKET, "a.jpg").await.vector();
+    app.upload(ROCKET, "a.jpg").await.assert_success();
     let metrics = Metrics::parse(&app.get("/metrics").await.text());
     let page = Document::read("docs/operating.md").text;
     let names = page.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0));

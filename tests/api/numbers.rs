@@ -40,11 +40,11 @@ async fn every_number_has_the_value_that_nvidia_sent() {
 }
 
 #[tokio::test]
-async fn a_response_with_nothing_but_metadata_is_accepted_even_with_a_second_item() {
+async fn a_response_whose_only_field_is_metadata_is_accepted_even_with_a_second_item_in_it() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
-    TestApp::start(&nvidia).await.upload(ROCKET, "rocket.jpg").await.vector();
+    TestApp::start(&nvidia).await.upload(ROCKET, "rocket.jpg").await.assert_success();
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! The policy and the lifecycle rules of `docs/scaling.md` work on an S3 server as the page says, and the
-//! permissions on the Valkey are those that the service needs.
+//! The policy, the lifecycle rules and the table of costs of `docs/scaling.md` are right on an S3 server,
+//! and the permissions on the Valkey are those that the service needs.
 
 use std::{collections::BTreeSet, fs};
 
@@ -82,8 +82,8 @@ async fn the_policy_of_docs_scaling_md_allows_what_the_service_needs_and_nothing
     ] {
         let text = policy.to_string();
         assert_eq!(text.matches(action).count(), 1, "{action}");
-        // None of the operations needs this permission.
-        let smaller = text.replace(action, "s3:GetBucketLocation");
+        let unneeded_action = "s3:GetBucketLocation"; // none of the operations needs it
+        let smaller = text.replace(action, unneeded_action);
         moto.set_policy(&serde_json::from_str(&smaller).unwrap()).await;
         assert_eq!(results(&moto).await, expected(denied), "without {action}");
     }
@@ -139,14 +139,14 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
                 true => replica.upload(picture).await,
                 false => replica.upload_unsaved(picture).await,
             };
-            answer.vector();
+            answer.assert_success();
             let count = || {
                 let lines = proxy.lines();
                 ["GET", "PUT"].map(|method| {
                     lines[count_before..].iter().filter(|line| line.starts_with(method)).count()
                 })
             };
-            // The vector may be written after the answer.
+            // The service may write the vector to the bucket after it has answered.
             let condition = async || count() == expected;
             wait_for("the number of requests", std::time::Duration::from_secs(10), condition).await;
         };
@@ -164,12 +164,12 @@ fn the_permissions_on_the_valkey_are_those_that_the_scripts_need_and_that_ci_tes
     let page = Document::read("docs/scaling.md").text;
     let (_, permissions) = page.split_once("ACL SETUSER imagesvc on >PASSWORD ").unwrap();
     let permissions = permissions.lines().next().unwrap();
-    // `.ci/run` runs this script with `--check`, which fails if the service lacks a permission.
+    // `.ci/run` runs `deploy/replicas --check`, which fails if the service lacks a permission.
     let script = fs::read_to_string(root().join("deploy/replicas")).unwrap();
     let line = format!("\npermissions='{permissions}'\n");
     assert!(script.contains(&line), "deploy/replicas should contain {line}");
 
-    // The first two are for all scripts, and the last one is for `imagesvc check`.
+    // Every Lua script needs the first two. `imagesvc check` needs the last one.
     let mut needed = BTreeSet::from(["evalsha", "script|load", "info"].map(str::to_owned));
     for entry in fs::read_dir(root().join("src/valkey")).unwrap() {
         let path = entry.unwrap().path();

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// The replicas must share their calls again within this time after the end of the outage.
-const RECOVERY: Duration = Duration::from_secs(6);
+const MAX_RECOVERY: Duration = Duration::from_secs(6);
 
 /// How long a request may wait for the Valkey. It is so long that the tests can tell one timeout from two,
 /// even on a busy machine.
@@ -82,8 +82,8 @@ impl Outage {
     }
 }
 
-/// The number of embeddings that NVIDIA was paid for.
-fn paid(nvidia: &FakeNvidia) -> usize {
+/// How many embeddings were requested from NVIDIA. Each of them costs money.
+fn paid_calls(nvidia: &FakeNvidia) -> usize {
     nvidia.lines().iter().filter(|line| *line == INFER).count()
 }
 
@@ -92,7 +92,7 @@ async fn send_to_all(replicas: &[Replica], picture: usize) -> Duration {
     let started = Instant::now();
     let uploads = replicas.iter().map(async |replica| replica.upload_unsaved(&tiny(picture)).await);
     for answer in join_all(uploads).await {
-        answer.vector();
+        answer.assert_success();
     }
     started.elapsed()
 }
@@ -102,11 +102,11 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
     let Some(mut valkey) = ValkeyServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
     // With limits, each request and each call is also counted in the Valkey.
-    let more = [
+    let limits = [
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000".to_owned()),
         ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
     ];
-    let settings = [bucket, &valkey.settings(), &more].concat();
+    let settings = [bucket, &valkey.settings(), &limits].concat();
     let mut replicas = Vec::new();
     for _ in 0..3 {
         replicas.push(Replica::start(&nvidia, &settings).await);
@@ -116,18 +116,19 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
         replica.wait_for_valkey(usable.clone(), PATIENCE).await;
     }
     send_to_all(&replicas, 0).await;
-    assert_eq!(paid(&nvidia), 1, "{outage:?}");
+    assert_eq!(paid_calls(&nvidia), 1, "{outage:?}");
 
     outage.begin(&mut valkey).await;
     let slowest = send_to_all(&replicas, 1).await;
     println!("{outage:?}: the slowest request took {slowest:?}");
     assert!(slowest < 2 * TIMEOUT, "{outage:?}: a request took {slowest:?}");
-    let calls = paid(&nvidia) - 1; // the first picture was paid for before
+    let calls = paid_calls(&nvidia) - 1; // the first picture was paid for before
     assert!((1..=3).contains(&calls), "{outage:?}: {calls} calls for one picture");
     if outage.lasts() {
         for replica in &replicas {
-            let state = json!({ "usable": false, "replicas": 3 });
-            replica.wait_for_valkey(state, PATIENCE).await;
+            // A replica still assumes the number that the Valkey reported last.
+            let unusable = json!({ "usable": false, "replicas": 3 });
+            replica.wait_for_valkey(unusable, PATIENCE).await;
         }
         // Once a replica has noticed the outage, no request waits for the Valkey.
         let slowest = send_to_all(&replicas, 2).await;
@@ -141,10 +142,10 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
     }
     let recovery = ended.elapsed();
     println!("{outage:?}: all replicas shared their calls again after {recovery:?}");
-    assert!(recovery < RECOVERY, "{outage:?}: the recovery took {recovery:?}");
-    let before = paid(&nvidia);
+    assert!(recovery < MAX_RECOVERY, "{outage:?}: the recovery took {recovery:?}");
+    let before = paid_calls(&nvidia);
     send_to_all(&replicas, 3).await;
-    assert_eq!(paid(&nvidia) - before, 1, "{outage:?}: a new picture must be paid for once");
+    assert_eq!(paid_calls(&nvidia) - before, 1, "{outage:?}: a new picture must be paid for once");
 
     for replica in replicas {
         let (status, log) = replica.stop().await;

@@ -1,4 +1,4 @@
-"""What the files of vectors must contain, read from the `.jsonl` file with Python's own means."""
+"""What the files of vectors must contain, read from the `.jsonl` file with Python's own JSON parser."""
 
 import json
 from fractions import Fraction
@@ -33,15 +33,19 @@ def source_columns(rows):
 
 
 def cell(row, name, line):
-    """The text that a column must contain for a row, or None. `line` is the row's line of JSON."""
+    """The text that the column `name` must contain for a row. None if the field is missing or null.
+
+    `line` is the row's line of JSON.
+    """
     value = row.get(name)
     if value is None or isinstance(value, str):
         return None if value is None else str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
-    # The text of a nested value is unchanged, with its spaces. Its name occurs only once in the line.
+    # The text of a nested value is unchanged, with its spaces. In the tested files, the name of such a
+    # value occurs only once in the line.
     start = line.index(json.dumps(name) + ": ") + len(json.dumps(name)) + 2
-    nested, end = json.JSONDecoder().raw_decode(line, start)
+    _, end = json.JSONDecoder().raw_decode(line, start)
     return line[start:end]
 
 

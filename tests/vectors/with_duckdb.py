@@ -10,13 +10,13 @@ for name in ["folder", "people"]:
     lines = rows.lines(f"{name}.jsonl")
     vectors = rows.vectors(expected)
     source_columns = rows.source_columns(expected)
-    # DuckDB ignores the case of names, so it renames the second of "name" and "Name".
+    # DuckDB ignores the case of names. So after "name", it renames "Name" to "Name_1".
     described = database.sql(f"DESCRIBE SELECT * FROM '{name}.parquet'").fetchall()
     names, types = [row[0] for row in described], [row[1] for row in described]
     wanted = [column + ("_1" if column == "Name" else "") for column in source_columns + rows.ADDED]
     assert names == wanted, names
     assert types[:-1] == ["VARCHAR"] * (len(source_columns) + 3) + ["INTEGER"] * 2, types
-    assert types[-1] == "FLOAT[]", "if DuckDB reads the length of the lists, say so in docs/bulk.md"
+    assert types[-1] == "FLOAT[]", "if DuckDB now reads the length of the lists, say so in docs/bulk.md"
 
     table = database.sql(f"SELECT * FROM '{name}.parquet'").fetchall()
     for row, wanted_row, line, vector in zip(table, expected, lines, vectors, strict=True):

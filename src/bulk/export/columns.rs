@@ -1,6 +1,6 @@
 //! Finds the columns for the fields that the rows have from their source, as opposed to the fields that
-//! `embed` adds. Every field name of any row becomes a column, in the order in which the names first
-//! occur. The rows are read twice: first for the names, then for the values.
+//! `embed` adds. Every name of such a field, in any row, becomes a column. The columns are in the order
+//! in which the names first occur. The rows are read twice: first for the names, then for the values.
 
 use std::{borrow::Cow, collections::HashMap};
 
@@ -21,13 +21,14 @@ const MAX_NAME_BYTES: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     pub names: Vec<String>,
-    /// The position of each name.
+    /// The index of each name in `names`.
     positions: HashMap<String, usize>,
+    /// The bytes of all names together.
     name_bytes: usize,
 }
 
 impl Columns {
-    /// Adds the names of a row.
+    /// Adds the names of a row that are not among the columns yet.
     ///
     /// # Errors
     /// There are too many names, or they are too long together.
@@ -76,7 +77,8 @@ impl Columns {
     }
 }
 
-/// The text of a value: the content of a string, the unchanged JSON of all others. `None` for null.
+/// The text of a value: the content of a string, or the unchanged JSON of any other value. `None` for
+/// null.
 fn text(value: &RawValue) -> Option<Cow<'_, str>> {
     let json = value.get();
     match json.as_bytes() {

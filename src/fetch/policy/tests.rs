@@ -14,14 +14,14 @@ fn new_policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
     }
 }
 
-/// Returns whether an exception for a server (host and port) allows the URL, or the error of a URL
-/// that is not allowed. An exception for a network gives `false`.
-fn checked(policy: &Policy, url: &str) -> Result<bool, UrlError> {
+/// For an allowed URL, returns whether an exception for its server (host and port) allows it. For any
+/// other URL, returns the error.
+fn server_is_exception(policy: &Policy, url: &str) -> Result<bool, UrlError> {
     policy.check_url(url).map(|target| target.is_exception)
 }
 
 fn is_denied(policy: &Policy, url: &str) -> bool {
-    matches!(checked(policy, url), Err(UrlError::Denied(_)))
+    matches!(policy.check_url(url), Err(UrlError::Denied(_)))
 }
 
 #[test]
@@ -82,8 +82,8 @@ fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbou
     ] {
         assert!(is_public(public.parse().unwrap()), "{public}");
     }
-    // These are not global unicast addresses, except the last two. Those belong to ISATAP tunnels,
-    // which lead to an IPv4 address.
+    // The last two belong to ISATAP tunnels, which lead to an IPv4 address. The others are not global
+    // unicast addresses.
     for denied in [
         "1fff::",
         "4000::",
@@ -131,7 +131,7 @@ fn private_addresses_are_denied_in_many_spellings() {
         "http://0/",
         "http://[::]/",
     ] {
-        assert!(is_denied(&policy, url), "{url}: {:?}", checked(&policy, url));
+        assert!(is_denied(&policy, url), "{url}: {:?}", policy.check_url(url));
     }
 }
 
@@ -155,16 +155,16 @@ fn text_that_is_not_a_web_url_or_has_a_user_or_is_too_long_is_invalid() {
         "javascript:alert(1)",
         "http://exa mple.com/",
     ] {
-        assert!(matches!(checked(&policy, url), Err(UrlError::Invalid(_))), "{url}");
+        assert!(matches!(policy.check_url(url), Err(UrlError::Invalid(_))), "{url}");
     }
     let long = format!("http://example.com/{}", "a".repeat(MAX_URL_LEN));
-    assert!(matches!(checked(&policy, &long), Err(UrlError::Invalid(_))));
+    assert!(matches!(policy.check_url(&long), Err(UrlError::Invalid(_))));
 }
 
 #[test]
 fn ports_outside_the_list_are_denied() {
-    assert_eq!(checked(&new_policy(&[], &[]), "https://example.com/"), Ok(false));
-    assert_eq!(checked(&new_policy(&[], &[]), "http://example.com:443/"), Ok(false));
+    assert_eq!(server_is_exception(&new_policy(&[], &[]), "https://example.com/"), Ok(false));
+    assert_eq!(server_is_exception(&new_policy(&[], &[]), "http://example.com:443/"), Ok(false));
     assert!(is_denied(&new_policy(&[], &[]), "http://example.com:8080/"));
     assert!(is_denied(&new_policy(&[], &[]), "http://example.com:22/"));
 }
@@ -175,16 +175,16 @@ fn an_exception_allows_only_its_own_network_or_server() {
         &[],
         &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"],
     );
-    // Allowed, but `is_exception` is true only for a server.
-    assert_eq!(checked(&policy, "http://10.1.2.3/"), Ok(false));
+    // The exception for its network allows this URL.
+    assert_eq!(server_is_exception(&policy, "http://10.1.2.3/"), Ok(false));
     assert!(is_denied(&policy, "http://10.2.0.1/"));
     // An exception for a network does not allow further ports.
     assert!(is_denied(&policy, "http://10.1.2.3:8080/"));
-    assert_eq!(checked(&policy, "http://PICTURES.internal.:8080/"), Ok(true));
+    assert_eq!(server_is_exception(&policy, "http://PICTURES.internal.:8080/"), Ok(true));
     assert!(is_denied(&policy, "http://pictures.internal:8081/"));
-    assert_eq!(checked(&policy, "http://127.0.0.1:9000/"), Ok(true));
+    assert_eq!(server_is_exception(&policy, "http://127.0.0.1:9000/"), Ok(true));
     assert!(is_denied(&policy, "http://127.0.0.1/"));
-    assert_eq!(checked(&policy, "http://169.254.1.1/"), Ok(false));
+    assert_eq!(server_is_exception(&policy, "http://169.254.1.1/"), Ok(false));
     // No exception allows a metadata endpoint.
     assert!(is_denied(&policy, "http://169.254.169.254/"));
     let metadata_address = "::ffff:169.254.169.254".parse().unwrap();
@@ -196,6 +196,7 @@ fn an_exception_allows_only_its_own_network_or_server() {
 fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
     // The first exception has no effect, because only the contained IPv4 address is checked.
     let with_exceptions = new_policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
+    let is_exception = false; // no exception for a host and port
     for (address, is_allowed, is_allowed_with_exceptions) in [
         ("64:ff9b::808:808", true, true),     // 8.8.8.8
         ("64:ff9b::a9fe:a9fe", false, false), // 169.254.169.254
@@ -206,9 +207,9 @@ fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
         ("64:ff9b:1::808:808", false, false),
     ] {
         let address = address.parse().unwrap();
-        let result = new_policy(&[], &[]).check_address(address, false);
+        let result = new_policy(&[], &[]).check_address(address, is_exception);
         assert_eq!(result.is_ok(), is_allowed, "{address}");
-        let result = with_exceptions.check_address(address, false);
+        let result = with_exceptions.check_address(address, is_exception);
         assert_eq!(result.is_ok(), is_allowed_with_exceptions, "{address}");
     }
     let metadata_address = "64:ff9b::a9fe:a9fe".parse().unwrap();
@@ -224,7 +225,7 @@ fn hosts_outside_the_list_are_denied() {
         "https://UPLOAD.wikimedia.org./a",
         "https://a.b.example.com/",
     ] {
-        assert_eq!(checked(&policy, allowed), Ok(false), "{allowed}");
+        assert_eq!(server_is_exception(&policy, allowed), Ok(false), "{allowed}");
     }
     for denied in [
         "https://example.com/",
@@ -259,8 +260,8 @@ fn invalid_exceptions_and_host_patterns_are_errors() {
     }
 }
 
-/// Whether an address is private, determined without the policy's tables. Some ranges of the tables are
-/// not private here.
+/// Whether an address is private, determined without the policy's tables. The policy also denies some
+/// ranges for which this returns `false`.
 fn is_private(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
@@ -349,7 +350,8 @@ proptest! {
 
     #[test]
     fn no_allowed_address_is_private(address in any_address()) {
-        if new_policy(&[], &[]).check_address(address, false).is_ok() {
+        let is_exception = false; // no exception for a host and port
+        if new_policy(&[], &[]).check_address(address, is_exception).is_ok() {
             prop_assert!(!is_private(address), "{address}");
         }
     }

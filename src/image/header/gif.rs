@@ -1,7 +1,7 @@
 //! Reads the headers of a GIF up to the pixels of its first frame (GIF89a, sections 18 to 23).
 //!
-//! Like Pillow and browsers, it skips unknown blocks, enlarges the canvas if the first frame does
-//! not fit, and uses shades of grey if there are no colour tables.
+//! Like Pillow and browsers, this parser skips unknown blocks, enlarges the canvas if the first
+//! frame does not fit, and uses shades of grey if there are no colour tables.
 
 use std::io::{self, Read, Seek};
 
@@ -25,7 +25,7 @@ pub(in crate::image) struct Gif {
     pub(in crate::image) data_at: u64,
 }
 
-/// The position of a frame on the canvas.
+/// The position and the size of a frame on the canvas, and the order of its lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Frame {
     pub(in crate::image) left: u16,
@@ -42,15 +42,16 @@ const TRAILER: u8 = b';';
 /// The label of the extension that contains the transparent colour.
 const GRAPHIC_CONTROL: u8 = 0xf9;
 
-/// A flag of the screen and of a frame: a colour table follows.
+/// A flag of the file and of a frame: a colour table follows.
 const HAS_TABLE: u8 = 0x80;
-/// A flag of a frame.
+/// A flag of a frame: its lines are interlaced.
 const INTERLACED: u8 = 0x40;
-/// A flag of the graphic control extension.
+/// A flag of the graphic control extension: it contains a transparent colour.
 const HAS_TRANSPARENT: u8 = 1;
 
 /// Reads the headers.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Gif, HeaderError> {
+    // If a read failed, `header::read_bounded` replaces this error.
     read_to_pixels(reader).ok().flatten().ok_or(HeaderError::Damaged)
 }
 
@@ -106,14 +107,15 @@ fn read_color_table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>
     if flags & HAS_TABLE == 0 {
         return Ok(None);
     }
-    // The three lowest flags are a number n. The table has 2^(n + 1) colours of three bytes.
+    // The three lowest bits of the flags are a number n. The table has 2^(n + 1) colours of three bytes.
     let stored_len: usize = 3 << ((flags & 7) + 1);
     let mut table = vec![0; 3 * 256];
     reader.read_exact(&mut table[..stored_len])?;
     Ok(Some(table))
 }
 
-/// Reads an extension to its end. Returns the transparent colour, if the extension contains one.
+/// Reads an extension to its end. Returns the index of the transparent colour, if the extension
+/// contains one.
 ///
 /// An extension is a label and then blocks. Each block begins with its length, and a length of zero
 /// ends the extension. The transparent colour is in the first block of a graphic control extension.

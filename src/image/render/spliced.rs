@@ -34,7 +34,7 @@ impl SplicedReader {
         Ok(Self { head, file_start, file, position: 0, len_without_padding, padding: 0 })
     }
 
-    /// Adds this many zeros at the end, but at most three.
+    /// Adds this many zeros at the end, but at most three: no decoder needs more.
     pub(super) fn with_padding(mut self, zero_count: usize) -> Self {
         self.padding = zero_count.min(ZEROS.len());
         self
@@ -70,9 +70,9 @@ impl BufRead for SplicedReader {
 
 impl Read for SplicedReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.fill_buf()?.read(buffer)?;
-        self.consume(read);
-        Ok(read)
+        let len = self.fill_buf()?.read(buffer)?;
+        self.consume(len);
+        Ok(len)
     }
 }
 

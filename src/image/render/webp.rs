@@ -25,10 +25,10 @@ fn with_correct_flags(picture: &Picture) -> Result<SplicedReader, Error> {
         // A simple WebP contains no flags, so nothing is replaced.
         return Ok(SplicedReader::new(Vec::new(), &picture.content, 0)?);
     };
-    let before_flags = picture.content.read_at(0, FLAGS_AT)?;
-    let after_flags = FLAGS_AT as u64 + 1;
-    let head = [&before_flags[..], &[flags]].concat();
-    Ok(SplicedReader::new(head, &picture.content, after_flags)?)
+    let bytes_before_flags = picture.content.read_at(0, FLAGS_AT)?;
+    let head = [&bytes_before_flags[..], &[flags]].concat();
+    let flags_end = FLAGS_AT as u64 + 1;
+    Ok(SplicedReader::new(head, &picture.content, flags_end)?)
 }
 
 #[cfg(test)]
@@ -48,8 +48,9 @@ mod tests {
     fn extended(flags: u8, image: &DynamicImage) -> Vec<u8> {
         let mut simple = std::io::Cursor::new(Vec::new());
         image.write_to(&mut simple, ImageFormat::WebP).unwrap();
+        // What comes after `RIFF`, the length and `WEBP`.
         let pixel_chunk = simple.into_inner().split_off(12);
-        // After the flags and three zeros, the width and the height minus one, in 24 bits each.
+        // After the flags and three zeros: the width and the height, each minus one, in 24 bits.
         let head = [flags, 0, 0, 0, 3, 0, 0, 3, 0, 0];
         let chunks = [b"VP8X\x0a\0\0\0", &head[..], &pixel_chunk].concat();
         let len = (b"WEBP".len() + chunks.len()) as u32;

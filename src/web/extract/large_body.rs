@@ -11,7 +11,7 @@ const LARGE_BODY: usize = 256 * 1024;
 /// Parses a body with `parse`. Also returns `memory`, the permit for the body's memory.
 ///
 /// # Errors
-/// The error of `parse`, or an error if `parse` panics on the other thread.
+/// The error of `parse`, or an error if `parse` panics on the thread that may block.
 pub(in crate::web) async fn parse_body<T: Send + 'static>(
     body: Vec<u8>,
     memory: SharePermit,

@@ -8,8 +8,8 @@ use super::{
 /// The maximum number of strips or tiles.
 const MAX_CHUNKS: u64 = 1 << 16;
 
-/// The strips or tiles of a picture, row by row. If each sample has a plane of its own, all chunks
-/// of the first plane come first.
+/// The layout of a picture's chunks, which are its strips or tiles. The chunks are numbered row by
+/// row. If each sample has a plane of its own, all chunks of the first plane come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Chunks {
     /// The width of a chunk in pixels. The last chunk of a row may extend beyond the picture.
@@ -24,13 +24,14 @@ pub(in crate::image) struct Chunks {
     pub(in crate::image) planes: u64,
     /// The table of the chunks' offsets in the file.
     pub(in crate::image) offsets: Values,
-    /// The table of the chunks' lengths in bytes, if the table is complete.
+    /// The table of the chunks' lengths in bytes. `None` if the file has no such table, or an
+    /// incomplete one.
     pub(in crate::image) lengths: Option<Values>,
 }
 
 impl Chunks {
-    /// Reads the layout of the chunks. Of the tables of their offsets and lengths, reads only the
-    /// positions.
+    /// Reads the layout of the chunks. Finds the tables of their offsets and lengths, but does not
+    /// read what the tables contain.
     pub(super) fn read(
         directory: &mut Directory,
         (width, height): (u32, u32), // of the picture

@@ -33,7 +33,8 @@ pub(super) fn into_rgb(
         }
     };
     if pixel_len < 3 {
-        // Each pixel grows to three bytes, so the last pixel is converted first.
+        // Each pixel grows to three bytes. The last one is converted first, so that no pixel is
+        // overwritten before it is read.
         pixels.resize(pixel_count * 3, 0);
         for index in (0..pixel_count).rev() {
             let rgb = rgb_of_pixel(&pixels, index);
@@ -93,7 +94,8 @@ fn from_ycbcr(y: u8, cb: u8, cr: u8) -> [u8; 3] {
     [red, green, blue].map(|value| value.clamp(0, 255) as u8)
 }
 
-/// Blends a colour onto white. `opacity` is the sample that `alpha` describes.
+/// Blends a colour onto white. `opacity` is the pixel's alpha sample, and `alpha` says whether the
+/// colour is already multiplied by it.
 fn onto_white(color: [u8; 3], opacity: u8, alpha: Alpha) -> [u8; 3] {
     color.map(|value| {
         let value = if alpha.is_associated { value } else { scale(value, opacity) };

@@ -29,8 +29,8 @@ pub(super) struct Encoding {
 pub(super) enum EncodedVector {
     /// The numbers with the digits that NVIDIA sent.
     Unchanged(Vector),
-    /// Normalized numbers.
-    Numbers(Vec<f64>),
+    /// Numbers scaled to a Euclidean length of 1.
+    Normalized(Vec<f64>),
     /// Base64 of little-endian 32-bit floats.
     Base64(String),
 }
@@ -45,8 +45,8 @@ impl Encoding {
             None => false,
             Some(format) => match &*json::text(format, "encoding_format")? {
                 "float" => false,
-                // An ignored `base64` would not be harmless: openai-node requests it by default, and
-                // decodes a list as `[0, 0]` without an error.
+                // If `base64` were ignored, openai-node would return wrong vectors: it requests Base64
+                // by default, and decodes a list as `[0, 0]` without an error.
                 "base64" => true,
                 _ => {
                     return Err(Error::UnsupportedParameter {
@@ -79,7 +79,7 @@ impl Encoding {
         Ok(match self {
             Self { is_base64: false, is_normalized: false } => EncodedVector::Unchanged(vector),
             Self { is_base64: false, is_normalized: true } => {
-                EncodedVector::Numbers(normalize(&vector)?)
+                EncodedVector::Normalized(normalize(&vector)?)
             }
             Self { is_base64: true, is_normalized: false } => {
                 EncodedVector::Base64(to_base64(vector.numbers().map(str::parse))?)
@@ -163,7 +163,7 @@ mod tests {
         ) {
             let texts: Vec<_> = numbers.iter().map(|number| format!("{number}e{exponent}")).collect();
             let encoding = Encoding { is_base64: false, is_normalized: true };
-            let EncodedVector::Numbers(scaled) = encode(encoding, &texts) else {
+            let EncodedVector::Normalized(scaled) = encode(encoding, &texts) else {
                 panic!("the vector should be a list of numbers")
             };
             let length = scaled.iter().map(|number| number * number).sum::<f64>().sqrt();
@@ -182,7 +182,7 @@ mod tests {
     fn a_vector_of_zeros_stays_as_it_is() {
         let encoding = Encoding { is_base64: false, is_normalized: true };
         let zeros = vec!["0".to_owned(); DIMENSIONS];
-        let EncodedVector::Numbers(numbers) = encode(encoding, &zeros) else {
+        let EncodedVector::Normalized(numbers) = encode(encoding, &zeros) else {
             panic!("the vector should be a list of numbers")
         };
         assert_eq!(numbers, [0.0; DIMENSIONS]);

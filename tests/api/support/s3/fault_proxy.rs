@@ -1,4 +1,4 @@
-//! A proxy between the service and an S3 server, which tests can tell to fail.
+//! A proxy between the service and an S3 server. Tests tell the proxy which requests must fail, and how.
 
 use std::{
     net::SocketAddr,
@@ -23,12 +23,12 @@ pub enum Fault {
     /// Reads the request and answers with this status and S3's error code, such as `SlowDown`. The
     /// server does not see the request.
     Error(u16, &'static str),
-    /// Forwards the request, and sends each response this much later.
+    /// Forwards the request, and sends the response this much later.
     Delay(Duration),
     /// Forwards the first half of the request's body, and then closes both connections.
     CutRequest,
-    /// Forwards the request, and closes the connection after half of the response's body, or after
-    /// half of its head if it has no body.
+    /// Forwards the request, and closes the connection after half of the response's body. If the
+    /// response has no body, after half of its head.
     CutResponse,
     /// Reads the head of the request, and never answers.
     Hold,
