@@ -56,7 +56,7 @@ def rounded(vector):
 
 def check(url, key, embed_one, embed_batch, is_float):
     """Checks the vectors of single pictures and of a batch. `is_float` means that the client requests
-    numbers and not Base64. Only then are the vectors not rounded to 32 bits."""
+    numbers and not Base64. With Base64, the vectors are rounded to 32 bits."""
     batch = embed_batch(pictures(url))
     assert len(batch) == 3
     singles = [embed_one(picture) for picture in pictures(url)]

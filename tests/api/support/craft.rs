@@ -91,8 +91,8 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
     for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
         bits.put(length, 3);
     }
-    // The lengths of the codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes) and
-    // for the distance 1. The symbols in between have no code, which is the length zero. The
+    // The lengths of the other codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes)
+    // and for the distance 1. The symbols in between have no code, which is the length zero. The
     // lengths are written as codes too: here, each code is beside its number of bits.
     let (length_1, length_2, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
     for ((code, code_bits), run) in [

@@ -73,8 +73,8 @@ impl Replica {
         timeout(SOON, permit).await.expect("there should be a turn soon").unwrap()
     }
 
-    /// Makes calls until one would have to wait for more than two seconds. Returns how many were made, and
-    /// how long the next one must wait.
+    /// Makes calls until the next one would have to wait for more than two seconds. Returns how many calls
+    /// were made, and how long the next one would have to wait.
     async fn make_calls(&self) -> (usize, Duration) {
         let mut count = 0;
         loop {
@@ -271,7 +271,7 @@ async fn a_waiting_call_is_made_when_the_limit_has_settled() {
 }
 
 #[tokio::test]
-async fn a_valkey_that_hangs_delays_one_call_by_its_timeout() {
+async fn a_valkey_that_hangs_delays_only_one_call_by_the_timeout_of_a_command() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let command_timeout = Duration::from_secs(1);
     let replica = Replica::start_with(&server, 10, MINUTE, Duration::ZERO, command_timeout).await;
