@@ -20,7 +20,7 @@ impl Sha256 {
         Self(hasher.finalize().into())
     }
 
-    /// Parses 64 hexadecimal digits, in lower or upper case.
+    /// Parses 64 hexadecimal digits, in lower or upper case. Any other text is `None`.
     pub fn from_hex(digits: &[u8]) -> Option<Self> {
         let (pairs, []) = digits.as_chunks::<2>() else { return None };
         let pairs: &[[u8; 2]; 32] = pairs.try_into().ok()?;

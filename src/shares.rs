@@ -1,9 +1,8 @@
 //! A limit on a resource that clients share, such as memory. It keeps some of the resource free for
-//! other clients.
+//! clients that arrive later, because the service cannot take granted units back.
 //!
-//! The resource is counted in units. The service cannot take granted units back, so some units must
-//! stay free for clients that arrive later. Each client has a share, a number of units. A client gets
-//! units up to its share while any are free. It gets more than its share only if a quarter of all
+//! The resource is counted in units. Each client has a share, a number of units. A client gets units
+//! up to its share while enough are free. It gets more than its share only if a quarter of all
 //! units then stays free for other clients. While only one client uses the resource, it can thus get
 //! at least three quarters of the units.
 //!
@@ -95,14 +94,14 @@ struct Inner {
     share: u64,
     /// Whether a client may exceed its share if a quarter of all units then stays free.
     may_exceed_share: bool,
-    /// Every permit is rounded up to a multiple of this number of units.
-    step: u64,
+    /// The units of every permit are rounded up to a multiple of this number.
+    multiple: u64,
     in_use: Mutex<Tally>,
     /// Notified whenever units are returned.
     returned: Notify,
 }
 
-/// A client's permit for a number of units. Dropping it returns the units.
+/// A client's permit for a number of units. Dropping the permit returns the units.
 #[derive(Debug)]
 pub struct SharePermit {
     shares: Shares,
@@ -116,29 +115,30 @@ pub struct SharePermit {
 pub struct NotEnoughUnits;
 
 impl Shares {
-    /// A limit of `total` units. Permits are rounded up to multiples of `step`, which is at least 1.
-    /// `largest` is the most units that one permit may need. A client's share is half of all units,
-    /// or `largest` if that is more.
-    pub fn new(total: u64, largest: u64, step: u64) -> Self {
+    /// A limit of `total` units. The units of each permit are rounded up to a multiple of `multiple`,
+    /// which is at least 1. `largest` is the most units that one permit may need. A client's share is
+    /// half of all units, or `largest` if that is more.
+    pub fn new(total: u64, largest: u64, multiple: u64) -> Self {
         let may_exceed_share = true;
-        Self::with(total, largest.max(total / 2), may_exceed_share, step)
+        Self::with(total, largest.max(total / 2), may_exceed_share, multiple)
     }
 
-    /// A limit of `total` units, of which a client may get all. `step` is as in [`Shares::new`].
-    pub fn undivided(total: u64, step: u64) -> Self {
+    /// A limit of `total` units, of which a client may get all. `multiple` is as in [`Shares::new`].
+    pub fn undivided(total: u64, multiple: u64) -> Self {
         let may_exceed_share = true;
-        Self::with(total, total, may_exceed_share, step)
+        Self::with(total, total, may_exceed_share, multiple)
     }
 
     /// A limit of `total` units. No client ever gets more than `share` of them.
     pub fn capped(total: u64, share: u64) -> Self {
         let may_exceed_share = false;
-        Self::with(total, share, may_exceed_share, 1)
+        let multiple = 1; // no rounding
+        Self::with(total, share, may_exceed_share, multiple)
     }
 
-    fn with(total: u64, share: u64, may_exceed_share: bool, step: u64) -> Self {
+    fn with(total: u64, share: u64, may_exceed_share: bool, multiple: u64) -> Self {
         let (in_use, returned) = Default::default();
-        Self(Arc::new(Inner { total, share, may_exceed_share, step, in_use, returned }))
+        Self(Arc::new(Inner { total, share, may_exceed_share, multiple, in_use, returned }))
     }
 
     /// A permit for no units. [`SharePermit::grow_to`] adds units.
@@ -208,14 +208,13 @@ impl Inner {
         all_clients <= self.total && (!exceeds_share || self.may_exceed_share && leaves_a_quarter)
     }
 
-    /// Rounds up to a multiple of the step.
     fn round_up(&self, units: u64) -> u64 {
-        units.checked_next_multiple_of(self.step).unwrap_or(u64::MAX)
+        units.checked_next_multiple_of(self.multiple).unwrap_or(u64::MAX)
     }
 }
 
 impl SharePermit {
-    /// Grows the permit to this many units. A permit that is already larger stays as it is.
+    /// Grows the permit to this many units, rounded up. A permit that is already larger stays as it is.
     ///
     /// # Errors
     /// [`NotEnoughUnits`] if the missing units are not free now. The permit then stays as it is.
@@ -232,15 +231,15 @@ impl SharePermit {
         Ok(())
     }
 
-    /// Moves this many units to a new permit. If this permit has fewer, moves all of them.
+    /// Moves this many units, rounded up, to a new permit. If this permit has fewer, moves all it has.
     pub fn split(&mut self, units: u64) -> Self {
         let units = self.shares.0.round_up(units).min(self.units);
         self.units -= units;
         Self { shares: self.shares.clone(), client: self.client, units }
     }
 
-    /// Shrinks the permit to this many units, and returns the other units. A permit that is already
-    /// smaller stays as it is.
+    /// Shrinks the permit to this many units, rounded up, and gives the other units back. A permit that
+    /// is already smaller stays as it is.
     pub fn shrink_to(&mut self, units: u64) {
         let surplus = self.units.saturating_sub(self.shares.0.round_up(units));
         if surplus > 0 {

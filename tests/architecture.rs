@@ -1,6 +1,7 @@
 //! Checks the rules of `src/lib.rs` about imports: each top-level module imports only top-level
 //! modules of lower layers, and no files and no top-level modules import each other in a circle. Only
-//! some modules use axum or import `config`. Also checks the length of the files.
+//! some modules use axum or import `config`. Also checks the length of the files in `src/`, except
+//! `tests.rs`.
 //!
 //! The tests read every `crate::`, `self::` and `super::` path of the sources, except in code that
 //! is compiled only for tests. A file may always import its own submodules, because it may
@@ -17,9 +18,9 @@ use std::{
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// The layers of top-level modules, from the top down. Modules of a listed layer must not import
-/// each other. All modules that are not listed are in the bottom layer, and may import each other
-/// without a circle.
+/// The layers of top-level modules, from the top down. Modules of the same listed layer must not
+/// import each other. All modules that are not listed are in the bottom layer. They may import each
+/// other, but not in a circle.
 const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["bulk"],
@@ -32,10 +33,10 @@ const LAYERS: &[&[&str]] = &[
     &["nvidia"],
 ];
 
-/// The top-level modules that may use axum. `app` passes a router from `web` to `server`.
+/// The top-level modules that may use axum; `app`, because it passes a router from `web` to `server`.
 const MAY_USE_AXUM: &[&str] = &["web", "sandbox", "server", "app"];
 
-/// The top-level modules that may import `config`.
+/// `config` itself, and the top-level modules that may import it.
 const MAY_IMPORT_CONFIG: &[&str] = &["cli", "bulk", "app", "config"];
 
 /// The largest allowed number of lines in a file.
@@ -143,10 +144,10 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
 
 /// Whether a path begins at this token: `::` follows it, and does not precede it.
 fn begins_path(tokens: &[TokenTree], at: usize) -> bool {
-    is_colons(tokens, at + 1) && !(at >= 2 && is_colons(tokens, at - 2))
+    is_double_colon(tokens, at + 1) && !(at >= 2 && is_double_colon(tokens, at - 2))
 }
 
-fn is_colons(tokens: &[TokenTree], at: usize) -> bool {
+fn is_double_colon(tokens: &[TokenTree], at: usize) -> bool {
     let is_colon = |at: usize| matches!(tokens.get(at), Some(TokenTree::Punct(punct)) if punct.as_char() == ':');
     is_colon(at) && is_colon(at + 1)
 }
@@ -158,7 +159,7 @@ fn read_tree(
     mut path: Vec<String>,
     source: &mut Source,
 ) -> usize {
-    while is_colons(tokens, at) {
+    while is_double_colon(tokens, at) {
         match tokens.get(at + 2) {
             Some(TokenTree::Ident(name)) if name == "super" => drop(path.pop()),
             Some(TokenTree::Ident(name)) if name == "self" => {}
@@ -259,7 +260,7 @@ fn top_level(module: &Module) -> &str {
 #[test]
 fn every_import_is_from_a_higher_layer_to_a_lower_layer() {
     let sources = sources();
-    // If there were fewer, `sources` would not find all files.
+    // Fewer would mean that `sources` misses some files.
     assert!(sources.len() > 50, "more than 50 files should be found, not {}", sources.len());
     for (from, imported) in imports(&sources) {
         // `main` and `lib` are above all layers.
@@ -333,7 +334,7 @@ fn only_the_listed_modules_use_axum_or_import_config() {
             );
         }
     }
-    // If there were fewer, `sources` would not find all paths.
+    // Fewer would mean that `sources` misses some paths.
     assert!(
         axum_users > 5 && config_importers > 1,
         "more files should be found: {axum_users} use axum, and {config_importers} import config"
@@ -341,7 +342,7 @@ fn only_the_listed_modules_use_axum_or_import_config() {
 }
 
 #[test]
-fn no_source_file_has_more_than_400_lines() {
+fn no_source_file_except_tests_has_more_than_400_lines() {
     for Source { module, line_count, .. } in sources() {
         let module = module.join("::");
         assert!(

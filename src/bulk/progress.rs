@@ -30,7 +30,7 @@ const SPEED_INTERVAL: Duration = Duration::from_secs(1);
 /// left and the failures. There are no colours.
 ///
 /// Above the bar is an empty line. A terminal shows Ctrl-C as `^C` below the bar, and thereby moves the
-/// cursor down. The bar is then removed one line too low, which leaves only the empty line.
+/// cursor down. The removal of the bar then begins one line too low, and does not remove the empty line.
 const BAR_TEMPLATE: &str = "\n[{wide_bar}] {prefix}\n{wide_msg}";
 
 /// The same lines without the bar itself, while the number of rows is unknown.
@@ -99,10 +99,10 @@ impl Progress {
         if self.console.0.is_some() { BAR_INTERVAL } else { LINE_INTERVAL / 10 }
     }
 
-    /// Shows the counts. `total` is the number of all rows, if it is known. `note` says why the run
-    /// waits, if it does.
+    /// Shows the counts. Without a bar, does so only if a line is due. `total` is the number of all rows, if
+    /// it is known. `note` says why the run waits, if it does.
     pub(super) fn update(&mut self, tally: &Tally, total: Option<u64>, note: Option<&str>) {
-        self.speed.add(Instant::now(), tally.sent());
+        self.speed.record(Instant::now(), tally.sent());
         let state = State { tally, total, note, per_second: self.speed.per_second() };
         match &self.console.0 {
             Some(bar) => {
@@ -115,7 +115,7 @@ impl Progress {
                 }
                 bar.set_prefix(state.done_text());
                 bar.set_message(state.details_text());
-                // The text changes even if the position does not.
+                // Draws the texts even if the position has not changed.
                 bar.tick();
             }
             None => {
@@ -212,7 +212,8 @@ impl Speed {
         Self { earlier: VecDeque::from([(now, 0)]), latest: (now, 0) }
     }
 
-    fn add(&mut self, now: Instant, sent: u64) {
+    /// Records that `sent` rows have been sent since the start.
+    fn record(&mut self, now: Instant, sent: u64) {
         self.latest = (now, sent);
         if self.earlier.back().is_some_and(|(last, _)| now - *last >= SPEED_INTERVAL) {
             self.earlier.push_back(self.latest);
@@ -300,6 +301,7 @@ mod tests {
 
     #[test]
     fn skipped_rows_are_done_but_do_not_count_as_speed() {
+        // 90 were embedded (45 of them from the cache), 10 failed, and 400 were skipped.
         let tally = Tally::of(90, 45, 10, 400);
         let state = State { tally: &tally, total: Some(1000), note: None, per_second: 10.0 };
         assert_eq!(state.done_text(), "500/1000 done, 50s left");
@@ -331,7 +333,7 @@ mod tests {
             for _ in 0..seconds * 4 {
                 advance(Duration::from_millis(250)).await;
                 sent += per_second / 4;
-                speed.add(Instant::now(), sent);
+                speed.record(Instant::now(), sent);
             }
             (speed.per_second(), speed.earlier.len())
         };
@@ -340,7 +342,7 @@ mod tests {
         assert_eq!(run_for(30, 0).await.0, 3.2);
         let (per_second, samples) = run_for(600, 40).await;
         assert!((per_second - 40.0).abs() < 0.1, "{per_second}");
-        // There is one sample for each second of the last minute, and one at each end.
+        // At most one sample for each second of the last minute, and one more at each end.
         assert!(samples <= 62, "{samples} samples");
     }
 

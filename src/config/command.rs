@@ -13,7 +13,7 @@ use super::{
 /// The command that checks what the service needs.
 pub(super) const CHECK: &str = "check";
 
-/// The flag of `check` that allows one paid call.
+/// The flag of `check` that adds one paid call.
 pub(super) const LIVE: &str = "live";
 
 /// The hidden command that prints all settings.
@@ -94,7 +94,7 @@ pub fn documented_command_line() -> clap::Command {
         .args(flags)
 }
 
-/// Explains where settings can be set, and those of these settings that have no flag.
+/// Explains where settings can be set, and lists the secrets among these settings.
 fn help_of_secrets(settings: impl IntoIterator<Item = &'static SettingInfo>) -> String {
     let secrets: Vec<_> = secrets_of(settings).collect();
     let width = secrets.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
@@ -102,7 +102,7 @@ fn help_of_secrets(settings: impl IntoIterator<Item = &'static SettingInfo>) -> 
     format!("{ABOUT_VARIABLES}{}", lines.collect::<String>())
 }
 
-/// Returns the settings that have no flag, each with its help.
+/// Returns all secrets, which have no flags, each with its help.
 pub fn secrets() -> impl Iterator<Item = (&'static str, String)> {
     secrets_of(settings::all())
 }
@@ -120,6 +120,7 @@ pub(super) fn format(arguments: &ArgMatches) -> Format {
     *arguments.get_one(FORMAT).expect("clap refuses `settings` without a format")
 }
 
+/// The flag of a setting that is not secret.
 fn flag(setting: &'static SettingInfo) -> Arg {
     let help = setting.plain_help();
     // It is obvious that a switch is off by default.

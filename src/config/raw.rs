@@ -14,8 +14,8 @@ use super::{
 };
 use crate::bucket::AWS_VARIABLES;
 
-/// The settings as text. An empty value counts as unset. But for a setting that protects the service, it
-/// is an error, unless another source has a value for the setting.
+/// The settings as text. An empty value counts as unset. But if a setting that protects the service has
+/// only empty values, this is an error.
 #[derive(Default)]
 pub struct RawSettings {
     /// The values by the names of their variables.
@@ -68,7 +68,8 @@ impl RawSettings {
         raw
     }
 
-    /// Takes the settings from pairs of name and value, for tests. A later pair wins.
+    /// Takes the settings from pairs of name and value, for tests. A later pair wins, unless its
+    /// value is empty.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut raw = Self::default();
         for (name, value) in pairs {

@@ -149,9 +149,9 @@ async fn take_all_and_queue_up<'a>(
 }
 
 /// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job of one
-/// of these clients in its place. Then submits one job of a newcomer. Returns how many permits are
-/// returned before the newcomer is served.
-async fn permits_before_newcomer(
+/// of these clients in its place. After the first jobs are served, submits one job of a newcomer.
+/// Returns how many jobs end before the newcomer is served.
+async fn jobs_ended_before_newcomer(
     queue: &FairQueue,
     clients: u8,
     memory: u64,
@@ -176,19 +176,19 @@ async fn permits_before_newcomer(
         if poll!(newcomer).is_ready() {
             return ended;
         }
-        permits.pop_front();
+        permits.pop_front(); // the oldest job ends
     }
-    panic!("the newcomer should be served before 400 permits are returned");
+    panic!("the newcomer should be served before 400 jobs have ended");
 }
 
 #[tokio::test]
 async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
     for permits in [1, 2, 3, 4, 8] {
-        // Large jobs get at most 75 of the 100 bytes. Two jobs of 36 bytes fit into them, but not a
-        // job of 36 and one of 41, and no large job fits beside one of 75.
+        // Large jobs get at most 75 of the 100 bytes. Two jobs of 36 bytes fit into 75 bytes. A job
+        // of 36 and one of 41 do not fit, and neither does a large job beside one of 75.
         for (flood_memory, newcomer_memory) in [(36, 41), (20, 75), (26, 75), (10, 20)] {
             let queue = with_memory(permits);
-            let ended = permits_before_newcomer(&queue, 1, flood_memory, newcomer_memory).await;
+            let ended = jobs_ended_before_newcomer(&queue, 1, flood_memory, newcomer_memory).await;
             assert!(
                 ended <= permits + 2,
                 "served after {ended} jobs with {permits} permits; the flood's jobs need \
@@ -202,7 +202,7 @@ async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
 async fn a_newcomer_during_several_floods_waits_for_at_most_one_job_of_each() {
     for clients in [2, 3, 8] {
         let queue = without_memory(32);
-        let ended = permits_before_newcomer(&queue, clients, 0, 0).await;
+        let ended = jobs_ended_before_newcomer(&queue, clients, 0, 0).await;
         assert!(ended <= usize::from(clients), "served after {ended} jobs of {clients} clients");
     }
 }

@@ -40,8 +40,8 @@ impl<S> WriteTimeout<S> {
         Self { stream, pending: None }
     }
 
-    /// Returns the result of an operation. If the operation stays pending for [`TIMEOUT`], returns
-    /// an error.
+    /// `polled` is what polling the operation has returned. Returns it, or an error if the client has
+    /// blocked the stream for [`TIMEOUT`].
     fn with_timeout<T>(
         &mut self,
         operation: Operation,
@@ -59,6 +59,7 @@ impl<S> WriteTimeout<S> {
             }
             return polled;
         }
+        // If the client already blocks another operation, that operation's timer keeps running.
         let pending = self
             .pending
             .get_or_insert_with(|| Pending { operation, timer: Box::pin(sleep(TIMEOUT)) });

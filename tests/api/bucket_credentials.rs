@@ -58,7 +58,7 @@ async fn credentials_that_expire_are_replaced_while_pictures_are_uploaded() {
     let replica =
         Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
             .await;
-    assert_eq!(metadata.handed_out(), 1);
+    assert_eq!(metadata.credential_requests(), 1);
     metadata.rotate(second, Duration::from_secs(3600));
     let started = Instant::now();
     let mut count = 0;
@@ -67,7 +67,7 @@ async fn credentials_that_expire_are_replaced_while_pictures_are_uploaded() {
         saved.vector();
         count += 1;
     };
-    while metadata.handed_out() < 2 {
+    while metadata.credential_requests() < 2 {
         upload().await;
         assert!(started.elapsed() < Duration::from_secs(30), "new credentials should be fetched");
     }
@@ -75,7 +75,7 @@ async fn credentials_that_expire_are_replaced_while_pictures_are_uploaded() {
     for _ in 0..5 {
         upload().await;
     }
-    assert_eq!(metadata.handed_out(), 2, "credentials should be reused until they expire");
+    assert_eq!(metadata.credential_requests(), 2, "credentials should be reused until they expire");
     assert_eq!(moto.keys_in("downloads").await.len(), count);
     println!("{count} pictures were uploaded");
     let (_, log) = replica.stop().await;

@@ -53,7 +53,7 @@ async fn every_fixture_in_expected_txt_is_sent_at_the_size_there_and_is_saved_un
         let picture = file(&format!("{name}.heic"));
         let answer = app.upload(&picture, "IMG_0042.HEIC").await;
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
-        answer.vector();
+        answer.assert_success();
         let body = answer.json();
         assert_eq!(
             (body["content_type"].as_str(), body["prepared"].as_str()),
@@ -88,7 +88,7 @@ async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
         ("halves-imir0", (8, 16), (56, 16)),
         ("halves-imir1", (56, 16), (8, 16)),
     ] {
-        app.upload(&file(&format!("{name}.heic")), "a.heic").await.vector();
+        app.upload(&file(&format!("{name}.heic")), "a.heic").await.assert_success();
         let sent = last_sent_pixels(&nvidia);
         let pixel = |(x, y)| sent.get_pixel(x, y).0;
         let ([red_sample, _, _], [_, _, blue_sample]) = (pixel(red_centre), pixel(blue_centre));
@@ -105,7 +105,7 @@ async fn transparent_pixels_become_white() {
     let app = TestApp::start(&nvidia).await;
     // The picture has 120 × 80 pixels. Its top is transparent, and its bottom is not. It shows a cat
     // in brown colours, which contain less blue than white does.
-    app.upload(&file("alpha.heic"), "a.heic").await.vector();
+    app.upload(&file("alpha.heic"), "a.heic").await.assert_success();
     let sent = last_sent_pixels(&nvidia);
     let mean_blue_of_row =
         |y| (0..120).map(|x| u32::from(sent.get_pixel(x, y)[2])).sum::<u32>() / 120;
@@ -125,7 +125,7 @@ async fn a_picture_from_a_phone_is_accepted_by_upload_base64_and_url_with_nvidia
             app.base64(PHONE).await,
             app.by_url(&picture_server.url("/photo.heic")).await,
         ] {
-            answer.vector();
+            answer.assert_success();
             assert_eq!(answer.json()["content_type"], "image/heic");
         }
         let metrics = app.get("/metrics").await.text();
@@ -143,9 +143,8 @@ async fn a_picture_over_the_inline_limit_is_shrunk() {
         .start()
         .await;
     let answer = app.upload(&file("large-grid-turned.heic"), "a.heic").await;
-    answer.vector();
-    assert_eq!(answer.json()["prepared"], "shrunk");
-    // Upright, the picture is higher than wide. The service shrinks to at most 1024 pixels a side.
+    assert_eq!(answer.prepared(), "shrunk");
+    // Upright, the picture is higher than wide. A shrunk picture has at most 1024 pixels a side.
     let (width, height) = last_sent_pixels(&nvidia).dimensions();
     assert!(width < height && height <= 1024, "{width} x {height}");
 }
@@ -159,7 +158,7 @@ async fn the_bytes_decide_the_format_whatever_the_file_name() {
         (PHONE, "photo.jpg", "image/heic", "jpeg"),
     ] {
         let answer = app.upload(bytes, name).await;
-        answer.vector();
+        answer.assert_success();
         let body = answer.json();
         assert_eq!(
             (body["content_type"].as_str(), body["prepared"].as_str()),
@@ -216,7 +215,7 @@ async fn contradictory_and_truncated_files_are_refused_and_not_saved() {
 #[tokio::test]
 async fn more_pixels_than_the_limit_are_refused_even_if_they_are_cropped() {
     let nvidia = FakeNvidia::healthy().await;
-    // One less than the 120 × 80 = 9600 pixels of the first picture.
+    // The picture `generic-brand` has 120 × 80 = 9600 pixels, one more than the limit.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_PIXELS", "9599").start().await;
     for name in [
         "generic-brand",    // The whole picture has too many pixels.
@@ -241,9 +240,9 @@ async fn files_with_changed_bytes_are_never_answered_with_a_server_error() {
         let name = line.split(' ').next().unwrap();
         let mut picture = file(&format!("{name}.heic"));
         // Half of the files are changed only in their first 600 bytes, where the header is.
-        let max_at = if n % 2 == 0 { picture.len().min(600) } else { picture.len() };
+        let changeable_len = if n % 2 == 0 { picture.len().min(600) } else { picture.len() };
         for _ in 0..random.usize(1..6) {
-            let at = random.usize(..max_at);
+            let at = random.usize(..changeable_len);
             picture[at] = random.u8(..);
         }
         let answer = app.upload(&picture, "IMG_0042.HEIC").await;

@@ -171,7 +171,7 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     assert_eq!(without_token.status(), 401);
     metadata.rotate(second.clone(), lifetime);
     assert_eq!(fetch(&endpoints[0]).await, second);
-    assert_eq!(metadata.handed_out(), 2);
+    assert_eq!(metadata.credential_requests(), 2);
     assert_eq!(metadata.lines()[0], "PUT /latest/api/token");
     moto.revoke(&first).await;
     assert_eq!(attempt(&first).await, "InvalidAccessKeyId");

@@ -69,9 +69,9 @@ async fn a_trickling_header_does_not_extend_the_header_timeout() {
         sent_bytes
     });
     let mut response = Vec::new();
-    // The connection may be closed or reset.
+    // The connection may be closed or reset, so the result of the read is not checked.
     let _ = timeout(Duration::from_secs(20), reader.read_to_end(&mut response)).await.unwrap();
-    // The default timeout of 10 s would allow nearly 500 bytes.
+    // One byte is sent every 20 ms. The default timeout of 10 s would allow nearly 500 bytes.
     assert!(trickle.await.unwrap() < 250, "the client should send for less than 5 s");
 }
 
@@ -94,8 +94,8 @@ async fn a_thousand_stalling_clients_do_not_delay_another_client() {
     let settings = [("IMAGESVC_HEADER_TIMEOUT", "2s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let folder = tempfile::tempdir().unwrap();
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
-    // The service refuses most connections from one address. Those from a thousand addresses stay
-    // below its limit of 1024 connections.
+    // Of a thousand connections from one address, the service refuses most. From a thousand
+    // addresses, it accepts all, because its limit is 1024 connections.
     for is_one_peer in [true, false] {
         let mut stalling = Vec::new();
         for n in 0..1000usize {

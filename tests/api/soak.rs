@@ -30,11 +30,11 @@ const LONG_RUN: Duration = Duration::from_secs(600);
 /// for seconds, until its time limit ends it, so such pictures must be rare.
 const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
 
-/// Hostile pictures of this size and more are left out. Some of them have several megabytes.
+/// Hostile pictures of this size and more are left out: some have several megabytes.
 const MAX_HOSTILE_BYTES: usize = 300_000;
 
 /// Sends one request, at random a valid or a hostile one. Returns its outcome: the status code, or
-/// a word if there was no response.
+/// a word if there was no complete response. `n` is the number of the request.
 async fn send_random(
     service: &ServiceProcess,
     picture_server: &FakeServer,
@@ -44,8 +44,8 @@ async fn send_random(
 ) -> String {
     let random = fastrand::usize(..);
     let upload = |picture: Vec<u8>| service.upload_request(client, &picture);
-    // An endless picture is in the middle of these requests, and not at their end, so that even a
-    // run of half a minute contains one.
+    // The endless picture is in the middle of the 1500 requests, and not at their end, so that even
+    // a run of half a minute contains one.
     let is_endless = n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2;
     let request = match random % 16 {
         // This picture takes longer to decode than the decoder's time limit.
@@ -180,15 +180,15 @@ async fn soak(environment: &[(&str, &str)]) {
     };
     // The first three tenths of the run fill the caches and the folder, and let the allocator reach
     // its peak.
-    let part = run_time / 10;
+    let tenth = run_time / 10;
     for _ in 0..3 {
-        send_requests(part).await;
+        send_requests(tenth).await;
         println!("{} MB under load", service.memory() / 1_000_000);
     }
     let before = ResourceUsage::when_idle(&service, pause).await;
-    println!("after {:?}: {before:?}", 3 * part);
+    println!("after {:?}: {before:?}", 3 * tenth);
     for _ in 0..7 {
-        send_requests(part).await;
+        send_requests(tenth).await;
         println!("{} MB under load", service.memory() / 1_000_000);
     }
     let after = ResourceUsage::when_idle(&service, pause).await;

@@ -1,5 +1,5 @@
-//! One picture, in files of unusual variants of the formats that occur in practice. The service
-//! embeds what a file shows, or refuses the file and says why. The tests in [`super::pillow`]
+//! One picture, in files of unusual kinds that occur in practice. The service embeds what a file
+//! shows, or refuses the file and says why. The tests in [`super::pillow`]
 //! compare how the service and Pillow decode these files.
 
 use std::{fs, path::Path};
@@ -13,7 +13,7 @@ use crate::support::{Difference, FakeNvidia, TestApp, assert_problem};
 
 /// What the service should make of a file.
 enum Expected {
-    /// The same pixels as another file.
+    /// The pixels of this file.
     SameAs(&'static str),
     /// The pixels of `plain.png` in shades of grey.
     Grey,
@@ -89,8 +89,8 @@ fn expected_pixels(expected: &Expected, (width, height): (u32, u32)) -> Option<R
 async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reason() {
     const INLINE_LIMIT: usize = 20_000;
     let nvidia = FakeNvidia::healthy().await;
-    // With `shrink`, a file that is too large to be sent inline is decoded, and not uploaded as it
-    // is.
+    // With `shrink`, a file that is too large to be sent inline is decoded. Without, it would be
+    // uploaded unchanged.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_INLINE_LIMIT", INLINE_LIMIT)
@@ -98,7 +98,7 @@ async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reaso
         .await;
     let mut failures = Vec::new();
     for (name, expected) in CASES {
-        // Zeros after its end make the file too large, so that it is always decoded.
+        // Zeros after the end of the file make it too large, so that it is always decoded.
         let mut bytes = fixture(name);
         bytes.resize(bytes.len() + INLINE_LIMIT, 0);
         let answer = app.upload(&bytes, name).await;

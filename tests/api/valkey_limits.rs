@@ -33,8 +33,8 @@ async fn wait_until_each_knows_all(replicas: [&Replica; 3]) {
     }
 }
 
-/// Uploads pictures at the same time, each from another client: the calls of one client would be spread
-/// over the minute. Returns how many pictures got a vector.
+/// Uploads pictures at the same time, each from a different client, because the calls of a single client
+/// would be spread over the minute. Returns how many pictures got a vector.
 async fn upload(replica: &Replica, pictures: impl Iterator<Item = usize>) -> usize {
     let upload = async |n: usize| {
         replica.upload_unsaved_from(&format!("192.0.2.{}", n % 256), &tiny(n)).await
@@ -93,8 +93,8 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
     let elapsed = calls[28] - calls[0];
     assert!(elapsed < MINUTE / 2, "turns were not used before {elapsed:?}");
 
-    // One turn is left in this minute. The other two of these three pictures wait until the first calls
-    // are a minute old.
+    // One turn is left in this minute. So one of these three pictures is embedded at once. The other two
+    // wait until the first calls are a minute old.
     assert_eq!(join!(upload(&second, 300..302), upload(&third, 302..303)), (2, 1));
     let calls = times.lock().unwrap().clone();
     assert_eq!(calls.len(), LIMIT + 2);
@@ -129,7 +129,7 @@ async fn the_limit_of_a_client_holds_for_all_replicas_together() {
     }))
     .await;
     let admitted = answers.into_iter().filter(|is_admitted| *is_admitted).count();
-    // The limit allows one more request each second. A tenth is added as a tolerance.
+    // The limit allows one more request each second. A tenth of the limit is added as a tolerance.
     let most = PER_MINUTE + PER_MINUTE / 10 + started.elapsed().as_secs() as usize;
     assert!((PER_MINUTE..=most).contains(&admitted), "{admitted} requests were admitted");
 }

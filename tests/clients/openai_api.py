@@ -13,7 +13,7 @@ MODEL = "nvidia/nv-dinov2"
 TEXT_IS_REFUSED = "is text, but this model embeds pictures only: send an http or https URL, a data: URL, or the picture's bytes as Base64."
 
 # The services, each with the key that the clients send. The first requires no key, so it gets any
-# word. The second requires its own key.
+# word. The second requires this key.
 SERVICES = [
     (os.environ["IMAGESVC_URL"], "any"),
     (os.environ["IMAGESVC_KEYED_URL"], os.environ["IMAGESVC_KEY"]),
@@ -50,13 +50,13 @@ def expected_vectors(url, key):
 
 
 def rounded(vector):
-    """The numbers as 32-bit floats, as an embedding in Base64 contains them."""
+    """The bytes of the numbers as 32-bit floats. An embedding in Base64 contains these bytes."""
     return struct.pack("<1536f", *vector)
 
 
 def check(url, key, embed_one, embed_batch, is_float):
     """Checks the vectors of single pictures and of a batch. `is_float` means that the client requests
-    numbers and not Base64, so that the vectors are not rounded to 32 bits."""
+    numbers and not Base64. With Base64, the vectors are rounded to 32 bits."""
     batch = embed_batch(pictures(url))
     assert len(batch) == 3
     singles = [embed_one(picture) for picture in pictures(url)]
@@ -69,7 +69,7 @@ def check(url, key, embed_one, embed_batch, is_float):
 
 
 def refusal(call, kind=Exception):
-    """The exception of a call that must fail."""
+    """The exception of a call that must fail with this kind of exception."""
     try:
         call()
     except kind as error:

@@ -49,8 +49,8 @@ pub(super) struct Samples {
     pub bytes: Vec<u8>,
 }
 
-/// Decodes what [`decodable_segments`] has returned. `output_colors` chooses the colour space of the
-/// samples by that of the JPEG.
+/// Decodes what [`decodable_segments`] has returned. `output_colors` gets the colour space of the JPEG,
+/// and returns the one that the samples should have.
 ///
 /// # Errors
 /// Why the JPEG cannot be decoded. A frame that is larger than `width` × `height` is an error, because
@@ -109,7 +109,8 @@ pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<
             output.extend([0xff, marker]);
             output.extend(length.to_be_bytes());
             reader.by_ref().take(u64::from(length) - 2).read_to_end(&mut output)?;
-            if !affects_pixels(marker, &output[start + 4..]) {
+            let body = start + 4; // after the marker and the length, of two bytes each
+            if !affects_pixels(marker, &output[body..]) {
                 output.truncate(start);
             }
         } else {

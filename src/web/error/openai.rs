@@ -1,8 +1,8 @@
 //! Describes errors in the shape that OpenAI's clients expect.
 //!
-//! The body of an error response has the format of RFC 9457. On the paths of OpenAI's API, the body has
-//! this description as an additional member, `error`. OpenAI's clients show only `error.message`.
-//! Without the member, they would show "415 status code (no body)".
+//! The body of an error response has the format of RFC 9457. On the paths of OpenAI's API, the body
+//! also has a member `error`, in OpenAI's shape. OpenAI's clients show only `error.message`. Without
+//! this member, they would show "415 status code (no body)".
 
 use axum::http::HeaderName;
 use serde::Serialize;
@@ -51,14 +51,15 @@ pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
     path.starts_with("/v1/") || path == "/embeddings"
 }
 
-/// Whether to tell the client not to repeat the request, although it would after this status. The
-/// operator must resolve such an error, or the client must change the request. False for an error
-/// after which no client repeats a request, such as a 415.
+/// Whether clients would repeat the request after the error's status, although that cannot help: the
+/// operator must resolve the error, or the client must change the request. False for an error after
+/// which no client repeats a request, such as a 415.
 pub(in crate::web) fn is_retry_useless(error: &Error) -> bool {
     match error {
         Error::BatchItem { error, .. } => is_retry_useless(error),
+        // `DownloadFailed` is a 502. Of the other codes, only `DownloadTimeout` is a 5xx, and it may pass.
         Error::Fetch(error) => fetch_code(error) == Code::DownloadFailed && !error.is_transient(),
-        // All of these are a 5xx.
+        // All of these codes have a status of 5xx, after which clients repeat a request.
         _ => matches!(
             error.code(),
             Code::EmbeddingExhausted

@@ -97,7 +97,7 @@ mod tests {
 
     use super::*;
 
-    fn is_prometheus(accept: &[&str]) -> bool {
+    fn gets_prometheus(accept: &[&str]) -> bool {
         let values = accept.iter().map(|value| (header::ACCEPT, value.parse().unwrap()));
         preferred_format(&values.collect()) == Exposition::Prometheus
     }
@@ -117,7 +117,7 @@ mod tests {
             &["application/openmetrics-text;q=0, */*;q=0.1"],
             &["application/openmetrics-text;q=0.4", "text/plain"],
         ] {
-            assert!(is_prometheus(accept), "{accept:?}");
+            assert!(gets_prometheus(accept), "{accept:?}");
         }
     }
 
@@ -147,14 +147,14 @@ mod tests {
             &[prometheus_3],
             &[browser],
         ] {
-            assert!(!is_prometheus(accept), "{accept:?}");
+            assert!(!gets_prometheus(accept), "{accept:?}");
         }
     }
 
     proptest! {
         #[test]
         fn parsing_never_panics(accept in "[ -~]{0,60}") {
-            let _ = is_prometheus(&[&accept]);
+            let _ = gets_prometheus(&[&accept]);
         }
     }
 }

@@ -62,6 +62,7 @@ pub(super) struct Answer {
     // Without an example, since a valid one would have 1536 numbers.
     #[schema(value_type = Vec<f64>, min_items = 1536, max_items = 1536)]
     vector: Vector,
+    // The skipped fields are for the access log, and for the header `x-cache`.
     #[serde(skip)]
     size_bytes: u64,
     #[serde(skip)]

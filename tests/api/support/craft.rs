@@ -60,7 +60,7 @@ impl HighBits {
 
 /// A zlib stream of these bytes, in stored blocks (RFC 1950, RFC 1951 3.2.4).
 pub fn zlib(bytes: &[u8]) -> Vec<u8> {
-    let mut stream = vec![0x78, 0x01];
+    let mut stream = vec![0x78, 0x01]; // the header
     let mut blocks = bytes.chunks(0xffff).peekable();
     while let Some(block) = blocks.next() {
         stream.push(u8::from(blocks.peek().is_none()));
@@ -83,16 +83,16 @@ pub fn zlib(bytes: &[u8]) -> Vec<u8> {
 pub fn zlib_zeros(len: u64) -> Vec<u8> {
     let mut bits = LowBits::default();
     let repeats = len.div_ceil(258);
-    // The last block, with dynamic codes: 257 + 29 for literals and lengths, one for distances, and
-    // 4 + 14 for the lengths of these codes.
+    // The header of a last block with dynamic codes (0b101). It has 257 + 29 codes for literals and
+    // lengths, one for distances, and 4 + 14 for the lengths of all these codes.
     bits.put(0b101 | 29 << 3 | 14 << 13, 17);
-    // The lengths of the codes for lengths, in the order of RFC 1951: one bit for a run of zeros,
+    // The lengths of the latter 4 + 14 codes, in the order of RFC 1951: one bit for a run of zeros,
     // two bits for the lengths 2 and 1.
     for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
         bits.put(length, 3);
     }
-    // The lengths of the codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes) and
-    // for the distance 1. The symbols in between have no code, which is the length zero. The
+    // The lengths of the other codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes)
+    // and for the distance 1. The symbols in between have no code, which is the length zero. The
     // lengths are written as codes too: here, each code is beside its number of bits.
     let (length_1, length_2, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
     for ((code, code_bits), run) in [
@@ -114,7 +114,7 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
         bits.put(0b00, 2); // the symbol 285 and the distance 1: repeat that byte 258 times
     }
     bits.put(0b11, 2); // the symbol 256: the end of the block
-    let mut stream = vec![0x78, 0x01];
+    let mut stream = vec![0x78, 0x01]; // the header
     stream.extend(bits.finish());
     // The checksum Adler-32. With zeros only, its first sum stays 1, and its second counts the
     // bytes.
@@ -147,6 +147,7 @@ pub fn png(
     interlace: Interlace,
     chunks: &[Vec<u8>],
 ) -> Vec<u8> {
+    // The compression and filter methods are 0.
     let last_fields = [depth, color_type, 0, 0, interlace as u8];
     let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &last_fields].concat();
     let mut png = b"\x89PNG\r\n\x1a\n".to_vec();
@@ -179,14 +180,15 @@ pub fn vp8x(flags: u8, width: u32, height: u32) -> Vec<u8> {
 
 /// A frame of an animated WebP, with these chunks.
 pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
+    // A size minus one is stored in three bytes.
     let size = |pixels: u32| (pixels - 1).to_le_bytes()[..3].to_vec();
     // The frame is at the top left, and is shown for 100 ms.
     let head = [vec![0; 6], size(width), size(height), vec![100, 0, 0, 0]].concat();
     riff_chunk(b"ANMF", &[head, chunks.concat()].concat())
 }
 
-/// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). It decodes to grey pixels until
-/// the zeros end.
+/// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). `rest_len` is the length of
+/// what follows the first partition. The frame decodes to grey pixels until the zeros end.
 pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -> Vec<u8> {
     // The frame tag: a key frame (bit 0 is clear) that is shown (bit 4). Then the start code.
     let mut frame = (first_partition_len << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
@@ -223,8 +225,8 @@ enum TiffKind {
 }
 
 fn tiff_or_big_tiff(kind: TiffKind, data: &[u8], entries: &[Entry]) -> Vec<u8> {
-    // `word` is the length of an offset or a count of values, in bytes, and `entry_count_len` that
-    // of the count of entries.
+    // `word` is the length of an offset, and also of the number of values in an entry. The number of
+    // entries has the length `entry_count_len`. Both lengths are in bytes.
     let (signature, word, entry_count_len) = match kind {
         TiffKind::Tiff => (&b"II\x2a\0"[..], 4, 2),
         TiffKind::BigTiff => (&b"II\x2b\0\x08\0\0\0"[..], 8, 8),
@@ -332,7 +334,7 @@ pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec
     jpeg
 }
 
-/// The header of a scan: the numbers of its components, spectral selection, and approximation.
+/// The header of a scan: the ids of its components, the spectral selection, and the approximation.
 pub fn scan_head(components: &[u8], spectrum: (u8, u8), approximation: u8) -> Vec<u8> {
     let mut head = vec![components.len() as u8];
     components.iter().for_each(|id| head.extend([*id, 0]));
@@ -340,7 +342,8 @@ pub fn scan_head(components: &[u8], spectrum: (u8, u8), approximation: u8) -> Ve
     segment(0xda, &head)
 }
 
-/// A BMP. `table` is the palette or the masks, and `colors` is the number of colours in the header.
+/// A BMP. `table` is the palette or the masks. `colors` is the length of the palette that the header
+/// declares.
 pub fn bmp(
     (width, height): (i32, i32),
     depth: u16,

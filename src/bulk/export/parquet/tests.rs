@@ -13,13 +13,13 @@ use super::super::tests::{ABOVE_MIDDLE, Rows, row, row_of};
 use super::*;
 use crate::config::ExportFormat;
 
-/// Makes a file, and opens it.
+/// Makes a Parquet file of the rows, and opens it.
 fn open(rows: &Rows) -> ParquetRecordBatchReaderBuilder<File> {
     rows.make(ExportFormat::Parquet).unwrap();
     ParquetRecordBatchReaderBuilder::try_new(File::open(rows.path("out.file")).unwrap()).unwrap()
 }
 
-/// Makes a file, and reads all rows.
+/// Makes a Parquet file of the rows, and reads all of its rows.
 fn read(rows: &Rows) -> RecordBatch {
     let reader: ParquetRecordBatchReader = open(rows).with_batch_size(1 << 20).build().unwrap();
     let batches: Vec<_> = reader.map(Result::unwrap).collect();
@@ -100,7 +100,7 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     let row_counts: Vec<_> = row_groups.iter().map(|group| group.num_rows()).collect();
     assert_eq!(row_counts, [MAX_GROUP_ROWS as i64, 10]);
 
-    // 23 rows with texts of 3 MiB: more than two groups of 32 MiB.
+    // 23 rows with texts of 3 MiB are more than two groups of 32 MiB (`MAX_GROUP_BYTES`).
     const TEXT_BYTES: usize = 3 << 20;
     let text = |n: usize| format!("{n}{}", "a".repeat(TEXT_BYTES));
     let large = |n| row_of(&format!("{{\"a\": \"{}\"}}", text(n)), "1");
@@ -109,7 +109,7 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     let sizes: Vec<_> =
         file.metadata().row_groups().iter().map(|group| group.total_byte_size() as usize).collect();
     assert!(sizes.len() >= 3, "{sizes:?}");
-    // A group ends with the batch that fills it. A batch is full with 4 MiB, so it has two of the texts.
+    // A group ends with the batch that fills it. A batch is full with 4 MiB, so it contains two texts.
     assert!(sizes.iter().all(|size| *size <= MAX_GROUP_BYTES + 2 * TEXT_BYTES), "{sizes:?}");
     let texts = column(&read(&rows), "a");
     assert!(texts.iter().enumerate().all(|(n, found)| found.as_deref() == Some(&text(n))));

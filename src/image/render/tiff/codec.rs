@@ -62,9 +62,9 @@ struct BitReverser<R>(R);
 
 impl<R: Read> Read for BitReverser<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.0.read(buffer)?;
-        buffer[..read].iter_mut().for_each(|byte| *byte = byte.reverse_bits());
-        Ok(read)
+        let len = self.0.read(buffer)?;
+        buffer[..len].iter_mut().for_each(|byte| *byte = byte.reverse_bits());
+        Ok(len)
     }
 }
 
@@ -76,13 +76,13 @@ struct Lzw<R> {
 
 impl<R: Read> Lzw<R> {
     fn new(packed: R, len: u64) -> io::Result<Self> {
-        // The test below needs two bytes in the buffer.
+        // The check for old LZW needs two bytes in the buffer.
         let capacity = usize::try_from(len.clamp(2, LZW_BUFFER_LEN)).map_err(io::Error::other)?;
         let mut packed = BufReader::with_capacity(capacity, packed);
         // Before TIFF 5.0, codes were stored from the lowest bit, and the length of the codes grew
         // one code later than it does now. In either variant, the first code is 256, with 9 bits.
-        // From the lowest bit, this is a byte of 0, and a 1 in the lowest bit of the next byte.
-        // libtiff uses the same test.
+        // Stored from the lowest bit, this is a byte of 0, and a 1 in the lowest bit of the next byte.
+        // libtiff makes the same check.
         let is_old = matches!(packed.fill_buf()?, [0, second, ..] if second & 1 == 1);
         let configuration = if is_old {
             Configuration::new(BitOrder::Lsb, 8)
@@ -122,9 +122,9 @@ struct PackBits<R> {
 
 /// The rest of a run.
 enum Run {
-    /// This many bytes follow.
+    /// This many bytes of the data must still be returned unchanged.
     Literal(usize),
-    /// A byte is repeated: how many times it must still be returned, and its value.
+    /// A byte that is repeated: how many times it must still be returned, and its value.
     Repeated(usize, u8),
 }
 
@@ -149,9 +149,9 @@ impl<R: Read> Read for PackBits<R> {
         match &mut self.run {
             Run::Literal(left) => {
                 let len = buffer.len().min(*left);
-                let read = self.packed.read(&mut buffer[..len])?;
-                *left -= read;
-                Ok(read)
+                let len = self.packed.read(&mut buffer[..len])?;
+                *left -= len;
+                Ok(len)
             }
             Run::Repeated(left, byte) => {
                 let len = buffer.len().min(*left);
@@ -220,7 +220,7 @@ impl Fax {
         // the end of the row is always the last position.
         let changes = match &mut self.decoder {
             FaxDecoder::Group3(decoder) => {
-                // The status `End` comes with the last row, and not after it.
+                // In Group 3, the status `End` comes with the last row.
                 self.is_over = decoder.advance().map_err(broken)? == DecodeStatus::End;
                 let changes = decoder.transitions();
                 // The decoder also ends a row at an unknown code. The row is then too short.
@@ -230,6 +230,7 @@ impl Fax {
                 changes
             }
             FaxDecoder::Group4(decoder) => {
+                // In Group 4, the status `End` comes after the last row, without a row.
                 self.is_over = decoder.advance().map_err(broken)? == DecodeStatus::End;
                 if self.is_over && is_first_row {
                     return Err(broken("a fax has no rows"));
@@ -291,8 +292,8 @@ fn decode_jpeg(
     let bytes = decodable_segments(&mut content.reader(), len)?;
     let bytes = bytes.ok_or_else(|| broken("an embedded JPEG has too many scans"))?;
     drop(content); // frees the memory of the original bytes
-    // The decoder must not convert the samples, because the TIFF's tags define their colours. Output
-    // in the colour space of the input is not converted. For a JPEG whose Adobe segment names no
+    // The decoder must not convert the samples, because the TIFF's tags define their colours. It converts
+    // nothing if the output has the colour space of the input. For a JPEG whose Adobe segment names no
     // colour transform, the decoder reports CMYK, even if there are only three components.
     let unconverted = |input| match input {
         ColorSpace::CMYK if frame.components == 3 => ColorSpace::RGB,

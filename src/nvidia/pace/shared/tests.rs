@@ -1,4 +1,5 @@
-//! Tests of limiters that share a limit in a real Valkey, so in real time.
+//! Tests of limiters that share a limit through a real Valkey. Its clock cannot be simulated, so these tests
+//! take real time.
 
 use std::process::Command;
 
@@ -20,17 +21,17 @@ use crate::{
 
 const CLIENT: ClientNetwork = ClientNetwork::UNKNOWN;
 
-/// Values of the argument `is_spread`.
+/// Values of the argument `is_spread` of [`PaceLimiter::take_permit`].
 const SPREAD: bool = true;
 const AT_ONCE: bool = false;
 
-/// Longer than any of these tests may take.
+/// A window that does not end during a test, or a deadline that does not pass.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// A test fails if something does not happen within this time.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A replica with its own connection.
+/// A replica: a limiter with its own connection to the Valkey.
 struct Replica {
     pace: PaceLimiter,
     valkey: Valkey,
@@ -44,10 +45,10 @@ fn key() -> PaceKey {
 impl Replica {
     /// A replica that shares `total` calls in a window, and need not wait until the limit has settled.
     async fn start(server: &RedisServer, total: u32, window: Duration) -> Self {
-        Self::with(server, total, window, Duration::ZERO, Duration::from_millis(300)).await
+        Self::start_with(server, total, window, Duration::ZERO, COVERED_TIMEOUT).await
     }
 
-    async fn with(
+    async fn start_with(
         server: &RedisServer,
         total: u32,
         window: Duration,
@@ -65,15 +66,15 @@ impl Replica {
         Self { pace, valkey, background }
     }
 
-    /// Takes a permit. Its deadline is far away, but it must come soon.
+    /// Takes a permit, with a deadline that is far away. Panics if it does not get the permit soon.
     async fn permit(&self) -> PacePermit {
         let deadline = Instant::now() + 2 * MINUTE;
         let permit = self.pace.take_permit(CLIENT, AT_ONCE, deadline);
         timeout(SOON, permit).await.expect("there should be a turn soon").unwrap()
     }
 
-    /// Makes calls until one would have to wait for more than two seconds. Returns how many were made, and
-    /// how long the next one must wait.
+    /// Makes calls until the next one would have to wait for more than two seconds. Returns how many calls
+    /// were made, and how long the next one would have to wait.
     async fn make_calls(&self) -> (usize, Duration) {
         let mut count = 0;
         loop {
@@ -93,8 +94,9 @@ impl Replica {
 
     /// How many calls of other replicas the Valkey knows.
     async fn calls_of_others(&self) -> usize {
-        let look = self.valkey.take_turn(&key(), 1, MINUTE, None).await;
-        look.map_or(0, |reply| reply.ages_of_others.len())
+        let no_call = None; // asks for the calls only, and takes no turn
+        let reply = self.valkey.take_turn(&key(), 1, MINUTE, no_call).await;
+        reply.map_or(0, |reply| reply.ages_of_others.len())
     }
 }
 
@@ -108,6 +110,7 @@ async fn until(condition: impl AsyncFn() -> bool) {
     timeout(SOON, wait).await.expect("the condition should be true soon");
 }
 
+/// Sends a signal to the server. `-STOP` makes it hang until `-CONT`.
 fn signal(server: &RedisServer, name: &str) {
     let status = Command::new("kill").args([name, &server.pid().to_string()]).status();
     assert!(status.unwrap().success());
@@ -134,7 +137,8 @@ async fn two_replicas_keep_the_limit_together_and_use_all_of_it() {
     let mut times = tasks.join_all().await;
     times.sort_unstable();
     for calls in times.windows(11) {
-        // The process may be slow to notice the time of its calls.
+        // The limit allows ten calls in a window. On a busy machine, `calls[0]` may be a late time, so the
+        // test allows an error of half a window.
         assert!(
             calls[10] - calls[0] > window / 2,
             "eleven calls within {:?}",
@@ -161,6 +165,7 @@ async fn another_replica_uses_a_turn_that_is_given_back() {
     permit.use_now().await;
     // Of two turns that were given back, one is left.
     assert_eq!(first.make_calls().await.0, 1);
+    // The tasks that gave the turns back have ended.
     first.background.close();
     timeout(SOON, first.background.wait()).await.unwrap();
 }
@@ -168,12 +173,14 @@ async fn another_replica_uses_a_turn_that_is_given_back() {
 #[tokio::test]
 async fn a_request_that_no_longer_waits_for_the_reply_gives_the_turn_back() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    let first = Replica::with(&server, 1, MINUTE, Duration::ZERO, SOON).await;
+    // The command must not time out while the server is stopped.
+    let command_timeout = SOON;
+    let first = Replica::start_with(&server, 1, MINUTE, Duration::ZERO, command_timeout).await;
     signal(&server, "-STOP");
     let deadline = Instant::now() + MINUTE;
     let permit = first.pace.take_permit(CLIENT, SPREAD, deadline);
     assert!(timeout(Duration::from_millis(100), permit).await.is_err());
-    // The task that gives the turn back is running.
+    // The task that gives the turn back waits for the server.
     assert_eq!(first.background.len(), 1);
     signal(&server, "-CONT");
     first.background.close();
@@ -209,6 +216,7 @@ async fn a_turn_counts_from_its_use() {
     permit.use_now().await;
     let used = Instant::now();
     second.permit().await.use_now().await;
+    // If the turn counted from its grant, this would take only 500 ms.
     assert!(used.elapsed() > Duration::from_millis(900), "{:?} after the use", used.elapsed());
 }
 
@@ -226,7 +234,7 @@ async fn without_a_valkey_a_replica_has_its_share_and_an_empty_valkey_learns_the
     assert!(wait > MINUTE - SOON && wait <= MINUTE, "{wait:?}");
     let _server = RedisServer::start_on(port, &[]).expect("the port should still be free");
     until(async || second.valkey.works() && second.calls_of_others().await == 5).await;
-    // Together they make ten calls again.
+    // The limit is ten again, for both replicas together. The first one has made five calls.
     assert_eq!(second.make_calls().await.0, 5);
     assert_eq!(first.make_calls().await.0, 0);
 }
@@ -237,12 +245,12 @@ async fn until_all_replicas_have_recorded_their_calls_each_has_its_share_at_most
     // The limit of the first and of the third replica does not settle during the test.
     let settle_time = Duration::from_secs(3600);
     let command_timeout = Duration::from_millis(250);
-    let first = Replica::with(&server, 10, MINUTE, settle_time, command_timeout).await;
+    let first = Replica::start_with(&server, 10, MINUTE, settle_time, command_timeout).await;
     let second = Replica::start(&server, 10, MINUTE).await;
     first.wait_for_two_replicas().await;
     assert_eq!(first.make_calls().await.0, 5, "the share of two replicas is five calls");
     assert_eq!(second.make_calls().await.0, 5, "the Valkey knows five calls of the other one");
-    let third = Replica::with(&server, 10, MINUTE, settle_time, command_timeout).await;
+    let third = Replica::start_with(&server, 10, MINUTE, settle_time, command_timeout).await;
     assert_eq!(
         third.make_calls().await.0,
         0,
@@ -254,7 +262,7 @@ async fn until_all_replicas_have_recorded_their_calls_each_has_its_share_at_most
 async fn a_waiting_call_is_made_when_the_limit_has_settled() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let (settle_time, command_timeout) = (Duration::from_secs(2), Duration::from_millis(250));
-    let first = Replica::with(&server, 2, MINUTE, settle_time, command_timeout).await;
+    let first = Replica::start_with(&server, 2, MINUTE, settle_time, command_timeout).await;
     let second = Replica::start(&server, 2, MINUTE).await;
     first.wait_for_two_replicas().await;
     // The first permit is the replica's share. The second one is granted only after the settle time.
@@ -263,10 +271,10 @@ async fn a_waiting_call_is_made_when_the_limit_has_settled() {
 }
 
 #[tokio::test]
-async fn a_valkey_that_hangs_delays_one_call_by_its_timeout() {
+async fn a_valkey_that_hangs_delays_only_one_call_by_the_timeout_of_a_command() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let command_timeout = Duration::from_secs(1);
-    let replica = Replica::with(&server, 10, MINUTE, Duration::ZERO, command_timeout).await;
+    let replica = Replica::start_with(&server, 10, MINUTE, Duration::ZERO, command_timeout).await;
     signal(&server, "-STOP");
     let start = Instant::now();
     let (count, _) = replica.make_calls().await;
@@ -276,7 +284,7 @@ async fn a_valkey_that_hangs_delays_one_call_by_its_timeout() {
 }
 
 #[tokio::test]
-async fn the_recorder_ends_with_the_limiter() {
+async fn the_recorder_does_not_keep_the_limiter_alive() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let Replica { pace, valkey, .. } = Replica::start(&server, 10, MINUTE).await;
     let inner = Arc::downgrade(&pace.0);

@@ -13,7 +13,7 @@ const BASELINE: u8 = 0xc0;
 const PROGRESSIVE: u8 = 0xc2;
 const LOSSLESS: u8 = 0xc3;
 
-// Compressions.
+// Values of the tag `COMPRESSION`.
 const NONE: u64 = 1;
 const GROUP_3: u64 = 3;
 const GROUP_4: u64 = 4;
@@ -29,6 +29,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-inner-jpeg-larger-baseline", strip_of_jpeg(BASELINE, 16_384)),
         ("tiff-inner-jpeg-65500", strip_of_jpeg(PROGRESSIVE, 65_500)),
         ("tiff-inner-lossless-jpeg", strip_of_jpeg(LOSSLESS, 16)),
+        // A row of the tile has 2³² pixels of 16 samples of 2 bytes.
         ("tiff-wide-tile-137gb", wide_tile(u32::MAX.into(), 16, 16, &[0; 1000], NONE)),
         ("tiff-wide-tile-extra-sample", wide_tile(1 << 28, 4, 8, &zlib_zeros(1 << 30), DEFLATE)),
         ("tiff-wide-tile-extra-pixels", wide_tile(1 << 28, 3, 8, &zlib_zeros(1 << 30), DEFLATE)),
@@ -41,7 +42,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-directory-of-itself", directory_of_itself()),
         ("tiff-planar-ragged-tiles", planar_ragged_tiles()),
         ("tiff-65535-strips-of-nothing", strips_of_nothing()),
-        ("tiff-no-data", picture(NONE, &[], (8000, 7900), 7900, (u32::MAX.into(), 0))),
+        ("tiff-no-data", no_data()),
     ];
     for (name, compression, data) in [
         ("tiff-strip-of-4g-rows-none", NONE, vec![0; 100]),
@@ -53,7 +54,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-strip-of-4g-rows-old-deflate", OLD_DEFLATE, zlib_zeros(1 << 28)),
         ("tiff-strip-of-4g-rows-packbits", PACKBITS, packbits(&[0; 100])),
     ] {
-        // The strip's declared length is more than the file has.
+        // The strip's declared length is longer than the file.
         let strip = (DATA_AT, 1 << 20);
         bombs.push((name, picture(compression, &data, (16, 16), u32::MAX.into(), strip)));
     }
@@ -74,16 +75,18 @@ pub(super) fn all() -> Vec<Bomb> {
 /// Pictures that take minutes or hours to decode. See [`shared`].
 pub(super) fn endless() -> Vec<Bomb> {
     vec![
+        // 0x80 means nothing in PackBits. The two zeros are one black pixel.
         ("tiff-shared-packbits", shared(PACKBITS, &[&[0x80; 1 << 20][..], &[0, 0]].concat(), None)),
         ("tiff-shared-lzw", shared_lzw()),
+        // In Group 3, the bytes 0 and 1 are the code that precedes a row.
         ("tiff-shared-group-3", shared(GROUP_3, &[&[0, 1][..], &empty_runs()].concat(), None)),
         ("tiff-shared-group-4", shared(GROUP_4, &empty_runs(), None)),
     ]
 }
 
-/// A picture of 1 × 65,535 pixels with a strip for each pixel; with `tile_width`, with a tile of
-/// this width for each pixel. All strips or tiles share the same bytes of the file, so a decoder
-/// decompresses these bytes 65,535 times.
+/// A picture of 1 × 65,535 pixels with a strip for each pixel. If there is a `tile_width`, the
+/// picture has a tile of this width for each pixel instead. All strips or tiles share the same bytes
+/// of the file, so a decoder decompresses these bytes 65,535 times.
 fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
     const PIXELS: usize = 65_535;
     let bits = if matches!(compression, GROUP_3 | GROUP_4) { 1 } else { 8 };
@@ -108,14 +111,14 @@ fn shared(compression: u64, data: &[u8], tile_width: Option<u64>) -> Vec<u8> {
     sorted_tiff(data, entries)
 }
 
-/// Every strip should have one pixel, but is a JPEG of 4096 × 4096 pixels.
+/// A picture whose strips should have one pixel each. Each of them is a JPEG of 4096 × 4096 pixels.
 fn shared_jpeg() -> Vec<u8> {
     let jpeg =
         [jpeg_head(BASELINE, (4096, 4096), &[0x11]), scan_head(&[1], (0, 63), 0), vec![0; 65_000]];
     shared(JPEG, &jpeg.concat(), None)
 }
 
-/// Every pixel is compressed to a megabyte of LZW.
+/// A picture with a megabyte of LZW for each pixel.
 pub fn shared_lzw() -> Vec<u8> {
     shared(LZW, &clear_codes(), None)
 }
@@ -136,11 +139,11 @@ fn clear_codes() -> Vec<u8> {
 fn empty_runs() -> Vec<u8> {
     let mut bits = HighBits::default();
     for _ in 0..400_000 {
-        bits.put(0b001, 3);
-        bits.put(0b0011_0101, 8);
-        bits.put(0b00_0011_0111, 10);
+        bits.put(0b001, 3); // horizontal mode: two runs follow
+        bits.put(0b0011_0101, 8); // a white run of length 0
+        bits.put(0b00_0011_0111, 10); // a black run of length 0
     }
-    bits.put(1, 1);
+    bits.put(1, 1); // the end of the row
     bits.finish()
 }
 
@@ -151,7 +154,7 @@ fn base_entries(compression: u64, size: (u64, u64), samples: u64, bits: u64) -> 
         (tag::HEIGHT, tag::LONG, vec![size.1]),
         (tag::BITS_PER_SAMPLE, tag::SHORT, vec![bits]),
         (tag::COMPRESSION, tag::SHORT, vec![compression]),
-        (tag::PHOTOMETRIC, tag::SHORT, vec![if samples == 1 { 1 } else { 2 }]),
+        (tag::PHOTOMETRIC, tag::SHORT, vec![if samples == 1 { 1 } else { 2 }]), // grey, or RGB
         (tag::SAMPLES_PER_PIXEL, tag::SHORT, vec![samples]),
     ]
 }
@@ -162,8 +165,8 @@ fn sorted_tiff(data: &[u8], mut entries: Vec<Entry>) -> Vec<u8> {
     tiff(data, &entries)
 }
 
-/// A picture of one strip with this number of rows. `strip` contains the strip's offset and length
-/// in bytes.
+/// A picture of one strip. `rows` is the number of rows in the strip, according to its tag. `strip`
+/// contains the strip's offset and length in bytes.
 fn picture(
     compression: u64,
     data: &[u8],
@@ -180,6 +183,19 @@ fn picture(
     ]);
     entries.push((tag::STRIP_BYTE_COUNTS, tag::LONG, vec![strip.1]));
     sorted_tiff(data, entries)
+}
+
+/// A picture of 16 × 16 pixels in one strip, with 3 bytes for each pixel. Its data is valid only
+/// without compression.
+fn small_picture(compression: u64) -> Vec<u8> {
+    const LEN: usize = 16 * 16 * 3;
+    picture(compression, &[7; LEN], (16, 16), 16, (DATA_AT, LEN as u64))
+}
+
+/// A picture with nearly 64 million pixels, the default limit. Its strip is empty, and begins beyond
+/// the end of the file.
+fn no_data() -> Vec<u8> {
+    picture(NONE, &[], (8000, 7900), 7900, (u32::MAX.into(), 0))
 }
 
 /// A picture of 16 × 16 pixels in a single strip, which is a JPEG. The JPEG's header announces
@@ -229,8 +245,8 @@ fn wide_tile_of_floats() -> Vec<u8> {
     sorted_tiff(&zlib_zeros(1 << 28), entries)
 }
 
-/// A picture of 16 × 16 pixels in a tile with JPEG compression. The tile is about as large as a
-/// JPEG can be.
+/// A picture of 16 × 16 pixels in a tile with JPEG compression. The tile is as large as possible: a
+/// JPEG has at most 65,535 pixels a side, and the side of a tile must be a multiple of 16.
 fn large_tile_jpeg() -> Vec<u8> {
     let jpeg =
         [jpeg_head(PROGRESSIVE, (65_520, 65_520), &[0x11; 3]), scan_head(&[1, 2, 3], (0, 0), 0)];
@@ -275,7 +291,7 @@ fn endless_directory() -> Vec<u8> {
 
 /// A TIFF whose first directory links to itself as the next directory.
 fn directory_of_itself() -> Vec<u8> {
-    let mut file = picture(NONE, &[7; 768], (16, 16), 16, (DATA_AT, 768));
+    let mut file = small_picture(NONE);
     let directory = directory_offset(&file);
     // The directory has 2 bytes with the number of entries, and 9 entries of 12 bytes.
     let next = directory + 2 + 9 * 12;
@@ -284,8 +300,8 @@ fn directory_of_itself() -> Vec<u8> {
     file
 }
 
-/// The offset of a file's directory. It has four bytes, but the upper two are zero in files as
-/// short as these.
+/// The offset of a file's directory. It has four bytes, but the upper two are zero, because the
+/// files for which this is called are short.
 fn directory_offset(file: &[u8]) -> usize {
     usize::from(u16::from_le_bytes([file[4], file[5]]))
 }
@@ -316,7 +332,7 @@ fn strips_of_nothing() -> Vec<u8> {
 /// A picture whose entry with this tag has two billion values, according to the entry's count.
 fn entry_with_too_many_values(entry_tag: u16) -> Vec<u8> {
     let compression = if entry_tag == tag::JPEG_TABLES { JPEG } else { NONE };
-    let mut file = picture(compression, &[7; 768], (16, 16), 16, (DATA_AT, 768));
+    let mut file = small_picture(compression);
     let directory = directory_offset(&file);
     let entry_count = usize::from(file[directory]);
     // Entries are sorted by their tags.

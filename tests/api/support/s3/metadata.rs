@@ -51,8 +51,8 @@ impl FakeMetadata {
         format!("http://{}", self.server.address)
     }
 
-    /// The number of times that credentials were handed out.
-    pub fn handed_out(&self) -> usize {
+    /// The number of requests for the credentials.
+    pub fn credential_requests(&self) -> usize {
         let line = format!("GET {CREDENTIALS_PATH}{ROLE}");
         self.server.lines().iter().filter(|found| **found == line).count()
     }
@@ -68,7 +68,8 @@ fn reply(request: &Received, current: &Current) -> Reply {
     if line == "PUT /latest/api/token" {
         let lifetime = request.header(LIFETIME_HEADER).and_then(|text| text.parse::<u32>().ok());
         return match lifetime {
-            // The metadata accept at most six hours. This token gets ten minutes, whatever was requested.
+            // EC2 accepts a lifetime of at most six hours. Here, the token lives for ten minutes, whatever
+            // was requested.
             Some(1..=21_600) => Reply::new(200, &[(LIFETIME_HEADER, "600")], FakeMetadata::TOKEN),
             _ => Reply::status(400),
         };
