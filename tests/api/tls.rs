@@ -97,9 +97,13 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
         |picture_server: &FakeServer| format!("localhost:{}", picture_server.address.port());
     let allowed: Vec<_> =
         picture_servers.iter().map(|(_, picture_server)| host_and_port(picture_server)).collect();
-    let (allowed, trust) = (allowed.join(","), authority.trust_variable(folder.path()));
-    let settings =
-        [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allowed), (trust.0, &trust.1)];
+    let allowed = allowed.join(",");
+    let (trust, authority_file) = authority.trust_variable(folder.path());
+    let settings = [
+        ("IMAGESVC_SANDBOX", "true"),
+        ("IMAGESVC_FETCH_ALLOW", &allowed),
+        (trust, &authority_file),
+    ];
     let service = ServiceProcess::start(folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (certificate, picture_server) in &picture_servers {
@@ -132,7 +136,7 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
     {
         let folder = tempfile::tempdir().unwrap();
         let nvidia = FakeServer::start_tls(config, |_, _| embedding()).await;
-        let trust = authority.trust_variable(folder.path());
+        let (trust, authority_file) = authority.trust_variable(folder.path());
         let url = |path| format!("https://localhost:{}{path}", nvidia.address.port());
         let (infer, status, assets) = (url(INFER_PATH), url(STATUS_PATH), url(ASSETS_PATH));
         let settings = [
@@ -140,7 +144,7 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
             ("NVIDIA_INFER_URL", &infer),
             ("NVIDIA_STATUS_URL", &status),
             ("NVIDIA_ASSETS_URL", &assets),
-            (trust.0, &trust.1),
+            (trust, &authority_file),
         ];
         let service = ServiceProcess::start(folder.path(), &settings);
         let answer = service.upload_request(&client, ROCKET).send().await.unwrap();
@@ -189,14 +193,14 @@ async fn a_valkey_is_used_only_if_its_certificate_is_valid() {
             ["--tls-auth-clients", "no"],
         ];
         let Some(_server) = RedisServer::start(arguments.as_flattened()) else { return };
-        let trust = authority.trust_variable(folder.path());
+        let (trust, authority_file) = authority.trust_variable(folder.path());
         let url = format!("rediss://localhost:{port}");
         let settings = [
             ("IMAGESVC_SANDBOX", "true"),
             ("IMAGESVC_VALKEY_URL", &url),
             // A handshake takes long on a busy machine.
             ("IMAGESVC_VALKEY_TIMEOUT", "10s"),
-            (trust.0, &trust.1),
+            (trust, &authority_file),
         ];
         let service = ServiceProcess::start(folder.path(), &settings);
         let ready = client.get(service.url("/ready")).send().await.unwrap();
