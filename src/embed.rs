@@ -304,7 +304,7 @@ impl Embedder {
             CacheMode::Use => embedding.provenance.name(),
             CacheMode::Bypass => "bypass",
         };
-        self.0.metrics.cache_lookups.with([outcome]).inc();
+        self.0.metrics.returned_embeddings.with([outcome]).inc();
         embedding
     }
 }

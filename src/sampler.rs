@@ -40,8 +40,8 @@ impl<T: Clone + Send + Sync + 'static> Sampler<T> {
     /// started less than `max_age` ago, returns the value of that reading, and does not call `read`.
     ///
     /// # Errors
-    /// [`NoAnswer`] if the reading takes longer than `timeout`, counted from the start of the reading.
-    /// If a reading hangs, callers that come after this time get the error at once.
+    /// [`NoAnswer`] if `read` panics, or if the reading takes longer than `timeout`, counted from the start
+    /// of the reading. If a reading hangs, callers that come after this time get the error at once.
     pub(crate) async fn sample(
         &self,
         max_age: Duration,
@@ -126,12 +126,12 @@ mod tests {
         assert!(poll!(&mut first).is_pending());
         tokio::time::advance(TIMEOUT).await;
         assert_eq!(first.await, Err(NoAnswer));
-        let later = || {
+        let sample_again = || {
             sampler
                 .sample(MAX_AGE, TIMEOUT, || panic!("only the first caller's thread should read"))
         };
         for _ in 0..100 {
-            assert_eq!(poll!(Box::pin(later())), std::task::Poll::Ready(Err(NoAnswer)));
+            assert_eq!(poll!(Box::pin(sample_again())), std::task::Poll::Ready(Err(NoAnswer)));
         }
         // After the reading has ended, the next caller starts a new one.
         release.send(()).unwrap();

@@ -14,8 +14,8 @@
 //!   a load is, for example, `upload 34 KB fresh`. A `fresh` picture is sent for the first time. A
 //!   picture that is sent `again` is in the cache.
 //!
-//! The part `floor` compares the processor time of a request with that of nginx. It is skipped if nginx is
-//! not installed, or if `/dev/shm` has too little space.
+//! The part `floor` compares the service's processor time for a request with nginx's. It is skipped if nginx
+//! is not installed, or if `/dev/shm` has too little space.
 //!
 //! Times differ between machines and between runs, so compare times of the same run only. Wait some
 //! minutes between two runs; the comment on `Bench::folder` explains why. Memory and the number of

@@ -96,7 +96,7 @@ mod tests {
             .with_http_connector(CredentialsConnector(reqwest::Client::new()))
             .with_config("aws_web_identity_token_file".parse().unwrap(), token.to_str().unwrap())
             .with_config("aws_role_arn".parse().unwrap(), "arn:aws:iam::1:role/photos")
-            // Nothing listens there.
+            // Nothing listens on this port. The URL must be refused before a connection is tried.
             .with_config("aws_endpoint_url_sts".parse().unwrap(), "http://127.0.0.1:1")
             .build()
             .unwrap();

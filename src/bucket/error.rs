@@ -9,8 +9,8 @@ pub enum Operation {
     Write,
     /// Read an object.
     Read,
-    /// Read an object that does not exist. Without the permission to list the bucket, S3 does not say
-    /// that the object is missing, but denies access.
+    /// The self-test's read of an object that does not exist. It tests the permission to list the bucket:
+    /// without this permission, S3 denies access instead of saying that the object is missing.
     ReadMissing,
     /// Remove an object.
     Remove,
@@ -26,7 +26,7 @@ impl Operation {
         }
     }
 
-    /// The permission that the bucket's policy must grant.
+    /// The permission that the role or user needs.
     pub fn permission(self) -> &'static str {
         match self {
             Self::Write => "s3:PutObject",
@@ -44,7 +44,7 @@ pub struct Error {
     /// What was requested.
     pub operation: Operation,
     pub(super) cause: Cause,
-    /// Whether an attempt may have written the object nevertheless.
+    /// Whether any attempt may have written the object. `cause` is only that of the last attempt.
     pub(super) may_have_written: bool,
 }
 
@@ -126,7 +126,8 @@ impl ErrorResponse {
 }
 
 impl Cause {
-    /// Whether the same request may succeed a moment later.
+    /// Whether another attempt may succeed a moment later. After a timeout or the deadline, there is no
+    /// time for another attempt.
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::ErrorResponse(response) => response.is_transient(),
@@ -139,7 +140,7 @@ impl Cause {
         }
     }
 
-    /// Whether the object may have been written nevertheless.
+    /// Whether the attempt that ended with this cause may have written the object.
     pub(super) fn may_have_written(&self) -> bool {
         match self {
             Self::ErrorResponse(response) => response.status >= 500,
@@ -169,8 +170,8 @@ impl Error {
         Self { operation, may_have_written: cause.may_have_written(), cause }
     }
 
-    /// Whether the server refused the request, or lost the object that was just written. An outage, an
-    /// overload and a wrong clock are no refusals: they may end by themselves.
+    /// Whether the server refused the request, or lost the object that was just written: neither ends by
+    /// itself. An outage, an overload and a wrong clock may end by themselves, and are no refusals.
     pub fn is_refusal(&self) -> bool {
         match &self.cause {
             Cause::ErrorResponse(response) => {
@@ -193,11 +194,11 @@ impl Error {
         matches!(&self.cause, Cause::ErrorResponse(response) if response.is_about_the_object())
     }
 
-    /// Whether the error shows that the bucket fails. The deadline of a client's request does not, nor
-    /// does the refusal of one object, nor a request that was not sent.
+    /// Whether the error shows that the bucket fails. `false` if a client's deadline passed, if the request
+    /// was suspended, or if the server refuses only this object.
     pub(super) fn is_about_the_bucket(&self) -> bool {
-        let is_local = matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended);
-        !is_local && !self.is_about_the_object()
+        let was_stopped_here = matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended);
+        !was_stopped_here && !self.is_about_the_object()
     }
 
     /// What the operator can do, if that is known.
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_clock_or_kms_policy_is_distinguished_from_a_missing_permission_by_s3s_message() {
+    fn a_wrong_clock_or_kms_policy_is_distinguished_from_a_missing_permission_by_the_message() {
         let clock = error_response(403, "AccessDenied", "Request has expired");
         assert!(clock.advice().unwrap_or_default().contains("clock"));
         assert!(!clock.is_refusal(), "the clock may be set later");

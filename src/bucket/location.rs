@@ -117,12 +117,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_is_parsed_or_refused_and_a_prefix_only_loses_slashes_at_its_ends(text in "(s3://)?[a-z0-9.]{0,8}(/[ -~]{0,12})?") {
+        fn any_text_is_parsed_or_refused_and_a_prefix_only_loses_slashes_at_its_ends(
+            text in "(s3://)?[a-z0-9.]{0,8}(/[ -~]{0,12})?"
+        ) {
             if let Ok(location) = Location::parse(&text) {
                 let rest = text.strip_prefix("s3://").unwrap();
                 let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
                 prop_assert_eq!(location.bucket(), bucket);
-                // Only the slashes at the ends of the prefix are removed.
                 let expected = match prefix.trim_matches('/') {
                     "" => "downloads/a.jpg".to_owned(),
                     prefix => format!("{prefix}/downloads/a.jpg"),

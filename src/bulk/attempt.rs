@@ -8,8 +8,8 @@ use super::{
     lanes::Job,
 };
 
-/// Sends the job's picture. After a failed attempt, first waits for the rest of the backoff, which began
-/// at the failure.
+/// Sends the job's picture. If the job's previous attempt has failed, first waits for the rest of the
+/// backoff, which began at that failure.
 pub(super) async fn attempt(
     client: ServiceClient,
     mut job: Job,

@@ -47,21 +47,21 @@ pub(super) struct ServiceClient {
     authorization: Option<HeaderValue>,
     /// Whether the service is asked to save the pictures.
     save: bool,
-    /// The beginning of the added fields' names.
+    /// What the names of the fields that `embed` adds to a row begin with.
     prefix: Arc<str>,
 }
 
-/// The service's answer for a picture: its vector.
+/// What a row gets from the service's answer for its picture.
 #[derive(Debug)]
 pub(super) struct Embedded {
-    /// The added fields as JSON, without braces.
+    /// The fields that `embed` adds to the row, as JSON without braces.
     pub fields: String,
     pub model: String,
     /// Whether the vector came from the service's cache.
     pub is_cached: bool,
 }
 
-/// The members of an answer that become added fields.
+/// The members of an answer that become the added fields.
 #[derive(Deserialize)]
 struct Answer<'a> {
     sha256: String,
@@ -73,6 +73,7 @@ struct Answer<'a> {
     vector: &'a RawValue,
 }
 
+/// The answer of `GET /v1/models`.
 #[derive(Deserialize)]
 struct Models {
     data: Vec<Model>,
@@ -83,7 +84,7 @@ struct Model {
     id: String,
 }
 
-/// The service cannot be used.
+/// Why the service cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServiceError {
     #[error("IMAGESVC_API_KEY contains a character that no key contains")]
@@ -123,7 +124,7 @@ impl ServiceClient {
         Ok(Self { http: builder.build()?, base, authorization, save, prefix: prefix.into() })
     }
 
-    /// Asks the service for its model.
+    /// Asks the service for the name of its model.
     pub(super) async fn model(&self) -> Result<String, ServiceError> {
         let base = || self.base.clone();
         let unreachable = |error: &reqwest::Error| ServiceError::Unreachable(base(), cause(error));
@@ -143,6 +144,9 @@ impl ServiceClient {
     }
 
     /// Sends a picture. `timeout` limits the whole call.
+    ///
+    /// # Errors
+    /// What the run does next, if the service returned no vector.
     pub(super) async fn embed(
         &self,
         picture: &Picture,

@@ -13,14 +13,14 @@ pub(super) fn value(name: &'static str, value_name: &'static str, help: &'static
     Arg::new(name).long(name).value_name(value_name).help(help)
 }
 
-/// The argument for the prefix of the added fields.
+/// The argument for the prefix of the names of the fields that `embed` adds.
 pub(super) fn prefix() -> Arg {
     value("prefix", "TEXT", "What the names of the added fields begin with; by default nothing")
         .default_value("")
         .hide_default_value(true)
 }
 
-/// The argument for the running service to use.
+/// The argument with the URL of a running service, which the command then uses.
 pub(super) fn to() -> Arg {
     value("to", "URL", "Use this running service; its key is in IMAGESVC_API_KEY")
         .value_parser(parse::endpoint)

@@ -15,7 +15,7 @@ pub(super) struct SettingInfo {
     pub default: Option<&'static str>,
     /// How the setting can be set.
     pub kind: Kind,
-    /// Whether an empty value is an error, because the setting protects the service.
+    /// Whether an empty value is an error. This is for settings that protect the service.
     pub rejects_empty: bool,
     /// The help, in one line. It may contain code between backticks. Only Markdown shows the
     /// backticks.
@@ -48,7 +48,7 @@ impl SettingInfo {
     }
 }
 
-/// Parses a value. The error is a message that is written to follow the setting's name.
+/// Parses a value. The error is the end of a sentence that begins with the setting's name.
 pub(super) type Parser<T> = fn(&str) -> Result<T, String>;
 
 /// A setting with a default. It always has a value.
@@ -57,7 +57,7 @@ pub(super) struct Setting<T> {
     pub info: SettingInfo,
     /// The same default as in `info`, without `Option`.
     pub default: &'static str,
-    /// Parses the value. It must accept the default.
+    /// Parses the value. Must accept the default.
     pub parse: Parser<T>,
 }
 
@@ -95,7 +95,7 @@ impl Setting<bool> {
     }
 }
 
-/// A setting without a default. It may have no value.
+/// A setting without a default. It has no value until it is set.
 pub(super) struct OptionalSetting<T> {
     /// The part that does not depend on `T`.
     pub info: SettingInfo,
@@ -118,7 +118,7 @@ impl<T> OptionalSetting<T> {
         }
     }
 
-    /// A setting whose value is secret. Its parser must not quote the value.
+    /// A setting whose value is secret. The errors of `parse` must not contain the value.
     pub(super) const fn secret(name: &'static str, parse: Parser<T>, help: &'static str) -> Self {
         Self {
             info: SettingInfo {

@@ -4,13 +4,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::time::Instant;
 
-/// A circuit breaker. It is closed at first. An open breaker closes by itself at the instant that
-/// was passed to [`Self::open_until`].
+/// A circuit breaker. While it is open, callers must not try the operation. It is closed at first. An
+/// open breaker closes by itself at the instant that was passed to [`Self::open_until`].
 #[derive(Debug, Default)]
 pub(super) struct CircuitBreaker(Mutex<Option<Instant>>);
 
 impl CircuitBreaker {
-    /// Opens the breaker until `end`. This replaces the end that was set before.
+    /// Opens the breaker until `end`. Replaces the end that was set before.
     pub(super) fn open_until(&self, end: Instant) {
         *self.lock() = Some(end);
     }

@@ -46,11 +46,13 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Determines the client's address. A trusted proxy appends the address of its own peer to
-    /// `X-Forwarded-For`. This function goes from the last entry towards the first, and returns the
-    /// first address it finds that does not belong to a trusted proxy. It ignores the remaining
-    /// entries, since the client may have written them. If it finds no such address before an invalid
-    /// entry or the end of the entries, it returns the last address that it found: a proxy's.
+    /// Determines the client's address: `peer`, unless that is a trusted proxy.
+    ///
+    /// A trusted proxy appends the address of its own peer to `X-Forwarded-For`. This function reads
+    /// the entries backwards from the last one, until it finds an address that does not belong to a
+    /// trusted proxy. It ignores the remaining entries, since the client may have written them. If it
+    /// reaches an invalid entry or has read all entries, it returns the last address that it found: a
+    /// proxy's.
     pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> ClientAddress {
         let lines = headers.get_all("x-forwarded-for").iter().rev();
         let mut entries =

@@ -6,8 +6,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::telemetry;
 
-/// Installs handlers for SIGTERM, SIGINT and SIGHUP. The future completes after the first SIGTERM or
-/// SIGINT. A second one ends the process at once. SIGHUP is only logged.
+/// Installs handlers for SIGTERM, SIGINT and SIGHUP. The returned future completes after the first
+/// SIGTERM or SIGINT. A second SIGTERM or SIGINT ends the process at once. SIGHUP is only logged.
 ///
 /// # Errors
 /// The system's error if a signal handler cannot be installed.

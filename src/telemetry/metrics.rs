@@ -44,10 +44,10 @@ pub struct Metrics {
     /// Calls to NVIDIA.
     upstream: Labelled<Counter, 2>,
     upstream_seconds: Labelled<Histogram, 1>,
-    /// Retried calls to NVIDIA, by operation.
+    /// Retries of calls to NVIDIA, by operation.
     pub retries: Labelled<Counter, 1>,
-    /// Returned embeddings, by provenance.
-    pub cache_lookups: Labelled<Counter, 1>,
+    /// Returned embeddings, by where they come from. The metric has the older name `cache_lookups`.
+    pub returned_embeddings: Labelled<Counter, 1>,
     /// Requests and connections that were refused because of overload.
     shed: Labelled<Counter, 1>,
     /// Attempts to decode a picture, by outcome.
@@ -112,7 +112,7 @@ impl Metrics {
                 "Calls to NVIDIA that were retried",
                 ["operation"],
             ),
-            cache_lookups: counters(
+            returned_embeddings: counters(
                 &mut registry,
                 "cache_lookups",
                 "Embeddings returned, by provenance; miss and bypass were paid for",
@@ -187,7 +187,7 @@ impl Metrics {
         let _ = self.upstream.with([operation.into(), Cow::from(status.to_string())]);
     }
 
-    /// Counts a request as in flight.
+    /// Counts a request as in flight until the guard is dropped.
     pub fn start_request(&self) -> InFlightGuard {
         self.in_flight.inc();
         InFlightGuard(self.in_flight.clone())
@@ -211,7 +211,7 @@ impl Metrics {
         self.upstream_seconds.with([operation]).observe(duration.as_secs_f64());
     }
 
-    /// Counts a request to the bucket.
+    /// Counts a request to the bucket. All its attempts count as one request, and `duration` includes them.
     pub fn record_bucket_request(
         &self,
         operation: &'static str,
@@ -238,7 +238,7 @@ impl Metrics {
         self.shed.with([reason]).inc();
     }
 
-    /// Counts a saved picture.
+    /// Counts a saved picture of this many bytes.
     pub fn record_saved(&self, bytes: u64) {
         self.saved_pictures.inc();
         self.saved_bytes.inc_by(bytes);
@@ -271,7 +271,7 @@ impl Metrics {
 /// The name and value of each label.
 type Labels<const N: usize> = [(&'static str, Cow<'static, str>); N];
 
-/// The metrics of one name: one metric for each combination of label values.
+/// A metric with `N` labels. It has a series of the type `M` for each combination of their values.
 #[derive(Debug)]
 pub struct Labelled<M, const N: usize> {
     label_names: [&'static str; N],
@@ -279,8 +279,8 @@ pub struct Labelled<M, const N: usize> {
 }
 
 impl<M: Clone, const N: usize> Labelled<M, N> {
-    /// Returns the metric with these label values. `values` has the order of the label names. Creates
-    /// the metric if it does not exist.
+    /// Returns the series with these label values. `values` has the order of the label names. Creates
+    /// the series if it does not exist.
     pub fn with(&self, values: [impl Into<Cow<'static, str>>; N]) -> impl Deref<Target = M> {
         let mut values = values.map(Into::into);
         let labels = array::from_fn(|i| (self.label_names[i], mem::take(&mut values[i])));
@@ -294,12 +294,12 @@ fn counters<const N: usize>(
     help: &str,
     label_names: [&'static str; N],
 ) -> Labelled<Counter, N> {
-    let family = Family::default();
-    registry.register(name, help, Family::clone(&family));
+    let family: Family<_, _> = Family::default();
+    registry.register(name, help, family.clone());
     Labelled { label_names, family }
 }
 
-/// Histograms of durations.
+/// Histograms of durations. The registry appends `_seconds` to their name.
 fn histograms<const N: usize>(
     registry: &mut Registry,
     name: &str,
@@ -317,7 +317,7 @@ fn unlabelled<M: Metric + Default + Clone>(registry: &mut Registry, name: &str, 
     metric
 }
 
-/// An unlabelled metric whose unit is bytes.
+/// An unlabelled metric whose unit is bytes. The registry appends `_bytes` to its name.
 fn unlabelled_bytes<M: Metric + Default + Clone>(
     registry: &mut Registry,
     name: &str,

@@ -7,7 +7,11 @@
     clippy::print_stderr,
     reason = "a test that cannot start its server fails, or says why it is skipped"
 )]
-#![allow(dead_code, unreachable_pub, reason = "each kind of test uses other functions")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "the unit tests and the API tests use different functions"
+)]
 
 use std::{
     net::{Ipv4Addr, TcpListener, TcpStream},
@@ -63,7 +67,7 @@ impl RedisServer {
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server should start");
-        // Kills the process, should this function fail.
+        // From here on, the process is killed if this function fails, because `server` is dropped.
         let mut server = Self { child, port };
         let started = Instant::now();
         while started.elapsed() < START_TIMEOUT {

@@ -161,7 +161,7 @@ const RESERVE: u64 = 20 << 20;
 fn simulate_disk(config: &mut Config, capacity: u64, least_free: &Arc<AtomicU64>) {
     let least_free = Arc::clone(least_free);
     let space = DiskSpace::with_measure(config.store.folder.clone(), RESERVE, move |folder| {
-        let bytes = (RESERVE + capacity).saturating_sub(size_of(folder));
+        let bytes = (RESERVE + capacity).saturating_sub(folder_size(folder));
         least_free.fetch_min(bytes, Ordering::SeqCst);
         Ok(FreeSpace { bytes, inodes: None })
     });
@@ -169,16 +169,16 @@ fn simulate_disk(config: &mut Config, capacity: u64, least_free: &Arc<AtomicU64>
     config.store.space = space;
 }
 
-/// The bytes of all files in a folder and its subfolders. The size of each file is rounded up to
-/// whole blocks.
-fn size_of(folder: &Path) -> u64 {
+/// The size of all files in a folder and its subfolders, in bytes. The size of each file is rounded
+/// up to whole blocks.
+fn folder_size(folder: &Path) -> u64 {
     // Files and folders may disappear while this function reads them.
     let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
     let sizes = entries.filter_map(|entry| {
         let entry = entry.ok()?;
         let metadata = entry.metadata().ok()?;
         Some(if metadata.is_dir() {
-            size_of(&entry.path())
+            folder_size(&entry.path())
         } else {
             metadata.len().next_multiple_of(4096)
         })
@@ -215,7 +215,7 @@ async fn concurrent_uploads_never_use_the_disk_reserve_and_are_refused_without_f
     );
     assert_eq!(app.saved().len(), saved_count);
     wait_until_empty(&app.folder().join(".incoming")).await;
-    let used = size_of(app.folder());
+    let used = folder_size(app.folder());
     assert!(used <= CAPACITY, "at most {CAPACITY} bytes should be used, not {used}");
     assert!(
         least_free.load(Ordering::SeqCst) >= RESERVE,
@@ -242,7 +242,7 @@ async fn a_declared_length_reserves_no_disk_space() {
     // The request for the metrics is in flight, too.
     app.wait_for(|value| value("imagesvc_requests_in_flight") > 20.0).await;
     // This picture has 2.1 MB, about half of the capacity.
-    app.upload(&noise_png(1000, 700), "a.png").await.vector();
+    app.upload(&noise_png(1000, 700), "a.png").await.assert_success();
 }
 
 #[tokio::test]
@@ -250,19 +250,19 @@ async fn vectors_are_not_cached_on_a_disk_with_only_the_reserve_free() {
     let nvidia = FakeNvidia::healthy().await;
     let picture = tiny(1);
     let app = TestApp::builder(&nvidia)
-        // One block has space for the picture, but not for its vector, too.
+        // There is space for one block: the picture takes it, and nothing is left for its vector.
         .configure(|config| simulate_disk(config, 4096, &Arc::default()))
         .start()
         .await;
-    app.upload(&picture, "a.png").await.vector();
+    app.upload(&picture, "a.png").await.assert_success();
     assert!(!app.folder().join(".vectors").exists());
-    // The service may write a vector after its answer, but not after it has stopped.
+    // The service may write a vector after it has answered, but not after it has stopped.
     let folder = app.stop().await;
     assert!(!folder.path().join(".vectors").exists());
 }
 
 #[tokio::test]
-async fn with_few_free_inodes_uploads_are_refused_and_the_service_is_not_ready() {
+async fn uploads_are_refused_and_the_service_is_not_ready_only_if_few_inodes_are_free() {
     let nvidia = FakeNvidia::healthy().await;
     // One inode in a hundred must stay free: 100 of these 10,000. Some file systems have no fixed
     // number of inodes, so they report no number (`None`).
@@ -293,7 +293,7 @@ async fn on_a_disk_with_no_free_inode_uploads_are_refused_and_the_service_is_not
     let Some(disk) = SmallDisk::mount("size=10m,nr_inodes=200") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
-    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.assert_success();
     // Creates empty files until the disk has no inode left.
     let mut count = 0;
     while std::fs::write(disk.mount_point.path().join(count.to_string()), "").is_ok() {

@@ -92,7 +92,7 @@ async fn every_code_block_in_the_openapi_document_is_on_a_page_whose_blocks_are_
         for block in page.blocks() {
             languages.push(block.language.clone());
             let block = (block.language, block.text);
-            assert!(tested_blocks.contains(&block), "no page contains this block: {block:?}");
+            assert!(tested_blocks.contains(&block), "no page has this tested block: {block:?}");
         }
     }
     languages.sort_unstable();
@@ -116,9 +116,10 @@ async fn the_openapi_examples_of_readiness_and_metrics_are_like_the_real_answers
     let example = metrics["application/openmetrics-text"]["example"].as_str().unwrap();
     let real_answer = app.get("/metrics").await;
     let metrics = real_answer.text();
-    let described: Vec<_> = example.lines().filter(|line| line.starts_with('#')).collect();
-    assert_eq!(described.len(), 3, "{example}");
-    for line in described {
+    // The type, the unit and the help of the metric.
+    let metadata: Vec<_> = example.lines().filter(|line| line.starts_with('#')).collect();
+    assert_eq!(metadata.len(), 3, "{example}");
+    for line in metadata {
         assert!(metrics.lines().any(|printed| printed == line), "{line}: {metrics}");
     }
 }

@@ -38,8 +38,8 @@ const UNDECODABLE: [(&str, &str); 5] = [
     ("turned-jpeg-three-scans-42", "scan"),
 ];
 
-/// Kinds that Pillow cannot decode correctly. Each pair is a part of a kind's name and a replacement.
-/// The replacement gives the name of a kind with the same pixels.
+/// Kinds that Pillow cannot decode correctly. Each pair is a part of a kind's name and a replacement
+/// for this part. The new name is that of a kind with the same pixels.
 const EQUAL_KINDS: [(&str, &str); 4] = [
     ("-16-planar", "-8-planar"),
     ("tiff-rgb-float-32-", "tiff-rgb-8-"),
@@ -58,9 +58,9 @@ const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst_sq
 /// The largest allowed difference after encoding as JPEG with quality 90, in levels from 0 to 255.
 const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_square: 6.0 };
 
-/// An inline limit, in characters, that most pictures of these tests exceed.
+/// An inline limit, in characters of Base64. A test makes every file longer than this.
 const INLINE_LIMIT: usize = 20_000;
-/// An inline limit, in characters, at which a large picture has to be scaled down once.
+/// An inline limit, in characters of Base64, for which a large picture must be scaled down once.
 const LARGE_INLINE_LIMIT: usize = 60_000;
 
 /// A picture, and what Pillow decodes from it.
@@ -83,7 +83,7 @@ struct Reference {
     width: u32,
     height: u32,
     orientation: u8,
-    /// The widths to which the picture was scaled down.
+    /// The widths to which Pillow has scaled the picture down.
     scaled: Vec<u32>,
 }
 
@@ -159,7 +159,7 @@ fn expected_word(table: &[(&str, &'static str)], name: &str) -> Option<&'static 
 }
 
 impl TestPicture {
-    /// Whether Pillow decodes the picture, and would not turn it.
+    /// Whether the picture is stored upright, according to Pillow. `false` if Pillow cannot decode it.
     fn is_upright(&self) -> bool {
         self.reference.as_ref().is_some_and(|reference| reference.orientation == 1)
     }
@@ -173,7 +173,8 @@ impl TestPicture {
         self.name.starts_with("large-")
     }
 
-    /// Compares the pixels that NVIDIA received with the expected pixels. Returns what is wrong.
+    /// Compares the pixels that NVIDIA received with the expected pixels. Returns what is wrong, or
+    /// `None`.
     fn compare(&self, received: &RgbImage, max_difference: Difference) -> Option<String> {
         let difference =
             self.expected.iter().find_map(|expected| Difference::between(expected, received));
@@ -191,7 +192,7 @@ impl TestPicture {
 }
 
 /// Checks that the answer is a 415 whose detail contains `word`, and does not call the picture
-/// damaged. Returns what is wrong.
+/// damaged. Returns what is wrong, or `None`.
 fn check_refusal(answer: &Answer, word: &str) -> Option<String> {
     if answer.status != 415 {
         return Some(format!("status {} instead of 415 for {word}", answer.status));
@@ -206,10 +207,12 @@ fn check_refusal(answer: &Answer, word: &str) -> Option<String> {
 struct Failures(Vec<String>);
 
 impl Failures {
+    /// Adds a failure, unless it is `None`.
     fn add(&mut self, picture: &TestPicture, failure: Option<String>) {
         self.0.extend(failure.map(|failure| format!("{}: {failure}", picture.name)));
     }
 
+    /// Adds an answer that is not a success.
     fn add_answer(&mut self, picture: &TestPicture, answer: &Answer) {
         let text = answer.text();
         self.add(picture, Some(format!("{} {text:.200}", answer.status)));

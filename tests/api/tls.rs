@@ -43,8 +43,8 @@ impl Authority {
         (certificate, key)
     }
 
-    /// Returns a server configuration with such a certificate.
-    fn certify(&self, name: &str, expiry_year: i32) -> ServerConfig {
+    /// Returns a server configuration with a new certificate: see [`Self::sign`].
+    fn server_config(&self, name: &str, expiry_year: i32) -> ServerConfig {
         let (certificate, key) = self.sign(name, expiry_year);
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         ServerConfig::builder()
@@ -53,7 +53,8 @@ impl Authority {
             .unwrap()
     }
 
-    /// The environment variable that makes a service trust this authority and no other.
+    /// Writes the authority's certificate to a file in `folder`. Returns the environment variable that
+    /// makes a service trust this authority and no other.
     fn trust_variable(&self, folder: &Path) -> (&'static str, String) {
         let file = folder.join("authority.pem");
         std::fs::write(&file, &self.pem).unwrap();
@@ -65,9 +66,9 @@ impl Authority {
 /// description of its certificate.
 fn invalid_configs(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
     [
-        ("for another name", authority.certify("other.example", 2100)),
-        ("expired", authority.certify("localhost", 2021)),
-        ("by an authority that nobody trusts", Authority::new().certify("localhost", 2100)),
+        ("for another name", authority.server_config("other.example", 2100)),
+        ("expired", authority.server_config("localhost", 2021)),
+        ("by an authority that nobody trusts", Authority::new().server_config("localhost", 2100)),
     ]
 }
 
@@ -85,7 +86,7 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
     let authority = Authority::new();
     let reply_with_picture = |_: &_, _| Reply::new(200, &[], ROCKET);
     let valid =
-        FakeServer::start_tls(authority.certify("localhost", 2100), reply_with_picture).await;
+        FakeServer::start_tls(authority.server_config("localhost", 2100), reply_with_picture).await;
     // Each server with a description of its certificate. The valid one is the first.
     let mut picture_servers = vec![("valid", valid)];
     for (certificate, config) in invalid_configs(&authority) {
@@ -96,9 +97,13 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
         |picture_server: &FakeServer| format!("localhost:{}", picture_server.address.port());
     let allowed: Vec<_> =
         picture_servers.iter().map(|(_, picture_server)| host_and_port(picture_server)).collect();
-    let (allowed, trust) = (allowed.join(","), authority.trust_variable(folder.path()));
-    let settings =
-        [("IMAGESVC_SANDBOX", "true"), ("IMAGESVC_FETCH_ALLOW", &allowed), (trust.0, &trust.1)];
+    let allowed = allowed.join(",");
+    let (trust, authority_file) = authority.trust_variable(folder.path());
+    let settings = [
+        ("IMAGESVC_SANDBOX", "true"),
+        ("IMAGESVC_FETCH_ALLOW", &allowed),
+        (trust, &authority_file),
+    ];
     let service = ServiceProcess::start(folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (certificate, picture_server) in &picture_servers {
@@ -106,7 +111,7 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
         let answer = service.url_request(&client, &url).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
         if *certificate == "valid" {
-            answer.vector();
+            answer.assert_success();
             assert_eq!(picture_server.count(), 1);
         } else {
             assert_problem(&answer, 502, "download_failed");
@@ -124,14 +129,14 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
 #[tokio::test]
 async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_is_valid() {
     let authority = Authority::new();
-    let valid_config = authority.certify("localhost", 2100);
+    let valid_config = authority.server_config("localhost", 2100);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     for (certificate, config) in
         [("valid", valid_config)].into_iter().chain(invalid_configs(&authority))
     {
         let folder = tempfile::tempdir().unwrap();
         let nvidia = FakeServer::start_tls(config, |_, _| embedding()).await;
-        let trust = authority.trust_variable(folder.path());
+        let (trust, authority_file) = authority.trust_variable(folder.path());
         let url = |path| format!("https://localhost:{}{path}", nvidia.address.port());
         let (infer, status, assets) = (url(INFER_PATH), url(STATUS_PATH), url(ASSETS_PATH));
         let settings = [
@@ -139,13 +144,13 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
             ("NVIDIA_INFER_URL", &infer),
             ("NVIDIA_STATUS_URL", &status),
             ("NVIDIA_ASSETS_URL", &assets),
-            (trust.0, &trust.1),
+            (trust, &authority_file),
         ];
         let service = ServiceProcess::start(folder.path(), &settings);
         let answer = service.upload_request(&client, ROCKET).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
         if certificate == "valid" {
-            answer.vector();
+            answer.assert_success();
             let received = nvidia.received();
             assert_eq!(received.len(), 1, "the service should make one call");
             assert_eq!(received[0].header("authorization"), Some(&*format!("Bearer {KEY}")));
@@ -188,14 +193,14 @@ async fn a_valkey_is_used_only_if_its_certificate_is_valid() {
             ["--tls-auth-clients", "no"],
         ];
         let Some(_server) = RedisServer::start(arguments.as_flattened()) else { return };
-        let trust = authority.trust_variable(folder.path());
+        let (trust, authority_file) = authority.trust_variable(folder.path());
         let url = format!("rediss://localhost:{port}");
         let settings = [
             ("IMAGESVC_SANDBOX", "true"),
             ("IMAGESVC_VALKEY_URL", &url),
             // A handshake takes long on a busy machine.
             ("IMAGESVC_VALKEY_TIMEOUT", "10s"),
-            (trust.0, &trust.1),
+            (trust, &authority_file),
         ];
         let service = ServiceProcess::start(folder.path(), &settings);
         let ready = client.get(service.url("/ready")).send().await.unwrap();

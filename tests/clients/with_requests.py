@@ -25,7 +25,9 @@ with requests.Session() as session:
         answer = post("/vectorize-image-upload", files={"file": file})
     assert answer["original_filename"] == "rocket.jpg"
     with open(photo, "rb") as file:
-        answer = post("/vectorize-image-upload", files={"file": ("Foto größer.jpg", file, "image/jpeg")}, data={"note": "x"})
+        files = {"file": ("Foto größer.jpg", file, "image/jpeg")}
+        # The service ignores the field `note`.
+        answer = post("/vectorize-image-upload", files=files, data={"note": "x"})
     assert answer["original_filename"] == "Foto größer.jpg", answer["original_filename"]
 
     # requests sends a body of unknown length with chunked transfer encoding.

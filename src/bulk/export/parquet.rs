@@ -1,5 +1,5 @@
-//! Writes a Parquet file: the fields of the source as text, and the fields that `embed` adds with their
-//! types.
+//! Writes a Parquet file. The columns of the source's fields are texts. The columns of the fields that
+//! `embed` adds have the types of their values.
 //!
 //! A row group stays in memory until it is complete, so its rows and its bytes are limited. Nothing is
 //! compressed: a vector is hardly compressible, and each codec would make the program larger.
@@ -57,6 +57,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
         }
         columns.add_all(&line.row.source_members)
     })?;
+    // Without rows, the columns are those for NVIDIA's vectors.
     let length = length.unwrap_or(DIMENSIONS);
     let vector_length = i32::try_from(length).map_err(|_| {
         ExportError::Columns(format!("vectors of {length} numbers are too long for Parquet"))
@@ -77,18 +78,18 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
 }
 
 fn schema(columns: &Columns, vector_length: i32, reader: &ItemReader) -> SchemaRef {
-    let own = columns.names.iter().map(|name| Field::new(name, DataType::Utf8, true));
+    let of_source = columns.names.iter().map(|name| Field::new(name, DataType::Utf8, true));
     let [sha256, model, prepared, width, height, vector] =
         ADDED_FIELDS.map(|field| reader.name(field));
     let texts = [sha256, model, prepared].map(|name| Field::new(name, DataType::Utf8, false));
     let sizes = [width, height].map(|name| Field::new(name, DataType::Int32, false));
     let list = DataType::FixedSizeList(element(), vector_length);
     let vector = Field::new(vector, list, false);
-    let fields: Vec<_> = own.chain(texts).chain(sizes).chain([vector]).collect();
+    let fields: Vec<_> = of_source.chain(texts).chain(sizes).chain([vector]).collect();
     Arc::new(Schema::new(fields))
 }
 
-/// The type of a vector's numbers.
+/// The field for a vector's numbers.
 fn element() -> FieldRef {
     Arc::new(Field::new(ELEMENT, DataType::Float32, false))
 }
@@ -114,7 +115,7 @@ struct Batch {
     columns: Columns,
     schema: SchemaRef,
     /// A builder for each column with a field of the source.
-    own: Vec<StringBuilder>,
+    of_source: Vec<StringBuilder>,
     /// `sha256`, `model` and `prepared`.
     texts: [StringBuilder; 3],
     /// `width` and `height`.
@@ -129,7 +130,7 @@ struct Batch {
 impl Batch {
     fn new(columns: Columns, schema: SchemaRef) -> Self {
         Self {
-            own: columns.names.iter().map(|_| StringBuilder::new()).collect(),
+            of_source: columns.names.iter().map(|_| StringBuilder::new()).collect(),
             columns,
             schema,
             texts: Default::default(),
@@ -144,11 +145,12 @@ impl Batch {
         self.rows >= MAX_BATCH_ROWS || self.bytes >= MAX_BATCH_BYTES
     }
 
+    /// Adds a row. `length` is that of every vector.
     fn add(&mut self, line: &Line<'_>, length: &mut Option<usize>) -> Result<(), ExportError> {
         let [sha256, model, prepared, width, height] = line.added_values()?;
         let cells = self.columns.cells(&line.row.source_members);
         let cells = cells.map_err(|detail| line.error(detail))?;
-        for (builder, cell) in self.own.iter_mut().zip(cells) {
+        for (builder, cell) in self.of_source.iter_mut().zip(cells) {
             self.bytes += cell.as_ref().map_or(0, |text| text.len());
             builder.append_option(cell);
         }
@@ -169,7 +171,7 @@ impl Batch {
 
     /// Takes all rows out of the batch, and leaves it empty.
     fn take(&mut self, vector_length: i32) -> Result<RecordBatch, ExportError> {
-        let texts = self.own.iter_mut().chain(&mut self.texts);
+        let texts = self.of_source.iter_mut().chain(&mut self.texts);
         let mut arrays: Vec<_> =
             texts.map(|builder| Arc::new(builder.finish()) as ArrayRef).collect();
         for sizes in &mut self.sizes {

@@ -81,7 +81,8 @@ fn problem(code: &str) -> String {
     format!(r#"{{"code":"{code}","detail":"Sentence."}}"#)
 }
 
-/// A run of at most 8 requests at once, at most 2 of them for one host, and the folder of its output.
+/// A run of at most 8 requests at once, of which at most 2 are for pictures of the same host. Also
+/// returns the folder of its output.
 fn new_run(service: SocketAddr) -> (Run, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
@@ -138,12 +139,12 @@ async fn a_run_stops_if_the_service_never_answers() {
     assert_eq!(outcome, Outcome::Stopped);
     // The run stops after 900 s, and then waits for its last requests, for at most 420 s.
     assert!((900..1400).contains(&seconds), "{seconds} s");
-    // At most two pictures of one host are sent at once.
+    // At most two pictures of one host are sent at once, so at most two fail.
     assert!(failures.len() <= 2, "most pictures must be left for the next run");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_stops_if_the_service_is_always_busy_and_until_then_sends_one_request_at_a_time() {
+async fn a_run_stops_if_the_service_is_always_busy_and_until_then_obeys_retry_after() {
     let service = FakeService::replying(503, "retry-after: 2\r\n", &problem("overloaded")).await;
     let (outcome, seconds, failures) = send(service.address, 1000).await;
     assert_eq!((outcome, failures.len()), (Outcome::Stopped, 0));
@@ -161,7 +162,7 @@ async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_o
         assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
         // After 20 consecutive failures of the host, each further picture is sent only once.
         assert!((1000..1030).contains(&service.requests()), "{} requests", service.requests());
-        // The waits between the five attempts of the first pictures are 1, 2, 4 and 8 s: 15 s.
+        // The waits between the five attempts of the first pictures are 1, 2, 4 and 8 s, together 15 s.
         assert!(
             seconds > 15,
             "the first pictures should be tried again, but the run took {seconds} s"

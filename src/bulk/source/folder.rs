@@ -12,16 +12,16 @@ use super::{
     Sink,
 };
 
-/// The extensions of pictures.
+/// The extensions of the names of pictures.
 const EXTENSIONS: [&str; 12] =
     ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif"];
 
-/// Passes on the files that have the extension of a picture. Ignores hidden files and folders. Does not
-/// follow symbolic links to folders, because such links may form a loop. Returns whether more items are
-/// wanted.
+/// Passes the files that have the extension of a picture to `sink`. Ignores hidden files and hidden
+/// folders. Does not follow symbolic links to folders, because such links may form a loop. Stops and
+/// returns `false` if `sink` wants no more items.
 ///
 /// # Errors
-/// The folder itself cannot be read. A subfolder that cannot be read is an item with a failure.
+/// The folder itself cannot be read. A subfolder that cannot be read becomes an item with a failure.
 pub(super) fn read(folder: &Path, reader: &ItemReader, sink: &mut Sink<'_>) -> io::Result<bool> {
     let mut folders = vec![folder.to_owned()];
     while let Some(current) = folders.pop() {
@@ -41,8 +41,8 @@ pub(super) fn read(folder: &Path, reader: &ItemReader, sink: &mut Sink<'_>) -> i
     Ok(true)
 }
 
-/// Passes on the pictures of one folder, and adds its subfolders to `folders`. Returns whether more items
-/// are wanted.
+/// Passes the pictures of one folder to `sink`, and adds its subfolders to `folders`. Stops and returns
+/// `false` if `sink` wants no more items.
 fn read_folder(
     folder: &Path,
     folders: &mut Vec<PathBuf>,

@@ -1,4 +1,4 @@
-//! Limits the size of one row, and removes a byte order mark.
+//! Limits the size of each row, and removes a byte order mark.
 
 use std::{
     cell::Cell,
@@ -37,7 +37,7 @@ pub(super) fn without_bom(mut input: Box<dyn Read>) -> io::Result<Box<dyn Read>>
 /// [`MAX_ROW_BYTES`] never fail.
 pub(super) struct Limited<R> {
     inner: R,
-    /// How many bytes may still be read. [`Allowance`] has the same cell.
+    /// How many bytes may still be read for this row. [`Allowance`] has the same cell.
     left: Rc<Cell<u64>>,
 }
 

@@ -1,13 +1,13 @@
 //! Stores each embedding in a small file. The file's name is the embedding's key in 64 hexadecimal
 //! digits; its folder's name is the first two of these digits.
 //!
-//! An embedded database would offer transactions, but nothing here needs them: a lost or damaged
+//! A database such as SQLite would offer transactions, but nothing here needs them: a lost or damaged
 //! file costs one call to NVIDIA. An operator can list or delete files with the usual tools.
 //!
 //! A file is written in a staging folder and then renamed, so that it is complete or absent.
 //! The file is not synced, so its content may be wrong after a power cut. A checksum detects
-//! damage, and a damaged file is ignored. Every function here blocks the thread, unless its comment
-//! says otherwise.
+//! damage, and a damaged file is ignored. Every function here that accesses the disk blocks
+//! the thread.
 
 use std::{
     collections::HashSet,
@@ -42,8 +42,9 @@ pub(super) struct Disk {
     /// The size of all files; `None` while it is unknown: the folder must then be listed. The lock is
     /// held during each write, so that only one thread writes.
     used_bytes: Mutex<Option<u64>>,
-    /// The first eight bytes of each key; `None` until the folder was listed completely. The lock is
-    /// never held during a disk access, so that [`Self::may_contain`] does not wait for the disk.
+    /// The first eight bytes of each key; `None` if the last listing of the folder was incomplete, or if
+    /// there was none. The lock is never held during a disk access, so that [`Self::may_contain`] does
+    /// not wait for the disk.
     key_prefixes: Mutex<Option<HashSet<u64>>>,
     /// The name of the next staging file.
     next_staging_name: AtomicU64,
@@ -54,12 +55,12 @@ pub(super) struct Disk {
 /// The files in the folder.
 struct Listing {
     files: Vec<CacheFile>,
-    /// False if an entry of the folder could not be read.
+    /// `false` if an entry of the folder or of a subfolder could not be read.
     is_complete: bool,
 }
 
-/// A file in the folder. The oldest file is the least: the order begins with `written_at`. The path
-/// is not stored, because many thousands of small strings would fragment the heap.
+/// A file in the folder. The fields are in this order so that the oldest file is the first after sorting.
+/// The path is not stored, because many thousands of small strings would fragment the heap.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct CacheFile {
     written_at: SystemTime,
@@ -109,7 +110,7 @@ impl Disk {
         }
     }
 
-    /// Writes an embedding, unless its file is larger than the limit of all files. A failure is
+    /// Writes an embedding. Writes nothing if its file alone would exceed `max_bytes`. A failure is
     /// only logged.
     pub(super) fn write(&self, key: &CacheKey, cached: &CachedEmbedding) {
         self.log_if_health_changed(self.try_write(key, cached));

@@ -29,8 +29,8 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     // as if the bottom row came first, and are then flipped.
     let must_flip = bmp.is_top_down && !is_uncompressed;
     // Some programs leave out the padding of the last row, or the marker at the end of run-length
-    // coded pixels. So zeros are added after the file. In place of the marker at the end of the
-    // pixels, the decoder also accepts the marker at the end of a row, which consists of zeros.
+    // coded pixels. So zeros are added after the file: as padding, or as the marker at the end of a
+    // row, which the decoder also accepts at the end of the pixels.
     let padding = if is_uncompressed { row_padding(&bmp) } else { END_OF_ROW_LEN };
     let height = bmp.height.cast_signed();
     let signed_height = if bmp.is_top_down && !must_flip { -height } else { height };
@@ -64,7 +64,7 @@ fn write_headers(bmp: &Bmp, signed_height: i32) -> Vec<u8> {
     let planes_and_bits = u32::from(bmp.bits) << 16 | 1; // always one plane
     let mut headers = b"BM".to_vec();
     let mut put = |numbers: &[u32]| headers.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
-    // The length of the file and the reserved bytes may be zero.
+    // The decoder ignores the two zeros: the length of the file, and the reserved bytes.
     put(&[0, 0, data_at]);
     put(&[
         V3_HEADER_LEN,
@@ -73,7 +73,8 @@ fn write_headers(bmp: &Bmp, signed_height: i32) -> Vec<u8> {
         planes_and_bits,
         bmp.compression,
     ]);
-    // The length of the pixels, two resolutions, and two numbers of colours may be zero.
+    // The fourth is the number of colours: zero means one for each value of a pixel. The decoder ignores
+    // the others: the length of the pixels, two resolutions, and the number of important colours.
     put(&[0, 0, 0, 0, 0]);
     put(&bmp.masks);
     headers.extend(&bmp.palette);
@@ -118,6 +119,7 @@ mod tests {
     /// The pixels of [`FILE`], from the upper left.
     const PIXELS: [[u8; 3]; 4] = [[9, 8, 7], [12, 11, 10], [3, 2, 1], [6, 5, 4]];
 
+    /// A palette of three colours, each as blue, green and red.
     const COLORS: [[u8; 3]; 3] = [[1, 2, 3], [11, 12, 13], [21, 22, 23]];
     // The colours of `COLORS`, as red, green and blue.
     const A: [u8; 3] = [3, 2, 1];
@@ -150,7 +152,7 @@ mod tests {
             for [blue, green, red] in self.palette {
                 head.extend(&[*blue, *green, *red, 0x55][..palette_entry_len]);
             }
-            let data_at = self.data_at.unwrap_or(14 + head.len() as u32);
+            let data_at = self.data_at.unwrap_or(FILE_HEADER_LEN + head.len() as u32);
             // The reserved bytes contain the hotspot of a mouse pointer, which must be ignored.
             let file = [b"BM\0\0\0\0\x05\0\x07\0", &data_at.to_le_bytes()[..], &head, self.data];
             file.concat()
@@ -167,10 +169,12 @@ mod tests {
     fn headers_of_every_known_length_are_read_and_other_lengths_are_refused() {
         for header_len in [12, 16, 20, 36, 40, 48, 52, 56, 60, 64, 108, 124] {
             assert_eq!(File { header_len, ..FILE }.pixels(), PIXELS, "{header_len}");
-            // The shortest headers do not contain the number of colours.
+            // The shortest headers do not contain the number of colours. The palette then ends where the
+            // pixels begin.
             assert_eq!(File { header_len, ..INDEXED }.pixels(), INDEXED_PIXELS, "{header_len}");
         }
         for header_len in [0, 8, 11, 13, 65, 107, 125, 200, 0x4000_0000u32] {
+            // The file header is followed by the length of the second header.
             let bytes = FILE.bytes();
             let bytes = [&bytes[..14], &header_len.to_le_bytes()[..], &bytes[18..]].concat();
             assert!(decoded(&bytes).is_err(), "{header_len}");
@@ -200,6 +204,7 @@ mod tests {
         let rgb_row = |bits, compression, masks, data| {
             File { size: (2, 1), bits, compression, masks, data, ..FILE }.pixels()
         };
+        // Without masks, 16 bits contain three colours of 5 bits.
         let data_16 = [0x34, 0x12, 0xff, 0x7f];
         assert_eq!(rgb_row(16, RGB, &[], &data_16), [[33, 140, 165], [255; 3]]);
         let masks = [0xf800, 0x7e0, 0x1f];
@@ -221,6 +226,7 @@ mod tests {
         for (header_len, compression) in
             [(56, BITFIELDS), (108, BITFIELDS), (124, BITFIELDS), (40, ALPHA_BITFIELDS)]
         {
+            // A transparent pixel becomes white.
             let one_transparent = row(header_len, compression, &masks, &[1, 2, 3, 255, 4, 5, 6, 0]);
             assert_eq!(one_transparent, [[3, 2, 1], [255; 3]], "{header_len}");
             let all_transparent = row(header_len, compression, &masks, &[1, 2, 3, 0, 4, 5, 6, 0]);
@@ -235,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_in_headers_are_corrected_except_an_offset_of_pixels_within_the_headers() {
+    fn wrong_values_in_headers_are_corrected_except_a_nonzero_pixel_offset_within_the_headers() {
         assert_eq!(File { planes: 0, ..FILE }.pixels(), PIXELS);
         assert_eq!(File { data_at: Some(0), ..FILE }.pixels(), PIXELS);
         // With a palette, the offset of the pixels is zero, or it is the offset of the palette.
@@ -252,20 +258,20 @@ mod tests {
     }
 
     #[test]
-    fn the_padding_of_the_last_row_may_be_missing_but_not_a_pixel() {
-        let data = FILE.data;
+    fn the_padding_of_the_last_row_may_be_missing_but_no_byte_of_a_pixel() {
+        let data = FILE.data; // each row has six bytes of pixels and two of padding
         assert_eq!(File { data: &data[..14], ..FILE }.pixels(), PIXELS);
         assert!(decoded(&File { data: &data[..13], ..FILE }.bytes()).is_err());
     }
 
     #[test]
-    fn the_marker_at_the_end_of_run_length_coding_may_be_missing_but_not_a_pixel() {
+    fn the_marker_at_the_end_of_run_length_coding_may_be_missing_but_no_pixel() {
         // Two A, the end of the row, one C, one B.
         let run_length_coded =
             File { compression: bmp::RLE8, data: &[2, 0, 0, 0, 1, 2, 1, 1], ..INDEXED };
         assert_eq!(run_length_coded.pixels(), [C, B, A, A]);
-        let without_second_row = File { data: &run_length_coded.data[..5], ..run_length_coded };
-        assert!(decoded(&without_second_row.bytes()).is_err());
+        let cut_in_second_row = File { data: &run_length_coded.data[..5], ..run_length_coded };
+        assert!(decoded(&cut_in_second_row.bytes()).is_err());
     }
 
     #[test]

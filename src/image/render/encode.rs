@@ -1,4 +1,4 @@
-//! Encodes JPEG up to a maximum length.
+//! Encodes a JPEG, but not one that is longer than a limit.
 
 use std::io::{self, Write};
 

@@ -48,7 +48,7 @@ pub struct Problem {
     error: Option<OpenAiError>,
 }
 
-/// The sentence for bytes that are not a picture.
+/// An example of [`Problem::detail`]: the sentence for bytes that are not a picture.
 fn example_detail() -> String {
     Unsupported::Unknown.to_string()
 }
@@ -85,7 +85,7 @@ impl IntoResponse for Error {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.code().status();
         if let Some(wait) = self.retry_after() {
-            // Rounded up, so that the client does not try again too early.
+            // Rounded up, and at least 1, so that the client does not try again too early.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
@@ -94,7 +94,7 @@ impl IntoResponse for Error {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
         }
         match self.code() {
-            // RFC 9110, section 15.5.16: lists the content codings that are accepted.
+            // This header lists the content codings that the service accepts: RFC 9110, section 15.5.16.
             Code::UnsupportedContentEncoding => {
                 let identity = HeaderValue::from_static("identity");
                 response.headers_mut().insert(header::ACCEPT_ENCODING, identity);

@@ -86,7 +86,8 @@ pub fn assert_problem(answer: &Answer, status: u16, code: &str) -> Value {
         detail.len() > 20 && detail.ends_with(['.', '?']),
         "the detail should be a whole sentence: {detail:?}"
     );
-    // Words about the machine and the code, and words that tests put into secrets and NVIDIA's replies.
+    // No error may contain words about the machine or the code, or words that tests put into secrets and
+    // NVIDIA's replies.
     for internal in
         ["/tmp", "src/", "os error", "reqwest", "hyper", "planted", "upstream-secret", "127.0.0.1"]
     {

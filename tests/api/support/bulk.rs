@@ -46,6 +46,7 @@ impl Bulk {
         self.folder.path().join(name)
     }
 
+    /// The folder in which the commands run.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -124,6 +125,7 @@ pub struct Finished {
 }
 
 impl From<std::process::Child> for Finished {
+    /// Waits until the process has ended.
     fn from(process: std::process::Child) -> Self {
         let Output { status, stdout, stderr } = process.wait_with_output().unwrap();
         let [stdout, stderr] = [stdout, stderr].map(|text| String::from_utf8(text).unwrap());

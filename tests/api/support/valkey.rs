@@ -1,4 +1,4 @@
-//! A real `redis-server` behind a proxy, which tests can tell to fail.
+//! A real `redis-server` behind a proxy. Tests can make either of them fail.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -29,10 +29,11 @@ mod test_server;
 pub enum Link {
     /// At once.
     Fast,
-    /// From the server to the service this much later.
+    /// The server's bytes this much later, and the service's bytes at once.
     Slow(Duration),
-    /// Not at all, as if the other machine were gone. Connections stay open. After a connection has lost
-    /// bytes of one side, it never forwards this side's bytes again.
+    /// Not at all, as if the other machine were gone. Connections stay open. If a connection has lost bytes
+    /// in one direction, it loses all later bytes in this direction, even if the link is fast again:
+    /// otherwise the stream would have a gap.
     Silent,
 }
 
@@ -54,7 +55,7 @@ pub struct ValkeyServer {
 }
 
 impl ValkeyServer {
-    /// The server's password, which must not be printed anywhere.
+    /// The server's password. Tests search logs for it, because the service must never reveal it.
     pub const PASSWORD: &'static str = "planted-valkey-password";
 
     /// How long the service waits for a reply of the server in these tests.
@@ -62,7 +63,7 @@ impl ValkeyServer {
 
     const ARGUMENTS: [&'static str; 2] = ["--requirepass", Self::PASSWORD];
 
-    /// Starts a server. Returns `None`, and says so, if `redis-server` is missing.
+    /// Starts a server. If `redis-server` is not installed, prints that and returns `None`, or panics in CI.
     pub async fn start() -> Option<Self> {
         let server = RedisServer::start(&Self::ARGUMENTS)?;
         let port = server.port();
@@ -82,7 +83,7 @@ impl ValkeyServer {
         vec![("IMAGESVC_VALKEY_URL", url), ("IMAGESVC_VALKEY_TIMEOUT", timeout)]
     }
 
-    /// Runs a command on the server, past the proxy.
+    /// Runs a command on the server directly, not through the proxy.
     pub async fn query<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let url = format!("redis://:{}@127.0.0.1:{}", Self::PASSWORD, self.port);
         let client = redis::Client::open(url).unwrap();
@@ -91,7 +92,7 @@ impl ValkeyServer {
         command.arg(words).query_async(&mut connection).await.unwrap()
     }
 
-    /// The names of all keys that begin like this, after the common prefix.
+    /// The full names of all keys that begin with `{imagesvc}:` and then `beginning`.
     pub async fn keys(&self, beginning: &str) -> Vec<String> {
         self.query(&["KEYS", &format!("{{imagesvc}}:{beginning}*")]).await
     }
@@ -101,7 +102,7 @@ impl ValkeyServer {
         self.link.send_replace(link);
     }
 
-    /// Suspends the process.
+    /// Suspends the server's process.
     pub fn pause(&self) {
         self.signal("STOP");
     }
@@ -117,7 +118,7 @@ impl ValkeyServer {
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Kills the process. Its data is lost.
+    /// Kills the server. Its data is lost.
     pub fn kill(&mut self) {
         self.server = None;
     }
@@ -132,7 +133,7 @@ impl ValkeyServer {
 async fn forward_all(listener: TcpListener, port: u16, link: watch::Receiver<Link>) {
     let mut connections = JoinSet::new();
     while let Ok((service, _)) = listener.accept().await {
-        // While the server does not run, the service's connection is closed.
+        // If the server does not run, `service` is dropped, which closes the connection.
         let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await else { continue };
         let ((from_service, to_service), (from_server, to_server)) =
             (service.into_split(), server.into_split());

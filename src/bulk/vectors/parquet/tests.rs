@@ -122,6 +122,7 @@ fn labels_come_from_texts_numbers_and_fields_within_json() {
         let labels: Vec<_> = rows.iter().map(|(_, label, _)| label.as_deref()).collect();
         assert_eq!(labels, expected);
     }
+    // With a prefix, the columns for models and vectors have other names.
     let prefixed = file(&[("p_model", models(1)), ("p_vector", fixed(1))]);
     assert!(rows_of(prefixed, &ItemReader { prefix: "p_".into(), ..usual_fields() }).is_ok());
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{disk_space::FreeSpace, embed::Prepared};
 
-/// An embedding whose numbers are all `number`.
+/// A cached embedding whose numbers are all `number`.
 fn cached(number: &str) -> CachedEmbedding {
     CachedEmbedding { prepared: Prepared::Shrunk, ..(&embedding_of(number)).into() }
 }
@@ -84,7 +84,8 @@ fn after_a_clean_up_the_cache_knows_which_files_do_not_exist() {
     disk.clean_up();
     assert_eq!(may_contain(), [true, false, false]);
     disk.write(&key_of(2), &cached("0.5"));
-    disk.write(&key_of(3), &cached("0.5")); // removes the two older files
+    // A write that would exceed the limit leaves at most seven eighths of it: here one file.
+    disk.write(&key_of(3), &cached("0.5"));
     assert_eq!(may_contain(), [false, false, true]);
 }
 
