@@ -159,7 +159,7 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_outage_of_the_valkey_makes_a_request_fail_and_calls_are_shared_again_soon_after() {
-    let bucket = DiscardingBucket::start().await;
+    let bucket = DiscardingBucket::start();
     let settings = bucket.settings();
     tokio::join!(
         suffer(Outage::Paused, &settings),
