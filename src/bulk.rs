@@ -20,8 +20,10 @@ use std::path::PathBuf;
 
 use tokio::task::spawn_blocking;
 
-use crate::config::{Config, EmbedArguments, ExportFile};
-use call_limit::RunLimit;
+use crate::{
+    config::{Config, EmbedArguments, ExportFile},
+    nvidia::CallLimit,
+};
 use export::Export;
 use failures::Failures;
 use feeder::Feeder;
@@ -34,7 +36,6 @@ use service::Service;
 use writer::{Target, Writer};
 
 mod attempt;
-mod call_limit;
 mod classify;
 mod client;
 mod counter;
@@ -85,7 +86,7 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     source::check(&arguments.sources)?;
     check_output(&arguments)?;
     if arguments.dry_run {
-        return count(arguments, reader, RunLimit::of(&config)).await;
+        return count(arguments, reader, config.nvidia.call_limit).await;
     }
     let (target, existing, export) =
         open_target(arguments.out.clone(), arguments.export.clone(), reader.clone()).await?;
@@ -125,7 +126,7 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
 /// requests, some would wait for their calls past their deadlines, and would be refused.
 fn concurrency_in_process(config: &Config) -> usize {
     let twice_the_permits = 2 * config.embed.call.max_concurrency;
-    let limit = RunLimit::of(config);
+    let limit = config.nvidia.call_limit;
     let calls_in_half_a_minute = limit.map(|limit| (limit.calls_per_minute() as usize / 2).max(1));
     calls_in_half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
@@ -172,7 +173,7 @@ async fn open_target(
 async fn count(
     arguments: EmbedArguments,
     reader: ItemReader,
-    call_limit: Option<RunLimit>,
+    call_limit: Option<CallLimit>,
 ) -> Result<Outcome, BulkError> {
     let work = move || {
         let existing = match arguments.out.as_ref().filter(|path| path.exists()) {

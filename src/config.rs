@@ -152,7 +152,7 @@ impl Config {
         let store = store::resolve(&mut reader);
         let bucket = bucket::resolve(&mut reader, &raw.aws_variables, store.retention);
         let limits = limits::resolve(&mut reader);
-        let replicas = reader.value(&nvidia::REPLICAS);
+        let replicas = reader.value(&nvidia::REPLICAS).get();
         let valkey = valkey::resolve(&mut reader, replicas);
         let config = Self {
             nvidia: nvidia::resolve(&mut reader, valkey.is_some()),

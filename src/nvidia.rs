@@ -199,8 +199,7 @@ impl Client {
         let http = builder.build()?;
         let pace = settings.call_limit.map(|limit| {
             let shared = valkey.map(|valkey| SharedLimit::new(valkey, PaceKey::new(key.hash())));
-            // Without a Valkey, the parts are fixed.
-            let calls = if shared.is_some() { limit.total } else { limit.part() };
+            let calls = limit.calls_per_minute();
             PaceLimiter::new(calls, settings.pace_window, settings.clients, shared)
         });
         Ok(Self(Arc::new(Inner {

@@ -8,7 +8,6 @@ use std::{
 };
 
 use super::{
-    call_limit::RunLimit,
     error::BulkError,
     item::{ItemReader, Picture},
     output::Existing,
@@ -24,7 +23,7 @@ pub(super) fn count(
     reader: &ItemReader,
     existing: Existing,
     limit: Option<u64>,
-    call_limit: Option<RunLimit>,
+    call_limit: Option<CallLimit>,
 ) -> Result<(), BulkError> {
     let mut selection = Selection::new(existing, limit);
     let (mut files, mut urls, mut invalid, mut skipped) = (0_u64, 0_u64, 0_u64, 0_u64);
@@ -58,12 +57,13 @@ pub(super) fn count(
 }
 
 /// A line that says how long this number of calls takes at most, because of the limit.
-fn line_with_longest_time(calls: u64, run_limit: RunLimit) -> String {
-    let CallLimit { total, replicas } = run_limit.limit;
-    let calls_per_minute = run_limit.calls_per_minute();
+fn line_with_longest_time(calls: u64, limit: CallLimit) -> String {
+    let CallLimit { total, replicas, has_valkey } = limit;
+    // The settings refuse a limit of 0 calls, but the type allows it.
+    let calls_per_minute = limit.calls_per_minute().max(1);
     let seconds = calls.saturating_mul(60) / u64::from(calls_per_minute);
     let time = humantime::format_duration(Duration::from_secs(seconds));
-    let limit_text = match (run_limit.has_valkey, replicas) {
+    let limit_text = match (has_valkey, replicas.get()) {
         (true, _) => {
             format!("NVIDIA_REQUESTS_PER_MINUTE={total}, as long as no other replica makes calls")
         }

@@ -1,7 +1,7 @@
 //! Settings for the calls to NVIDIA. The key is in `upstream.rs`. The settings for how pictures are
 //! sent are in `embed.rs`.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use url::Url;
 
@@ -56,12 +56,15 @@ pub(super) const REQUESTS_PER_MINUTE: OptionalSetting<u32> = OptionalSetting::ne
     "The most inference calls in any 60 s (hosted keys allow about 40)",
 );
 
-pub(super) const REPLICAS: Setting<u32> = Setting::new(
+pub(super) const REPLICAS: Setting<NonZeroU32> = Setting::new(
     "IMAGESVC_REPLICAS",
     "1",
-    |text| parse::number(text, 1..=1000),
+    |text| parse::number(text, NonZeroU32::MIN..=MAX_REPLICAS),
     "How many services share the NVIDIA key; each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE; with a Valkey, this counts only until the Valkey is reached",
 );
+
+/// The largest value of [`REPLICAS`].
+const MAX_REPLICAS: NonZeroU32 = NonZeroU32::new(1000).unwrap();
 
 pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
     "NVIDIA_PROXY",
@@ -74,8 +77,8 @@ pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
 fn call_limit(reader: &mut Reader<'_>, has_valkey: bool) -> Option<CallLimit> {
     let replicas = reader.value(&REPLICAS);
     let total = reader.optional(&REQUESTS_PER_MINUTE)?;
-    let limit = CallLimit { total, replicas };
-    if limit.part() == 0 && !has_valkey {
+    let limit = CallLimit { total, replicas, has_valkey };
+    if limit.calls_per_minute() == 0 {
         let (name, limit_name) = (REPLICAS.info.name, REQUESTS_PER_MINUTE.info.name);
         reader.errors.push(format!(
             "{name} must be at most {total}, so that each of them may make one of the calls of \

@@ -62,14 +62,8 @@ enum Position {
     Alone,
 }
 
-/// The reply to an attempt to acquire the lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Reply {
-    Acquired,
-    Held,
-    Done,
-    Unavailable,
-}
+/// The reply to an attempt to acquire the lease. `L` is [`Lease`], or `()` in the test of `model.rs`.
+type Reply<L> = Result<LeaseReply<L>, Unavailable>;
 
 impl Step {
     const FIRST: Self = Self::Acquire { ignore_done: false };
@@ -83,14 +77,14 @@ impl Step {
     /// than [`Valkey::lease_reserve`] before the reply. If so, it need not look again after it has acquired
     /// the lease: no other replica has written the vector since. Otherwise the reply would be `Done`; or
     /// `Held`, if the writer was killed before it released its lease.
-    fn after_reply(reply: Reply, looked_recently: bool) -> Self {
+    fn after_reply<L>(reply: &Reply<L>, looked_recently: bool) -> Self {
         match (reply, looked_recently) {
-            (Reply::Acquired, true) => Self::Call(Position::Holder),
-            (Reply::Acquired, false) => Self::Read(Position::Holder),
-            (Reply::Held, _) => Self::Wait,
-            (Reply::Done, _) => Self::Read(Position::AfterDone),
-            (Reply::Unavailable, true) => Self::Call(Position::Alone),
-            (Reply::Unavailable, false) => Self::Read(Position::Alone),
+            (Ok(LeaseReply::Acquired(_)), true) => Self::Call(Position::Holder),
+            (Ok(LeaseReply::Acquired(_)), false) => Self::Read(Position::Holder),
+            (Ok(LeaseReply::Held), _) => Self::Wait,
+            (Ok(LeaseReply::Done), _) => Self::Read(Position::AfterDone),
+            (Err(Unavailable), true) => Self::Call(Position::Alone),
+            (Err(Unavailable), false) => Self::Read(Position::Alone),
         }
     }
 
@@ -145,16 +139,13 @@ pub(super) async fn decide(
             |time: Duration| looked_up_at.is_some_and(|look: Instant| look.elapsed() < time);
         step = match step {
             Step::Acquire { ignore_done } => {
-                let reply = match valkey.acquire_lease(key, ignore_done).await {
-                    Ok(LeaseReply::Acquired(acquired)) => {
-                        lease = Some(acquired);
-                        Reply::Acquired
-                    }
-                    Ok(LeaseReply::Held) => Reply::Held,
-                    Ok(LeaseReply::Done) => Reply::Done,
-                    Err(Unavailable) => Reply::Unavailable,
-                };
-                Step::after_reply(reply, has_looked_within(valkey.lease_reserve()))
+                let reply = valkey.acquire_lease(key, ignore_done).await;
+                let looked_recently = has_looked_within(valkey.lease_reserve());
+                let next = Step::after_reply(&reply, looked_recently);
+                if let Ok(LeaseReply::Acquired(acquired)) = reply {
+                    lease = Some(acquired);
+                }
+                next
             }
             Step::Wait => {
                 *reservation = None;

@@ -63,16 +63,8 @@ struct WaitGuard<'a> {
 enum Action<'a> {
     /// Waits until this time, or until the state changes.
     Wait(Instant),
-    Ask(&'a SharedPace, AskGuard<'a>, Question),
-}
-
-/// What the Valkey is asked.
-#[derive(Clone, Copy)]
-enum Question {
-    /// For a turn for the call.
-    Turn,
-    /// Which calls other replicas have made.
-    Calls,
+    AskForTurn(AskGuard<'a>),
+    AskForCalls(AskGuard<'a>),
 }
 
 impl PaceLimiter {
@@ -182,10 +174,10 @@ impl PaceLimiter {
                     (Step::Wait { until, .. }, _) => Action::Wait(until),
                     (Step::WaitForOthers, _) => Action::Wait(deadline),
                     (Step::AskForTurn, Some(shared)) => {
-                        Action::Ask(shared, AskGuard::new(&self.0, &mut state), Question::Turn)
+                        Action::AskForTurn(AskGuard::new(&self.0, shared, &mut state))
                     }
                     (Step::AskForCalls, Some(shared)) => {
-                        Action::Ask(shared, AskGuard::new(&self.0, &mut state), Question::Calls)
+                        Action::AskForCalls(AskGuard::new(&self.0, shared, &mut state))
                     }
                     // Without a Valkey, the steps that ask it do not occur.
                     (Step::Call | Step::AskForTurn | Step::AskForCalls, _) => {
@@ -199,15 +191,14 @@ impl PaceLimiter {
             };
             let wake = match action {
                 Action::Wait(until) => until,
-                Action::Ask(shared, ask_guard, Question::Turn) => {
-                    let turn = self.0.take_turn(shared, ask_guard, guard.id, client_network).await;
-                    match turn {
+                Action::AskForTurn(ask) => {
+                    match self.0.take_turn(ask, guard.id, client_network).await {
                         Some(permit) => return Ok(permit),
                         None => continue,
                     }
                 }
-                Action::Ask(shared, ask_guard, Question::Calls) => {
-                    self.0.ask_for_calls(shared, ask_guard).await;
+                Action::AskForCalls(ask) => {
+                    self.0.ask_for_calls(ask).await;
                     continue;
                 }
             };

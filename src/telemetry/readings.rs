@@ -54,48 +54,42 @@ impl Readings {
         let mut registry = Registry::with_prefix(prefix);
         // If the number of inodes is unknown, there is no such metric: an alert would take a 0 for a
         // full disk.
-        if let Some(free_inodes) = free_inodes {
-            registry.register(
-                "downloads_free_inodes",
-                "Free inodes on the disk of the downloads folder",
-                ConstGauge::new(free_inodes),
-            );
-        }
-        if let Some(is_writable) = bucket_writable {
-            registry.register(
-                "bucket_writable",
-                "Whether the bucket can be written to",
-                ConstGauge::new(u64::from(is_writable)),
-            );
-        }
-        if let Some(is_readable) = bucket_readable {
-            registry.register(
-                "bucket_readable",
-                "Whether the bucket can be read",
-                ConstGauge::new(u64::from(is_readable)),
-            );
-        }
-        if let Some(is_usable) = valkey_usable {
-            registry.register(
-                "valkey_usable",
-                "Whether the Valkey can be used",
-                ConstGauge::new(u64::from(is_usable)),
-            );
-        }
-        if let Some(replicas) = replicas {
-            registry.register(
-                "replicas",
-                "Replicas that use the Valkey, as far as this one knows",
-                ConstGauge::new(u64::from(replicas)),
-            );
-        }
-        if let Some(call_limit) = call_limit {
-            registry.register(
-                "call_limit",
-                "Calls to NVIDIA per minute that this replica may make now",
-                ConstGauge::new(call_limit),
-            );
-        }
+        optional_gauge(
+            &mut registry,
+            "downloads_free_inodes",
+            "Free inodes on the disk of the downloads folder",
+            free_inodes,
+        );
+        optional_gauge(
+            &mut registry,
+            "bucket_writable",
+            "Whether the bucket can be written to",
+            bucket_writable,
+        );
+        optional_gauge(
+            &mut registry,
+            "bucket_readable",
+            "Whether the bucket can be read",
+            bucket_readable,
+        );
+        optional_gauge(
+            &mut registry,
+            "valkey_usable",
+            "Whether the Valkey can be used",
+            valkey_usable,
+        );
+        optional_gauge(
+            &mut registry,
+            "replicas",
+            "Replicas that use the Valkey, as far as this one knows",
+            replicas,
+        );
+        optional_gauge(
+            &mut registry,
+            "call_limit",
+            "Calls to NVIDIA per minute that this replica may make now",
+            call_limit,
+        );
         registry.register_with_unit(
             "buffered",
             "Memory in use for pictures that are received or processed",
@@ -123,5 +117,12 @@ impl Readings {
             ConstCounter::new(dropped_lines()),
         );
         registry
+    }
+}
+
+/// Registers a gauge if its value is known.
+fn optional_gauge(registry: &mut Registry, name: &str, help: &str, value: Option<impl Into<u64>>) {
+    if let Some(value) = value {
+        registry.register(name, help, ConstGauge::new(value.into()));
     }
 }

@@ -31,10 +31,10 @@ const LATENESS: Duration = Duration::from_secs(1);
 const DONE_EXPIRY: Duration = Duration::from_secs(30);
 
 /// The reply to an attempt to acquire a lease.
-#[derive(Debug)]
-pub enum LeaseReply {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseReply<L = Lease> {
     /// This call has the lease.
-    Acquired(Lease),
+    Acquired(L),
     /// Another call has the lease.
     Held,
     /// Another call has written the vector to the bucket.

@@ -17,8 +17,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::support::{
-    FakeNvidia, ROCKET, ServiceProcess, bombs, bombs::Bomb, children_of, memory_of, metric,
-    nvidia_api::INFER, variant,
+    FakeNvidia, ROCKET, ServiceProcess, bombs, bombs::Bomb, children_of, memory_of, metric, variant,
 };
 
 const MIB: u64 = 1 << 20;
@@ -208,11 +207,6 @@ fn padded((name, mut picture): Bomb) -> Bomb {
     (name, picture)
 }
 
-/// The number of inferences that the service requested.
-fn inference_count(nvidia: &FakeNvidia) -> usize {
-    nvidia.lines().iter().filter(|line| **line == INFER).count()
-}
-
 /// Attacks a service with a fake NVIDIA. Asserts that only embedded pictures are saved and sent to
 /// NVIDIA.
 async fn attack_with_nvidia(
@@ -225,7 +219,7 @@ async fn attack_with_nvidia(
     let outcomes = target.attack(bombs, max_concurrent, &[413, 415]).await;
     assert!(outcomes.unexpected.is_empty(), "{:#?}", outcomes.unexpected);
     assert_eq!(target.saved_count(), outcomes.embedded, "only embedded pictures must be saved");
-    assert_eq!(inference_count(&nvidia), outcomes.embedded, "only embedded pictures must be sent");
+    assert_eq!(nvidia.inference_calls(), outcomes.embedded, "only embedded pictures must be sent");
     target.assert_unharmed().await;
     outcomes
 }

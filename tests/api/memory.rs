@@ -120,7 +120,7 @@ async fn concurrent_large_uploads_are_not_buffered_in_memory() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_uploads_are_streamed_to_the_bucket() {
-    let bucket = DiscardingBucket::start().await;
+    let bucket = DiscardingBucket::start();
     let settings = bucket.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let body = form(&jpeg_of_maximum_length());

@@ -1,19 +1,13 @@
 //! Several replicas, which are real processes, share a bucket: what lies in the bucket, and that a picture
 //! is paid for once. Each test runs with each of two S3 servers, which check signatures.
 
-use std::time::Duration;
-
 use serde_json::json;
 
 use crate::support::{
-    Answer, FakeNvidia, HUBBLE, ROCKET, Replica, Setting,
-    nvidia_api::INFER,
+    Answer, FakeNvidia, HUBBLE, PATIENCE, ROCKET, Replica, Setting,
     s3::{MotoServer, RcloneServer},
     tiny, wait_for,
 };
-
-/// How long a write in the background may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A bucket on one of the servers.
 #[allow(clippy::large_enum_variant, reason = "a test has only one or two of these")]
@@ -79,11 +73,6 @@ impl Bucket {
     }
 }
 
-/// The number of calls that NVIDIA is paid for.
-fn paid_calls(nvidia: &FakeNvidia) -> usize {
-    nvidia.lines().iter().filter(|line| *line == INFER).count()
-}
-
 /// Asserts that the answer has a vector and this `x-cache`. Returns the vector.
 fn assert_vector(answer: &Answer, x_cache: &str) -> Vec<f64> {
     let vector = answer.vector();
@@ -138,7 +127,7 @@ async fn what_one_replica_paid_for_is_free_for_all_others_and_for_later_ones() {
         for (n, picture) in [ROCKET, HUBBLE].into_iter().enumerate() {
             assert_eq!(assert_vector(&third.upload_unsaved(picture).await, "hit"), vectors[n]);
         }
-        assert_eq!(paid_calls(&nvidia), 2);
+        assert_eq!(nvidia.inference_calls(), 2);
         let mut names: Vec<_> = saved.iter().map(|(name, _)| name.clone()).collect();
         names.sort();
         assert_eq!(bucket.keys_in("downloads").await, names);
@@ -197,6 +186,6 @@ async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_for_agai
         for n in 0..5 {
             assert_vector(&another.upload_unsaved(&tiny(n)).await, "hit");
         }
-        assert_eq!(paid_calls(&nvidia), 5 + damaged.len());
+        assert_eq!(nvidia.inference_calls(), 5 + damaged.len());
     }
 }

@@ -11,12 +11,9 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 
 use crate::support::{
-    Answer, Bulk, FakeNvidia, ROCKET, Replica, Setting, ValkeyServer, count_lines, data_url,
-    embedding, nvidia_api::INFER, picture_number, s3::MotoServer, tiny, wait_for,
+    Answer, Bulk, FakeNvidia, PATIENCE, ROCKET, Replica, Reply, Setting, ValkeyServer, count_lines,
+    data_url, embedding, nvidia_api::INFER, picture_number, s3::MotoServer, tiny, wait_for,
 };
-
-/// How long a busy machine may take for what needs almost no time.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Long enough for the next report of a replica to the Valkey: it reports every second. Much shorter than
 /// ten seconds, after which a replica without a report counts as stopped.
@@ -33,24 +30,6 @@ async fn slow_nvidia() -> FakeNvidia {
     .await
 }
 
-/// The number of inference calls that NVIDIA has received. Each of them costs a credit.
-fn inference_calls(nvidia: &FakeNvidia) -> usize {
-    nvidia.lines().iter().filter(|line| *line == INFER).count()
-}
-
-/// Starts three replicas, and waits until each knows all of them.
-async fn three_replicas(nvidia: &FakeNvidia, settings: &[Setting]) -> [Replica; 3] {
-    let replicas = [
-        Replica::start(nvidia, settings).await,
-        Replica::start(nvidia, settings).await,
-        Replica::start(nvidia, settings).await,
-    ];
-    for replica in &replicas {
-        replica.wait_for_valkey(json!({ "usable": true, "replicas": 3 }), PATIENCE).await;
-    }
-    replicas
-}
-
 /// Three replicas, and what they share.
 struct Setup {
     moto: MotoServer,
@@ -65,7 +44,7 @@ impl Setup {
         let (moto, valkey) = (MotoServer::start().await?, ValkeyServer::start().await?);
         let nvidia = slow_nvidia().await;
         let settings = [moto.settings(), valkey.settings(), more_settings.to_vec()].concat();
-        let replicas = three_replicas(&nvidia, &settings).await;
+        let replicas = Replica::start_three(&nvidia, [&settings; 3]).await;
         Some(Self { moto, valkey, nvidia, replicas })
     }
 }
@@ -88,6 +67,12 @@ async fn assert_all_leases_done(valkey: &ValkeyServer) {
     }
 }
 
+/// The number of turns that were taken and not given back.
+async fn turns(valkey: &ValkeyServer) -> usize {
+    let [pace] = &valkey.keys("pace:").await[..] else { panic!("there should be one pace") };
+    valkey.query(&["ZCARD", pace]).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
     let Some(Setup { moto, valkey, nvidia, replicas }) = Setup::new(&[]).await else { return };
@@ -96,7 +81,7 @@ async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
     let uploads = (0..30).map(|n| replicas[n % 3].upload(ROCKET));
     let answers = join_all(uploads).await;
     assert_same_vectors(&answers);
-    assert_eq!(inference_calls(&nvidia), 1, "one picture must cause one call");
+    assert_eq!(nvidia.inference_calls(), 1, "one picture must cause one call");
     assert_eq!(moto.keys_in("downloads").await.len(), 30, "each request saves its picture");
 
     // Fifty pictures to each replica, five of them at the same time. With more, moto may be slower than the
@@ -109,7 +94,7 @@ async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
             assert_same_vectors(same);
         }
     }
-    assert_eq!(inference_calls(&nvidia), 1 + 50);
+    assert_eq!(nvidia.inference_calls(), 1 + 50);
     let mut numbers: Vec<_> = nvidia.received()[1..].iter().map(picture_number).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..50).collect::<Vec<_>>());
@@ -124,7 +109,7 @@ async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
         assert_eq!(answer.status, 200, "{}", answer.text());
         assert_eq!(answer.json()["data"].as_array().unwrap().len(), 10);
     }
-    assert_eq!(inference_calls(&nvidia), 1 + 50 + 10);
+    assert_eq!(nvidia.inference_calls(), 1 + 50 + 10);
 
     // Two bulk runs with the same ten pictures, each through another replica.
     let runs = replicas[..2].iter().map(|replica| {
@@ -141,7 +126,7 @@ async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
     for run in join_all(runs).await {
         run.unwrap();
     }
-    assert_eq!(inference_calls(&nvidia), 1 + 50 + 10 + 10);
+    assert_eq!(nvidia.inference_calls(), 1 + 50 + 10 + 10);
 
     assert_all_leases_done(&valkey).await;
 }
@@ -178,20 +163,19 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
     assert_eq!(count_lines(&log, "stopped: every request was answered"), 1, "{log:#?}");
     assert!(!log.iter().any(|line| line.contains(ValkeyServer::PASSWORD)), "{log:#?}");
 
-    let calls_before = inference_calls(&nvidia);
+    let calls_before = nvidia.inference_calls();
     let answers =
         join_all((0..answered).map(async |n| second.upload_unsaved(&tiny(n)).await)).await;
     for answer in &answers {
         answer.vector(); // asserts the success
     }
     assert_eq!(
-        inference_calls(&nvidia),
+        nvidia.inference_calls(),
         calls_before,
         "every answered picture must be in the bucket"
     );
     assert_all_leases_done(&valkey).await;
-    let [pace] = &valkey.keys("pace:").await[..] else { panic!("there should be one pace") };
-    let turns: usize = valkey.query(&["ZCARD", pace]).await;
+    let turns = turns(&valkey).await;
     assert_eq!(
         turns, calls_before,
         "each call should have its turn, and unused turns must be given back"
@@ -203,4 +187,29 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
         let metrics = replica.get("/metrics").await.text();
         assert!(!metrics.contains(ValkeyServer::PASSWORD));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_stops_gives_back_the_turns_of_the_calls_that_it_does_not_make() {
+    let Some(valkey) = ValkeyServer::start().await else { return };
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    let more = [
+        ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
+        ("NVIDIA_MAX_CONCURRENCY", "1".to_owned()),
+        ("IMAGESVC_REQUEST_TIMEOUT", "5s".to_owned()),
+    ];
+    let replica = Replica::start(&nvidia, &[valkey.settings(), more.to_vec()].concat()).await;
+    // The first call keeps the only permit until its request has failed. So no other call is made.
+    let first = replica.start_unsaved_upload(&tiny(0));
+    nvidia.wait_for(1).await;
+    let others = (1..4).map(|n| replica.start_unsaved_upload(&tiny(n)));
+    let uploads: Vec<_> = [first].into_iter().chain(others).collect();
+    wait_for("the number of turns", PATIENCE, async || turns(&valkey).await == 4).await;
+    let (status, _) = replica.stop().await;
+    assert_eq!(status.code(), Some(0));
+    for upload in uploads {
+        assert_eq!(upload.await.unwrap().unwrap().status, 504);
+    }
+    assert_eq!(nvidia.received().len(), 1);
+    assert_eq!(turns(&valkey).await, 1, "only the turn of the call that was made should be left");
 }

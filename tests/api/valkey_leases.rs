@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use crate::support::{
-    Answer, FakeNvidia, Replica, Reply, ValkeyServer, embedding,
+    Answer, FakeNvidia, PATIENCE, Replica, Reply, ValkeyServer, embedding, metric,
     nvidia_api::INFER,
     s3::{Fault, FaultProxy, MotoServer},
     tiny, try_picture_number, wait_for,
@@ -30,9 +30,6 @@ const LEASE: Duration = Duration::from_secs(10);
 
 /// How long the holder is suspended, or how long its call takes. This is longer than [`LEASE`].
 const SUSPENSION: Duration = Duration::from_secs(12);
-
-/// How long a busy machine may take for what needs almost no time.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The number of the picture that comes to all replicas.
 const PICTURE: usize = 1;
@@ -121,8 +118,10 @@ impl Setup {
             started.elapsed()
         };
         let happen = async {
+            let asked = "imagesvc_valkey_commands_total{command=\"lease\",outcome=\"ok\"}";
             for other in &self.others {
-                other.wait_for_metric("imagesvc_pictures_at_work", 1.0).await;
+                let has_asked = async || metric(&other.get("/metrics").await.text(), asked) >= 1.0;
+                wait_for("the question for the lease", PATIENCE, has_asked).await;
             }
             event.await;
         };
@@ -132,6 +131,12 @@ impl Setup {
 
     fn kill_holder(&self) {
         self.holder.process.signal("KILL");
+    }
+
+    async fn suspend_holder(&self) {
+        self.holder.process.signal("STOP");
+        sleep(SUSPENSION).await;
+        self.holder.process.signal("CONT");
     }
 }
 
@@ -167,18 +172,21 @@ async fn suspend_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let blocker = setup.send_to_holder(BLOCKER).await;
     let picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
     setup.holder.wait_for_metric("imagesvc_pictures_waiting", 1.0).await;
-    setup
-        .serve_others(async {
-            setup.holder.process.signal("STOP");
-            sleep(SUSPENSION).await;
-            setup.holder.process.signal("CONT");
-        })
-        .await;
+    setup.serve_others(setup.suspend_holder()).await;
     setup.release.send_replace(true);
     for upload in [blocker, picture] {
         upload.await.unwrap().unwrap().vector();
     }
     assert_eq!(setup.calls(), 1, "the holder should notice that it has lost its lease");
+}
+
+async fn suspend_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
+    let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
+    let picture = setup.send_to_holder(PICTURE).await;
+    setup.serve_others(setup.suspend_holder()).await;
+    setup.release.send_replace(true);
+    picture.await.unwrap().unwrap().vector();
+    assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
 async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) {
@@ -201,21 +209,6 @@ async fn refuse_the_picture_once(moto: &MotoServer, valkey: &ValkeyServer) {
     setup.serve_others(async { setup.release.send_modify(|released| *released = true) }).await;
     assert!(started.elapsed() < LEASE, "the holder should release its lease after a failed call");
     assert_eq!(picture.await.unwrap().unwrap().status, 422);
-    assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
-}
-
-async fn suspend_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
-    let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
-    let picture = setup.send_to_holder(PICTURE).await;
-    setup
-        .serve_others(async {
-            setup.holder.process.signal("STOP");
-            sleep(SUSPENSION).await;
-            setup.holder.process.signal("CONT");
-        })
-        .await;
-    setup.release.send_replace(true);
-    picture.await.unwrap().unwrap().vector();
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 

@@ -7,15 +7,12 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use serde_json::json;
 use tokio::join;
 
 use crate::support::{
-    FakeNvidia, Replica, Reply, Setting, ValkeyServer, nvidia_api::INFER, picture_number, tiny,
+    FakeNvidia, PATIENCE, Replica, Reply, Setting, ValkeyServer, nvidia_api::INFER, picture_number,
+    tiny,
 };
-
-/// How long a busy machine may take for what needs almost no time.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The window of the limit on calls. The service itself adds half a second.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -25,13 +22,6 @@ const LIMIT: usize = 30;
 
 /// The number of the picture whose call never ends.
 const BLOCKER: usize = 1000;
-
-/// Waits until each replica knows all three.
-async fn wait_until_each_knows_all(replicas: [&Replica; 3]) {
-    for replica in replicas {
-        replica.wait_for_valkey(json!({ "usable": true, "replicas": 3 }), PATIENCE).await;
-    }
-}
 
 /// Uploads pictures at the same time, each from a different client, because the calls of a single client
 /// would be spread over the minute. Returns how many pictures got a vector.
@@ -67,10 +57,8 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
     ]
     .concat();
     let of_others = [&shared[..], &[("IMAGESVC_REQUEST_TIMEOUT", "2m".to_owned())]].concat();
-    let first = Replica::start(&nvidia, &of_first).await;
-    let second = Replica::start(&nvidia, &of_others).await;
-    let third = Replica::start(&nvidia, &of_others).await;
-    wait_until_each_knows_all([&first, &second, &third]).await;
+    let [first, second, third] =
+        Replica::start_three(&nvidia, [&of_first, &of_others, &of_others]).await;
     // For some seconds after its start, a replica makes only its part of the calls.
     for replica in [&first, &second, &third] {
         replica.wait_for_metric("imagesvc_call_limit", LIMIT as f64).await;
@@ -112,12 +100,7 @@ async fn the_limit_of_a_client_holds_for_all_replicas_together() {
     let nvidia = FakeNvidia::healthy().await;
     let limit: Setting = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", PER_MINUTE.to_string());
     let settings = [valkey.settings(), vec![limit]].concat();
-    let replicas = [
-        Replica::start(&nvidia, &settings).await,
-        Replica::start(&nvidia, &settings).await,
-        Replica::start(&nvidia, &settings).await,
-    ];
-    wait_until_each_knows_all(replicas.each_ref()).await;
+    let replicas = Replica::start_three(&nvidia, [&settings; 3]).await;
     let started = Instant::now();
     let answers = join_all((0..150).map(async |n: usize| {
         let answer = replicas[n % 3].upload_unsaved(&tiny(0)).await;

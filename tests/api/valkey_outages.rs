@@ -7,8 +7,7 @@ use futures_util::future::join_all;
 use serde_json::json;
 
 use crate::support::{
-    FakeNvidia, Link, Replica, Setting, ValkeyServer, count_lines,
-    nvidia_api::INFER,
+    FakeNvidia, Link, PATIENCE, Replica, Setting, ValkeyServer, count_lines,
     s3::{DiscardingBucket, MotoServer},
     tiny,
 };
@@ -19,9 +18,6 @@ const MAX_RECOVERY: Duration = Duration::from_secs(6);
 /// How long a request may wait for the Valkey. It is so long that the tests can tell one timeout from two,
 /// even on a busy machine.
 const TIMEOUT: Duration = ValkeyServer::TIMEOUT;
-
-/// How long a busy machine may take for what needs almost no time.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is wrong with the Valkey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,11 +78,6 @@ impl Outage {
     }
 }
 
-/// How many embeddings were requested from NVIDIA. Each of them costs money.
-fn paid_calls(nvidia: &FakeNvidia) -> usize {
-    nvidia.lines().iter().filter(|line| *line == INFER).count()
-}
-
 /// Sends a picture to all replicas at once. Returns the time of the slowest answer.
 async fn send_to_all(replicas: &[Replica], picture: usize) -> Duration {
     let started = Instant::now();
@@ -107,22 +98,15 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
         ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
     ];
     let settings = [bucket, &valkey.settings(), &limits].concat();
-    let mut replicas = Vec::new();
-    for _ in 0..3 {
-        replicas.push(Replica::start(&nvidia, &settings).await);
-    }
-    let usable = json!({ "usable": true, "replicas": 3 });
-    for replica in &replicas {
-        replica.wait_for_valkey(usable.clone(), PATIENCE).await;
-    }
+    let replicas = Replica::start_three(&nvidia, [&settings; 3]).await;
     send_to_all(&replicas, 0).await;
-    assert_eq!(paid_calls(&nvidia), 1, "{outage:?}");
+    assert_eq!(nvidia.inference_calls(), 1, "{outage:?}");
 
     outage.begin(&mut valkey).await;
     let slowest = send_to_all(&replicas, 1).await;
     println!("{outage:?}: the slowest request took {slowest:?}");
     assert!(slowest < 2 * TIMEOUT, "{outage:?}: a request took {slowest:?}");
-    let calls = paid_calls(&nvidia) - 1; // the first picture was paid for before
+    let calls = nvidia.inference_calls() - 1; // the first picture was paid for before
     assert!((1..=3).contains(&calls), "{outage:?}: {calls} calls for one picture");
     if outage.lasts() {
         for replica in &replicas {
@@ -138,14 +122,18 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
     outage.end(&mut valkey).await;
     let ended = Instant::now();
     for replica in &replicas {
-        replica.wait_for_valkey(usable.clone(), PATIENCE).await;
+        replica.wait_for_valkey(json!({ "usable": true, "replicas": 3 }), PATIENCE).await;
     }
     let recovery = ended.elapsed();
     println!("{outage:?}: all replicas shared their calls again after {recovery:?}");
     assert!(recovery < MAX_RECOVERY, "{outage:?}: the recovery took {recovery:?}");
-    let before = paid_calls(&nvidia);
+    let before = nvidia.inference_calls();
     send_to_all(&replicas, 3).await;
-    assert_eq!(paid_calls(&nvidia) - before, 1, "{outage:?}: a new picture must be paid for once");
+    assert_eq!(
+        nvidia.inference_calls() - before,
+        1,
+        "{outage:?}: a new picture must be paid for once"
+    );
 
     for replica in replicas {
         let (status, log) = replica.stop().await;
@@ -160,7 +148,7 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_outage_of_the_valkey_makes_a_request_fail_and_calls_are_shared_again_soon_after() {
-    let bucket = DiscardingBucket::start().await;
+    let bucket = DiscardingBucket::start();
     let settings = bucket.settings();
     tokio::join!(
         suffer(Outage::Paused, &settings),

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use super::{Position, Reply, Step};
-use crate::valkey::Unavailable;
+use crate::valkey::{LeaseReply, Unavailable};
 
 const REPLICAS: usize = 3;
 
@@ -198,17 +198,16 @@ impl World {
             }
             State::Next(Step::Acquire { ignore_done }) => {
                 let (reply, lease) = self.acquire(index, ignore_done);
-                let mut world = with(State::Next(Step::after_reply(reply, looked_recently)));
+                let mut world = with(State::Next(Step::after_reply(&reply, looked_recently)));
                 world.lease = lease;
-                world.replicas[index].is_connected = reply != Reply::Unavailable;
+                world.replicas[index].is_connected = reply.is_ok();
                 let mut worlds = vec![world];
-                if reply != Reply::Unavailable && self.faults.lost_replies > 0 {
-                    let step = Step::after_reply(Reply::Unavailable, looked_recently);
+                if reply.is_ok() && self.faults.lost_replies > 0 {
+                    let step = Step::after_reply(&Reply::<()>::Err(Unavailable), looked_recently);
                     let mut lost = with(State::Next(step));
-                    lost.lease = match reply {
-                        Reply::Acquired => LeaseKey::Held { by: None, may_expire: false },
-                        _ => lease,
-                    };
+                    if reply == Ok(LeaseReply::Acquired(())) {
+                        lost.lease = LeaseKey::Held { by: None, may_expire: false };
+                    }
                     lost.replicas[index].is_connected = false;
                     lost.allowed += 1;
                     lost.faults.lost_replies -= 1;
@@ -275,13 +274,14 @@ impl World {
         }
     }
 
-    fn acquire(&self, index: usize, ignore_done: bool) -> (Reply, LeaseKey) {
+    fn acquire(&self, index: usize, ignore_done: bool) -> (Reply<()>, LeaseKey) {
         match self.lease {
-            _ if !self.reaches_valkey(index) => (Reply::Unavailable, self.lease),
-            LeaseKey::Held { .. } => (Reply::Held, self.lease),
-            LeaseKey::Done if !ignore_done => (Reply::Done, self.lease),
+            _ if !self.reaches_valkey(index) => (Err(Unavailable), self.lease),
+            LeaseKey::Held { .. } => (Ok(LeaseReply::Held), self.lease),
+            LeaseKey::Done if !ignore_done => (Ok(LeaseReply::Done), self.lease),
             LeaseKey::Done | LeaseKey::Free => {
-                (Reply::Acquired, LeaseKey::Held { by: Some(index), may_expire: false })
+                let lease = LeaseKey::Held { by: Some(index), may_expire: false };
+                (Ok(LeaseReply::Acquired(())), lease)
             }
         }
     }

@@ -213,8 +213,7 @@ impl Inner {
     /// be used.
     pub(super) async fn take_turn(
         self: &Arc<Self>,
-        shared: &SharedPace,
-        _guard: AskGuard<'_>,
+        ask: AskGuard<'_>,
         id: CallId,
         client_network: ClientNetwork,
     ) -> Option<PacePermit> {
@@ -223,7 +222,7 @@ impl Inner {
         // If the caller no longer waits for the reply, dropping the permit gives the turn back.
         let mut permit =
             PacePermit { pace: Arc::clone(self), call, asked: Some(asked), is_done: false };
-        let reply = shared.take_turn(Some(id)).await;
+        let reply = ask.shared.take_turn(Some(id)).await;
         let now = Instant::now();
         match reply {
             Ok(reply) if reply.is_granted => {
@@ -242,8 +241,8 @@ impl Inner {
     }
 
     /// Asks the Valkey which calls other replicas have made.
-    pub(super) async fn ask_for_calls(&self, shared: &SharedPace, _guard: AskGuard<'_>) {
-        if let Ok(reply) = shared.take_turn(None).await {
+    pub(super) async fn ask_for_calls(&self, ask: AskGuard<'_>) {
+        if let Ok(reply) = ask.shared.take_turn(None).await {
             let now = Instant::now();
             self.state(now).store_reply(&reply, now);
         }
@@ -276,19 +275,22 @@ impl State {
 }
 
 /// While this exists, no other task asks the Valkey.
-pub(super) struct AskGuard<'a>(&'a Inner);
+pub(super) struct AskGuard<'a> {
+    pace: &'a Inner,
+    shared: &'a SharedPace,
+}
 
 impl<'a> AskGuard<'a> {
-    pub(super) fn new(pace: &'a Inner, state: &mut State) -> Self {
+    pub(super) fn new(pace: &'a Inner, shared: &'a SharedPace, state: &mut State) -> Self {
         state.sharing.is_asking = true;
-        Self(pace)
+        Self { pace, shared }
     }
 }
 
 impl Drop for AskGuard<'_> {
     fn drop(&mut self) {
-        self.0.state(Instant::now()).sharing.is_asking = false;
-        self.0.changed.notify_waiters();
+        self.pace.state(Instant::now()).sharing.is_asking = false;
+        self.pace.changed.notify_waiters();
     }
 }
 

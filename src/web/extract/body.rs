@@ -202,9 +202,24 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_arriving_is_refused_after_ten_seconds() {
+        // The first body may take 10 s. The second one may take 20 s, but pauses for 10 s.
+        for first_bytes in [0, 10 * MIN_BYTES_PER_SECOND as usize] {
+            let started = Instant::now();
+            let first = stream::iter([Ok::<_, io::Error>(Bytes::from(vec![0; first_bytes]))]);
+            let stalled = Body::from_stream(first.chain(stream::pending()));
+            assert!(matches!(read(1 << 20, stalled).await.unwrap_err(), BodyError::TooSlow));
+            assert_eq!(started.elapsed().as_secs(), 10, "after {first_bytes} bytes");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_arrives_too_slowly_is_refused_although_it_never_pauses_for_long() {
         let started = Instant::now();
-        let stalled = Body::from_stream(stream::pending::<Result<Bytes, io::Error>>());
-        assert!(matches!(read(9, stalled).await.unwrap_err(), BodyError::TooSlow));
+        let slow = Body::from_stream(stream::repeat(()).then(async |()| {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            Ok::<_, io::Error>(Bytes::from_static(b"x"))
+        }));
+        assert!(matches!(read(1 << 20, slow).await.unwrap_err(), BodyError::TooSlow));
         assert_eq!(started.elapsed().as_secs(), 10);
     }
 

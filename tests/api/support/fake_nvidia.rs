@@ -64,6 +64,11 @@ impl FakeNvidia {
         .await
     }
 
+    /// The number of inference calls that this server has received. Each of them costs a credit.
+    pub fn inference_calls(&self) -> usize {
+        self.lines().iter().filter(|line| *line == INFER).count()
+    }
+
     /// The settings with which the service calls this server.
     pub fn settings(&self) -> [(&'static str, String); 4] {
         nvidia_api::settings(self.address)

@@ -47,7 +47,9 @@ pub use pictures::{
 pub use pixels::Difference;
 pub use programs::{is_missing, python_lacks, report_skip};
 pub use raw_http::{SMUGGLED_REQUEST, exchange, parse_answer, read_to_end, request_head};
-pub use replica::{POLL_INTERVAL, Replica, Setting, bucket_warnings, count_lines, wait_for};
+pub use replica::{
+    PATIENCE, POLL_INTERVAL, Replica, Setting, bucket_warnings, count_lines, wait_for,
+};
 pub use request::{FORM_CONTENT_TYPE, base64_body, form, post_head, wrapped_base64};
 pub use resources::ResourceUsage;
 pub use terminal::Terminal;

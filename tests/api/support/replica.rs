@@ -6,7 +6,7 @@ use std::{
 };
 
 use reqwest::{Client, RequestBuilder};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     task::{JoinHandle, spawn_blocking},
@@ -17,7 +17,10 @@ use super::{Answer, FakeNvidia, ServiceProcess, metric};
 use crate::query::with_query;
 
 /// The longest wait for an answer, for a metric, and for the start and the end of a process.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// How long a busy machine may take for what needs almost no time.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The pause between two looks at a state that a test waits for. Without a pause, a test that waits
 /// would take a processor from the tests that run at the same time.
@@ -45,10 +48,27 @@ impl Replica {
                 settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
             (ServiceProcess::start(folder.path(), &settings), folder)
         });
-        let started = timeout(PATIENCE, start).await.expect("the service should start in time");
+        let started = timeout(LONGEST_WAIT, start).await.expect("the service should start in time");
         let (process, folder) = started.unwrap();
-        let client = Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+        let client = Client::builder().no_proxy().timeout(LONGEST_WAIT).build().unwrap();
         Self { process, client, _folder: folder }
+    }
+
+    /// Starts three replicas with these settings and the same Valkey, and waits until each knows all of
+    /// them.
+    pub async fn start_three(
+        nvidia: &FakeNvidia,
+        [first, second, third]: [&[Setting]; 3],
+    ) -> [Self; 3] {
+        let replicas = [
+            Self::start(nvidia, first).await,
+            Self::start(nvidia, second).await,
+            Self::start(nvidia, third).await,
+        ];
+        for replica in &replicas {
+            replica.wait_for_valkey(json!({ "usable": true, "replicas": 3 }), PATIENCE).await;
+        }
+        replicas
     }
 
     /// Uploads a picture, which the replica saves.
@@ -89,7 +109,7 @@ impl Replica {
     /// otherwise, until it reports that neither is possible. Returns how long that took.
     pub async fn wait_for_bucket(&self, works: bool, patience: Duration) -> Duration {
         let started = Instant::now();
-        let expected = serde_json::json!({ "writable": works, "readable": works });
+        let expected = json!({ "writable": works, "readable": works });
         wait_for("the bucket's state", patience, async || {
             let ready: Value = self.get("/ready").await.json();
             assert_eq!(ready["ready"], true, "the bucket must not change the readiness");
@@ -113,7 +133,7 @@ impl Replica {
 
     /// Waits until a metric has this value.
     pub async fn wait_for_metric(&self, series: &str, value: f64) {
-        wait_for(series, PATIENCE, async || {
+        wait_for(series, LONGEST_WAIT, async || {
             metric(&self.get("/metrics").await.text(), series) == value
         })
         .await;
@@ -136,7 +156,7 @@ impl Replica {
     pub async fn wait(self) -> (ExitStatus, Vec<String>) {
         let Self { process, client, _folder } = self;
         drop(client); // closes its connections
-        let ended = timeout(PATIENCE, spawn_blocking(|| process.wait())).await;
+        let ended = timeout(LONGEST_WAIT, spawn_blocking(|| process.wait())).await;
         ended.expect("the service should stop in time").unwrap()
     }
 }

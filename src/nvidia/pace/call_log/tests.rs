@@ -25,6 +25,8 @@ const WINDOW: Duration = super::super::WINDOW;
 enum Event {
     /// This many microseconds pass.
     Wait(u64),
+    /// Time passes until a microsecond before the oldest call expires, and then this many microseconds.
+    WaitForExpiry(u64),
     /// This replica takes a turn, if the limit allows a call now.
     Take(u8),
     /// This replica asks which calls were made.
@@ -45,6 +47,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         3 => (0u64..10).prop_map(Event::Wait),
         // Up to a little more than the window, which is about a minute.
         3 => (0u64..70_000_000).prop_map(Event::Wait),
+        2 => (0u64..3).prop_map(Event::WaitForExpiry),
         8 => (0u8..3).prop_map(Event::Take),
         2 => (0u8..3).prop_map(Event::Ask),
         2 => any::<Index>().prop_map(Event::GiveBack),
@@ -91,15 +94,16 @@ impl Scripts {
         script.arg(call).arg(most_ages).invoke(&mut self.connection).unwrap()
     }
 
-    /// Records calls of a replica. Each call is a number and its age in microseconds.
-    fn record(&mut self, replica: u8, calls: impl Iterator<Item = (u64, u64)>) {
+    /// Records calls of a replica. Each call is a number and its age in microseconds. Returns the number of
+    /// calls in the window.
+    fn record(&mut self, replica: u8, calls: impl Iterator<Item = (u64, u64)>) -> usize {
         let (mut script, now) = (self.record.key("calls"), self.now);
         script.key(now / 1_000_000).key(now % 1_000_000);
         script.arg(WINDOW.as_micros() as u64);
         for (id, age) in calls {
             script.arg(format!("r{replica}:{id}")).arg(age);
         }
-        let _: usize = script.invoke(&mut self.connection).unwrap();
+        script.invoke(&mut self.connection).unwrap()
     }
 
     fn give_back(&mut self, replica: u8, id: u64) {
@@ -150,6 +154,11 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
         };
         match event {
             Event::Wait(micros) => scripts.now += micros,
+            Event::WaitForExpiry(more) => {
+                if let Some(expiry) = log.next_expiry() {
+                    scripts.now = scripts.now.max(START + micros(expiry - start) - 1 + more);
+                }
+            }
             Event::Take(replica) => {
                 let expected = expected_reply(&log, replica, true);
                 assert_eq!(scripts.take(limit, replica, Some(id)), expected, "a turn for {id}");
@@ -170,20 +179,24 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
             }
             Event::Use(index) if !turns.is_empty() => {
                 let (replica, call) = turns.swap_remove(index.index(turns.len()));
-                scripts.record(replica, [(call.id, 0)].into_iter());
                 log.remove(call);
                 log.record(TimedCall { time: now, ..call });
+                let count = scripts.record(replica, [(call.id, 0)].into_iter());
+                assert_eq!(count, log.calls.len(), "the calls after the use of {}", call.id);
             }
             Event::GiveBack(_) | Event::Use(_) => {} // no turn is open
             Event::LoseData | Event::RecordAgain => {
                 if matches!(event, Event::LoseData) {
                     let () = redis::cmd("FLUSHALL").query(&mut scripts.connection).unwrap();
                 }
+                let mut count = 0;
                 for replica in 0..3 {
                     let own = log.own().filter(|call| call.client_network == Some(client(replica)));
                     let calls = own.map(|call| (call.id, micros(now - call.time)));
-                    scripts.record(replica, calls);
+                    // A call that has expired meanwhile is not recorded.
+                    count = scripts.record(replica, calls.chain([(u64::MAX, micros(WINDOW))]));
                 }
+                assert_eq!(count, log.calls.len(), "all calls are recorded");
             }
         }
     }

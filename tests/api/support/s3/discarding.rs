@@ -1,35 +1,28 @@
-//! A bucket that checks and then discards all large objects, so that tests can write gigabytes.
+//! A bucket that checks and then discards all large objects and all pictures, so that tests can write
+//! gigabytes. The benchmarks use this file, too. It serves each connection in a blocking thread, which needs little
+//! processor time.
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{TcpListener, TcpStream},
-    task::JoinSet,
-};
-
-use super::{
-    Credentials, bucket_settings,
-    fault_proxy::{parse_head, read_head},
-};
 
 /// Objects of at most this many bytes are kept.
 const MAX_KEPT: usize = 64 << 10;
 
-/// A running server. It does not check signatures. Dropping this value stops it.
+/// A server that runs until the process ends. It does not check signatures.
 pub struct DiscardingBucket {
     address: SocketAddr,
     state: Arc<State>,
-    _task: JoinSet<()>,
 }
 
 #[derive(Default)]
@@ -41,36 +34,34 @@ struct State {
 }
 
 impl DiscardingBucket {
-    pub async fn start() -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
-        let mut task = JoinSet::new();
-        task.spawn(async move {
-            let mut connections = JoinSet::new();
-            while let Ok((stream, peer)) = listener.accept().await {
-                let state = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (stream, state) = (stream.unwrap(), Arc::clone(&shared));
                 // An error ends only this connection.
-                connections.spawn(async move { drop(serve(stream, peer, &state).await) });
-                while connections.try_join_next().is_some() {}
+                thread::spawn(move || serve(&stream, &state).ok());
             }
         });
-        Self { address, state, _task: task }
+        Self { address, state }
     }
 
     /// The settings with which the service uses this bucket.
     pub fn settings(&self) -> Vec<(&'static str, String)> {
-        let credentials = Credentials {
-            key_id: "AKIAEXAMPLE".to_owned(),
-            secret: "an-example".to_owned(),
-            token: None,
-        };
-        let settings = bucket_settings(self.address, "eu-central-1", "test-pictures", "imagesvc");
-        [settings, credentials.settings()].concat()
+        vec![
+            ("IMAGESVC_BUCKET", "s3://test-pictures/imagesvc".to_owned()),
+            ("IMAGESVC_BUCKET_ENDPOINT", format!("http://{}", self.address)),
+            ("IMAGESVC_BUCKET_REGION", "eu-central-1".to_owned()),
+            ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "an-example".to_owned()),
+        ]
     }
 
     /// The number of large objects that arrived whole and with the right checksum.
+    #[allow(dead_code, reason = "the benchmarks do not need it")]
     pub fn discarded(&self) -> usize {
         self.state.discarded.load(Ordering::SeqCst)
     }
@@ -78,21 +69,24 @@ impl DiscardingBucket {
 
 /// Responds to the requests of a connection. Returns only with an error, also when the client closes the
 /// connection.
-async fn serve(stream: TcpStream, peer: SocketAddr, state: &State) -> std::io::Result<()> {
-    let mut stream = BufReader::with_capacity(MAX_KEPT, stream);
+fn serve(mut stream: &TcpStream, state: &State) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut reader = BufReader::with_capacity(MAX_KEPT, stream);
     loop {
-        let request = parse_head(&read_head(&mut stream).await?, peer);
-        let path = request.target.split('?').next().unwrap().to_owned();
-        let response = match request.method.as_str() {
+        let head = read_head(&mut reader)?;
+        let mut words = head.split([' ', '?']);
+        let (method, path) = (words.next().unwrap(), words.next().unwrap().to_owned());
+        let response = match method {
             "PUT" => {
-                let length: usize = request.header("content-length").unwrap().parse().unwrap();
-                let checksum = request.header("x-amz-checksum-sha256").unwrap();
-                let (digest, start) = receive(&mut stream, length).await?;
-                if digest != checksum {
+                let length: usize = header(&head, "content-length").parse().unwrap();
+                let (digest, start) = receive(&mut reader, length)?;
+                if digest != header(&head, "x-amz-checksum-sha256") {
                     response("400 Bad Request", b"<Error><Code>BadDigest</Code></Error>")
                 } else {
                     if length <= MAX_KEPT {
-                        state.kept.lock().unwrap().insert(path, start);
+                        // The service never reads a picture again.
+                        let kept = if path.contains("/downloads/") { Vec::new() } else { start };
+                        state.kept.lock().unwrap().insert(path, kept);
                     } else {
                         state.discarded.fetch_add(1, Ordering::SeqCst);
                     }
@@ -109,24 +103,38 @@ async fn serve(stream: TcpStream, peer: SocketAddr, state: &State) -> std::io::R
                 b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()
             }
         };
-        stream.write_all(&response).await?;
+        stream.write_all(&response)?;
     }
+}
+
+/// Reads the head of a request.
+fn read_head(reader: &mut impl BufRead) -> io::Result<String> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if reader.read_line(&mut head)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(head)
+}
+
+/// The value of a header that the request must have.
+fn header<'a>(head: &'a str, name: &str) -> &'a str {
+    let mut headers = head.lines().filter_map(|line| line.split_once(": "));
+    headers.find(|(found, _)| found.eq_ignore_ascii_case(name)).unwrap().1
 }
 
 /// Receives a body of `length` bytes. Returns the SHA-256 of the whole body in Base64, and the first
 /// [`MAX_KEPT`] bytes.
-async fn receive(
-    stream: &mut BufReader<TcpStream>,
-    length: usize,
-) -> std::io::Result<(String, Vec<u8>)> {
+fn receive(reader: &mut impl Read, length: usize) -> io::Result<(String, Vec<u8>)> {
     let (mut hasher, mut start) = (Sha256::new(), Vec::new());
     let mut chunk = vec![0; MAX_KEPT];
     let mut left = length;
     while left > 0 {
         let most = left.min(MAX_KEPT);
-        let read = stream.read(&mut chunk[..most]).await?;
+        let read = reader.read(&mut chunk[..most])?;
         if read == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
         hasher.update(&chunk[..read]);
         let room = MAX_KEPT - start.len();
