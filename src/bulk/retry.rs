@@ -100,7 +100,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_deadline_counts_from_the_first_request_and_shortens_later_ones() {
         let mut attempts = Attempts::within(900 * SECOND);
-        advance(10_000 * SECOND).await;
+        advance(10_000 * SECOND).await; // more than the limit, but no request has started
         assert!(attempts.may_continue(Instant::now()));
         assert_eq!(attempts.start_request(), REQUEST_TIMEOUT);
         advance(800 * SECOND).await;
