@@ -161,7 +161,7 @@ async fn a_picture_is_sent_again_after_a_broken_answer_and_a_502_but_not_after_a
     assert_eq!(
         service.count(),
         1 + 3 + 1,
-        "the service should get a request for the model, the first picture 3 times, and the second once"
+        "a request for the model, 3 for the first picture and 1 for the second should arrive"
     );
 }
 

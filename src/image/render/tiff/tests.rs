@@ -273,8 +273,8 @@ fn truncated_pixels_are_broken() {
         let result = decoded(picture.file(&[&strip[..strip.len() / 2]]));
         assert!(matches!(result, Err(Error::Broken { .. })), "{result:?}");
     }
-    // A shorter uncompressed strip would be read on into the tags after it. So this file ends with a
-    // second copy of the strip, of which 68 of the 768 bytes are missing.
+    // Without compression, the length of a strip is ignored, so a shorter strip would be read on into
+    // the tags after it. So this file ends with a second copy, which lacks 68 of the 768 bytes.
     let mut file = picture.with(STRIP_OFFSETS, &[4000]).file(&[&values]);
     file.resize(4000, 0);
     file.extend(&values[..700]);

@@ -36,7 +36,8 @@ fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
 /// 10, and the table begins at byte 13.
 fn without_colour_table(size: (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let colored = gif(size, blocks);
-    [&colored[..10], &[0, 0, 0], &colored[13 + 3 * 256..]].concat()
+    let table_len = 3 * 256;
+    [&colored[..10], &[0, 0, 0], &colored[13 + table_len..]].concat()
 }
 
 /// A frame at the top left of the canvas.
