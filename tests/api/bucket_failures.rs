@@ -91,7 +91,7 @@ async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
 }
 
 #[tokio::test]
-async fn a_bucket_that_cannot_be_read_costs_only_the_shared_cache() {
+async fn if_the_bucket_cannot_be_read_only_the_shared_cache_is_lost() {
     let (_nvidia, bucket, app) = start().await;
     bucket.fail(|request| (request.method == "GET").then_some(Reply::Hang));
     for n in 0..4 {
@@ -126,7 +126,7 @@ async fn a_picture_whose_write_failed_without_an_answer_is_removed() {
 }
 
 #[tokio::test]
-async fn a_picture_is_removed_if_the_answer_to_its_first_put_was_lost_and_its_second_put_refused() {
+async fn a_picture_is_removed_if_the_answer_to_its_first_put_was_lost_and_its_second_refused() {
     let (_nvidia, bucket, app) = start().await;
     bucket.store_then_break_off_the_first("PUT", || FakeBucket::refusal(403, "AccessDenied"));
     assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
@@ -170,7 +170,7 @@ async fn a_refused_picture_does_not_make_the_bucket_fail_for_others() {
 }
 
 #[tokio::test]
-async fn a_vector_that_cannot_be_written_costs_only_the_shared_cache() {
+async fn if_no_vector_can_be_written_only_the_shared_cache_is_lost() {
     let (_nvidia, bucket, app) = start().await;
     bucket.fail(|request| {
         let is_vector = request.method == "PUT" && request.target.contains("/vectors/");
