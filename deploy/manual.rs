@@ -37,7 +37,7 @@ pub fn write(folder: &Path) -> io::Result<()> {
         .map(|arg| arg.get_id().clone())
         .collect();
     for command in imagesvc.get_subcommands() {
-        // The settings are on one page, imagesvc(1).
+        // Only one page lists the settings: imagesvc(1).
         let command = command.clone().mut_args(|arg| {
             let is_setting = settings.contains(arg.get_id());
             arg.hide(is_setting)
@@ -68,7 +68,7 @@ fn write_page(folder: &Path, command: Command, last_section: &Roff) -> io::Resul
     fs::write(folder.join(man.get_filename()), page)
 }
 
-/// Says in the page of a command where the settings are.
+/// A section for the page of a command, which says where the settings are.
 fn see_imagesvc() -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["SETTINGS"]);
@@ -80,7 +80,7 @@ fn see_imagesvc() -> Roff {
     section
 }
 
-/// Explains the environment variables of the settings, and lists the settings that have no flag.
+/// A section that explains the environment variables, and lists the settings that have no flag.
 fn environment() -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["ENVIRONMENT"]);

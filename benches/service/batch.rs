@@ -54,8 +54,8 @@ impl Bench {
     /// Measures how long an upload takes while the pictures of a batch wait for calls to NVIDIA.
     fn single_picture_beside_batch(&mut self) {
         let folder = self.folder("beside");
-        // The limit on calls at once is low, so the 32 pictures of the batch need four rounds of calls.
-        // If the upload had to wait for all of them, it would take about 1.8 s.
+        // A batch makes at most three quarters of these calls at once: six. So its 32 pictures need six
+        // rounds of calls. If the upload had to wait for all of them, it would take about 2.6 s.
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));

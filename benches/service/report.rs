@@ -36,7 +36,8 @@ impl Report {
         self.goals.push(Goal { name: name.into(), measured, limit: Limit::AtLeast(min) });
     }
 
-    /// Adds those figures of a load that have a goal. `sent` is `fresh` or `again`.
+    /// Adds those figures of a load that have a goal. `sent` is `fresh` if each request had a new
+    /// picture, or `again` if all had the same picture.
     pub fn add_load(&mut self, route: &str, picture: &str, sent: &str, result: &LoadResult) {
         let cpu = result.cpu.total();
         let name = format!("{route}, {picture}, {sent}");
@@ -95,7 +96,7 @@ pub fn row(names: &[String], figures: &[f64]) {
     println!("{names}{figures}");
 }
 
-/// The round with the median of its first figure. The number of rounds is odd.
+/// The round whose first figure is the median of all first figures. The number of rounds is odd.
 pub fn median<const N: usize>(mut rounds: Vec<[f64; N]>) -> [f64; N] {
     rounds.sort_by(|a, b| a[0].total_cmp(&b[0]));
     rounds[rounds.len() / 2]

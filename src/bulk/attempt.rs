@@ -15,7 +15,7 @@ pub(super) async fn attempt(
     mut job: Job,
 ) -> (Job, Result<Embedded, Action>) {
     sleep(job.attempts.backoff()).await;
-    let timeout = job.attempts.start_request();
+    let timeout = job.attempts.next_timeout();
     job.started = Instant::now();
     let result = match &job.item.picture {
         Ok(picture) => client.embed(picture, timeout).await,

@@ -98,7 +98,7 @@ async fn embed(
 async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Embedded, Failure> {
     let mut attempts = Attempts::within(PICTURE_TIMEOUT);
     loop {
-        let (failure, pause) = match client.embed(picture, attempts.start_request()).await {
+        let (failure, pause) = match client.embed(picture, attempts.next_timeout()).await {
             Ok(embedded) => return Ok(embedded),
             Err(Action::NotSent(failure) | Action::Fail(failure) | Action::StopRun(failure)) => {
                 return Err(failure);

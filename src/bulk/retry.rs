@@ -50,8 +50,8 @@ impl Attempts {
         self.wait_end.map_or(Duration::ZERO, |end| end.saturating_duration_since(now))
     }
 
-    /// Starts a request. Returns how long it may take. The first call sets the deadline.
-    pub(super) fn start_request(&mut self) -> Duration {
+    /// Returns how long a request that starts now may take. The first call sets the deadline.
+    pub(super) fn next_timeout(&mut self) -> Duration {
         let now = Instant::now();
         let deadline = *self.deadline.get_or_insert(now + self.time_limit);
         let left = deadline.saturating_duration_since(now);
@@ -100,14 +100,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_deadline_counts_from_the_first_request_and_shortens_later_ones() {
         let mut attempts = Attempts::within(900 * SECOND);
-        advance(10_000 * SECOND).await;
+        advance(10_000 * SECOND).await; // more than the limit, but no request has started
         assert!(attempts.may_continue(Instant::now()));
-        assert_eq!(attempts.start_request(), REQUEST_TIMEOUT);
+        assert_eq!(attempts.next_timeout(), REQUEST_TIMEOUT);
         advance(800 * SECOND).await;
-        assert_eq!(attempts.start_request(), 100 * SECOND);
+        assert_eq!(attempts.next_timeout(), 100 * SECOND);
         assert!(attempts.may_continue(Instant::now() + 99 * SECOND));
         assert!(!attempts.may_continue(Instant::now() + 100 * SECOND));
         advance(200 * SECOND).await;
-        assert_eq!(attempts.start_request(), MIN_REQUEST_TIMEOUT);
+        assert_eq!(attempts.next_timeout(), MIN_REQUEST_TIMEOUT);
     }
 }

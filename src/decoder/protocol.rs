@@ -11,6 +11,7 @@ pub(super) const COMMAND: &str = "decode";
 pub(super) struct Job {
     pub(super) target: Target,
     pub(super) format: Format,
+    /// The width and the height in pixels, before `orientation` is applied.
     pub(super) width: u32,
     pub(super) height: u32,
     pub(super) orientation: Orientation,
@@ -113,6 +114,7 @@ impl ResultKind {
     /// Returns the header of a result that has `len` more bytes.
     pub(super) fn header(self, len: u64) -> [u8; HEADER_LEN] {
         let mut header = [0; HEADER_LEN];
+        // Every kind has a letter, so the zero is never used.
         let letter = Self::LETTERS.iter().find(|(kind, _)| *kind == self);
         header[0] = letter.map_or(0, |(_, letter)| *letter);
         header[1..].copy_from_slice(&len.to_le_bytes());
@@ -149,7 +151,7 @@ mod tests {
                 cpu_seconds: 5,
             };
             assert_eq!(Job::parse(&job.to_args()[1..]), Some(job));
-            assert_eq!(Job::parse(&job.to_args()), None);
+            assert_eq!(Job::parse(&job.to_args()), None); // the command is one argument too many
         }
         for (kind, _) in ResultKind::LETTERS {
             assert_eq!(ResultKind::parse(kind.header(7)), Some((kind, 7)));

@@ -66,6 +66,7 @@ async fn written_bytes_are_counted_only_once() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
     let space = disk.space();
     let mut permit = space.empty_permit();
+    // A byte that was written lowers the free space. The permit must not reserve it any more.
     for written in 1..=10 {
         permit.grow_to(written * BLOCK).await.unwrap();
         disk.write(BLOCK);
@@ -89,6 +90,7 @@ async fn bytes_that_are_written_during_a_measurement_are_counted() {
     let space = DiskSpace::with_measure("unused".into(), RESERVE, move |_| {
         let bytes = free.load(Ordering::SeqCst);
         report_read.lock().unwrap().send(()).unwrap();
+        // An error means that the test has ended.
         let _ = wait_for_resume.lock().unwrap().recv();
         Ok(FreeSpace { bytes, inodes: None })
     });
@@ -98,6 +100,7 @@ async fn bytes_that_are_written_during_a_measurement_are_counted() {
     was_read.recv().unwrap();
 
     let mut second = space.empty_permit();
+    // Only two blocks are left above the reserve, so this starts a second measurement.
     let mut growing = Box::pin(second.grow_to(8 * BLOCK));
     assert!(poll!(&mut growing).is_pending());
     was_read.recv().unwrap();
@@ -114,9 +117,8 @@ async fn free_space_is_measured_once_a_second_but_near_the_reserve_for_each_chec
     let disk = FakeDisk::with_free(RESERVE + (1 << 30));
     let space = disk.space();
     let mut permit = space.empty_permit();
-    for step in 1..=1000 {
-        // 64 KiB more
-        permit.grow_to(step << 16).await.unwrap();
+    for n in 1..=1000 {
+        permit.grow_to(n * (64 << 10)).await.unwrap();
     }
     space.check_space().await.unwrap();
     space.free_space().await.unwrap();
@@ -147,7 +149,7 @@ async fn inodes_are_limited_if_their_number_is_fixed() {
     };
     // btrfs and many user-space file systems report no number of inodes.
     space(None).check_space().await.unwrap();
-    // Of the 102 free inodes, a hundred must stay free.
+    // One percent of all inodes must stay free: 100 of the 102 that are free.
     let few = space(Some(Inodes { free: 102, total: 10_000 }));
     let mut permits: Vec<_> = (0..3).map(|_| few.empty_permit()).collect();
     let results = join_all(permits.iter_mut().map(|permit| permit.grow_to(1 << 30))).await;

@@ -23,7 +23,7 @@ pub struct Settings {
     pub cache_disk: u64,
     /// The folder for cached vectors.
     pub cache_folder: PathBuf,
-    /// Reserves space on that folder's disk.
+    /// Reserves space on the disk of `cache_folder`.
     pub cache_space: DiskSpace,
 }
 

@@ -23,7 +23,7 @@ pub(super) struct SingleFlight<K, T>(Arc<Mutex<HashMap<K, Completion<T>>>>);
 pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     /// A call for the same key is running: wait for it.
     Join(Completion<T>),
-    /// No such call is running: make it.
+    /// No call that this task can join is running: make one.
     Lead(Completion<T>, LeadGuard<K, T>),
 }
 
@@ -94,18 +94,18 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
         self.completion.strong_count().is_none_or(|count| count <= own_clones)
     }
 
-    /// Sends the outcome to all waiting tasks. Later tasks make a new call.
+    /// Sends the outcome of a failed call to all waiting tasks. Later tasks make a new call.
     pub(super) fn fail(self, outcome: T) {
-        let Self { sender, entry, .. } = self;
+        let Self { sender, entry, completion: _receiver } = self;
         drop(entry);
-        // An error means that no task is waiting.
+        // This cannot fail: `_receiver` still exists.
         let _ = sender.send(outcome);
     }
 
-    /// Sends the outcome to all waiting tasks. Other tasks can still join the call until the
-    /// returned guard is dropped.
+    /// Sends the outcome of a successful call to all waiting tasks. Other tasks can still join the call
+    /// until the returned guard is dropped.
     pub(super) fn complete(self, outcome: T) -> EntryGuard<K, T> {
-        // This cannot fail: the guard itself has a receiver.
+        // This cannot fail: `self.completion` is a receiver.
         let _ = self.sender.send(outcome);
         self.entry
     }

@@ -26,18 +26,18 @@ const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 /// long as the Valkey's timeout.
 const LATENESS: Duration = Duration::from_secs(1);
 
-/// How long a lease that is released as done says so. A replica that acquires a lease trusts a look in
-/// the bucket that is younger than [`Valkey::lease_reserve`]. So the lease must say `done` for longer.
+/// How long the key of a lease says `done` after the release. A replica that acquires a lease trusts a
+/// look in the bucket that is younger than [`Valkey::lease_reserve`]. So the key must say `done` for longer.
 const DONE_EXPIRY: Duration = Duration::from_secs(30);
 
 /// The reply to an attempt to acquire a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseReply<L = Lease> {
-    /// This call has the lease.
+    /// The caller has the lease.
     Acquired(L),
-    /// Another call has the lease.
+    /// Another caller has the lease.
     Held,
-    /// Another call has written the vector to the bucket.
+    /// Another caller has written the vector to the bucket.
     Done,
 }
 
@@ -46,7 +46,7 @@ pub enum LeaseReply<L = Lease> {
 struct Names {
     /// The key of the lease.
     key: String,
-    /// The value of the key while this call holds the lease.
+    /// The value of the key while this holder has the lease.
     token: String,
 }
 
@@ -66,17 +66,17 @@ impl Valkey {
         EXPIRY.saturating_sub(RENEWAL_INTERVAL + LATENESS + self.0.timeout)
     }
 
-    /// Tries to acquire the lease of the call for a picture. With `ignore_done`, a lease that says that
-    /// the vector is in the bucket is acquired, too.
+    /// Tries to acquire the lease for computing a vector. With `ignore_done`, a lease whose key says `done`
+    /// is acquired, too.
     ///
     /// # Errors
     /// [`Unavailable`]
     pub async fn acquire_lease(
         &self,
-        picture: impl Display,
+        vector_key: impl Display,
         ignore_done: bool,
     ) -> Result<LeaseReply, Unavailable> {
-        let key = format!("{PREFIX}:lease:{picture}");
+        let key = format!("{PREFIX}:lease:{vector_key}");
         let token = format!("{}:{:016x}", self.0.replica, fastrand::u64(..));
         let names = Names { key, token };
         let script = acquire_script(&names.key, &names.token, ignore_done);
@@ -142,7 +142,7 @@ async fn renew(valkey: Valkey, names: Names) {
 }
 
 impl Lease {
-    /// Whether this call still has the lease. If so, the lease is renewed.
+    /// Whether this holder still has the lease. If so, the lease is renewed.
     ///
     /// # Errors
     /// [`Unavailable`]
@@ -150,7 +150,7 @@ impl Lease {
         self.valkey.renew_lease(&self.names).await
     }
 
-    /// Releases the lease in the background, and says that the vector is in the bucket.
+    /// Releases the lease in the background. Its key then says `done`: the vector is in the bucket.
     pub fn release_as_done(mut self) {
         // Dropping `self` releases it.
         self.done_expiry = DONE_EXPIRY;

@@ -28,7 +28,7 @@ async fn assert_uploaded(picture: &[u8], expected: Expected, media_type: &str) {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     // The file's name must not be sent to NVIDIA. The comparisons below would find it in a call.
-    app.upload(picture, "secret-name.jpg").await.vector();
+    app.upload(picture, "secret-name.jpg").await.assert_success();
 
     let received = nvidia.wait_for(4).await;
     let [creation, upload, inference, deletion] = &received[..] else {
@@ -129,8 +129,8 @@ async fn the_base64_route_and_the_url_route_upload_a_large_picture() {
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
     // The first picture has other bytes, because otherwise the second embedding would come from the
     // cache.
-    app.base64(&variant(HUBBLE, 1)).await.vector();
-    app.by_url(&picture_server.url("/hubble.jpg")).await.vector();
+    app.base64(&variant(HUBBLE, 1)).await.assert_success();
+    app.by_url(&picture_server.url("/hubble.jpg")).await.assert_success();
     // Each picture needs four calls.
     let received = nvidia.wait_for(2 * 4).await;
     let uploads: Vec<_> = received.iter().filter(|request| request.method == "PUT").collect();
@@ -154,7 +154,7 @@ async fn a_hanging_deletion_does_not_delay_the_answer_or_the_shutdown() {
     // The timeout of a deletion is 10 s (`DELETE_TIMEOUT`), so a service that waits for the deletion
     // would exceed the 8 s below.
     let started = std::time::Instant::now();
-    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    app.upload(HUBBLE, "hubble.jpg").await.assert_success();
     nvidia.wait_for(4).await;
     app.stop().await;
     let elapsed = started.elapsed();
@@ -192,7 +192,7 @@ async fn a_failed_creation_and_a_failed_upload_of_an_asset_are_retried() {
     })
     .await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    app.upload(HUBBLE, "hubble.jpg").await.assert_success();
     let received = nvidia.wait_for(6).await;
     let methods: Vec<_> = received.iter().map(|request| request.method.as_str()).collect();
     // two creations, two uploads, one inference and one deletion

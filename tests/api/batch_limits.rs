@@ -24,7 +24,7 @@ async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_befo
     let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_REQUESTS_PER_MINUTE", 10).start().await;
     assert_entries(&app.batch(&batch_of(0..4)).await);
-    // Four of the ten calls are made. So six are left, but this batch needs seven.
+    // Four of the ten calls have been made. So six are left, but the next batch needs seven.
     let started = Instant::now();
     let refused = app.batch(&batch_of(10..17)).await;
     let problem = assert_problem(&refused, 503, "embedding_rate_limited");
@@ -32,7 +32,7 @@ async fn a_batch_that_needs_more_calls_than_this_minute_has_left_is_refused_befo
         started.elapsed() < Duration::from_secs(10),
         "the refusal must not wait for the limit on calls per minute"
     );
-    assert!(problem["error"]["param"].is_null());
+    assert!(problem["error"]["param"].is_null(), "the error should be that of the whole batch");
     let retry_after: u64 = refused.header("retry-after").parse().unwrap();
     assert!(
         (50..=61).contains(&retry_after),
@@ -76,7 +76,7 @@ async fn a_cached_batch_is_served_while_nvidia_allows_no_calls() {
         "Retry-After should be the time that NVIDIA sent"
     );
     assert_entries(&app.batch(&batch_of(0..3)).await);
-    assert_eq!(nvidia.count(), 4);
+    assert_eq!(nvidia.count(), 3 + 1, "only the first batch and the upload should be sent");
 }
 
 #[tokio::test]
@@ -86,7 +86,8 @@ async fn the_rate_limit_counts_each_picture_of_a_batch() {
     let problem = assert_problem(&app.batch(&batch_of(0..7)).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("send at most 6 at once"));
     assert_entries(&app.batch(&batch_of(0..3)).await);
-    // The batch of seven counted as one picture, and the batch of three as three. Two are left.
+    // The refused batch of seven counted as one picture, and the batch of three as three. Two of the
+    // six are left, so this batch needs one more.
     let refused = app.batch(&batch_of(0..3)).await;
     assert_problem(&refused, 429, "rate_limited");
     // With a limit of 6 per minute, another picture is allowed after 10 s.
@@ -155,7 +156,7 @@ async fn a_single_picture_does_not_wait_for_a_batch_of_the_same_client() {
         nvidia.wait_for(6).await;
         let answer = app.upload(&tiny(100), "single.png").await;
         release.send(true).unwrap();
-        answer.vector();
+        answer.assert_success();
     };
     let (answer, ()) = tokio::join!(app.batch(&body), single);
     assert_eq!(assert_entries(&answer).len(), 32);
@@ -224,6 +225,7 @@ async fn finished_pictures_of_a_running_batch_have_no_open_files() {
     let app = TestApp::start(&nvidia).await;
     let pictures: Vec<_> = (0..5).map(|n| data_url(&variant(HUBBLE, n))).collect();
     let request = app.json_request("/v1/embeddings?save=false", &json!({ "input": pictures }));
+    // The service runs in this process.
     let open_files = || {
         let folder = app.folder().to_str().unwrap();
         let open = std::fs::read_dir("/proc/self/fd").unwrap();
@@ -231,7 +233,7 @@ async fn finished_pictures_of_a_running_batch_have_no_open_files() {
         paths.filter(|path| path.to_string_lossy().starts_with(folder)).count()
     };
     let check_files = async {
-        // After the fifth call only the last picture is at work as soon as the others are finished.
+        // The last picture waits. So when only one picture is at work, the other four are finished.
         let created = || nvidia.lines().iter().filter(|line| **line == CREATE_ASSET).count();
         app.wait_for(|value| created() == 5 && value("imagesvc_pictures_at_work") == 1.0).await;
         // The lock of the folder, and the file of the last picture.
@@ -255,11 +257,11 @@ async fn a_batch_that_takes_longer_than_its_deadline_progresses_each_time_the_cl
         .setting("IMAGESVC_REQUEST_TIMEOUT", "1s")
         .start()
         .await;
-    // One call at a time, the batch takes 1.6 s, longer than the deadline of 1 s. From these other
-    // pictures, the service learns how long a call takes, and thus that the batch will be late. It
-    // must try the batch nevertheless.
+    // The calls of the batch, one at a time, take 1.6 s: longer than the deadline of 1 s. From other
+    // pictures, the service first learns how long a call takes, so it expects the batch to be late.
+    // It must try the batch nevertheless.
     for number in 100..100 + OTHER_PICTURES {
-        app.upload(&tiny(number), "a.png").await.vector();
+        app.upload(&tiny(number), "a.png").await.assert_success();
     }
     for failures in 0..BATCH {
         let answer = app.batch(&batch_of(0..BATCH)).await;
@@ -314,7 +316,8 @@ async fn without_memory_a_batch_fails_as_a_whole_even_if_errors_are_per_item() {
         let request = app.json_request("/v1/embeddings?errors=item", &batch_of(20..28));
         let answer = app.send(request).await;
         let problem = assert_problem(&answer, 503, "overloaded");
-        assert!(problem["error"]["param"].is_null(), "{problem}");
+        let param = &problem["error"]["param"];
+        assert!(param.is_null(), "the error should be that of the whole batch: {problem}");
         release.send(true).unwrap();
     };
     tokio::join!(singles, batch);

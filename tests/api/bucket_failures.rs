@@ -51,11 +51,12 @@ async fn wait_until_the_bucket_works(app: &TestApp) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_that_cannot_be_saved_is_refused_before_nvidia_is_paid() {
-    // At the same time, because each waits for the bucket to recover.
+    // All faults are tested at the same time, because each test waits for its bucket to recover.
     join_all(FAULTS.map(|(name, fault)| assert_nothing_is_paid(name, fault))).await;
 }
 
-/// Lets the bucket work, fail and work again.
+/// Lets the bucket work, fail with this fault, and work again. While it fails, NVIDIA must not be
+/// called for a picture that is to be saved.
 async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia)
@@ -63,7 +64,7 @@ async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
         .setting("IMAGESVC_BUCKET_TIMEOUT", "1s")
         .start()
         .await;
-    // The bucket worked until a moment ago.
+    // The bucket still works: it gets a picture and a vector.
     assert_x_cache(&app, ROCKET, "miss").await;
     app.wait_for(|_| written_count(&bucket) == 2).await;
     bucket.fail(move |request| Some(fault(request)));
@@ -79,7 +80,7 @@ async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
     // Pictures that are not to be saved are embedded as before.
     let request = with_query(app.upload_request(&tiny(3), "a.png"), "save=false");
     let unsaved = app.send(request).await;
-    unsaved.vector();
+    unsaved.assert_success();
     assert_eq!((unsaved.header("x-cache"), nvidia.count()), ("miss", 2), "{name}");
     assert_eq!(written_count(&bucket), 2, "{name}");
 
@@ -90,7 +91,7 @@ async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
 }
 
 #[tokio::test]
-async fn a_bucket_that_cannot_be_read_costs_only_the_shared_cache() {
+async fn if_the_bucket_cannot_be_read_only_the_shared_cache_is_lost() {
     let (_nvidia, bucket, app) = start().await;
     bucket.fail(|request| (request.method == "GET").then_some(Reply::Hang));
     for n in 0..4 {
@@ -125,7 +126,7 @@ async fn a_picture_whose_write_failed_without_an_answer_is_removed() {
 }
 
 #[tokio::test]
-async fn a_picture_is_removed_if_the_answer_to_its_first_put_was_lost_and_its_second_put_refused() {
+async fn a_picture_is_removed_if_the_answer_to_its_first_put_was_lost_and_its_second_refused() {
     let (_nvidia, bucket, app) = start().await;
     bucket.store_then_break_off_the_first("PUT", || FakeBucket::refusal(403, "AccessDenied"));
     assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
@@ -139,6 +140,7 @@ async fn a_removal_is_repeated_until_it_succeeds() {
     let (_nvidia, bucket, app) = start().await;
     bucket
         .fail(|request| (request.method == "DELETE").then(|| FakeBucket::refusal(503, "SlowDown")));
+    // A picture is saved before it is decoded. If it cannot be decoded, it is removed again.
     let mut damaged = converted(ROCKET, ImageFormat::WebP);
     damaged.truncate(damaged.len() / 2);
     assert_problem(&app.upload(&damaged, "a.webp").await, 415, "unsupported_image");
@@ -149,7 +151,7 @@ async fn a_removal_is_repeated_until_it_succeeds() {
             .filter(|line| line.starts_with("DELETE") && line.contains("/downloads/"))
             .count()
     };
-    // Each attempt of a removal sends its request twice, so this waits for a second attempt.
+    // A request that fails is sent once more. So four requests mean that the removal was repeated.
     app.wait_for(|_| removals() >= 4).await;
     bucket.recover();
     app.wait_for(|_| bucket.objects_in("downloads").is_empty()).await;
@@ -168,7 +170,7 @@ async fn a_refused_picture_does_not_make_the_bucket_fail_for_others() {
 }
 
 #[tokio::test]
-async fn a_vector_that_cannot_be_written_costs_only_the_shared_cache() {
+async fn if_no_vector_can_be_written_only_the_shared_cache_is_lost() {
     let (_nvidia, bucket, app) = start().await;
     bucket.fail(|request| {
         let is_vector = request.method == "PUT" && request.target.contains("/vectors/");
@@ -250,8 +252,8 @@ async fn a_failing_bucket_does_not_make_the_service_unready() {
 }
 
 #[tokio::test]
-async fn a_bucket_that_refuses_stops_the_start_with_the_name_of_the_setting() {
-    for (status, code, setting) in [
+async fn a_bucket_that_refuses_stops_the_start_and_names_the_setting_or_the_permission() {
+    for (status, code, name) in [
         (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
         (403, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
         (400, "AuthorizationQueryParametersError", "IMAGESVC_BUCKET_REGION"),
@@ -263,7 +265,7 @@ async fn a_bucket_that_refuses_stops_the_start_with_the_name_of_the_setting() {
         bucket.fail(move |_| Some(FakeBucket::refusal(status, code)));
         let error = TestApp::builder(&nvidia).bucket(&bucket).build().await.unwrap_err();
         assert!(matches!(error, BuildError::Bucket { .. }), "{error}");
-        assert!(error.to_string().contains(setting), "{code}: {error}");
+        assert!(error.to_string().contains(name), "{code}: {error}");
     }
 }
 
@@ -305,7 +307,7 @@ async fn one_failed_attempt_of_a_write_is_repeated_and_the_picture_is_saved() {
         is_first.then(|| FakeBucket::refusal(503, "SlowDown"))
     });
     let answer = app.upload(HUBBLE, "a.jpg").await;
-    answer.vector();
+    answer.assert_success();
     assert_eq!(bucket.objects_in("downloads")[&answer.saved_as()], HUBBLE);
 }
 

@@ -158,7 +158,11 @@ async fn a_picture_is_sent_again_after_a_broken_answer_and_a_502_but_not_after_a
         bulk.run(&format!("photos --out vectors.jsonl --concurrency 1 --to {}", service.url("")));
     let run = run.expect_exit_code(1);
     assert!(run.stderr.contains("1 embedded (0 cached), 1 failed"), "{}", run.stderr);
-    assert_eq!(service.count(), 1 + 3 + 1, "the second picture should be sent once");
+    assert_eq!(
+        service.count(),
+        1 + 3 + 1,
+        "a request for the model, 3 for the first picture and 1 for the second should arrive"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,7 +178,12 @@ async fn an_error_that_concerns_every_picture_stops_the_run() {
         "after the request for the model, at most 2 pictures should be sent: {}",
         service.count()
     );
-    // A server that is not this service is refused before a picture is sent.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_not_this_service_is_an_error() {
+    let bulk = Bulk::without_nvidia();
+    bulk.write_pictures(1);
     let website = FakeServer::start(|_, _| Reply::new(200, &[], "a web page")).await;
     let run = bulk.run(&format!("photos --to {}", website.url(""))).expect_exit_code(2);
     assert!(run.stderr.contains("is not this service"), "{}", run.stderr);
@@ -197,7 +206,7 @@ async fn a_run_waits_for_a_service_that_restarts() {
         TestApp::builder(&nvidia).folder(folder).setting("IMAGESVC_PORT", port).start().await;
     Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 60);
-    assert_eq!(nvidia.count(), 60, "the stopping service should finish its calls");
+    assert_eq!(nvidia.count(), 60, "no picture should be sent to NVIDIA twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]

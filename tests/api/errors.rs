@@ -47,7 +47,7 @@ async fn the_proxy_for_nvidia_is_used_if_it_is_set() {
         .setting("NVIDIA_INFER_URL", "http://nvidia.example/infer")
         .start()
         .await;
-    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.assert_success();
     // A proxy receives the whole URL in the request line.
     assert_eq!(proxy.lines(), ["POST http://nvidia.example/infer"]);
 }
@@ -76,7 +76,7 @@ async fn an_unreachable_nvidia_is_reported_as_unavailable() {
 }
 
 #[tokio::test]
-async fn with_less_free_space_than_the_reserve_every_picture_route_reports_a_full_disk() {
+async fn with_less_free_space_than_the_reserve_each_route_for_one_picture_reports_a_full_disk() {
     let nvidia = FakeNvidia::healthy().await;
     // No disk has so much free space.
     let app =
@@ -89,6 +89,7 @@ async fn with_less_free_space_than_the_reserve_every_picture_route_reports_a_ful
         assert_problem(&answer, 507, "storage_full");
     }
     assert!(app.saved().is_empty());
+    // The service is alive, but not ready.
     assert_eq!(app.get("/health").await.status, 200);
     let ready = app.get("/ready").await;
     assert_eq!(

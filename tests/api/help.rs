@@ -50,7 +50,8 @@ fn settings() -> Vec<(String, Vec<String>)> {
     groups.collect()
 }
 
-/// Writes the man pages and the completions into a new folder in a temporary folder.
+/// Writes the man pages and the completions into `new`, a folder that does not exist yet. Returns
+/// the temporary folder that contains it.
 fn write_manual() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     manual::write(&folder.path().join("new")).unwrap();
@@ -113,6 +114,7 @@ fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
             let (_, group) = rest.split_once(&format!("\n{heading}:\n")).unwrap_or_else(|| {
                 panic!("{arguments:?}: the heading {heading} should come next: {rest}")
             });
+            // The next heading also begins with "Settings".
             let (group, _) = group.split_once("\n\nSettings ").unwrap_or((group, ""));
             let group = group.split_whitespace().collect::<Vec<_>>().join(" ");
             for name in &names {
@@ -132,17 +134,17 @@ fn the_long_help_lists_every_setting_under_the_heading_of_its_group() {
 fn the_man_pages_list_every_command_every_argument_and_every_setting() {
     let folder = write_manual();
     let main_page = page_text(folder.path(), "imagesvc.1");
-    let mut count = 0;
+    let mut setting_count = 0;
     for (heading, names) in settings() {
         assert!(main_page.contains(&format!(".SH \"{}\"\n", heading.to_uppercase())), "{heading}");
         for name in names {
             let has_flag = main_page.contains(&format!("[env: {name}]"));
             let is_secret = main_page.contains(&format!(".TP\n{name}\n"));
             assert!(has_flag != is_secret, "{name} should be listed once: {main_page}");
-            count += 1;
+            setting_count += 1;
         }
     }
-    assert!(count > 40, "only {count} settings were found");
+    assert!(setting_count > 40, "only {setting_count} settings were found");
     for command in command_line().get_subcommands() {
         let name = command.get_name();
         let file = format!("imagesvc-{name}.1");
@@ -206,6 +208,7 @@ fn bash_completes_commands_and_their_flags_and_the_flags_of_settings() {
     assert_eq!(completions(&["imagesvc", "check", "--li"]), BTreeSet::from(["--live".into()]));
     let flags = completions(&["imagesvc", "nearest", "--"]);
     assert!(flags.contains("--count") && flags.contains("--port"), "{flags:?}");
+    // The command `settings` is hidden.
     let commands = completions(&["imagesvc", ""]);
     assert!(commands.contains("check") && !commands.contains("settings"), "{commands:?}");
 }
@@ -216,7 +219,8 @@ fn zsh_completes_a_flag_of_a_command() {
         return;
     }
     let folder = write_manual();
-    // A pseudo-terminal in which zsh loads the completions, and lists those of a line.
+    // A pseudo-terminal in which zsh loads the completions, and lists those of a line. The terminal
+    // echoes each command. The quotes in `rea""dy` keep the echo from matching `*ready*`.
     let script = r#"
         zmodload zsh/zpty
         zpty shell zsh -f -i
@@ -234,7 +238,7 @@ fn zsh_completes_a_flag_of_a_command() {
 }
 
 #[test]
-fn the_rpm_contains_every_man_page_and_completion() {
+fn the_rpms_manifest_and_build_script_list_every_man_page_and_completion() {
     let folder = write_manual();
     let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let build_script = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();

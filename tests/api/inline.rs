@@ -12,7 +12,7 @@ use crate::support::{
 async fn a_small_jpeg_is_sent_in_one_call_with_exactly_this_line_these_headers_and_this_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.assert_success();
 
     let received = nvidia.received();
     assert_eq!(nvidia.lines(), [INFER]);
@@ -42,9 +42,9 @@ async fn the_upload_base64_and_url_routes_send_the_same_body_to_nvidia() {
         .setting("IMAGESVC_CACHE_DISK", "0")
         .start()
         .await;
-    app.upload(ROCKET, "rocket.jpg").await.vector();
-    app.base64(ROCKET).await.vector();
-    app.by_url(&picture_server.url("/rocket.jpg")).await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.assert_success();
+    app.base64(ROCKET).await.assert_success();
+    app.by_url(&picture_server.url("/rocket.jpg")).await.assert_success();
     let received = nvidia.received();
     assert_eq!(received.len(), 3);
     assert!(received.iter().all(|request| request.body == received[0].body));
@@ -64,7 +64,7 @@ async fn a_png_with_a_jpg_file_name_is_sent_as_png() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(&png, "chelsea.jpg").await;
-    answer.vector();
+    answer.assert_success();
     assert!(answer.saved_as().ends_with(".png"));
     assert_eq!(answer.json()["content_type"], "image/png");
     assert_eq!(
@@ -78,7 +78,7 @@ async fn an_nvidia_key_with_a_bearer_prefix_is_not_sent_with_two_prefixes() {
     let nvidia = FakeNvidia::healthy().await;
     let with_bearer = format!("Bearer {KEY}");
     let app = TestApp::builder(&nvidia).setting("NVIDIA_API_KEY", &with_bearer).start().await;
-    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.assert_success();
     assert_eq!(nvidia.received()[0].header("authorization"), Some(with_bearer.as_str()));
 }
 

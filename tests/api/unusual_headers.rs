@@ -9,11 +9,11 @@ use crate::support::{
 
 /// The picture that the following four files show.
 const PLAIN: &[u8] = include_bytes!("../fixtures/formats/plain.png");
-/// A BMP with the header of OS/2, half as wide and half as high as the picture.
+/// The picture at half its width and half its height, as a BMP with the header of OS/2.
 const OS2: &[u8] = include_bytes!("../fixtures/formats/bmp-os2v2.bmp");
-/// A WebP that asks to be scaled up when it is shown, which decoders ignore.
+/// A WebP whose header asks viewers to enlarge it. Decoders ignore this.
 const SCALED: &[u8] = include_bytes!("../fixtures/formats/webp-vp8-scale-11.webp");
-/// A WebP with EXIF orientation 6, whose EXIF data begins with the prefix that only JPEG requires.
+/// A WebP with EXIF orientation 6, whose EXIF data begins with `Exif\0\0`. Only a JPEG needs this prefix.
 const PREFIXED: &[u8] = include_bytes!("../fixtures/formats/webp-exif6-prefixed.webp");
 /// A WebP with EXIF orientation 6, without that prefix.
 const BARE: &[u8] = include_bytes!("../fixtures/formats/webp-exif6-bare.webp");
@@ -22,8 +22,8 @@ fn plain() -> RgbImage {
     image_rs::load_from_memory(PLAIN).unwrap().into_rgb8()
 }
 
-/// NVIDIA receives JPEGs, whose samples may differ by less than this on average from the original.
-const MAX_DIFFERENCE: u64 = 8;
+/// The mean difference between a picture and the JPEG that NVIDIA receives must be less than this.
+const DIFFERENCE_LIMIT: u64 = 8;
 
 /// The mean difference between the samples of two pictures of the same size, from 0 to 255.
 fn mean_difference(a: &RgbImage, b: &RgbImage) -> u64 {
@@ -32,8 +32,9 @@ fn mean_difference(a: &RgbImage, b: &RgbImage) -> u64 {
     total / a.len() as u64
 }
 
-/// Uploads pictures, each with its name and its size as stored. Asserts that the answers contain
-/// these sizes, and returns the pixels that NVIDIA received.
+/// Uploads pictures, each with its name and with its size before the EXIF orientation is applied.
+/// Asserts that each becomes a JPEG and that the answers contain these sizes. Returns the pixels
+/// that NVIDIA received.
 async fn upload_all(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
@@ -50,7 +51,7 @@ async fn upload_all(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
 
 #[tokio::test]
 async fn pictures_with_unusual_headers_reach_nvidia_as_they_look() {
-    let full_size = [160, 120]; // before the EXIF orientation is applied
+    let full_size = [160, 120];
     let pictures = [
         ("os2.bmp", OS2.to_vec(), [80, 60]),
         ("scaled.webp", SCALED.to_vec(), full_size),
@@ -64,7 +65,7 @@ async fn pictures_with_unusual_headers_reach_nvidia_as_they_look() {
     let pairs = received.iter().zip(&expected);
     for ((name, ..), (received_pixels, expected_pixels)) in pictures.iter().zip(pairs) {
         let difference = mean_difference(received_pixels, expected_pixels);
-        assert!(difference < MAX_DIFFERENCE, "{name} should not differ by {difference}");
+        assert!(difference < DIFFERENCE_LIMIT, "{name} should not differ by {difference}");
     }
 }
 
@@ -73,7 +74,7 @@ async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
     // The chunk with the pixels, without the 12 bytes of the file's header.
     let lossless = converted(PLAIN, ImageFormat::WebP).split_off(12);
     // In turn, the flags declare nothing, XMP, EXIF, transparency, and all three together with an
-    // ICC profile. The files contain none of these, but a chunk of an unknown kind.
+    // ICC profile. The files contain none of these, only a chunk of an unknown kind.
     let pictures: Vec<_> = [0, 0b100, 0b1000, 0b1_0000, 0b11_1100]
         .map(|flags| {
             let file = webp(&[vp8x(flags, 160, 120), lossless.clone(), riff_chunk(b"junk", b"x")]);
@@ -81,7 +82,7 @@ async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
         })
         .to_vec();
     for received in upload_all(&pictures).await {
-        assert!(mean_difference(&received, &plain()) < MAX_DIFFERENCE);
+        assert!(mean_difference(&received, &plain()) < DIFFERENCE_LIMIT);
     }
 }
 
@@ -94,7 +95,7 @@ async fn a_gif_without_a_palette_is_grey_and_a_frame_beyond_the_canvas_is_not_cr
     };
     let screen = |width: u8, height: u8| [b"GIF89a", &[width, 0, height, 0, 0, 0, 0][..]].concat();
     let pictures = [
-        // The frame fills the canvas, then exceeds it, and then there is a canvas without pixels.
+        // In turn, the frame fills the canvas, exceeds it, and has a canvas of 0 × 0 pixels.
         ("grey.gif", [screen(60, 40), frame(0, 0)].concat(), [60, 40]),
         ("beyond-canvas.gif", [screen(30, 20), frame(4, 2)].concat(), [64, 42]),
         ("no-canvas.gif", [screen(0, 0), frame(0, 0)].concat(), [60, 40]),
@@ -103,7 +104,7 @@ async fn a_gif_without_a_palette_is_grey_and_a_frame_beyond_the_canvas_is_not_cr
     let offsets = [(0, 0), (4, 2), (0, 0)];
     for (received, (left, top)) in upload_all(&pictures).await.iter().zip(offsets) {
         let frame = imageops::crop_imm(received, left, top, 60, 40).to_image();
-        assert!(mean_difference(&frame, &grey) < MAX_DIFFERENCE);
+        assert!(mean_difference(&frame, &grey) < DIFFERENCE_LIMIT);
     }
 }
 
@@ -111,8 +112,8 @@ async fn a_gif_without_a_palette_is_grey_and_a_frame_beyond_the_canvas_is_not_cr
 async fn the_error_for_an_unsupported_kind_of_bmp_states_the_kind_and_the_bmp_is_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // The second header of the BMP contains its own length at byte 14, the bits per pixel at byte
-    // 28, and the compression at byte 30.
+    // At byte 14 of the file, the second header begins with its own length. The bits per pixel are at
+    // byte 28 of the file, and the compression is at byte 30.
     let bmp = |length: u8, bits: u8, compression: u8| {
         let mut bmp = OS2.to_vec();
         [bmp[14], bmp[28], bmp[30]] = [length, bits, compression];

@@ -1,4 +1,4 @@
-"""Python, openai: Base64, which it requests by default, and floats."""
+"""Python, openai: vectors in Base64, which this client requests by default, and as floats."""
 
 import openai
 
@@ -17,7 +17,7 @@ for url, key in SERVICES:
     as_floats = {"encoding_format": "float"}
     check(url, key, lambda picture: embed(picture, **as_floats)[0], lambda batch: embed(batch, **as_floats), is_float=True)
 
-    # Vectors of length 1.
+    # With `normalized`, the squares of a vector's numbers add up to 1.
     normalized = embed(pictures(url), extra_body={"normalized": True})
     assert all(abs(sum(number * number for number in vector) - 1) < 1e-6 for vector in normalized)
 
@@ -26,7 +26,7 @@ for url, key in SERVICES:
     assert (error.param, error.code, error.type) == ("input[1]", "validation_failed", "invalid_request_error"), error.body
     assert error.request_id
 
-    # The service accepts 32 pictures in a batch.
+    # The service accepts at most 32 pictures in a batch.
     error = refusal(lambda: embed([encoded("formats/plain.jpg")] * 33), openai.UnprocessableEntityError)
     assert "33 pictures" in str(error) and error.param == "input", error
     error = refusal(lambda: embed(pictures(url), dimensions=256), openai.BadRequestError)

@@ -8,7 +8,8 @@ use super::{
     limited::Limited,
 };
 
-/// Reads the rows, and turns each into an object of strings. Returns whether more items are wanted.
+/// Reads the rows, and turns each into a JSON object of strings. `place` is the name of the list.
+/// Returns whether the sink wants more items.
 ///
 /// # Errors
 /// The list cannot be read to its end, or two fields have the same name.

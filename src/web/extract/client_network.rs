@@ -9,8 +9,8 @@ use axum::{
 
 use crate::{server::ClientAddress, shares::ClientNetwork};
 
-/// Returns the client network that a request counts toward. All requests without a connection (as
-/// in tests) have the same client network.
+/// Returns the network whose limits a request counts toward. All requests without a client's address
+/// (as in tests) have the same network.
 pub(crate) fn client_network(extensions: &Extensions) -> ClientNetwork {
     match extensions.get::<ClientAddress>() {
         Some(address) => address.network(),

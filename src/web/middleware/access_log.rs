@@ -31,7 +31,7 @@ const CLIENT_DISCONNECTED: u16 = 499;
 /// The route in the log and the metrics if no route has the request's path.
 const NO_ROUTE: &str = "none";
 
-/// The field of a trace's span that contains the reason of an error.
+/// The field of a trace's span that contains the code of an error.
 const ERROR_TYPE: &str = "error.type";
 
 /// Fields that a handler adds to the request's log line. The handler attaches them to its response.
@@ -47,7 +47,7 @@ pub(in crate::web) struct LogFields {
     pub size_bytes: Option<u64>,
     /// Where the embedding came from: NVIDIA, a cache level, or another request's call.
     pub cache: Option<&'static str>,
-    /// The number of inference calls.
+    /// The number of inference calls, retries included.
     pub attempts: Option<u32>,
 }
 
@@ -79,6 +79,7 @@ pub(in crate::web) async fn access_log(
     let peer = request.extensions().get::<Peer>();
     let client = peer.map(|Peer(peer)| proxies.client(peer.ip(), request.headers()));
     if let Some(client) = client {
+        // Other layers and the handlers read the client's address from here.
         request.extensions_mut().insert(client);
     }
     let trace = TraceContext::of(request.headers());
@@ -189,6 +190,7 @@ impl Entry {
         self.trace.as_ref().map(|trace| (&*trace.trace_id, &*trace.span_id)).unzip()
     }
 
+    /// Writes the line, and adds the request to the metrics and to its trace.
     fn write(&mut self, status: StatusCode, fields: &LogFields, error: Option<&Error>) {
         self.is_written = true;
         let status = status.as_u16();

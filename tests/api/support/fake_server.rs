@@ -127,7 +127,7 @@ const MAX_RECORDED_BODIES: usize = 64;
 
 type Script = dyn Fn(&Received, usize) -> Reply + Send + Sync;
 
-/// A running server. Dropping this value stops the server.
+/// A running server. When this value is dropped, the server accepts no more connections.
 pub struct FakeServer {
     pub address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
@@ -137,14 +137,14 @@ pub struct FakeServer {
 }
 
 impl FakeServer {
-    /// Sends the replies that a script returns. The script gets each request and the number of
-    /// requests before it.
+    /// Starts a server that sends the replies of a script. The script gets each request and the number
+    /// of requests before it.
     pub async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
         Self::listen(None, script).await
     }
 
-    /// Like [`Self::start`], but over TLS. Clients connect to `localhost`, so a valid certificate is
-    /// for this name.
+    /// Like [`Self::start`], but over TLS. Clients use the host name `localhost`, so only a certificate
+    /// for this name is valid.
     pub async fn start_tls(
         config: ServerConfig,
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -162,7 +162,7 @@ impl FakeServer {
         let received = Arc::new(Mutex::new(Vec::new()));
         let (count_sender, count) = watch::channel(0);
         let delayed = Arc::new(DelayedRequests::default());
-        let connection = Connection {
+        let state = SharedState {
             script,
             received: Arc::clone(&received),
             count: Arc::new(count_sender),
@@ -170,15 +170,15 @@ impl FakeServer {
         };
         let task = tokio::spawn(async move {
             while let Ok((stream, peer)) = listener.accept().await {
-                let (connection, tls) = (connection.clone(), tls.clone());
+                let (state, tls) = (state.clone(), tls.clone());
                 tokio::spawn(async move {
                     // An error ends only this connection.
                     let _ = match tls {
                         Some(tls) => match tls.accept(stream).await {
-                            Ok(stream) => connection.serve(stream, peer).await,
+                            Ok(stream) => state.serve(stream, peer).await,
                             Err(error) => Err(error),
                         },
-                        None => connection.serve(stream, peer).await,
+                        None => state.serve(stream, peer).await,
                     };
                 });
             }
@@ -186,7 +186,7 @@ impl FakeServer {
         Self { address, received, count, delayed, task }
     }
 
-    /// Responds to each request with the same picture.
+    /// Starts a server that replies to each request with this picture.
     pub async fn serving(picture: &[u8]) -> Self {
         let reply = Reply::new(200, &[], picture);
         Self::start(move |_, _| reply.clone()).await
@@ -233,16 +233,17 @@ impl Drop for FakeServer {
     }
 }
 
-/// The state that the server needs to serve a connection.
+/// The state that all connections share.
 #[derive(Clone)]
-struct Connection {
+struct SharedState {
     script: Arc<Script>,
     received: Arc<Mutex<Vec<Received>>>,
     count: Arc<watch::Sender<usize>>,
     delayed: Arc<DelayedRequests>,
 }
 
-impl Connection {
+impl SharedState {
+    /// Serves a connection until an error ends it, or until a reply closes it.
     async fn serve(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,

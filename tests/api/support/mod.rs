@@ -1,4 +1,4 @@
-//! What the tests share: a running service, the fake servers that it calls, and test data.
+//! What the tests share: a running service, the servers that it calls, most of them fake, and test data.
 //!
 //! An [`Answer`] comes from the service; a [`Reply`] is what a fake server sends to the service.
 

@@ -42,7 +42,8 @@ const ALPHA: u64 = 2;
 // Values of other tags.
 /// Predictor: each sample is the difference from the pixel to the left.
 const DIFFERENCE: u64 = 2;
-/// Predictor: the same, for the reordered bytes of floating-point numbers.
+/// Predictor: the bytes of floating-point numbers are reordered, and each is the difference from the
+/// byte of the pixel to the left.
 const FLOAT_DIFFERENCE: u64 = 3;
 /// SampleFormat: floating-point numbers.
 const FLOAT: u64 = 3;
@@ -52,10 +53,11 @@ const SEPARATE_PLANES: u64 = 2;
 const REVERSED_BITS: u64 = 2;
 
 fn decoded(file: Vec<u8>) -> Result<RgbImage, Error> {
-    decode(&probe(Content::Memory(file.into()), 64_000_000)?)
+    let max_pixels = 64_000_000;
+    decode(&probe(Content::Memory(file.into()), max_pixels)?)
 }
 
-/// Decodes a picture of one strip, and returns its pixels.
+/// Decodes a file that contains this one strip, and returns the pixels.
 fn pixels(crafted: &Crafted, strip: &[u8]) -> Vec<[u8; 3]> {
     rgb(&decoded(crafted.file(&[strip])).unwrap())
 }
@@ -110,6 +112,7 @@ fn grey_of_every_depth_is_scaled_to_eight_bits() {
 fn a_strip_without_a_length_is_read_to_the_end_of_the_file() {
     let values = [7, 8, 9, 10];
     let picture = Crafted::new((4, 1), GREY, &[8]).with(COMPRESSION, &[DEFLATE]);
+    // The length is 0, or the tag is missing.
     for lengths in [&[0][..], &[]] {
         let picture = picture.clone().with(STRIP_BYTE_COUNTS, lengths);
         assert_eq!(pixels(&picture, &zlib(&values)), grey(&values), "{lengths:?}");
@@ -118,7 +121,7 @@ fn a_strip_without_a_length_is_read_to_the_end_of_the_file() {
 
 #[test]
 fn palette_indices_become_the_colours_of_the_palette() {
-    // The last scale is that of programs that write 8-bit values instead of 16-bit values.
+    // A palette has 16-bit values. Programs multiply 8-bit values by 256 or 257, or wrongly by 1.
     let map = |scale: u64| [9, 10, 11, 12, 20, 21, 22, 23, 30, 31, 32, 33].map(|n| n * scale);
     for scale in [256, 257, 1] {
         let picture = Crafted::new((4, 1), PALETTE, &[2]).with(COLOR_MAP, &map(scale));
@@ -270,7 +273,8 @@ fn truncated_pixels_are_broken() {
         let result = decoded(picture.file(&[&strip[..strip.len() / 2]]));
         assert!(matches!(result, Err(Error::Broken { .. })), "{result:?}");
     }
-    // Without compression, the strip must be moved to the end of the file to be truncated.
+    // Without compression, the length of a strip is ignored, so a shorter strip would be read on into
+    // the tags after it. So this file ends with a second copy, which lacks 68 of the 768 bytes.
     let mut file = picture.with(STRIP_OFFSETS, &[4000]).file(&[&values]);
     file.resize(4000, 0);
     file.extend(&values[..700]);
@@ -307,7 +311,7 @@ proptest! {
             file[at] = value;
         }
         if let Ok(picture) = probe(Content::Memory(file.into()), 10_000) {
-            let _ = decode(&picture);
+            let _ = decode(&picture); // may fail, but not panic
         }
     }
 }

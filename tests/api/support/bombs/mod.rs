@@ -13,7 +13,7 @@ pub use tiff::shared_lzw;
 /// The name of a hostile picture, and its bytes.
 pub type Bomb = (&'static str, Vec<u8>);
 
-/// Pictures that decoders refuse, or finish decoding within seconds.
+/// Pictures that decoders refuse, or decode within seconds.
 pub fn all() -> Vec<Bomb> {
     [webp::all(), tiff::all(), gif::all(), bmp::all(), png::all(), jpeg::all(), heic::all()]
         .concat()

@@ -26,7 +26,8 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     .to_vec()
 }
 
-/// A GIF with these blocks. The flags 0xf7 say that it has a colour table of 256 colours.
+/// A GIF with these blocks. The flags 0xf7 announce a table of 256 colours. The zeros after them are the
+/// background colour and the aspect ratio.
 fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let sizes = [(width as u16).to_le_bytes(), (height as u16).to_le_bytes()].concat();
     [b"GIF89a", &sizes[..], &[0xf7, 0, 0], &palette(), blocks, b";"].concat()
@@ -36,7 +37,8 @@ fn gif((width, height): (u32, u32), blocks: &[u8]) -> Vec<u8> {
 /// 10, and the table begins at byte 13.
 fn without_colour_table(size: (u32, u32), blocks: &[u8]) -> Vec<u8> {
     let colored = gif(size, blocks);
-    [&colored[..10], &[0, 0, 0], &colored[13 + 3 * 256..]].concat()
+    let table_len = 3 * 256;
+    [&colored[..10], &[0, 0, 0], &colored[13 + table_len..]].concat()
 }
 
 /// A frame at the top left of the canvas.

@@ -22,6 +22,7 @@ enum Scans {
 pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
     let rgb = RgbImage::from_fn(size.0, size.1, |x, y| [0, 1, 2].map(|c| byte(x, y, c)).into());
     let mut kinds = vec![("jpeg-encoded".into(), encoded(&rgb.into(), ImageFormat::Jpeg))];
+    // Sampling factors, as in `jpeg_head`.
     for (sampling, name) in [
         (&[0x11][..], "grey"),
         (&[0x11; 3], "444"),
@@ -46,15 +47,14 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
 /// Writes blocks with the Huffman codes of [`jpeg_head`].
 struct Blocks {
     bits: HighBits,
-    /// The state of the random number generator.
-    seed: u32,
+    random_state: u32,
 }
 
 impl Blocks {
-    /// Returns 16 random bits.
+    /// Returns 16 bits of a linear congruential generator.
     fn random(&mut self) -> u64 {
-        self.seed = self.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        u64::from(self.seed >> 16)
+        self.random_state = self.random_state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        u64::from(self.random_state >> 16)
     }
 
     /// Writes the code for a DC difference of five bits (see [`jpeg_head`]), and then five random bits.
@@ -103,7 +103,7 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
     // the picture needs (ITU-T T.81, A.2.2).
     let mcus = size.0.div_ceil(8 * max_horizontal) * size.1.div_ceil(8 * max_vertical);
     let scan = |head: Vec<u8>, block_count: u32, write_block: fn(&mut Blocks)| {
-        let mut blocks = Blocks { bits: HighBits::default(), seed: 1 };
+        let mut blocks = Blocks { bits: HighBits::default(), random_state: 1 };
         (0..block_count).for_each(|_| write_block(&mut blocks));
         [head, blocks.finish()].concat()
     };
@@ -122,7 +122,8 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
     let mut jpeg = jpeg_head(frame, (size.0 as u16, size.1 as u16), sampling);
     if sampling.len() == 4 {
         // Adobe's segment: the components are CMYK, without a colour transform.
-        jpeg.splice(2..2, segment(0xee, b"Adobe\0\x64\0\0\0\0\0"));
+        let after_start_marker = 2..2;
+        jpeg.splice(after_start_marker, segment(0xee, b"Adobe\0\x64\0\0\0\0\0"));
     }
     if frame == PROGRESSIVE {
         // A scan with the DC coefficients of all components, and one with the AC coefficients of each.
@@ -140,6 +141,6 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
         let head = scan_head(&ids, (0, 63), 0);
         jpeg.extend(scan(head, blocks_if_all_in_one_scan, Blocks::write_dc_and_ac));
     }
-    jpeg.extend(b"\xff\xd9");
+    jpeg.extend(b"\xff\xd9"); // the end of the picture
     jpeg
 }
