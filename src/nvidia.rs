@@ -115,7 +115,7 @@ pub struct Error {
     pub operation: Operation,
     /// Why the call failed.
     pub kind: ErrorKind,
-    /// How long to wait before another call.
+    /// How long to wait before another call, if that is known.
     pub retry_after: Option<Duration>,
     /// Details such as the status and the beginning of the response. They go to the log only.
     pub log_detail: String,
@@ -156,7 +156,7 @@ struct Inner {
     /// A [`KeyState`] as a number.
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
-    /// Tracks the tasks that delete assets or give turns back.
+    /// Tracks the tasks that delete assets, or give unused calls back to the Valkey.
     background: TaskTracker,
 }
 
@@ -170,7 +170,7 @@ struct ApiResponse {
 impl Client {
     /// Creates a client. The client deletes assets in tasks that `background` tracks, so that
     /// requests do not wait for the deletion. With a Valkey, all replicas share the limit on calls per
-    /// minute, and the client must be created in a runtime.
+    /// minute, and the client must be created in a Tokio runtime.
     ///
     /// # Errors
     /// If TLS cannot be set up.
@@ -199,7 +199,7 @@ impl Client {
         let http = builder.build()?;
         let pace = settings.call_limit.map(|limit| {
             let shared = valkey.map(|valkey| SharedLimit::new(valkey, PaceKey::new(key.hash())));
-            // Without a Valkey, the parts are fixed.
+            // Without a Valkey, each replica has a fixed part of the limit.
             let calls = if shared.is_some() { limit.total } else { limit.part() };
             PaceLimiter::new(calls, settings.pace_window, settings.clients, shared)
         });
@@ -249,7 +249,7 @@ impl Client {
             let response = http.execute(request?).await?;
             let (status, headers) = (response.status(), response.headers().clone());
             let body = read_body(response).await?;
-            // The log may quote an error response, so the key is removed from it.
+            // The log may quote the body of an error response, so the key is removed from the body.
             let body = if status == StatusCode::OK { body } else { self.0.key.redact(body) };
             Ok(ApiResponse { status, headers, body })
         };

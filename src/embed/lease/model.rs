@@ -1,10 +1,10 @@
 //! Searches all orders in which three replicas take their steps for the same picture, and in which they
 //! are killed, suspended, and lose replies.
 //!
-//! The model's replicas decide with [`Step`], as the real ones do. After a failed command, a replica does
-//! not use the Valkey until it has connected again, like `Valkey`. Time is reduced to one event: more
-//! than `Valkey::lease_reserve` passes. A lease can expire only after that event, because a holder that
-//! runs always has more than that time left.
+//! The model's replicas decide with [`Step`], as the real ones do. A payment is a call to NVIDIA. After a
+//! failed command, a replica does not use the Valkey until it has connected again, as in `Valkey`. Time is
+//! reduced to one event: more time than `Valkey::lease_reserve` passes. A lease can expire only after this
+//! event, because the lease of a holder that runs and reaches the Valkey always has at least that time left.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ enum State {
     /// It has not looked in the bucket yet.
     New,
     Next(Step),
-    /// It may pay now.
+    /// It pays next.
     Confirmed(Position),
     Paid(Position),
     Written(Position),
@@ -93,8 +93,8 @@ impl World {
     }
 
     /// One payment, or one for each replica if there was an outage. In addition, one for each lost reply,
-    /// and one for each replica that was killed between paying and writing, or that lost its lease while
-    /// it relied on it.
+    /// and one for each replica that was killed between paying and writing, or whose lease expired while
+    /// the replica relied on it.
     fn most_payments(&self) -> usize {
         self.allowed + if self.had_outage { REPLICAS } else { 1 }
     }
@@ -380,7 +380,7 @@ fn without_faults_three_replicas_pay_once() {
 #[test]
 fn a_replica_that_is_killed_or_suspended_costs_at_most_one_more_payment() {
     let (_, payments) = search(Faults { kills: 2, suspensions: 2, ..NO_FAULTS });
-    // Both killed replicas paid, and so did the last one.
+    // At worst, both killed replicas paid, and so did the last one.
     assert_eq!(payments, 3);
 }
 
