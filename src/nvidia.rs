@@ -91,7 +91,7 @@ pub struct Settings {
     pub status_url: Url,
     /// Where assets are created and deleted.
     pub assets_url: Url,
-    /// The proxy for all calls to NVIDIA.
+    /// The proxy for all calls to NVIDIA. `None` means that they go directly to NVIDIA.
     pub proxy: Option<ProxyUrl>,
     /// The timeout of one attempt of one call.
     pub attempt_timeout: Duration,

@@ -25,7 +25,7 @@ const MIB: u64 = 1 << 20;
 /// The memory that all decoders together may use, in bytes. It is the default of
 /// `IMAGESVC_MAX_DECODE_BYTES`.
 const MAX_DECODE_MEMORY: u64 = 512 * MIB;
-/// The service's own memory may grow by less than this many bytes. The service itself decodes
+/// The service's own memory must grow by less than this many bytes. The service itself decodes
 /// nothing.
 const MAX_GROWTH: u64 = 60 * MIB;
 /// Every upload must be answered within this time. A decoder may use 20 s of processor time, and

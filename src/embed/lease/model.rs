@@ -70,7 +70,7 @@ struct World {
     replicas: [Replica; REPLICAS],
     lease: LeaseKey,
     is_valkey_up: bool,
-    is_in_bucket: bool,
+    vector_is_in_bucket: bool,
     payments: usize,
     /// The additional payments that kills, lost leases and lost replies allow.
     allowed: usize,
@@ -84,7 +84,7 @@ impl World {
             replicas: [Replica::NEW; REPLICAS],
             lease: LeaseKey::Free,
             is_valkey_up: true,
-            is_in_bucket: false,
+            vector_is_in_bucket: false,
             payments: 0,
             allowed: 0,
             had_outage: false,
@@ -190,7 +190,7 @@ impl World {
         let Replica { state, looked_recently, .. } = self.replicas[index];
         match state {
             State::Ended | State::Killed => Vec::new(),
-            State::New if self.is_in_bucket => vec![with(State::Ended)],
+            State::New if self.vector_is_in_bucket => vec![with(State::Ended)],
             State::New => {
                 let mut world = with(State::Next(Step::FIRST));
                 world.replicas[index].looked_recently = true;
@@ -220,7 +220,7 @@ impl World {
                 let step = |must_look| with(State::Next(Step::after_wait(must_look)));
                 [false, true].map(step).into()
             }
-            State::Next(Step::Read(position)) if self.is_in_bucket => {
+            State::Next(Step::Read(position)) if self.vector_is_in_bucket => {
                 let mut world = with(State::Ended);
                 if position == Position::Holder {
                     world.release_as_done(index);
@@ -264,7 +264,7 @@ impl World {
             }
             State::Paid(position) => {
                 let mut world = with(State::Written(position));
-                world.is_in_bucket = true;
+                world.vector_is_in_bucket = true;
                 vec![world]
             }
             State::Written(_) => {
@@ -355,11 +355,11 @@ fn search(faults: Faults) -> (usize, usize) {
         at += 1;
     }
     let mut can_end: Vec<bool> = worlds.iter().map(World::is_final).collect();
-    let mut open: Vec<usize> = (0..worlds.len()).filter(|index| can_end[*index]).collect();
-    while let Some(index) = open.pop() {
+    let mut to_visit: Vec<usize> = (0..worlds.len()).filter(|index| can_end[*index]).collect();
+    while let Some(index) = to_visit.pop() {
         for &before in &predecessors[index] {
             if !std::mem::replace(&mut can_end[before], true) {
-                open.push(before);
+                to_visit.push(before);
             }
         }
     }

@@ -23,12 +23,12 @@ pub use rclone::RcloneServer;
 /// The longest wait for the start of a server, and for the result of a command.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The Python that runs moto. In an environment of Python, rclone is in the same folder.
+/// The Python that runs moto.
 fn python() -> String {
     env::var("S3_PYTHON").unwrap_or_else(|_| "python3".into())
 }
 
-/// The program `name` in the same folder as [`python`].
+/// The program `name` in the folder of [`python`]. Without `S3_PYTHON`, `PATH` leads to both programs.
 fn program_beside_python(name: &str) -> String {
     let beside = PathBuf::from(python()).with_file_name(name);
     beside.to_str().unwrap().to_owned()

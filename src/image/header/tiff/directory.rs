@@ -38,7 +38,7 @@ pub(in crate::image) struct Values {
 }
 
 impl Values {
-    /// Reads at most `max_count` of the values.
+    /// Reads the first values, at most `max_count`.
     pub(in crate::image) fn read(
         self,
         reader: &mut Reader,
@@ -69,6 +69,7 @@ impl<'a> Directory<'a> {
         reader.seek(SeekFrom::Start(0))?;
         let mut head = [0; 4];
         reader.read_exact(&mut head)?;
+        // The file begins with "II" or "MM".
         let order = if head[0] == b'I' { ByteOrder::Little } else { ByteOrder::Big };
         let is_big_tiff = order.number(&head[2..]) == 43; // TIFF has 42 here
         // The length of an offset or a count, in bytes.
@@ -81,6 +82,7 @@ impl<'a> Directory<'a> {
         directory.reader.seek(SeekFrom::Start(directory_at))?;
         let entry_count = directory.read_number(if is_big_tiff { 8 } else { 2 })?;
         for _ in 0..entry_count {
+            // The tag, the type, the number of values, and the values or their offset.
             let mut entry = [0; 20];
             let entry = &mut entry[..4 + 2 * offset_len];
             directory.reader.read_exact(entry)?;
@@ -118,7 +120,7 @@ impl<'a> Directory<'a> {
         self.values.iter().copied().find(|values| values.tag == tag)
     }
 
-    /// Reads at most `max_count` values of a tag. Returns no values if the tag is missing.
+    /// Reads the first values of a tag, at most `max_count`. Returns no values if the tag is missing.
     pub(super) fn numbers(&mut self, tag: u16, max_count: u64) -> Result<Vec<u64>, HeaderError> {
         let Some(values) = self.values(tag) else { return Ok(Vec::new()) };
         values.read(self.reader, self.order, max_count).map_err(|_| HeaderError::Damaged)
