@@ -57,7 +57,7 @@ pub fn free_space(folder: &Path) -> io::Result<FreeSpace> {
 /// Why no space was granted, or why the free space is unknown.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// With the file, less than the reserve would stay free.
+    /// With the file, fewer bytes or inodes than the reserve would stay free.
     #[error(transparent)]
     Shortage(#[from] Shortage),
     /// The free space could not be measured.
@@ -118,8 +118,8 @@ impl fmt::Debug for DiskSpace {
 }
 
 impl DiskSpace {
-    /// The disk of `folder`, where `reserved_bytes` must stay free; 0 means that bytes are not checked. The
-    /// reserve of inodes does not depend on this.
+    /// The disk of `folder`, where `reserved_bytes` must stay free; 0 means that bytes are not checked.
+    /// Inodes are always checked.
     pub fn new(folder: PathBuf, reserved_bytes: u64) -> Self {
         Self::with_measure(folder, reserved_bytes, free_space)
     }
@@ -202,7 +202,7 @@ impl DiskSpace {
     /// Measures the free space and records it. Blocks the thread.
     fn measure(&self) -> Result<FreeSpace, Error> {
         // `written` is read before the measurement. Bytes that are written during the measurement
-        // are then counted twice; otherwise they might not be counted at all.
+        // are then subtracted twice from the free space. Otherwise they might not be subtracted at all.
         let (taken_at, written) = (Instant::now(), self.ledger().written());
         let free = (self.0.measure)(&self.0.folder).map_err(|e| Error::Unknown(Arc::new(e)))?;
         self.ledger().record(Measurement { taken_at, free, written });
@@ -226,7 +226,7 @@ pub struct SpacePermit {
 }
 
 impl SpacePermit {
-    /// Grows the permit to a file of `len` bytes.
+    /// Grows the permit to a file of `len` bytes. A permit for a longer file stays as it is.
     ///
     /// # Errors
     /// [`Error`]. After an error, the permit is unchanged.

@@ -2,8 +2,9 @@
 //! come from a cache, and equal pictures that arrive at the same time share one call.
 //!
 //! A request first looks in `cache`. If the embedding is not cached, `single_flight` lets the
-//! request join a running call for the same picture, or lead a new call. The call (`call`) prepares
-//! the picture as `plan` chooses, and sends it. A queue limits how many calls run at once.
+//! request join a running call for the same picture, or lead a new call (`lead`). If replicas share a
+//! bucket and a Valkey, `lease` decides which of them calls. The call (`call`) prepares the picture as
+//! `plan` chooses, and sends it. A queue limits how many calls run at once.
 //!
 //! Each call runs in a task of its own. If a client disconnects, its call still runs to completion:
 //! other requests may have joined the call, and the embedding is cached.
@@ -50,7 +51,7 @@ pub use settings::{
 /// same deadline, and its own error says more precisely what took too long.
 const GRACE: Duration = Duration::from_millis(50);
 
-/// How long the look-up on disk may take. After that, NVIDIA is called.
+/// How long the look-up on disk may take. After that, the embedding counts as missing on disk.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The model and endpoint that compute the embeddings. The cache never returns the embedding of
@@ -78,7 +79,7 @@ pub struct Job {
     pub looked_up_at: Option<Instant>,
     /// When the embedding must be ready.
     pub deadline: Instant,
-    /// The picture's permits. They are returned when both the request and the call have ended.
+    /// The picture's permits. They are released when both the request and the call have ended.
     pub permits: Arc<PicturePermits>,
 }
 
@@ -156,7 +157,7 @@ impl Embedder {
         Self(Arc::new(Inner {
             cache: Cache::new(settings, source, bucket),
             calls: SingleFlight::default(),
-            // The jobs of this queue need permits, but no memory.
+            // The jobs of this queue need permits, but no memory: both sizes of memory are 0.
             queue: FairQueue::new(settings.call.max_concurrency, 0, 0),
             decoder,
             staging,
@@ -190,9 +191,9 @@ impl Embedder {
         self.0.settings.max_concurrent_calls_per_batch()
     }
 
-    /// Looks in all levels of the cache, if the cache may be used. [`Self::embed`] itself looks only
-    /// in memory and on disk. Takes at most two seconds: one for a hanging disk, and one for the
-    /// bucket.
+    /// Looks in memory, on disk and in the bucket, unless the request bypasses the cache. (Without a
+    /// Valkey, [`Self::embed`] itself does not look in the bucket.) Takes at most two seconds: one for a
+    /// hanging disk, and one for the bucket.
     pub async fn look_up(&self, sha256: Sha256, cache_mode: CacheMode) -> Option<Embedding> {
         let key = self.0.cache.key(sha256);
         let found = match self.0.look_up_locally(&key, cache_mode).await {
@@ -200,7 +201,7 @@ impl Embedder {
             None if cache_mode == CacheMode::Bypass => return None,
             None => self.0.cache.look_up_in_bucket(&key).await?,
         };
-        Some(self.count_lookup(found, cache_mode))
+        Some(self.count_returned(found, cache_mode))
     }
 
     /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or
@@ -277,7 +278,7 @@ impl Embedder {
             let error = match outcome {
                 Ok(embedding) => {
                     let embedding = if is_leader { embedding } else { embedding.shared() };
-                    return Ok(self.count_lookup(embedding, job.cache_mode));
+                    return Ok(self.count_returned(embedding, job.cache_mode));
                 }
                 Err(error) => error,
             };
@@ -292,14 +293,14 @@ impl Embedder {
         match job.cache_mode {
             CacheMode::Use => {
                 let found = self.0.cache.get_from_memory(key)?;
-                Some(self.count_lookup(found, job.cache_mode))
+                Some(self.count_returned(found, job.cache_mode))
             }
             CacheMode::Bypass => None,
         }
     }
 
-    /// Counts in the metrics where the embedding comes from, and returns the embedding unchanged.
-    fn count_lookup(&self, embedding: Embedding, cache_mode: CacheMode) -> Embedding {
+    /// Counts a returned embedding in the metrics, by where it comes from. Returns it unchanged.
+    fn count_returned(&self, embedding: Embedding, cache_mode: CacheMode) -> Embedding {
         let outcome = match cache_mode {
             CacheMode::Use => embedding.provenance.name(),
             CacheMode::Bypass => "bypass",

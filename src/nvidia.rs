@@ -91,7 +91,7 @@ pub struct Settings {
     pub status_url: Url,
     /// Where assets are created and deleted.
     pub assets_url: Url,
-    /// The proxy for all calls to NVIDIA.
+    /// The proxy for all calls to NVIDIA. `None` means that they go directly to NVIDIA.
     pub proxy: Option<ProxyUrl>,
     /// The timeout of one attempt of one call.
     pub attempt_timeout: Duration,
@@ -115,7 +115,7 @@ pub struct Error {
     pub operation: Operation,
     /// Why the call failed.
     pub kind: ErrorKind,
-    /// How long to wait before another call.
+    /// How long to wait before another call, if that is known.
     pub retry_after: Option<Duration>,
     /// Details such as the status and the beginning of the response. They go to the log only.
     pub log_detail: String,
@@ -156,7 +156,7 @@ struct Inner {
     /// A [`KeyState`] as a number.
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
-    /// Tracks the tasks that delete assets or give turns back.
+    /// Tracks the tasks that delete assets, or give unused calls back to the Valkey.
     background: TaskTracker,
 }
 
@@ -170,7 +170,7 @@ struct ApiResponse {
 impl Client {
     /// Creates a client. The client deletes assets in tasks that `background` tracks, so that
     /// requests do not wait for the deletion. With a Valkey, all replicas share the limit on calls per
-    /// minute, and the client must be created in a runtime.
+    /// minute, and the client must be created in a Tokio runtime.
     ///
     /// # Errors
     /// If TLS cannot be set up.
@@ -248,7 +248,7 @@ impl Client {
             let response = http.execute(request?).await?;
             let (status, headers) = (response.status(), response.headers().clone());
             let body = read_body(response).await?;
-            // The log may quote an error response, so the key is removed from it.
+            // The log may quote the body of an error response, so the key is removed from the body.
             let body = if status == StatusCode::OK { body } else { self.0.key.redact(body) };
             Ok(ApiResponse { status, headers, body })
         };

@@ -8,7 +8,7 @@ use super::{
 };
 
 /// The exit code of a command that cannot start.
-const USAGE: u8 = 2;
+const CANNOT_START: u8 = 2;
 
 /// How a command has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub enum BulkError {
     /// A row or a failure cannot be written.
     #[error("the output cannot be written: {0}")]
     Write(io::Error),
-    /// The file that is made from the rows cannot be made.
+    /// The rows are written, but the file that `embed` makes from them cannot be made.
     #[error("{0}")]
     Export(String),
     /// The service cannot be used.
@@ -57,9 +57,9 @@ pub enum BulkError {
     /// The picture of `nearest` cannot be embedded.
     #[error("{picture}: {code}: {detail}")]
     Picture {
-        /// The path or URL.
+        /// The picture's path or URL.
         picture: String,
-        /// The code of the service or of the command.
+        /// The error code, from the service or from the command.
         code: String,
         /// A sentence for people.
         detail: String,
@@ -78,7 +78,7 @@ impl BulkError {
             | Self::Output(_)
             | Self::Vectors(_)
             | Self::Service(_)
-            | Self::System(_) => USAGE.into(),
+            | Self::System(_) => CANNOT_START.into(),
         }
     }
 }

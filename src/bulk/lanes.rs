@@ -26,7 +26,7 @@ const MAX_BYTES: usize = 32 << 20;
 /// again. Otherwise, a long list with a host that no longer exists would keep the run busy for days.
 const MAX_CONSECUTIVE_FAILURES: u32 = 20;
 
-/// A row with its earlier attempts.
+/// A row that is to be sent, for the first time or again.
 #[derive(Debug)]
 pub(super) struct Job {
     pub item: Item,
@@ -34,7 +34,7 @@ pub(super) struct Job {
     pub attempts: Attempts,
     /// The value of [`Window::halvings`](super::window::Window::halvings) when the latest attempt started.
     pub halvings_at_start: u64,
-    /// When the latest attempt started.
+    /// When the latest attempt started. Before the first attempt, when the job was created.
     pub started: Instant,
 }
 
@@ -49,8 +49,8 @@ impl Job {
         self.item.object.len() + size_of::<Self>()
     }
 
-    /// The name of the job's lane: its host, or empty for a file or a URL without a host.
-    pub(super) fn lane(&self) -> String {
+    /// The name of the job's lane: the URL's host and port, or empty for a file or a URL without a host.
+    pub(super) fn lane_name(&self) -> String {
         match &self.item.picture {
             Ok(Picture::Url { host, .. }) => host.clone(),
             Ok(Picture::File(_)) | Err(_) => String::new(),
@@ -67,7 +67,7 @@ struct Lane {
     is_ready: bool,
     /// The end of the host's pause, and the failure with which the host demanded it.
     pause: Option<(Instant, Failure)>,
-    /// The number of consecutive failures of the host, without an answer in between.
+    /// The failures of the host since its last answer.
     failures: u32,
 }
 
@@ -75,7 +75,7 @@ struct Lane {
 #[derive(Debug)]
 pub(super) struct Lanes {
     lanes: HashMap<String, Lane>,
-    /// The lanes that have a job which may start now. The lane at the front was served longest ago.
+    /// The lanes that have a job which may start now. The lane at the front has been ready for longest.
     ready: VecDeque<String>,
     /// The lanes that are paused, by the end of the pause.
     paused: BTreeSet<(Instant, String)>,
@@ -118,7 +118,7 @@ impl Lanes {
     }
 
     fn insert(&mut self, job: Job, push: fn(&mut VecDeque<Job>, Job)) {
-        let name = job.lane();
+        let name = job.lane_name();
         self.rows += 1;
         self.bytes += job.bytes();
         push(&mut self.lanes.entry(name.clone()).or_default().queue, job);
@@ -162,7 +162,8 @@ impl Lanes {
         }
     }
 
-    /// Starts no job of this host until `end`, or until the end of its current pause if that is later.
+    /// Starts no job of this lane's host until `end`, or until the end of its current pause if that is
+    /// later.
     pub(super) fn pause(&mut self, name: &str, end: Instant, failure: Failure) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
         if let Some((current_end, _)) = &lane.pause {
@@ -177,8 +178,8 @@ impl Lanes {
         self.ready.retain(|ready| ready != name);
     }
 
-    /// Takes a queued job whose host stays paused for `longest` or more. Returns the job with the failure
-    /// of the host.
+    /// Takes a queued job whose host stays paused for `longest` or more: the caller must not start it.
+    /// Returns the job with the failure of the host.
     pub(super) fn take_paused_too_long(
         &mut self,
         now: Instant,
@@ -216,7 +217,7 @@ impl Lanes {
         }
     }
 
-    /// Adds a lane to the ready lanes if it has become ready. Removes a lane without jobs and pause.
+    /// Adds a lane to the ready lanes if it has become ready. Removes a lane that has no job and no pause.
     fn update(&mut self, name: &str) {
         let Some(lane) = self.lanes.get_mut(name) else { return };
         if lane.queue.is_empty() && lane.running == 0 && lane.pause.is_none() {

@@ -273,7 +273,7 @@ impl Run {
             Ok(job_and_result) => job_and_result,
             Err(error) => return self.stop(format!("A task panicked: {error}.")),
         };
-        let lane = job.lane();
+        let lane = job.lane_name();
         let sign = result.as_ref().map_or_else(Action::sign, |_| Sign::Processed);
         self.silence.add(sign, job.started);
         match result {

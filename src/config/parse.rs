@@ -1,5 +1,5 @@
-//! Parsers for each kind of value. Each error message is written to follow the setting's name, as
-//! in "IMAGESVC_PORT must be a whole number".
+//! Parsers for each kind of value. Each error message continues a sentence that begins with the setting's
+//! name, as in "IMAGESVC_PORT must be a whole number".
 
 use std::{
     fmt::Display, net::IpAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration,
@@ -64,7 +64,7 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// Parses the size above which saved pictures are removed: a size that is not zero.
-pub(super) fn positive_size(text: &str) -> Result<u64, String> {
+pub(super) fn max_saved_bytes(text: &str) -> Result<u64, String> {
     match size(text)? {
         0 => Err("must be more than zero; unset it to keep all saved pictures".into()),
         positive => Ok(positive),

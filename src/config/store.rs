@@ -34,7 +34,7 @@ pub(super) const DOWNLOADS_MAX_AGE: OptionalSetting<Duration> = OptionalSetting:
 
 pub(super) const DOWNLOADS_MAX_BYTES: OptionalSetting<u64> = OptionalSetting::new(
     "IMAGESVC_DOWNLOADS_MAX_BYTES",
-    parse::positive_size,
+    parse::max_saved_bytes,
     "When the saved pictures together exceed this size (for example 50GiB), remove the oldest; without it, pictures stay",
 );
 

@@ -35,7 +35,8 @@ pub enum Upstream {
     Sandbox,
 }
 
-/// Reads what computes the embeddings. If this returns `None`, it has added an error.
+/// Reads the settings, and returns what computes the embeddings. If this returns `None`, it has added an
+/// error to `reader.errors`.
 pub(super) fn resolve(reader: &mut Reader<'_>) -> Option<Upstream> {
     let has_key = reader.is_set(&API_KEY.info) || reader.is_set(&API_KEY_FILE.info);
     let (key_variable, file_variable) = (API_KEY.info.name, API_KEY_FILE.info.name);

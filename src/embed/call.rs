@@ -84,7 +84,7 @@ impl Inner {
         if count <= 1 {
             return Duration::ZERO;
         }
-        // The estimate assumes that the calls run in rounds of this many.
+        // The estimate assumes rounds, each with as many calls as a batch makes at once.
         let rounds = count.div_ceil(self.settings.max_concurrent_calls_per_batch());
         let rounds = u32::try_from(rounds).unwrap_or(u32::MAX);
         self.queue.typical_permit_time().saturating_mul(rounds)
@@ -135,7 +135,7 @@ impl Inner {
                         );
                     }
                     Err(Error::Nvidia(error)) if error.may_succeed_inline() => {
-                        // After a refusal, the outcome of the inline call decides: see above.
+                        // After a refusal, the inline call decides whether the breaker opens: see above.
                         if !error.is_upload_refusal() {
                             self.open_breaker(&error, self.settings.failed_upload_pause);
                         }

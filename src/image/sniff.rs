@@ -164,8 +164,8 @@ pub fn sniff(head: &[u8]) -> Result<Format, Unsupported> {
 }
 
 /// Whether bytes that begin with "BM" are a BMP. A text may begin with "BM", too, so this checks the
-/// length of the second header. Every known length is less than 256, so three of the four bytes of
-/// the length are zero. Texts contain no zero bytes.
+/// length of the second header, which comes after the 14 bytes of the file header. Every known length is
+/// less than 256, so three of the four bytes of the length are zero. Texts contain no zero bytes.
 ///
 /// The reserved bytes of the file header are not checked. OS/2 stores the hotspot of a mouse pointer
 /// there, and some programs write arbitrary bytes.
@@ -176,8 +176,9 @@ fn is_bmp(head: &[u8]) -> bool {
 
 /// Distinguishes HEIC and AVIF by the brands in the `ftyp` box: the major brand, four bytes of
 /// version, and the compatible brands (ISO/IEC 14496-12, 4.3; ISO/IEC 23008-12, 10). An AVIF file may
-/// list the generic brands of HEIF, too. A file with only generic brands counts as HEIC here.
-/// [`super::header::heif`] then finds out which kind of picture the file contains.
+/// list the generic brands of HEIF, too. A file with brands of both formats is HEIC, unless its major
+/// brand is AVIF. A file with only generic brands counts as HEIC here. [`super::header::heif`] then
+/// finds out which kind of picture the file contains.
 fn iso_media(head: &[u8]) -> Result<Format, Unsupported> {
     const AVIF: &[&[u8]] = &[b"avif", b"avis"];
     const HEIC: &[&[u8]] = &[b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"];
@@ -216,7 +217,8 @@ fn heic() -> Result<Format, Unsupported> {
     if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) }
 }
 
-/// Recognizes HTML and SVG by the tag that comes first.
+/// Recognizes HTML and SVG by the tag that comes first. Returns `None` for any other text, and for bytes
+/// that do not begin with `<`.
 fn markup(head: &[u8]) -> Option<Unsupported> {
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let text = &head[..head.len().min(MAX_SNIFF_LEN)];
@@ -271,6 +273,7 @@ mod tests {
             (b"\0\0\0\x0cJXL \r\n\x87\n", Unsupported::JpegXl),
             (b"%PDF-1.7", Unsupported::Pdf),
             (b"BM is how this text begins, and it goes on", Unsupported::Unknown),
+            // A BMP that is cut within the length of its second header.
             (b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0", Unsupported::Unknown),
             (b"PK\x03\x04photo.jpg", Unsupported::Unknown),
             (b"", Unsupported::Unknown),

@@ -22,8 +22,8 @@ const FEATURES: usize = 6;
 /// more than they change the means.
 const WEIGHTS: [f32; FEATURES] = [1.0, 1.0, 1.0, 0.5, 0.5, 0.5];
 
-/// A vector of at least this length, in units of CIELAB, is scaled to length 1. A shorter vector comes
-/// from a picture with almost a single colour, and is replaced by a constant vector.
+/// A vector of at least this Euclidean length, in units of CIELAB, is scaled to length 1. A shorter
+/// vector comes from a picture with almost a single colour, and is replaced by a constant vector.
 const MIN_LENGTH: f32 = 1.0;
 
 const _: () = assert!(GRID * GRID * FEATURES == DIMENSIONS);
@@ -73,7 +73,7 @@ fn features(pixels: &[Lab], cell: usize) -> [f32; FEATURES] {
             }
         }
     }
-    // The last three are means of squares.
+    // The last three sums are of squares, so their means are too.
     let [l, a, b, across, down, l_squared] = sums.map(|sum| sum / (CELL * CELL) as f32);
     [l, a, b, across.sqrt(), down.sqrt(), (l_squared - l * l).max(0.0).sqrt()]
 }
@@ -129,7 +129,7 @@ mod tests {
         a.iter().zip(b).map(|(a, b)| a * b).sum()
     }
 
-    /// Whether a vector has the dimensions of the model, and the length 1.
+    /// Whether a vector has as many numbers as the model's, all finite, and the Euclidean length 1.
     fn is_unit(vector: &[f32]) -> bool {
         vector.len() == DIMENSIONS
             && vector.iter().all(|n| n.is_finite())

@@ -94,15 +94,16 @@ struct StandIn {
     pending: Mutex<HashMap<Uuid, PendingResult>>,
 }
 
-/// The result of an inference that has not been polled yet.
+/// The result of an inference, until the service polls for it.
 struct PendingResult {
     created: Instant,
     vector: Vec<f32>,
 }
 
-/// An asset that was created, before or after the upload of its picture.
+/// An asset, from its creation on. Its picture may not be uploaded yet.
 struct Asset {
     created: Instant,
+    /// The parameter `signature` of the upload URL.
     signature: String,
     content_type: String,
     description: String,
@@ -205,7 +206,7 @@ impl StandIn {
     }
 }
 
-/// Requires a header with this value.
+/// Returns `rejection` unless this header has this value.
 fn require(
     headers: &HeaderMap,
     name: &HeaderName,
@@ -262,8 +263,8 @@ async fn infer(
     }
 }
 
-/// Starts the inference of an asset. A successful response is always 202, so that the service has to
-/// poll for the result.
+/// Responds to an inference of an asset. The vector was computed during the upload. Still, a
+/// successful response is always 202, so that the service has to poll for the result.
 fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Rejection> {
     const NOT_UPLOADED: Rejection = bad_request("No such asset was uploaded");
     let parse_id = |name: &HeaderName| {

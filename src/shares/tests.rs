@@ -10,8 +10,8 @@ fn client(n: u8) -> ClientNetwork {
     ClientNetwork(IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)))
 }
 
-/// The largest number of units that one permit needs, and the step, in tests in which they do not
-/// matter.
+/// The arguments `largest` and `step` of [`Shares::new`] in tests in which they do not matter. With a
+/// step of 1, units are not rounded.
 const LARGEST: u64 = 1;
 const STEP: u64 = 1;
 
@@ -58,7 +58,7 @@ fn a_client_never_exceeds_a_capped_share() {
 }
 
 #[test]
-fn units_are_rounded_up_to_the_step() {
+fn units_are_rounded_up_to_a_multiple_of_the_step() {
     let step = 10;
     let shares = Shares::new(100, LARGEST, step);
     let mut permit = shares.empty_permit(client(1));

@@ -30,7 +30,7 @@ pub enum NotReadyReason {
 }
 
 impl NotReadyReason {
-    /// The name in `/ready`.
+    /// The reason's name in the answer of `/ready`.
     pub fn name(self) -> &'static str {
         match self {
             Self::BytesUnderReserve => "disk_under_reserve",
@@ -42,8 +42,8 @@ impl NotReadyReason {
 }
 
 impl Store {
-    /// The reasons why pictures cannot be saved, found at most a second ago. The list is empty if
-    /// pictures can be saved.
+    /// The reasons why pictures cannot be saved, found by a check that began at most a second ago or
+    /// was still running. The list is empty if pictures can be saved.
     pub async fn not_ready_reasons(&self) -> Vec<NotReadyReason> {
         let store = self.clone();
         let check = move || store.check_readiness();
@@ -172,7 +172,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert!(store.not_ready_reasons().await.is_empty());
-        // The hanging check, and one after the release.
+        // There were two checks: the hanging one, and one after the release.
         assert_eq!(checks.load(Ordering::SeqCst), 2);
     }
 }

@@ -29,8 +29,8 @@ const MIN_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Retention {
     /// The age above which a saved picture is removed; `None` for no limit.
     pub max_age: Option<Duration>,
-    /// The most bytes that all saved pictures together may take, counted in whole blocks of the disk;
-    /// `None` for no limit.
+    /// The most bytes that all saved pictures together may take on the disk, in whole blocks; `None` for
+    /// no limit.
     pub max_bytes: Option<u64>,
 }
 
@@ -81,9 +81,9 @@ impl Store {
         }
     }
 
-    /// Removes pictures that are too old at `now`, and the oldest pictures until the size limit is
-    /// met. A picture stays while its request is running. Files that the service did not save always
-    /// stay. Blocks the thread.
+    /// Removes pictures that are too old at `now`. If all pictures together exceed the size limit, also
+    /// removes the oldest until the rest is a sixteenth below the limit. A picture stays while its request
+    /// is running. Files that the service did not save always stay. Blocks the thread.
     ///
     /// # Errors
     /// If the folder cannot be read, or if removals failed and no picture was removed.
@@ -94,7 +94,7 @@ impl Store {
         let mut removed = 0;
         let mut remaining_bytes = pictures.iter().map(|picture| picture.bytes).sum();
         let target_bytes = match max_bytes {
-            // The target is a sixteenth below the limit, so that not every new picture causes a
+            // The target is a sixteenth below the limit. Otherwise, every new picture would cause a
             // sweep.
             Some(max) if remaining_bytes > max => max - max / 16,
             _ => u64::MAX,
@@ -170,6 +170,7 @@ impl Folder {
                 _ => {}
             }
         }
+        // An id begins with the time.
         pictures.sort_unstable_by_key(|picture| picture.id);
         Ok(pictures)
     }

@@ -1,4 +1,4 @@
-//! Sends hostile pictures to the service, which runs as a process. The service must answer each
+//! Sends hostile pictures (bombs) to the service, which runs as a process. The service must answer each
 //! picture in time. Its own memory must hardly grow, and all decoders together must stay within the
 //! decode memory.
 
@@ -24,13 +24,14 @@ const MIB: u64 = 1 << 20;
 /// The memory that all decoders together may use, in bytes. It is the default of
 /// `IMAGESVC_MAX_DECODE_BYTES`.
 const MAX_DECODE_MEMORY: u64 = 512 * MIB;
-/// The service's own memory may grow by less than this many bytes. The service itself decodes
+/// The service's own memory must grow by less than this many bytes. The service itself decodes
 /// nothing.
 const MAX_GROWTH: u64 = 60 * MIB;
 /// Every upload must be answered within this time. A decoder may use 20 s of processor time, and
 /// the machine may be busy.
 const DEADLINE: Duration = Duration::from_secs(120);
-/// The service's own timeout for a request, as long as [`DEADLINE`].
+/// The service's timeout for a request. It is as long as [`DEADLINE`], so that the service does not give
+/// up earlier.
 const LONG_TIMEOUT: (&str, &str) = ("IMAGESVC_REQUEST_TIMEOUT", "120s");
 
 /// With these settings, a JPEG or PNG over the inline limit is decoded and shrunk.
@@ -53,7 +54,7 @@ struct Target {
     decoder_memory: MemoryMonitor,
 }
 
-/// Records the peak memory of all child processes together, in a thread.
+/// A thread that records the peak memory of all child processes together.
 struct MemoryMonitor {
     stopped: Arc<AtomicBool>,
     peak: Arc<AtomicU64>,
@@ -106,7 +107,7 @@ impl Target {
     }
 
     /// Uploads a picture. Returns the status, the body, and the time until the answer. If there is
-    /// no answer, the status is 0.
+    /// no answer, the status is 0, and the body is the error.
     fn upload(&self, picture: &[u8]) -> impl Future<Output = (u16, String, Duration)> + use<> {
         let request = self.process.upload_request(&self.client, picture);
         async move {
@@ -121,8 +122,8 @@ impl Target {
         }
     }
 
-    /// Uploads pictures, at most `max_concurrent` at the same time. The expected answers are the
-    /// statuses in `refusals`, and 200, because the decoders accept some of the hostile pictures.
+    /// Uploads hostile pictures, at most `max_concurrent` at the same time. Expects answers with the
+    /// statuses in `refusals`, or with 200, because decoders accept some of these pictures.
     async fn attack(&self, bombs: Vec<Bomb>, max_concurrent: usize, refusals: &[u16]) -> Outcomes {
         let mut outcomes = Outcomes::default();
         let mut running = JoinSet::new();
@@ -295,7 +296,7 @@ async fn assert_small_pictures_are_served(target: &Target, numbers: Range<usize>
 #[tokio::test(flavor = "multi_thread")]
 async fn small_pictures_are_served_while_large_and_endless_pictures_are_decoded() {
     let nvidia = FakeNvidia::healthy().await;
-    // Requests for endless pictures end after 10 s. A TIFF of 12 megapixels has 36 MB, which is
+    // Requests with endless pictures end after 10 s. A TIFF of 12 megapixels has 36 MB, which is
     // more than the default limit of 20 MiB.
     let settings = [("IMAGESVC_REQUEST_TIMEOUT", "10s"), ("IMAGESVC_MAX_IMAGE_BYTES", "40000000")];
     let target = Target::with_nvidia(&nvidia, &settings).await;

@@ -34,12 +34,12 @@ async fn pictures_are_in_the_bucket_byte_for_byte_and_not_in_the_folder() {
     // The first picture stays in memory until it is written, the second one is in a file.
     for picture in [ROCKET, HUBBLE] {
         let answer = app.upload(picture, "a.jpg").await;
-        answer.vector();
+        answer.assert_success();
         let saved_as = answer.saved_as();
         assert_eq!(answer.json()["path"], format!("downloads/{saved_as}"));
         assert_eq!(bucket.objects_in("downloads")[&saved_as], picture);
-        let line = format!("/downloads/{saved_as}?");
-        let put = bucket.server.received().into_iter().find(|put| put.target.contains(&line));
+        let object = format!("/downloads/{saved_as}?"); // the signature follows
+        let put = bucket.server.received().into_iter().find(|put| put.target.contains(&object));
         assert_eq!(put.unwrap().header("content-type"), Some("image/jpeg"));
     }
     assert!(app.saved().is_empty());
@@ -55,7 +55,7 @@ async fn a_picture_that_is_not_to_be_saved_is_not_written_to_the_bucket() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
     let request = with_query(app.upload_request(ROCKET, "a.jpg"), "save=false");
-    app.send(request).await.vector();
+    app.send(request).await.assert_success();
     wait_for_vectors(&bucket, 1).await;
     assert!(bucket.objects_in("downloads").is_empty());
 }
@@ -65,14 +65,14 @@ async fn another_replica_and_one_that_starts_later_do_not_pay_for_the_same_pictu
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let first = TestApp::builder(&nvidia).bucket(&bucket).start().await;
     let second = TestApp::builder(&nvidia).bucket(&bucket).start().await;
-    let paid = assert_x_cache(&first, ROCKET, "miss").await;
+    let from_nvidia = assert_x_cache(&first, ROCKET, "miss").await;
     wait_for_vectors(&bucket, 1).await;
-    let shared = assert_x_cache(&second, ROCKET, "hit").await;
-    assert_eq!(shared.vector(), paid.vector());
+    let from_bucket = assert_x_cache(&second, ROCKET, "hit").await;
+    assert_eq!(from_bucket.vector(), from_nvidia.vector());
     drop((first, second));
-    let later = TestApp::builder(&nvidia).bucket(&bucket).start().await;
-    assert_x_cache(&later, ROCKET, "hit").await;
-    let batch = later.batch(&json!({ "input": [data_url(ROCKET)] })).await;
+    let third = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+    assert_x_cache(&third, ROCKET, "hit").await;
+    let batch = third.batch(&json!({ "input": [data_url(ROCKET)] })).await;
     assert_eq!(batch.status, 200, "{}", batch.text());
     assert_eq!(nvidia.count(), 1);
     assert_eq!(bucket.objects_in("vectors").len(), 1);
@@ -106,7 +106,7 @@ async fn a_vector_from_the_bucket_is_cached_in_memory_and_on_disk() {
 }
 
 #[tokio::test]
-async fn a_damaged_vector_or_one_of_another_version_is_paid_again_and_replaced() {
+async fn a_damaged_vector_or_one_of_another_version_is_computed_again_and_replaced() {
     type Damage = fn(&mut Vec<u8>);
     let damages: [(&str, Damage); 4] = [
         ("a changed number", |bytes| {
@@ -115,6 +115,7 @@ async fn a_damaged_vector_or_one_of_another_version_is_paid_again_and_replaced()
         }),
         ("a missing end", |bytes| bytes.truncate(1000)),
         ("another version", |bytes| bytes["imagesvc-vector ".len()] += 1),
+        // Longer than any vector that the service reads.
         ("a very long object", |bytes| bytes.resize(2 << 20, b' ')),
     ];
     for (name, damage) in damages {
@@ -140,9 +141,9 @@ async fn a_vector_under_another_pictures_key_is_not_returned() {
     }
     wait_for_vectors(&bucket, 2).await;
     let vectors: Vec<_> = bucket.objects_in("vectors").into_values().collect();
-    let exchanged = vectors.clone();
+    // Exchanges the two vectors.
     bucket.change_objects_in("vectors", move |bytes| {
-        *bytes = exchanged.iter().find(|other| *other != bytes).unwrap().clone();
+        *bytes = vectors.iter().find(|other| *other != bytes).unwrap().clone();
     });
     let reader = TestApp::builder(&nvidia).bucket(&bucket).start().await;
     for picture in [ROCKET, CHELSEA] {
@@ -154,7 +155,7 @@ async fn a_vector_under_another_pictures_key_is_not_returned() {
 async fn a_picture_that_cannot_be_decoded_is_removed_from_the_bucket() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
-    // Its header is intact, so the picture is saved before it is decoded.
+    // Half of the file contains an intact header, so the picture is saved before it is decoded.
     let mut damaged = converted(ROCKET, ImageFormat::WebP);
     damaged.truncate(damaged.len() / 2);
     let answer = app.upload(&damaged, "a.webp").await;
@@ -170,7 +171,7 @@ async fn a_batch_that_fails_leaves_no_picture_in_the_bucket() {
     let saved_batch = app.batch(&json!({ "input": pictures })).await;
     assert_eq!(saved_batch.status, 200, "{}", saved_batch.text());
     assert_eq!(bucket.objects_in("downloads").len(), 3);
-    // The bucket refuses the last picture of the next batch, which is the only PNG.
+    // The bucket refuses PNGs. Only the last picture of the next batch is a PNG.
     bucket.fail(|request| {
         let is_png = request.header("content-type") == Some("image/png");
         is_png.then(|| FakeBucket::refusal(403, "AccessDenied"))

@@ -12,7 +12,7 @@ use crate::support::{
     tiny,
 };
 
-/// Adds settings. If a setting is there twice, the last value counts.
+/// Adds settings. The service uses the last value of a setting that is there twice.
 fn with_added(settings: Vec<Setting>, added: &[(&'static str, &str)]) -> Vec<Setting> {
     let added = added.iter().map(|(name, value)| (*name, (*value).to_owned()));
     settings.into_iter().chain(added).collect()
@@ -28,7 +28,7 @@ async fn the_role_of_an_instance_gives_the_credentials() {
         Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
             .await;
     let saved = replica.upload(ROCKET).await;
-    saved.vector();
+    saved.assert_success();
     let key = format!("imagesvc/downloads/{}", saved.saved_as());
     assert_eq!(moto.read(&key).await.unwrap(), ROCKET);
 }
@@ -37,11 +37,11 @@ async fn the_role_of_an_instance_gives_the_credentials() {
 async fn temporary_credentials_in_the_environment_are_used_with_their_token() {
     let Some(moto) = MotoServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
-    let role = moto.assume_role().await;
-    assert!(role.token.is_some());
-    let settings = [moto.settings_without_credentials(moto.address), role.settings()].concat();
+    let temporary = moto.assume_role().await;
+    assert!(temporary.token.is_some());
+    let settings = [moto.settings_without_credentials(moto.address), temporary.settings()].concat();
     let replica = Replica::start(&nvidia, &settings).await;
-    replica.upload(ROCKET).await.vector();
+    replica.upload(ROCKET).await.assert_success();
     assert_eq!(moto.keys_in("downloads").await.len(), 1);
 }
 
@@ -50,7 +50,7 @@ async fn credentials_that_expire_are_replaced_while_pictures_are_uploaded() {
     let Some(moto) = MotoServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
     let [first, second] = [moto.assume_role().await, moto.assume_role().await];
-    // The service asks for new credentials five minutes before the old ones expire.
+    // The service asks for new credentials five minutes before the old ones expire: after three seconds.
     let lifetime = Duration::from_secs(300 + 3);
     let metadata = FakeMetadata::start(first.clone(), lifetime).await;
     let settings = moto.settings_without_credentials(moto.address);
@@ -64,7 +64,7 @@ async fn credentials_that_expire_are_replaced_while_pictures_are_uploaded() {
     let mut count = 0;
     let mut upload = async || {
         let saved = replica.upload(&tiny(count)).await;
-        saved.vector();
+        saved.assert_success();
         count += 1;
     };
     while metadata.credential_requests() < 2 {
@@ -93,7 +93,7 @@ async fn without_credentials_the_service_starts_with_a_warning_that_says_where_t
         Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
             .await;
     assert_problem(&replica.upload(ROCKET).await, 503, "storage_unavailable");
-    replica.upload_unsaved(ROCKET).await.vector();
+    replica.upload_unsaved(ROCKET).await.assert_success();
     let (_, log) = replica.stop().await;
     let warning = "the bucket cannot be written to";
     let warning = log.iter().find(|line| line.contains(warning)).unwrap();
@@ -131,7 +131,7 @@ async fn a_bucket_that_cannot_be_used_stops_the_start_with_exit_code_1_and_a_log
         ("AWS_ACCESS_KEY_ID", unknown.settings()),
         ("AWS_ACCESS_KEY_ID", revoked.settings()),
         ("IMAGESVC_BUCKET_REGION", vec![("IMAGESVC_BUCKET_REGION", "us-east-1".to_owned())]),
-        // The policy allows nothing outside of the prefix.
+        // The user's policy allows nothing outside of the prefix in `moto.settings()`.
         ("s3:PutObject", vec![("IMAGESVC_BUCKET", format!("s3://{}/other", moto.bucket))]),
     ] {
         let settings = [moto.settings(), added].concat();

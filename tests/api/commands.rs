@@ -26,7 +26,7 @@ const OTHER_LANGUAGES: [&str; 9] =
 /// server is marked as not run.
 const RECIPES: &str = "docs/databases.md";
 
-/// The other page with a program in Python, which `.ci/clients` runs.
+/// Also a page with a program in Python. `.ci/clients` runs the program.
 const README: &str = "README.md";
 
 /// A script in place of Cargo. For `cargo run`, it runs the program that was built for the tests;
@@ -52,7 +52,7 @@ impl Environment {
         let folder = tempfile::tempdir().unwrap();
         let in_folder = |name: &str| folder.path().join(name);
         symlink(root().join("tests"), in_folder("tests")).unwrap();
-        // The README's commands send a picture of this name. A small one is sufficient.
+        // The README's commands send `image.png`. A small picture is sufficient.
         let thumbnail = image_rs::load_from_memory(CHELSEA).unwrap().thumbnail(80, 80);
         thumbnail.save(in_folder("image.png")).unwrap();
         // Makes curl fail if the service answers with an error.
@@ -69,16 +69,16 @@ impl Environment {
     fn run(&self, block: &Block) -> String {
         let Block { place, text, .. } = block;
         assert!(!text.contains("sudo "), "{place}: a test must not change the machine");
-        // `imagesvc embed` caches vectors there.
+        // The folder in which `imagesvc embed` caches vectors.
         let cache = self.folder.path().join(".cache");
         let variables = [
             ("PATH", self.path.as_str()),
             ("PROGRAM", ServiceProcess::PROGRAM),
             ("XDG_CACHE_HOME", cache.to_str().unwrap()),
         ];
+        // Only a command that starts a service ends like this.
         if text.trim_end().ends_with("--sandbox") {
-            // This command starts another service, which needs its own folder. The service is
-            // stopped as soon as it listens.
+            // The service needs a folder of its own, and is stopped as soon as it listens.
             let folder = tempfile::tempdir().unwrap();
             ServiceProcess::start_in_shell(text.trim_end(), folder.path(), &variables);
             return String::new();
@@ -104,15 +104,15 @@ fn command_blocks(page: &Document) -> impl Iterator<Item = Block> {
 }
 
 #[test]
-fn every_fenced_block_is_bash_or_in_a_language_without_commands() {
+fn every_fenced_block_keeps_the_rules_for_its_language() {
     for page in Document::all() {
         for Block { place, language, not_run, text } in page.blocks() {
             let is_known = language == "bash" || OTHER_LANGUAGES.contains(&language.as_str());
             assert!(is_known, "{place}: commands must be fenced as bash, not as {language:?}");
             let is_recipe = language == "python" && page.path == Path::new(RECIPES);
-            let may_be_marked = language == "bash" || is_recipe;
+            let may_be_marked_not_run = language == "bash" || is_recipe;
             assert!(
-                not_run.is_none() || may_be_marked,
+                not_run.is_none() || may_be_marked_not_run,
                 "{place}: only commands and the programs of {RECIPES} may be marked as not run"
             );
             if language == "python" {
@@ -137,7 +137,7 @@ fn ci_runs_the_programs_on_docs_databases_md() {
     let blocks = Document::read(RECIPES).blocks();
     let programs: Vec<_> = blocks.iter().filter(|block| block.language == "python").collect();
     let run = programs.iter().filter(|program| program.not_run.is_none()).count();
-    // The runner fails unless these are the numbers of programs that it has run and has skipped.
+    // The runner contains the counts that it expects of its own run. They must be those of the page.
     let counts = format!("{{\"run\": {run}, \"not run\": {}}}", programs.len() - run);
     assert!(runner.contains(&counts), "tests/vectors/recipes.py should expect {counts}");
 }
@@ -174,7 +174,7 @@ fn the_calls_in_the_readme_return_the_answers_that_the_readme_shows() {
         return;
     }
     let environment = Environment::new();
-    let readme = Document::read(Path::new("README.md"));
+    let readme = Document::read(README);
     let shown_lines =
         readme.text.lines().filter(|line| line.starts_with("{\"status\":\"success\""));
     // The README shortens each vector to its first numbers and `,…`.

@@ -14,7 +14,7 @@ use crate::support::{
     Answer, FakeNvidia, FakeServer, HUBBLE, ROCKET, Reply, TestApp, assert_problem, free_address,
 };
 
-/// The `Accept` header that a fetch sends.
+/// The line of the `Accept` header that a fetch sends.
 const ACCEPT: &str = if cfg!(feature = "heic") {
     "accept: image/jpeg,image/png,image/webp,image/gif,image/bmp,image/tiff,image/heic;q=0.5"
 } else {
@@ -26,8 +26,8 @@ async fn app_allowed_to_fetch_from(nvidia: &FakeNvidia, picture_server: &FakeSer
     TestApp::builder(nvidia).may_fetch_from(picture_server).start().await
 }
 
-/// Fetches a picture from a host that sends this reply. If that fails, checks that no picture is
-/// saved or sent to NVIDIA.
+/// Requests a picture by the URL of a host that sends this reply. If the answer is an error, asserts that
+/// no picture is saved or sent to NVIDIA.
 async fn fetch(reply: Reply) -> Answer {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(move |_, _| reply.clone()).await;
@@ -41,16 +41,16 @@ async fn fetch(reply: Reply) -> Answer {
 }
 
 #[tokio::test]
-async fn a_fetch_sends_only_the_expected_headers() {
+async fn a_fetch_sends_the_url_unchanged_and_only_the_expected_headers() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server =
         FakeServer::start(|_, _| Reply::new(200, &[("content-type", "text/plain")], ROCKET)).await;
     let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
-    // The fragment after `#` is not sent. The rest is sent as it is, and not decoded and encoded
-    // again.
+    // The fragment after `#` is not sent. The rest is sent as it is: the service does not decode it and
+    // encode it again.
     let url = picture_server.url("/a%20b/photo.jpg?size=1&x=%2F#part");
     let answer = app.by_url(&url).await;
-    answer.vector();
+    answer.assert_success();
     assert_eq!(
         answer.json()["source_url"],
         url,
@@ -75,7 +75,7 @@ async fn a_fetch_sends_only_the_expected_headers() {
 }
 
 #[tokio::test]
-async fn at_most_three_redirects_are_followed() {
+async fn at_most_three_redirects_are_followed_and_none_without_a_location() {
     let nvidia = FakeNvidia::healthy().await;
     // Three redirects lead from /0 to the picture, so four lead there from /-1.
     let picture_server = FakeServer::start(|request, _| match request.target.as_str() {
@@ -88,7 +88,7 @@ async fn at_most_three_redirects_are_followed() {
     })
     .await;
     let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
-    app.by_url(&picture_server.url("/0")).await.vector();
+    app.by_url(&picture_server.url("/0")).await.assert_success();
     assert_problem(&app.by_url(&picture_server.url("/-1")).await, 502, "download_failed");
     let answer = app.by_url(&picture_server.url("/without-location")).await;
     assert_problem(&answer, 502, "download_failed");
@@ -203,7 +203,7 @@ async fn the_connection_goes_to_the_address_that_was_checked() {
         })
         .start()
         .await;
-    app.by_url(&format!("http://pictures.example:{port}/a.jpg")).await.vector();
+    app.by_url(&format!("http://pictures.example:{port}/a.jpg")).await.assert_success();
     assert_eq!(lookups.load(Ordering::SeqCst), 1, "the name should be looked up only once");
     assert_eq!(
         picture_server.received()[0].header("host"),
@@ -222,7 +222,7 @@ async fn a_host_outside_the_list_of_allowed_hosts_is_refused() {
 }
 
 #[tokio::test]
-async fn a_malformed_url_or_body_is_refused() {
+async fn a_malformed_url_or_a_malformed_or_long_body_is_refused() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for url in [
@@ -249,7 +249,7 @@ async fn a_malformed_url_or_body_is_refused() {
         );
         assert_eq!(problem["errors"][0]["type"], error_type);
     }
-    // A body may have 64 KiB.
+    // The limit on this route's bodies is 64 KiB.
     let long_body = json!({ "image_url": "x".repeat(70_000) }).to_string();
     assert_problem(
         &app.post("/vectorize-image", "application/json", long_body).await,
@@ -282,7 +282,7 @@ async fn an_unexpected_status_or_an_unusable_body_is_a_failed_download() {
 #[tokio::test]
 async fn a_picture_without_a_content_length_is_fetched() {
     let reply = Reply::CloseAfter([b"HTTP/1.1 200 OK\r\n\r\n", HUBBLE].concat());
-    fetch(reply).await.vector();
+    fetch(reply).await.assert_success();
 }
 
 #[tokio::test]
@@ -305,9 +305,10 @@ async fn a_stalling_host_is_a_download_timeout() {
 #[tokio::test]
 async fn a_host_that_refuses_the_connection_is_a_failed_download() {
     let nvidia = FakeNvidia::healthy().await;
-    let closed_port = free_address().await;
-    let app = TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", closed_port).start().await;
-    assert_problem(&app.by_url(&format!("http://{closed_port}/")).await, 502, "download_failed");
+    let closed_address = free_address().await;
+    let app =
+        TestApp::builder(&nvidia).setting("IMAGESVC_FETCH_ALLOW", closed_address).start().await;
+    assert_problem(&app.by_url(&format!("http://{closed_address}/")).await, 502, "download_failed");
 }
 
 #[tokio::test]
@@ -320,7 +321,7 @@ async fn a_redirect_whose_location_is_raw_utf8_is_followed() {
     })
     .await;
     let app = app_allowed_to_fetch_from(&nvidia, &picture_server).await;
-    app.by_url(&picture_server.url("/0")).await.vector();
+    app.by_url(&picture_server.url("/0")).await.assert_success();
 }
 
 #[tokio::test]
@@ -333,7 +334,7 @@ async fn the_user_agent_can_be_set() {
         .setting("IMAGESVC_FETCH_USER_AGENT", user_agent)
         .start()
         .await;
-    app.by_url(&picture_server.url("/rocket.jpg")).await.vector();
+    app.by_url(&picture_server.url("/rocket.jpg")).await.assert_success();
     assert_eq!(picture_server.received()[0].header("user-agent"), Some(user_agent));
 }
 

@@ -1,10 +1,10 @@
 //! Searches all orders in which three replicas take their steps for the same picture, and in which they
 //! are killed, suspended, and lose replies.
 //!
-//! The model's replicas decide with [`Step`], as the real ones do. After a failed command, a replica does
-//! not use the Valkey until it has connected again, like `Valkey`. Time is reduced to one event: more
-//! than `Valkey::lease_reserve` passes. A lease can expire only after that event, because a holder that
-//! runs always has more than that time left.
+//! The model's replicas decide with [`Step`], as the real ones do. A payment is a call to NVIDIA. After a
+//! failed command, a replica does not use the Valkey until it has connected again, as in `Valkey`. Time is
+//! reduced to one event: more time than `Valkey::lease_reserve` passes. A lease can expire only after this
+//! event, because the lease of a holder that runs and reaches the Valkey always has at least that time left.
 
 use std::collections::HashMap;
 
@@ -19,7 +19,7 @@ enum State {
     /// It has not looked in the bucket yet.
     New,
     Next(Step),
-    /// It may pay now.
+    /// It pays next.
     Confirmed(Position),
     Paid(Position),
     Written(Position),
@@ -70,7 +70,7 @@ struct World {
     replicas: [Replica; REPLICAS],
     lease: LeaseKey,
     is_valkey_up: bool,
-    is_in_bucket: bool,
+    vector_is_in_bucket: bool,
     payments: usize,
     /// The additional payments that kills, lost leases and lost replies allow.
     allowed: usize,
@@ -84,7 +84,7 @@ impl World {
             replicas: [Replica::NEW; REPLICAS],
             lease: LeaseKey::Free,
             is_valkey_up: true,
-            is_in_bucket: false,
+            vector_is_in_bucket: false,
             payments: 0,
             allowed: 0,
             had_outage: false,
@@ -93,8 +93,8 @@ impl World {
     }
 
     /// One payment, or one for each replica if there was an outage. In addition, one for each lost reply,
-    /// and one for each replica that was killed between paying and writing, or that lost its lease while
-    /// it relied on it.
+    /// and one for each replica that was killed between paying and writing, or whose lease expired while
+    /// the replica relied on it.
     fn most_payments(&self) -> usize {
         self.allowed + if self.had_outage { REPLICAS } else { 1 }
     }
@@ -190,7 +190,7 @@ impl World {
         let Replica { state, looked_recently, .. } = self.replicas[index];
         match state {
             State::Ended | State::Killed => Vec::new(),
-            State::New if self.is_in_bucket => vec![with(State::Ended)],
+            State::New if self.vector_is_in_bucket => vec![with(State::Ended)],
             State::New => {
                 let mut world = with(State::Next(Step::FIRST));
                 world.replicas[index].looked_recently = true;
@@ -219,7 +219,7 @@ impl World {
                 let step = |must_look| with(State::Next(Step::after_wait(must_look)));
                 [false, true].map(step).into()
             }
-            State::Next(Step::Read(position)) if self.is_in_bucket => {
+            State::Next(Step::Read(position)) if self.vector_is_in_bucket => {
                 let mut world = with(State::Ended);
                 if position == Position::Holder {
                     world.release_as_done(index);
@@ -263,7 +263,7 @@ impl World {
             }
             State::Paid(position) => {
                 let mut world = with(State::Written(position));
-                world.is_in_bucket = true;
+                world.vector_is_in_bucket = true;
                 vec![world]
             }
             State::Written(_) => {
@@ -355,11 +355,11 @@ fn search(faults: Faults) -> (usize, usize) {
         at += 1;
     }
     let mut can_end: Vec<bool> = worlds.iter().map(World::is_final).collect();
-    let mut open: Vec<usize> = (0..worlds.len()).filter(|index| can_end[*index]).collect();
-    while let Some(index) = open.pop() {
+    let mut to_visit: Vec<usize> = (0..worlds.len()).filter(|index| can_end[*index]).collect();
+    while let Some(index) = to_visit.pop() {
         for &before in &predecessors[index] {
             if !std::mem::replace(&mut can_end[before], true) {
-                open.push(before);
+                to_visit.push(before);
             }
         }
     }
@@ -380,7 +380,7 @@ fn without_faults_three_replicas_pay_once() {
 #[test]
 fn a_replica_that_is_killed_or_suspended_costs_at_most_one_more_payment() {
     let (_, payments) = search(Faults { kills: 2, suspensions: 2, ..NO_FAULTS });
-    // Both killed replicas paid, and so did the last one.
+    // At worst, both killed replicas paid, and so did the last one.
     assert_eq!(payments, 3);
 }
 

@@ -20,6 +20,7 @@ pub struct ResourceUsage {
 impl ResourceUsage {
     /// Waits until the service is idle, and measures what it uses. The service is idle if no
     /// picture is at work, and if the numbers of files and tasks did not change during a `pause`.
+    /// Panics if the service is not idle after 20 pauses.
     pub async fn when_idle(service: &ServiceProcess, pause: Duration) -> Self {
         let mut last = (0, 0.0);
         for _ in 0..20 {
@@ -36,9 +37,9 @@ impl ResourceUsage {
         panic!("the service should become idle, but still had {last:?} files and tasks");
     }
 
-    /// Asserts that the memory has grown by at most `max_growth` bytes since `before`, and nothing
-    /// else has grown. Two more files and two more tasks are allowed, because idle connections may
-    /// open and close at any time.
+    /// Asserts that the memory has grown by at most `max_growth` bytes since `before`, and that no
+    /// decoder process ran then or runs now. Up to two more files and two more tasks are allowed, because
+    /// idle connections may open and close at any time.
     pub fn assert_no_more_than(&self, before: &Self, max_growth: u64) {
         assert!(self.files <= before.files + 2, "{before:?} {self:?}");
         assert!(self.tasks <= before.tasks + 2.0, "{before:?} {self:?}");

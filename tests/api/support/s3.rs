@@ -1,10 +1,10 @@
 //! S3 servers on this machine, and what can go wrong between them and the service.
 //!
-//! `tests/s3/README.md` describes what these tests need. [`MotoServer`] checks signatures and
-//! permissions. [`RcloneServer`] is written independently of it and checks signatures as well.
-//! [`FaultProxy`] stands between the service and either of them. [`FakeMetadata`] hands out the
-//! credentials of an instance's role. [`DiscardingBucket`] accepts
-//! gigabytes, because it keeps no large objects.
+//! `tests/s3/README.md` describes what the tests with these servers need. [`MotoServer`] checks
+//! signatures and permissions. [`RcloneServer`] also checks signatures, and shares no code with moto.
+//! [`FaultProxy`] stands between the service and one of these two servers. [`FakeMetadata`] hands out the
+//! credentials of an instance's role. [`DiscardingBucket`] accepts gigabytes, because it keeps no large
+//! objects.
 
 mod discarding;
 mod fault_proxy;
@@ -23,12 +23,12 @@ pub use rclone::RcloneServer;
 /// The longest wait for the start of a server, and for the result of a command.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The Python that has moto and rclone.
+/// The Python that runs moto.
 fn python() -> String {
     env::var("S3_PYTHON").unwrap_or_else(|_| "python3".into())
 }
 
-/// The program `name` in the same folder as [`python`].
+/// The program `name` in the folder of [`python`]. Without `S3_PYTHON`, `PATH` leads to both programs.
 fn program_beside_python(name: &str) -> String {
     let beside = PathBuf::from(python()).with_file_name(name);
     beside.to_str().unwrap().to_owned()

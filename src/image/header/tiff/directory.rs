@@ -1,5 +1,5 @@
-//! Reads the first directory of a TIFF or BigTIFF file (TIFF 6.0, section 2). A directory contains the
-//! position of each tag's values.
+//! Reads the first directory of a TIFF or BigTIFF file (TIFF 6.0, section 2). A directory is a list of
+//! tags, which says where the values of each tag are.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -25,7 +25,7 @@ impl ByteOrder {
     }
 }
 
-/// The position and the number of a tag's values in the file.
+/// Where a tag's values are in the file, and how many there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Values {
     tag: u16,
@@ -38,7 +38,7 @@ pub(in crate::image) struct Values {
 }
 
 impl Values {
-    /// Reads at most `max_count` of the values.
+    /// Reads the first values, at most `max_count`.
     pub(in crate::image) fn read(
         self,
         reader: &mut Reader,
@@ -62,25 +62,27 @@ pub(super) struct Directory<'a> {
 }
 
 impl<'a> Directory<'a> {
-    /// Reads the first directory and records the positions of these tags' values. As in libtiff, only
-    /// the first entry of a tag counts. Entries without values, or whose values are not whole numbers,
-    /// are skipped.
+    /// Reads the first directory, and records the positions of these tags' values. Skips entries without
+    /// values, and entries whose values are not whole numbers. If several entries of a tag remain, uses the
+    /// first, as libtiff does.
     pub(super) fn read(reader: &'a mut Reader, tags: &[u16]) -> io::Result<Self> {
         reader.seek(SeekFrom::Start(0))?;
         let mut head = [0; 4];
         reader.read_exact(&mut head)?;
+        // The file begins with "II" or "MM".
         let order = if head[0] == b'I' { ByteOrder::Little } else { ByteOrder::Big };
-        let is_big_tiff = order.number(&head[2..]) == 43;
+        let is_big_tiff = order.number(&head[2..]) == 43; // TIFF has 42 here
         // The length of an offset or a count, in bytes.
         let offset_len = if is_big_tiff { 8 } else { 4 };
         let mut directory = Self { reader, order, values: Vec::new() };
         if is_big_tiff {
-            directory.read_number(4)?; // skips `offset_len` and a zero, which have two bytes each
+            directory.read_number(4)?; // skips the length of an offset and a zero, two bytes each
         }
         let directory_at = directory.read_number(offset_len)?;
         directory.reader.seek(SeekFrom::Start(directory_at))?;
         let entry_count = directory.read_number(if is_big_tiff { 8 } else { 2 })?;
         for _ in 0..entry_count {
+            // The tag, the type, the number of values, and the values or their offset.
             let mut entry = [0; 20];
             let entry = &mut entry[..4 + 2 * offset_len];
             directory.reader.read_exact(entry)?;
@@ -88,17 +90,18 @@ impl<'a> Directory<'a> {
             let Some(tag) = tags.iter().copied().find(|wanted| u64::from(*wanted) == tag) else {
                 continue;
             };
-            // Only these types are whole numbers.
+            // The types of whole numbers, and their sizes in bytes.
             let size = match kind {
-                1 | 6 | 7 => 1,
-                3 | 8 => 2,
-                4 | 9 | 13 => 4,
-                16..=18 => 8,
+                1 | 6 | 7 => 1,  // BYTE, SBYTE, UNDEFINED
+                3 | 8 => 2,      // SHORT, SSHORT
+                4 | 9 | 13 => 4, // LONG, SLONG, IFD
+                16..=18 => 8,    // LONG8, SLONG8, IFD8
                 _ => continue,
             };
             let (count, values_or_offset) = entry[4..].split_at(offset_len);
             let count = order.number(count);
-            // If the values are no longer than an offset, the entry contains the values themselves.
+            // If all values together are no longer than an offset, the entry contains them instead of
+            // their offset.
             let len = count.checked_mul(size.into());
             let at = if len.is_some_and(|len| len <= offset_len as u64) {
                 directory.reader.stream_position()? - offset_len as u64
@@ -112,12 +115,12 @@ impl<'a> Directory<'a> {
         Ok(directory)
     }
 
-    /// Returns the position of a tag's values.
+    /// Returns the position of a tag's values, or `None` if none was recorded.
     pub(super) fn values(&self, tag: u16) -> Option<Values> {
         self.values.iter().copied().find(|values| values.tag == tag)
     }
 
-    /// Reads at most `max_count` values of a tag. Returns no values if the tag is missing.
+    /// Reads the first values of a tag, at most `max_count`. Returns no values if the tag is missing.
     pub(super) fn numbers(&mut self, tag: u16, max_count: u64) -> Result<Vec<u64>, HeaderError> {
         let Some(values) = self.values(tag) else { return Ok(Vec::new()) };
         values.read(self.reader, self.order, max_count).map_err(|_| HeaderError::Damaged)

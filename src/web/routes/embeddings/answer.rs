@@ -129,7 +129,7 @@ struct Usage {
 
 impl BatchAnswer {
     /// Creates the answer from the outcomes of a batch. With many vectors, this takes long enough to
-    /// delay the other tasks of a Tokio thread, so the caller uses a blocking thread.
+    /// delay the other tasks of a Tokio thread: call it on a blocking thread then.
     ///
     /// # Errors
     /// The error of encoding a vector. The errors among the outcomes become entries of the answer.
