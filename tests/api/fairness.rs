@@ -48,7 +48,7 @@ async fn assert_served_promptly(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_send_only_a_head_block_no_other_client() {
+async fn requests_that_send_only_their_head_do_not_block_other_clients() {
     /// The routes of the requests, and the lengths of the bodies that the requests declare. The
     /// first length is nearly the longest allowed. All declared bodies together would need far more
     /// memory than the limit of 128 MiB.
