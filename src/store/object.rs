@@ -1,7 +1,7 @@
 //! Saves pictures in the bucket.
 //!
-//! A task of its own writes each picture. If the client's request ends early, the task still ends the
-//! write, and then removes the object.
+//! A task of its own writes each picture. If the client's request ends early, the task still waits
+//! for the write, and then removes the object.
 
 use tokio::time::Instant;
 use uuid::Uuid;

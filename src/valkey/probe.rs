@@ -61,6 +61,7 @@ pub(super) async fn run_scripts(connection: &mut MultiplexedConnection) -> Redis
     const ONE_SECOND: Duration = Duration::from_secs(1);
     let key = |name: &str| format!("{PREFIX}:check:{name}");
     let [replicas, pace, client, lease] = ["replicas", "pace", "client", "lease"].map(key);
+    // The name under which `take_script` stores call 1 of the replica `ID`.
     let call = format!("{ID}:1");
     for script in [
         report_script(&replicas, ID, ONE_SECOND),

@@ -242,6 +242,7 @@ fn labels_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
     let lines = (1..=4).map(|n| line(&format!("{{\"path\":\"{n}\"}}"), "1,2"));
     let text = lines.collect::<String>() + "{\"path\":\"incomplete";
     fs::write(folder.path().join("v.jsonl"), text).unwrap();
+    // There is no row 9, and the incomplete fifth line does not count as a row.
     let labels = Labels::beside(&path, &usual_fields(), &[4, 2, 9]).unwrap().unwrap();
     assert_eq!((labels.rows, labels.model.as_deref()), (4, Some("m")));
     let mut found: Vec<_> = labels.by_row.into_iter().collect();
