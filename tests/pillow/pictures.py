@@ -22,8 +22,7 @@ LARGE = 480, 320
 class Picture:
     name: str
     data: bytes
-    # The pixels before they were encoded, upright and on white. What Pillow decodes must be similar to them.
-    # None if nothing is compared with what Pillow decodes.
+    # The pixels before the encoding, upright and on white. Pillow's must be similar. None: they are not compared.
     original: Image.Image
     # The EXIF orientation that applies: 1 if the file has none or an invalid one.
     orientation: int = 1
@@ -96,7 +95,6 @@ def exif(orientation, order="<"):
     """EXIF data whose only entry is the orientation, or the unit of the resolution if `orientation` is None."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
     tag, value = (274, orientation) if orientation is not None else (296, 2)
-    # The number of entries; the entry, which is one 16-bit value and its padding; no next directory.
     return head + struct.pack(order + "HHHIHHI", 1, tag, 3, 1, value, 0, 0)
 
 
@@ -152,9 +150,8 @@ def jpegs():
         ("440", [two_down, once, once], {}),
         ("410", [(4, 2), once, once], {}),
         ("420-restart", [two_each, once, once], {"restart": 3}),
-        # The ratios of 4:2:2 and 4:4:4, with larger factors than necessary.
-        ("422-of-twos", [two_each, two_down, two_down], {}),
-        ("444-of-twos", [two_across] * 3, {}),
+        ("422-of-twos", [two_each, two_down, two_down], {}),  # the ratios of 4:2:2, with larger factors
+        ("444-of-twos", [two_across] * 3, {}),  # the ratios of 4:4:4, with larger factors
         ("three-scans-444", [once] * 3, {"scans": three_scans}),
         ("three-scans-422", [two_across, once, once], {"scans": three_scans}),
         ("three-scans-420", [two_each, once, once], {"scans": three_scans}),
@@ -214,8 +211,7 @@ def jpegs():
     rotated_colors = planes(stored(original, 6).convert("YCbCr"))
     in_scans = jpeg.encode(rotated_colors, [two_each, once, once], scans=three_scans)
     yield Picture("turned-jpeg-three-scans-420-6", after_start(in_scans, six), original, 6)
-    # Only 1 to 8 are valid orientations. Others are ignored.
-    for orientation in (0, 9, 65535):
+    for orientation in (0, 9, 65535):  # invalid, so they are ignored
         data = after_start(plain, app1(b"Exif\0\0" + exif(orientation)))
         yield Picture(f"jpeg-orientation-{orientation}", data, original)
 
@@ -233,8 +229,7 @@ def png_with(image, data, before_pixels):
 
 
 def webp_with(image, data, **options):
-    """A WebP whose EXIF chunk contains exactly `data`."""
-    # Pillow writes an EXIF chunk, which is then replaced.
+    """A WebP whose EXIF chunk contains exactly `data`, in place of what Pillow writes."""
     file = encoded(image, "WEBP", exif=exif(6), **{"quality": 95, **options})
     at = file.index(b"EXIF")
     chunk = b"EXIF" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
@@ -243,11 +238,10 @@ def webp_with(image, data, **options):
 
 
 def big_endian_tiff(image, orientation):
-    """A big-endian TIFF of one strip: the directory, then the bits of each sample at 134, and the pixels at 140.
-
-    Values of 16 bits (type 3) are in the upper half of an entry's 32 bits."""
+    """A big-endian TIFF of one strip: the directory, then the bits of each sample at 134, and the pixels at 140."""
     width, height = image.size
     pixels = image.tobytes()
+    # Values of 16 bits (type 3) are in the upper half of an entry's 32 bits.
     entries = [(256, 3, 1, width << 16), (257, 3, 1, height << 16), (258, 3, 3, 134), (259, 3, 1, 1 << 16),
                (262, 3, 1, 2 << 16), (273, 4, 1, 140), (274, 3, 1, orientation << 16), (277, 3, 1, 3 << 16),
                (278, 3, 1, height << 16), (279, 4, 1, len(pixels))]
@@ -335,8 +329,7 @@ def gifs():
     original = scene()
     palette = original.quantize(128)
     plain = encoded(palette, "GIF", interlace=0)
-    # In `local`, the colour table is moved from the file's header to the first frame. The lowest three bits of
-    # byte 10 are the table's size.
+    # In `local`, the colour table is moved from the file's header to the first frame. Byte 10 has its size.
     table_len = 3 << (plain[10] & 7) + 1
     table, rest = plain[13:13 + table_len], plain[13 + table_len:]
     frame = rest.index(b",")
