@@ -4,7 +4,7 @@
 //! own HTTP client: it streams a picture from its file, ignores proxies in the environment, and sees
 //! S3's error codes, which `object_store` hides.
 //!
-//! The name of a picture's object is new, and that of a vector's object is derived from the vector's
+//! Each picture's object gets a new name. The name of a vector's object is derived from the vector's
 //! picture. So a write can be repeated, and need not check whether the object exists.
 //!
 //! While the bucket fails, nobody waits for it: writes are refused at once, and reads are skipped.
@@ -50,7 +50,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an idle connection is retained. S3 closes idle connections after about 20 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The names of the variables from which `object_store` takes credentials. See
+/// The names of the variables from which `object_store` takes the credentials and the region. See
 /// <https://docs.rs/object_store/0.14/object_store/aws/enum.AmazonS3ConfigKey.html>.
 pub const AWS_VARIABLES: [&str; 13] = [
     "AWS_ACCESS_KEY_ID",
@@ -157,8 +157,8 @@ impl Bucket {
         })))
     }
 
-    /// Writes an object before the deadline. `path` is the object's name after the prefix. When this
-    /// returns, the object is durable.
+    /// Writes an object, or fails at the deadline. `path` is the object's name without the prefix. When
+    /// this succeeds, the object is durable.
     ///
     /// # Errors
     /// [`Error`], which says whether the object may exist nevertheless.
@@ -210,7 +210,7 @@ impl Bucket {
     /// Checks that an operation works, as far as is known without trying.
     ///
     /// # Errors
-    /// [`Error`] if it does not work at the moment, so that it would not be tried.
+    /// [`Error`] if the bucket fails at the moment, so that the operation must not be tried.
     pub fn check(&self, operation: Operation) -> Result<(), Error> {
         if self.works(operation) { Ok(()) } else { Err(Error::new(operation, Cause::Suspended)) }
     }
@@ -275,7 +275,7 @@ fn signer(settings: &Settings, http: reqwest::Client) -> object_store::Result<Am
         // no name with a dot in it, and other servers often have no such host names.
         .with_virtual_hosted_style_request(settings.endpoint.is_none() && !name.contains('.'))
         .with_http_connector(CredentialsConnector(http))
-        // Only requests for credentials are retried like this.
+        // This applies only to requests for credentials: other requests are not sent by `object_store`.
         .with_retry(RetryConfig {
             backoff: BackoffConfig { max_backoff: Duration::from_secs(1), ..Default::default() },
             max_retries: 2,

@@ -3,7 +3,7 @@
 //!
 //! Each group of settings has a file (`nvidia.rs`, `web.rs`, …), which defines the settings and a
 //! function `resolve` that reads them. `settings.rs` groups the settings of all files by what they are
-//! for. The flags, the documentation and `.env.example` are generated from that table.
+//! for. The flags, the documentation and `.env.example` are generated from these groups.
 //! `CONTRIBUTING.md` explains how to add a setting.
 //!
 //! clap alone can read flags and variables. But it stops at the first error, does not read `.env`,
@@ -47,7 +47,7 @@ pub use raw::RawSettings;
 pub use upstream::Upstream;
 
 /// How the warning about missing client keys begins. [`Config::for_own_client`] recognizes the
-/// warning by it.
+/// warning by this beginning.
 const NO_CLIENT_KEYS: &str = "no client keys are set";
 
 /// All settings of the service, parsed and checked.
@@ -81,7 +81,7 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// All errors of the settings, each with the name of its variable, and all warnings.
+/// All errors of the settings, followed by all warnings.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SettingErrors(Vec<String>);
 
@@ -168,7 +168,7 @@ impl Config {
             telemetry: telemetry::resolve(&mut reader),
             // If `upstream` is `None`, there is an error, and this `Config` is not returned.
             upstream: upstream.unwrap_or(Upstream::Sandbox),
-            warnings: Vec::new(),
+            warnings: Vec::new(), // filled below, after all checks
         };
         config.check_combinations(&mut reader);
         config.add_warnings(&mut reader);

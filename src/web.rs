@@ -45,8 +45,8 @@ pub struct Settings {
     /// The origins whose web pages may call the service, besides the service's own origin.
     pub origins: Origins,
     /// The service's host names. Without client keys, the service's own pages may call it only by
-    /// these names, by an IP address, or as `localhost`. Otherwise a foreign page could pass as an own
-    /// page with DNS rebinding: see `middleware::cors`.
+    /// these names, by an IP address, or as `localhost`. Otherwise a foreign page could use DNS rebinding
+    /// to pass as the service's own: see `middleware::cors`.
     pub hosts: Vec<String>,
 }
 

@@ -23,8 +23,8 @@ impl Request {
         Self::upload_of(&jpeg(len))
     }
 
-    /// An upload of this picture. [`Self::set_number`] overwrites its last bytes, so these must be
-    /// padding that decoders ignore.
+    /// An upload of this picture. [`Self::set_number`] overwrites the picture's last bytes, so these must
+    /// be padding that decoders ignore.
     pub fn upload_of(picture: &[u8]) -> Self {
         let mut body = b"--boundary\r\nContent-Disposition: form-data; name=\"file\"; filename=\"photo.jpg\"\r\nContent-Type: image/jpeg\r\n\r\n".to_vec();
         body.extend(picture);
@@ -44,8 +44,9 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), body_end.len())
     }
 
-    /// A batch of `count` different pictures as Base64. Each call returns the same ones.
-    /// [`Self::set_number`] must not be called, because it would overwrite other bytes.
+    /// A batch of `count` different pictures of about `len` bytes each, as Base64. Each call with the same
+    /// arguments returns the same request. [`Self::set_number`] must not be called, because it would
+    /// overwrite other bytes.
     pub fn batch(len: usize, count: u64) -> Self {
         let pictures = (0..count).map(|number| {
             // A multiple of three, as in `base64`.
@@ -65,7 +66,8 @@ impl Request {
         Self { bytes: b"GET /health HTTP/1.1\r\nHost: imagesvc\r\n\r\n".to_vec(), number_at: 0 }
     }
 
-    /// A request with the URL of a picture. The URL must end in the picture's number.
+    /// A request with the URL of a picture. The URL must end in a number of [`NUMBER_LEN`] digits, which
+    /// [`Self::set_number`] overwrites.
     pub fn url(url: &str) -> Self {
         let body_end = r#""}"#;
         let body = format!(r#"{{"image_url":"{url}{body_end}"#);
@@ -81,7 +83,7 @@ impl Request {
         Self::new(INFER_PATH, "application/json", body.as_bytes(), body_end.len())
     }
 
-    /// `after_number` is the number of bytes between the picture's number and the end of the body.
+    /// `after_number` is how many bytes of the body follow the picture's number.
     fn new(path: &str, media_type: &str, body: &[u8], after_number: usize) -> Self {
         let len = body.len();
         let head = format!(
@@ -91,7 +93,7 @@ impl Request {
         Self { number_at: bytes.len() - after_number - NUMBER_LEN, bytes }
     }
 
-    /// Sets the picture's number. Its digits are also valid Base64.
+    /// Sets the picture's number. Digits are also valid Base64.
     pub fn set_number(&mut self, number: u64) {
         let digits = format!("{number:0NUMBER_LEN$}");
         self.bytes[self.number_at..self.number_at + NUMBER_LEN].copy_from_slice(digits.as_bytes());

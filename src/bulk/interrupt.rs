@@ -6,10 +6,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::telemetry;
 
-/// The exit code of an interrupted run.
+/// The exit code of an interrupted run: that of SIGINT (128 + 2), also after SIGTERM.
 pub(super) const EXIT_CODE: u8 = 130;
 
-/// Waits for SIGINT and SIGTERM. `None` in tests, and after [`Interrupt::exit_at_next_signal`].
+/// Waits for SIGINT or SIGTERM. Contains `None` in tests, and after [`Interrupt::exit_at_next_signal`].
 #[derive(Debug)]
 pub(super) struct Interrupt(Option<(Signal, Signal)>);
 
@@ -20,7 +20,7 @@ impl Interrupt {
         Self(None)
     }
 
-    /// Installs the signal handlers.
+    /// Installs the signal handlers. After this, neither signal ends the process by itself.
     ///
     /// # Errors
     /// The system's error.
@@ -28,7 +28,7 @@ impl Interrupt {
         Ok(Self(Some((signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?))))
     }
 
-    /// Waits for a signal, or for ever if there are no handlers.
+    /// Waits for a signal, or for ever if this contains `None`.
     pub(super) async fn wait(&mut self) {
         match &mut self.0 {
             Some(signals) => next_signal(signals).await,
@@ -36,7 +36,7 @@ impl Interrupt {
         }
     }
 
-    /// Ends the process at the next signal. After this, [`Self::wait`] waits for ever.
+    /// Makes the next signal end the process. After this, [`Self::wait`] waits for ever.
     pub(super) fn exit_at_next_signal(&mut self) {
         if let Some(mut signals) = self.0.take() {
             tokio::spawn(async move {

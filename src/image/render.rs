@@ -145,9 +145,8 @@ fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>
     }
 }
 
-/// Scales to a square of `side` pixels. If a side of the picture is longer than four times that, it is
-/// first reduced to four times `side` by averaging, because the memory of the filter grows with the
-/// picture's sides.
+/// Scales to a square of `side` pixels. A side of the picture that is longer than `4 * side` is first
+/// reduced to `4 * side` by averaging, because the memory of the filter grows with the picture's sides.
 fn square(image: &RgbImage, side: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let max_filtered = 4 * side;
@@ -205,7 +204,7 @@ fn to_error(picture: &Picture, error: ImageError) -> Error {
     }
 }
 
-/// Blends the value of a colour channel onto white. The value must not be multiplied by alpha already.
+/// Blends the value of a colour channel onto white. The value must not be premultiplied by alpha.
 /// Adding 127 rounds the quotient.
 fn blend_value_onto_white(value: u32, alpha: u32) -> u32 {
     (value * alpha + 255 * (255 - alpha) + 127) / 255

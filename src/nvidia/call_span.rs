@@ -1,4 +1,5 @@
-//! The span of one call to NVIDIA in a trace. It contains the host, but no URL and no header.
+//! The span of one call to NVIDIA in a trace. It contains the host and port, but no other part of the URL,
+//! and no header.
 
 use reqwest::Request;
 use tracing::{Span, field::Empty};
@@ -20,7 +21,7 @@ pub(super) fn start(operation: Operation, request: Option<&Request>) -> Span {
         server.address = url.and_then(|url| url.host_str()),
         server.port = url.and_then(|url| url.port_or_known_default()).map(i64::from),
         http.response.status_code = Empty,
-        "error.type" = Empty,
+        "error.type" = Empty, // `ERROR_TYPE`
     )
 }
 

@@ -6,8 +6,8 @@
 //! Clients share the calls. The next call is made for the client with the fewest calls in the window, so
 //! a new client does not wait behind the calls of others. After a client has made half of a window's
 //! calls, its further calls are spread evenly, so that a new client soon finds a free call. (With several
-//! replicas, or a single client, this begins earlier.) The calls of a batch are made at once if they all
-//! fit into the window.
+//! replicas, or if the service has only one client, calls are spread earlier.) The calls of a batch are
+//! made at once if they all fit into the window.
 
 use std::{
     mem,
@@ -111,8 +111,8 @@ impl PaceLimiter {
         Ok(ReservationGuard { pace: Arc::clone(&self.0), client_network, is_spread, count })
     }
 
-    /// The most calls, up to `at_most`, that one client can reserve within `period` while no other
-    /// calls are made. This is for the whole limit: while the Valkey cannot be used, fewer are possible.
+    /// The most calls, up to `at_most`, that can be made for one client within `period` if no other calls
+    /// are made. Assumes the whole limit: while the Valkey cannot be used, fewer are possible.
     pub(super) fn largest_reservation(&self, at_most: usize, period: Duration) -> usize {
         let now = Instant::now();
         let mut state = State::new(self.0.rule, now);
@@ -158,8 +158,8 @@ impl PaceLimiter {
                 let mut state = self.0.state(now);
                 let step = state.step(guard.id, now);
                 if step == Step::WaitForOthers {
-                    // This call was the next one. If another call is now the next one, for example
-                    // after an expiry, that call's task must wake up.
+                    // If this call was the next one before, another call may be the next one now, for
+                    // example after an expiry. That call's task must wake up.
                     if mem::take(&mut was_next) {
                         self.0.changed.notify_waiters();
                     }
@@ -179,7 +179,7 @@ impl PaceLimiter {
                     (Step::AskForCalls, Some(shared)) => {
                         Action::AskForCalls(AskGuard::new(&self.0, shared, &mut state))
                     }
-                    // Without a Valkey, the steps that ask it do not occur.
+                    // With a Valkey, the steps that ask it were matched above. Without one, they do not occur.
                     (Step::Call | Step::AskForTurn | Step::AskForCalls, _) => {
                         let client_network = Some(client_network);
                         let call = TimedCall { time: now, id: guard.id, client_network };
@@ -209,7 +209,8 @@ impl PaceLimiter {
         }
     }
 
-    /// The most calls that this replica may make in a window now: all calls of the limit, or its share.
+    /// The most calls that this replica may make in a window now: the whole limit, or only the replica's
+    /// share while it does not share the limit with other replicas.
     pub(super) fn limit(&self) -> usize {
         self.0.state(Instant::now()).limit()
     }
@@ -221,8 +222,8 @@ impl PaceLimiter {
 }
 
 impl Inner {
-    /// Locks the state, removes the calls that are older than a window, and applies the limit at this
-    /// time.
+    /// Locks the state, forgets the calls that are older than a window, and sets the limit that applies
+    /// now.
     fn state(&self, now: Instant) -> MutexGuard<'_, State> {
         // The state is consistent even if a thread panicked while it held the lock.
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

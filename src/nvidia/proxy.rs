@@ -25,7 +25,8 @@ impl ProxyUrl {
         self.0.clone()
     }
 
-    /// The proxy's host and port.
+    /// The proxy's host and port. Never `None`, since [`Self::parse`] requires a host, and both schemes
+    /// have a default port.
     pub fn host_and_port(&self) -> Option<(&str, u16)> {
         Some((self.0.host_str()?, self.0.port_or_known_default()?))
     }

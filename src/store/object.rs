@@ -1,7 +1,7 @@
 //! Saves pictures in the bucket.
 //!
-//! A picture is written by a task of its own. If its request ends early, the task still learns
-//! whether the object exists, and removes it.
+//! A task of its own writes each picture. If the client's request ends early, the task still waits
+//! for the write, and then removes the object.
 
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -13,12 +13,13 @@ use crate::{
     spool::Spooled,
 };
 
-/// The path of a picture's object, after the bucket's prefix.
+/// The path of a picture's object, without the bucket's prefix.
 pub(super) fn path(name: &str) -> String {
     format!("downloads/{name}")
 }
 
-/// Saves a picture before the deadline. `permits` are dropped when the write ends.
+/// Saves a picture, or fails at the deadline. `permits` are held until the write ends, even if this
+/// future is dropped earlier.
 pub(super) async fn save(
     bucket: &Bucket,
     spooled: Spooled,
@@ -44,11 +45,12 @@ pub(super) async fn save(
         };
         written.map(|()| guard)
     };
-    // If this future is dropped, the task runs on. Its guard then removes the object.
+    // If this future is dropped, the task runs on. At its end, its guard is dropped and removes the object.
     Ok(bucket.spawn(write).await??)
 }
 
-/// A picture in the bucket. If the guard was not confirmed, dropping it removes the picture.
+/// Guards a picture that is written to the bucket. Dropping the guard removes the picture, if it may
+/// exist and [`Self::confirm`] was not called.
 #[derive(Debug)]
 pub(super) struct ObjectGuard {
     name: String,
@@ -57,7 +59,7 @@ pub(super) struct ObjectGuard {
     is_confirmed: bool,
 }
 
-/// What is known about an object.
+/// Whether an object exists, as far as is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// The object does not exist.
@@ -97,7 +99,7 @@ impl Drop for ObjectGuard {
             State::MayExist => RemovalTime::WhenItMayHaveArrived,
             State::Exists => RemovalTime::Now,
         };
-        // Without a runtime, the process is ending.
+        // Without a runtime, the process is ending, and nothing can be removed.
         if tokio::runtime::Handle::try_current().is_ok() {
             drop(self.bucket.remove(path(&self.name), time));
         }

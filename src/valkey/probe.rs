@@ -19,7 +19,7 @@ use super::{
 /// `imagesvc check` can say how slow a server is.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the server says about itself.
+/// What [`probe`] found out about the server.
 #[derive(Debug)]
 pub struct Probe {
     /// The server's time, since the beginning of 1970.
@@ -54,21 +54,23 @@ pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
     Ok(Probe { clock, round_trip, eviction_policy })
 }
 
-/// Runs each script once, so that a missing permission is known before a request needs it. The scripts
-/// get keys that nothing else uses. Afterwards, these keys are removed or soon expire.
+/// Runs every script, so that a missing permission is known before a request needs it. The scripts use
+/// keys that nothing else uses. They remove these keys, or let them expire soon.
 pub(super) async fn run_scripts(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     const ID: &str = "check";
-    const SECOND: Duration = Duration::from_secs(1);
+    const ONE_SECOND: Duration = Duration::from_secs(1);
     let key = |name: &str| format!("{PREFIX}:check:{name}");
     let [replicas, pace, client, lease] = ["replicas", "pace", "client", "lease"].map(key);
+    // The name under which `take_script` stores call 1 of the replica `ID`.
     let call = format!("{ID}:1");
     for script in [
-        report_script(&replicas, ID, SECOND),
+        report_script(&replicas, ID, ONE_SECOND),
+        // With an expiry of zero, this removes the replica that the line above reports.
         report_script(&replicas, ID, Duration::ZERO),
-        take_script(&pace, 1, SECOND, ID, Some(1)),
-        record_script(&pace, SECOND, [(call.clone(), Duration::ZERO)]),
+        take_script(&pace, 1, ONE_SECOND, ID, Some(1)),
+        record_script(&pace, ONE_SECOND, [(call.clone(), Duration::ZERO)]),
         return_script(&pace, &call),
-        count_script(&client, SECOND, SECOND),
+        count_script(&client, ONE_SECOND, ONE_SECOND),
         acquire_script(&lease, ID, false),
         renew_script(&lease, ID),
         release_script(&lease, ID, Duration::ZERO),

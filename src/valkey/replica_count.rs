@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// After the Valkey has lost its data, the replicas report to it one after another. For this long, the
-/// count only rises. Otherwise the first one would take the whole limit on calls for itself.
+/// count may rise but not fall. Otherwise the first replica to report would count as the only one, and
+/// take the whole limit on calls for itself.
 const RISING_TIME: Duration = Duration::from_secs(3);
 
 /// How many replicas use the Valkey, as far as is known.
@@ -25,9 +26,9 @@ impl ReplicaCount {
         self.count
     }
 
-    /// Stores the reply to a report: whether the Valkey knew this replica, and how many replicas it
-    /// knows. The Valkey does not know this replica after the replica's start, nor after the Valkey has
-    /// lost its data.
+    /// Stores the reply to a report: whether the Valkey knew this replica before the report, and how many
+    /// replicas it knows now. It does not know the replica before the replica's first report, nor after
+    /// the Valkey has lost its data.
     pub(super) fn store(&mut self, was_known: bool, count: u32, now: Instant) {
         if !was_known {
             self.only_rises_until = Some(now + RISING_TIME);

@@ -13,11 +13,12 @@ impl ValkeyUrl {
     /// without TLS, `rediss` and `valkeys` are with TLS.
     ///
     /// # Errors
-    /// A message to print after the setting's name. It does not quote the text.
+    /// A message to print after the setting's name. It does not quote the text, which may contain a
+    /// password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let invalid = "is not a URL such as rediss://user:password@host:6379";
         let text = text.trim();
-        // The fragment `#insecure` would turn off the check of the certificate.
+        // `redis` would not check the server's certificate if the URL ended in `#insecure`.
         if text.contains('#') {
             return Err("must not contain a #: write %23 in a password".into());
         }

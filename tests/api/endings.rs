@@ -101,7 +101,8 @@ impl Servers {
         }
     }
 
-    /// Makes a request that ends in this way. `n` is the number of the request.
+    /// Makes a request, or two for [`Ending::Joined`], and asserts that it ends in this way. `n` is the
+    /// number of the request.
     async fn send_request(&self, ending: Ending, n: usize) {
         let (app, picture) = (&self.app, tiny(1000 * n));
         // The limit on pictures is 1 MiB.
@@ -165,9 +166,9 @@ impl Servers {
         assert!(is_as_expected, "request {n} should end as {ending:?}");
     }
 
-    /// Sends the first bytes of an upload, and returns the connection. Requests with consecutive
-    /// numbers `n` come from different addresses, because the service limits the connections of one
-    /// address.
+    /// Sends the head of an upload and `part` of its body, and returns the connection. Requests with
+    /// consecutive numbers `n` come from different addresses, because the service limits the
+    /// connections of one address.
     async fn send_part(&self, n: usize, part: &[u8], declared_length: usize) -> TcpStream {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();
@@ -194,6 +195,7 @@ fn requests_release_their_memory_and_permits_however_they_end() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let servers = runtime.block_on(Servers::start());
     let request_count = Cell::new(0);
+    // Makes the requests at the same time. Then waits until all their memory and permits are released.
     let run_concurrently = |endings: &[Ending]| {
         runtime.block_on(async {
             join_all(endings.iter().map(|ending| {

@@ -43,12 +43,12 @@ async fn assert_served_promptly(
     ];
     for request in requests {
         let answer = timeout(PROMPTLY, app.send_by(&client, request)).await.unwrap();
-        answer.vector();
+        answer.assert_success();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_send_only_a_head_block_no_other_client() {
+async fn requests_that_send_only_their_head_do_not_block_other_clients() {
     /// The routes of the requests, and the lengths of the bodies that the requests declare. The
     /// first length is nearly the longest allowed. All declared bodies together would need far more
     /// memory than the limit of 128 MiB.
@@ -129,42 +129,42 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
 
 #[tokio::test(flavor = "multi_thread")]
 async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory() {
-    /// The service counts memory in steps of this many bytes.
-    const STEP: f64 = 65_536.0;
+    /// The service counts memory in units of this many bytes.
+    const UNIT: f64 = 65_536.0;
     const BUFFERED: &str = "imagesvc_buffered_bytes";
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     // HUBBLE is sent inline at the end of this test, so it must be shrunk.
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // Each route keeps this start of a body in memory. To the URL route it is JSON, to the upload
-    // route the header of a form's part, and to the Base64 route Base64 text.
+    // Each route keeps this start of a body in memory. The URL route takes it for JSON, the upload route
+    // for the header of a form's part, and the Base64 route for Base64 text.
     let start_of_body = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         stream.write_all(&post_head(route, 60_000, "")).await.unwrap();
         stream.write_all(&start_of_body).await.unwrap();
-        app.wait_for(|value| value(BUFFERED) == STEP).await;
+        app.wait_for(|value| value(BUFFERED) == UNIT).await;
         drop(stream);
         app.wait_for(|value| value(BUFFERED) == 0.0).await;
     }
-    // The form takes one step. The first bytes of the picture are in memory, and take two steps.
-    // Later they move to a file; then the buffer for writing takes one step.
+    // The form takes one unit. The first bytes of the picture are in memory, and take two units.
+    // Later they move to a file; then the buffer for writing takes one unit.
     let body = form(HUBBLE);
     let mut stream = TcpStream::connect(app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-upload", body.len(), "")).await.unwrap();
     stream.write_all(&body[..100_000]).await.unwrap();
-    app.wait_for(|value| value(BUFFERED) == 3.0 * STEP).await;
+    app.wait_for(|value| value(BUFFERED) == 3.0 * UNIT).await;
     stream.write_all(&body[100_000..200_000]).await.unwrap();
-    app.wait_for(|value| value(BUFFERED) == 2.0 * STEP).await;
-    // An inline call takes eight steps, which is the most memory that it may need. This memory
+    app.wait_for(|value| value(BUFFERED) == 2.0 * UNIT).await;
+    // An inline call takes eight units, which is the most memory that it may need. This memory
     // counts until the call has ended, even if the client disconnects.
     stream.write_all(&body[200_000..]).await.unwrap();
     nvidia.wait_for(1).await;
-    app.wait_for(|value| value(BUFFERED) == 8.0 * STEP).await;
+    app.wait_for(|value| value(BUFFERED) == 8.0 * UNIT).await;
     drop(stream);
-    // Only the request for the metrics is in flight then.
+    // When the upload's request has ended, only the request for the metrics is in flight.
     app.wait_for(|value| value("imagesvc_requests_in_flight") == 1.0).await;
-    assert_eq!(metric(&app.get("/metrics").await.text(), BUFFERED), 8.0 * STEP);
+    assert_eq!(metric(&app.get("/metrics").await.text(), BUFFERED), 8.0 * UNIT);
     release.send(true).unwrap();
     app.wait_for(|value| value(BUFFERED) == 0.0).await;
 }
@@ -203,9 +203,11 @@ async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_net
     };
     let (answers, ()) = tokio::join!(other_uploads, release_replies);
     for answer in answers {
-        answer.vector();
+        answer.assert_success();
     }
-    flood_uploads.for_each(|answer| async move { drop(answer.vector()) }).await;
+    while let Some(answer) = flood_uploads.next().await {
+        answer.assert_success();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -220,7 +222,7 @@ async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network(
     let other_upload = async {
         app.wait_for(|value| value("imagesvc_pictures_waiting") >= 30.0).await;
         let picture = tiny(1000);
-        app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
+        app.send_by(&other, app.upload_request(&picture, "a.png")).await.assert_success();
         let calls = nvidia.received();
         let calls_before = calls.iter().position(|call| picture_number(call) == 1000).unwrap();
         // While 30 of the flood's 50 pictures waited, at most 20 calls were made. A few more are
@@ -231,7 +233,9 @@ async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network(
         );
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
-    answers.iter().for_each(|answer| drop(answer.vector()));
+    for answer in answers {
+        answer.assert_success();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -257,7 +261,7 @@ async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_net
         let refused = "imagesvc_requests_total{route=\"/vectorize-image-upload\",status=\"503\"}";
         app.wait_for(|value| value(refused) >= 1.0).await;
         let picture = tiny(1000);
-        app.send_by(&other, app.upload_request(&picture, "a.png")).await.vector();
+        app.send_by(&other, app.upload_request(&picture, "a.png")).await.assert_success();
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     let embedded = answers.iter().filter(|answer| answer.status == 200).count();
@@ -297,7 +301,7 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
         let decodes_before = read_widths().lines().count();
         assert!(decodes_before < 20, "most of the flood should still wait: {decodes_before}");
         let picture = converted(ROCKET, ImageFormat::WebP); // 640 pixels wide
-        app.send_by(&other, app.upload_request(&picture, "a.webp")).await.vector();
+        app.send_by(&other, app.upload_request(&picture, "a.webp")).await.assert_success();
         let widths = read_widths();
         let position = widths.lines().position(|width| width == "640").unwrap();
         // A few decodes may start before the picture has arrived.
@@ -308,7 +312,9 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
         );
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
-    answers.iter().for_each(|answer| drop(answer.vector()));
+    for answer in answers {
+        answer.assert_success();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -340,7 +346,7 @@ async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() 
         let picture = tiny(1000 + round);
         let upload = app.send_by(&single_client, app.upload_request(&picture, "a.png"));
         // This is a tenth of the request timeout, which is 60 s.
-        timeout(Duration::from_secs(6), upload).await.unwrap().vector();
+        timeout(Duration::from_secs(6), upload).await.unwrap().assert_success();
         // In the order of arrival, this call would come after 100 calls for waiting pictures. A few
         // calls are made while the client's picture is received.
         let calls = nvidia.count() - calls_before;

@@ -5,9 +5,9 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn every_route_requires_exactly_one_valid_host_header() {
+async fn requests_of_each_kind_require_exactly_one_valid_host_header() {
     let nvidia = FakeNvidia::healthy().await;
-    // The service checks the host before the key and the origin.
+    // With keys and origins, the test shows that the service checks the host before both.
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_API_KEYS", "k-1")
         .setting("IMAGESVC_CORS_ORIGINS", "https://app.example.com")
@@ -66,6 +66,7 @@ async fn valid_host_headers_are_accepted_and_http_1_0_requires_none() {
         let head = request_head("GET /health HTTP/1.1", &[host], "connection: close\r\n");
         assert_eq!(parse_answer(&exchange(app.address, &head).await).status, 200, "{host}");
     }
+    // Over HTTP/1.0, the host may be missing or empty.
     for hosts in [&[][..], &[""], &["x"]] {
         let head = request_head("GET /health HTTP/1.0", hosts, "");
         assert_eq!(parse_answer(&exchange(app.address, &head).await).status, 200, "{hosts:?}");
@@ -92,8 +93,8 @@ async fn a_host_in_the_request_line_overrides_the_host_header() {
         parse_answer(&exchange(app.address, &request_head(&line, &[host], headers)).await)
     };
     // The service refuses web pages under an unknown host name (DNS rebinding), but not under an IP
-    // address. One of the two hosts is of each kind, so the status shows which one counts. The 422
-    // is for the empty body.
+    // address. Of the two hosts, one is a name and the other an address, so the status shows which of
+    // them counts. The 422 means that only the empty body was refused.
     assert_problem(&post("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
     let refused =
         assert_problem(&post("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");

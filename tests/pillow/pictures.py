@@ -12,9 +12,9 @@ import jpeg
 
 pillow_heif.register_heif_opener()
 
-# Not multiples of a block's size, so that the last blocks reach beyond the picture.
+# Width and height. Neither is a multiple of a block's size, so that the last blocks reach beyond the picture.
 SIZE = 97, 65
-# So large that tests with a low inline limit make the service scale it down.
+# The size of pictures that the service scales down in a test with a low inline limit.
 LARGE = 480, 320
 
 
@@ -22,22 +22,22 @@ LARGE = 480, 320
 class Picture:
     name: str
     data: bytes
-    # The expected pixels, upright and on white. None if they are those that Pillow decodes.
-    expected: Image.Image
-    # The EXIF orientation.
+    # The pixels before the encoding, upright and on white. Pillow's must be similar. None: they are not compared.
+    original: Image.Image
+    # The EXIF orientation that applies: 1 if the file has none or an invalid one.
     orientation: int = 1
-    # Whether Pillow decodes the expected pixels.
+    # Whether Pillow decodes this picture correctly. If not, the expected pixels are the original ones.
     pillow_is_correct: bool = True
 
 
 def scene(size=SIZE):
-    """A picture that looks different in every orientation, because each corner has another colour. Colours
-    change slowly, because JPEG blurs them. The brightness has edges."""
+    """A picture that looks different in every orientation, because each corner has a colour of its own. Colours
+    change slowly, because JPEG blurs them. Two rectangles add edges of brightness."""
     width, height = size
     y, x = np.mgrid[0:height, 0:width]
     x, y = x / (width - 1), y / (height - 1)
     corners = [(0, 0, (210, 60, 60)), (1, 0, (60, 190, 80)), (0, 1, (60, 80, 210)), (1, 1, (220, 200, 90))]
-    # How much a corner's colour counts at each pixel.
+    # The share of a corner's colour in each pixel.
     weight = lambda cx, cy: ((1 - abs(x - cx)) * (1 - abs(y - cy)))[..., None]
     pixels = sum(weight(cx, cy) * np.array(color) for cx, cy, color in corners)
     pixels[(x > 0.2) & (x < 0.45) & (y > 0.3) & (y < 0.5)] -= 45
@@ -46,13 +46,13 @@ def scene(size=SIZE):
 
 
 def grained(size=LARGE):
-    """The scene with the grain of a photograph, which needs more bytes."""
+    """The scene with the grain of a photograph, so that its file exceeds the inline limit of the tests."""
     grain = np.random.default_rng(1).normal(0, 9, (size[1], size[0], 1))
     return Image.fromarray(np.clip(np.asarray(scene(size)) + grain, 0, 255).astype("uint8"))
 
 
 def translucent(size=SIZE):
-    """The scene with alpha: transparent on the left, opaque on the right, and with a transparent hole."""
+    """The scene with alpha, from transparent on the left to opaque on the right, where a hole is transparent."""
     image = scene(size).convert("RGBA")
     alpha = np.tile(np.linspace(0, 255, size[0]).astype("uint8"), (size[1], 1))
     alpha[:10, -20:] = 0
@@ -74,7 +74,7 @@ def inks(image):
     return Image.merge("CMYK", [Image.fromarray(cmyk[..., ink]) for ink in range(4)])
 
 
-# For each EXIF orientation (tag 274), the inverse of the transform that a viewer applies.
+# For each EXIF orientation (tag 274) except 1, the inverse of the transform that a viewer applies.
 INVERSE_TRANSFORMS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -92,7 +92,7 @@ def stored(image, orientation):
 
 
 def exif(orientation, order="<"):
-    """EXIF data with the orientation, or with another entry instead if `orientation` is None."""
+    """EXIF data whose only entry is the orientation, or the unit of the resolution if `orientation` is None."""
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8)
     tag, value = (274, orientation) if orientation is not None else (296, 2)
     return head + struct.pack(order + "HHHIHHI", 1, tag, 3, 1, value, 0, 0)
@@ -141,7 +141,7 @@ def jpegs():
         yield Picture(f"jpeg-grey{name}", as_jpeg(grey, **options), grey.convert("RGB"))
         yield Picture(f"jpeg-cmyk-adobe{name}", as_jpeg(cmyk, **options), original)
 
-    # Sampling factors, horizontal and vertical: how many of a plane's blocks are in one unit.
+    # Sampling factors, horizontal and vertical: how many of a plane's blocks are in one MCU.
     once, two_across, four_across, two_down, two_each = (1, 1), (2, 1), (4, 1), (1, 2), (2, 2)
     colors = planes(original.convert("YCbCr"))
     three_scans, two_scans = [[0], [1], [2]], [[0], [1, 2]]
@@ -150,8 +150,8 @@ def jpegs():
         ("440", [two_down, once, once], {}),
         ("410", [(4, 2), once, once], {}),
         ("420-restart", [two_each, once, once], {"restart": 3}),
-        ("422-of-twos", [two_each, two_down, two_down], {}),
-        ("444-of-twos", [two_across] * 3, {}),
+        ("422-of-twos", [two_each, two_down, two_down], {}),  # the ratios of 4:2:2, with larger factors
+        ("444-of-twos", [two_across] * 3, {}),  # the ratios of 4:4:4, with larger factors
         ("three-scans-444", [once] * 3, {"scans": three_scans}),
         ("three-scans-422", [two_across, once, once], {"scans": three_scans}),
         ("three-scans-420", [two_each, once, once], {"scans": three_scans}),
@@ -203,6 +203,7 @@ def jpegs():
         # The first EXIF segment with an orientation applies. Pillow reads only the first EXIF segment.
         ("in-the-second", after_start(rotated, none, six), False),
         ("in-two-and-none", after_start(rotated, none, six, eight), False),
+        # Pillow ignores a segment whose second byte after `Exif` is not 0.
         ("padded-oddly", after_start(rotated, app1(b"Exif\0\xff" + exif(6))), False),
         ("with-fill-bytes", before_marker(after_start(rotated, b"\xff\xff\xff", six), 0xC0, b"\xff" * 3), True),
     ]:
@@ -210,7 +211,7 @@ def jpegs():
     rotated_colors = planes(stored(original, 6).convert("YCbCr"))
     in_scans = jpeg.encode(rotated_colors, [two_each, once, once], scans=three_scans)
     yield Picture("turned-jpeg-three-scans-420-6", after_start(in_scans, six), original, 6)
-    for orientation in (0, 9, 65535):
+    for orientation in (0, 9, 65535):  # invalid, so they are ignored
         data = after_start(plain, app1(b"Exif\0\0" + exif(orientation)))
         yield Picture(f"jpeg-orientation-{orientation}", data, original)
 
@@ -219,16 +220,16 @@ def png_chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png_with(image, data, before):
+def png_with(image, data, before_pixels):
     """A PNG with EXIF data before or after the pixels."""
     file, chunk = encoded(image, "PNG"), png_chunk(b"eXIf", data)
     # After the signature and the chunk IHDR, or before the chunk IEND.
-    at = 33 if before else len(file) - 12
+    at = 33 if before_pixels else len(file) - 12
     return file[:at] + chunk + file[at:]
 
 
 def webp_with(image, data, **options):
-    """A WebP whose EXIF chunk contains exactly `data`."""
+    """A WebP whose EXIF chunk contains exactly `data`, in place of what Pillow writes."""
     file = encoded(image, "WEBP", exif=exif(6), **{"quality": 95, **options})
     at = file.index(b"EXIF")
     chunk = b"EXIF" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
@@ -240,6 +241,7 @@ def big_endian_tiff(image, orientation):
     """A big-endian TIFF of one strip: the directory, then the bits of each sample at 134, and the pixels at 140."""
     width, height = image.size
     pixels = image.tobytes()
+    # Values of 16 bits (type 3) are in the upper half of an entry's 32 bits.
     entries = [(256, 3, 1, width << 16), (257, 3, 1, height << 16), (258, 3, 3, 134), (259, 3, 1, 1 << 16),
                (262, 3, 1, 2 << 16), (273, 4, 1, 140), (274, 3, 1, orientation << 16), (277, 3, 1, 3 << 16),
                (278, 3, 1, height << 16), (279, 4, 1, len(pixels))]
@@ -302,7 +304,7 @@ def pngs():
         ("animated", original, {"save_all": True, "append_images": [Image.new("RGB", SIZE)]}),
     ]:
         yield Picture(f"png-{name}", encoded(image, "PNG", **options), None)
-    # 16-bit grey whose low eight bits affect the rounding to eight bits.
+    # 16-bit grey. Its low eight bits are 40, which changes the result of rounding it to eight bits.
     deep = (np.asarray(original.convert("L")).astype("uint16") << 8) + 40
     yield Picture("png-16-bits", encoded(Image.fromarray(deep), "PNG"), original.convert("L").convert("RGB"))
 
@@ -327,7 +329,7 @@ def gifs():
     original = scene()
     palette = original.quantize(128)
     plain = encoded(palette, "GIF", interlace=0)
-    # The colour table is moved from the file's header to the first frame.
+    # In `local`, the colour table is moved from the file's header to the first frame. Byte 10 has its size.
     table_len = 3 << (plain[10] & 7) + 1
     table, rest = plain[13:13 + table_len], plain[13 + table_len:]
     frame = rest.index(b",")

@@ -1,8 +1,8 @@
 """An S3 server for the tests: moto, which checks signatures and policies.
 
 The first line on standard output has the address and the credentials, as JSON. After that, each line on
-standard input is a command, and each further line on standard output is its result; `COMMANDS` lists
-them. The process ends when standard input ends, so that it cannot outlive the tests.
+standard input is a command, and each further line on standard output is its result or error. `COMMANDS`
+lists the commands. The process ends when standard input ends, so that it cannot outlive the tests.
 """
 
 import base64
@@ -32,7 +32,7 @@ PREFIX = "imagesvc"
 USER = "service"
 ROLE = "service-role"
 ADMIN_POLICY = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
-# What the service needs.
+# The permissions that the service needs.
 SERVICE_POLICY = [
     {
         "Effect": "Allow",
@@ -45,11 +45,12 @@ SERVICE_POLICY = [
 
 
 def document(statements):
+    """Returns a policy with these statements, as JSON."""
     return json.dumps({"Version": "2012-10-17", "Statement": statements})
 
 
 class Admin:
-    """Carries out commands with all permissions."""
+    """Carries out the commands. Has all permissions."""
 
     def __init__(self, endpoint):
         self.endpoint = endpoint
@@ -73,7 +74,8 @@ class Admin:
         self.iam, self.sts, self.s3 = (self.client(name, *access_keys["admin"]) for name in services)
         self.user = access_keys[USER]
         self.create_bucket()
-        # moto's instance metadata always returns the constant credentials below. Make them those of a role.
+        # moto's instance metadata always returns the constant credentials below. They become valid because
+        # an assumed role gets them.
         self.assume_role()
         metadata_role = assumed_roles()[-1]
         metadata_role.access_key_id, metadata_role.secret_access_key = "test-key", "test-secret-key"
@@ -106,6 +108,7 @@ class Admin:
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
     def read(self, key):
+        """Returns an object in Base64, or None if it does not exist."""
         try:
             return base64.b64encode(self.s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()).decode()
         except ClientError as error:
@@ -114,6 +117,7 @@ class Admin:
             raise
 
     def write(self, key, body):
+        """Writes an object. `body` is in Base64."""
         self.s3.put_object(Bucket=BUCKET, Key=key, Body=base64.b64decode(body))
 
     def delete(self, key):
@@ -125,7 +129,7 @@ class Admin:
         self.iam.put_role_policy(RoleName=ROLE, PolicyName="main", PolicyDocument=json.dumps(policy))
 
     def deny(self, actions):
-        """Denies these actions to the user and the role. They replace those of an earlier call."""
+        """Denies these actions to the user and the role, in place of those of an earlier call."""
         statements = list(SERVICE_POLICY)
         if actions:
             statements.append({"Effect": "Deny", "Action": actions, "Resource": "*"})

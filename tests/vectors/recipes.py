@@ -4,7 +4,7 @@ The commands of the page make the vectors. The query is a scaled and recompresse
 pictures. Each program must print the same rows as `imagesvc nearest`. Programs that are marked as not run
 must at least be valid Python.
 
-The argument is the path of imagesvc.
+The argument is the path of the program imagesvc.
 """
 
 import io
@@ -28,7 +28,7 @@ shift
 exec "$PROGRAM" "$@"
 """
 
-# The longest time for a block, in seconds.
+# The longest time for a command or a program of the page, in seconds.
 TIMEOUT = 120
 
 # The largest difference of two cosines that should be equal. They are printed with four decimals.
@@ -45,9 +45,10 @@ def blocks():
             yield heading, match["language"], match["mark"] is None, match["text"]
 
 
-def make_pictures(folder):
+def make_root(folder):
     """Makes a folder like the repository's root, as far as the page's commands need it."""
     (folder / "tests").symlink_to(ROOT / "tests")
+    # The query, `image.png`.
     with Image.open(ROOT / "tests/fixtures/chelsea.png") as picture:
         recompressed = io.BytesIO()
         picture.convert("RGB").resize((226, 150)).save(recompressed, "JPEG", quality=60)
@@ -75,7 +76,7 @@ def rows(printed):
 
 
 def check(heading, found, expected):
-    """Ends the test with an error unless two lists of rows are equal."""
+    """Ends the test with an error unless both lists have the same paths, and cosines equal within TOLERANCE."""
     is_equal = [path for _, path in found] == [path for _, path in expected] and all(
         abs(cosine - reference) <= TOLERANCE for (cosine, _), (reference, _) in zip(found, expected)
     )
@@ -88,7 +89,7 @@ def main():
     counts = {"run": 0, "not run": 0}
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
-        make_pictures(folder)
+        make_root(folder)
         expected = None
         for heading, language, is_run, text in blocks():
             start = time.monotonic()
@@ -97,7 +98,7 @@ def main():
                 nearest = [program, "nearest", "image.png", "--in", "vectors.jsonl", "--sandbox"]
                 expected = rows(run(nearest, folder, program))
                 cosine, path = expected[0]
-                # The folder has three pictures. The query is a copy of the cat.
+                # The folder has three pictures. The query is a copy of chelsea.png.
                 assert path == "photos/chelsea.png" and cosine > 0.98 and len(expected) == 3, expected
             elif language == "python" and is_run:
                 check(heading, rows(run([sys.executable, "-c", text], folder, program)), expected)
@@ -106,6 +107,7 @@ def main():
             elif language == "python":
                 compile(text, heading, "exec")
                 counts["not run"] += 1
+    # A test in tests/api/commands.rs compares these numbers with the page.
     assert counts == {"run": 5, "not run": 3}, counts
     print("5 passed, 0 failed, 3 skipped")
 

@@ -8,7 +8,7 @@ use super::{
     limited::MAX_ROW_BYTES,
 };
 
-/// Reads paths and URLs. Ignores blank lines. Returns whether more items are wanted.
+/// Reads paths and URLs. Ignores blank lines. Returns whether `sink` wants more items.
 pub(super) fn read_plain(
     input: impl Read,
     place: &str,
@@ -18,7 +18,7 @@ pub(super) fn read_plain(
     read(input, place, reader, sink, |text, _| reader.plain(Picture::parse(text)))
 }
 
-/// Reads JSON objects. Ignores blank lines. Returns whether more items are wanted.
+/// Reads JSON objects. Ignores blank lines. Returns whether `sink` wants more items.
 pub(super) fn read_objects(
     input: impl Read,
     place: &str,
@@ -28,7 +28,8 @@ pub(super) fn read_objects(
     read(input, place, reader, sink, |text, line| reader.object(text, place, line))
 }
 
-/// Reads the lines that are not blank. `parse` turns a line and its number into an item.
+/// Reads the lines that are not blank. `place` is the list's path, for messages. `parse` turns a line and
+/// its number into an item.
 fn read(
     input: impl Read,
     place: &str,
@@ -42,7 +43,7 @@ fn read(
     loop {
         bytes.clear();
         line += 1;
-        // The two further bytes are those of the longest line break.
+        // The 2 is the length of the longest line break, `\r\n`.
         let read_len = input.by_ref().take(MAX_ROW_BYTES + 2).read_until(b'\n', &mut bytes)?;
         if read_len == 0 {
             return Ok(true);
@@ -53,6 +54,7 @@ fn read(
         };
         let is_too_long = row.len() as u64 > MAX_ROW_BYTES;
         if is_too_long && !bytes.ends_with(b"\n") {
+            // The rest of the line is still unread.
             input.skip_until(b'\n')?;
         }
         let item = match str::from_utf8(row.trim_ascii_end()) {

@@ -16,7 +16,7 @@ pub(super) fn usual_fields() -> ItemReader {
     ItemReader { location_field: None, id_field: None, prefix: String::new() }
 }
 
-/// Writes a file with this name, and reads all rows of it.
+/// Writes a file with this name, and reads all its rows. The text of an error begins with this name.
 pub(super) fn read(
     name: &str,
     bytes: impl AsRef<[u8]>,
@@ -54,8 +54,8 @@ fn line(object: &str, vector: &str) -> String {
     append(object, &added_fields(vector)) + "\n"
 }
 
-/// A `.npy` file of version 1. `shape` is the number of rows and the length of each, as Python writes
-/// them. `numbers` are those of all rows.
+/// A `.npy` file of version 1. `shape` is the number of rows and the length of a row as Python's text,
+/// such as `(3, 2)`. `numbers` are the numbers of the first row, then of the second, and so on.
 fn npy(shape: &str, numbers: &[f32]) -> Vec<u8> {
     let header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}");
     let mut bytes = npy_with_header(1, &header);
@@ -63,7 +63,8 @@ fn npy(shape: &str, numbers: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// A `.npy` file of this version, without numbers. The header is filled up with spaces, as by NumPy.
+/// A `.npy` file of this version, without numbers. Spaces after the header make a file of version 1 as
+/// long as NumPy makes it: 128 bytes.
 fn npy_with_header(version: u8, header: &str) -> Vec<u8> {
     let text = format!("{header:<117}\n");
     let length = text.len() as u32;
@@ -110,11 +111,12 @@ fn the_label_of_a_row_of_a_jsonl_file_is_its_id_or_else_its_path_or_url() {
 fn an_incomplete_last_line_is_ignored_wherever_it_ends() {
     let text = [line(r#"{"path":"a"}"#, "1,2"), line(r#"{"path":"b"}"#, "3,4")].concat();
     for end in 0..=text.len() {
-        let rows = text[..end].matches('\n').count();
+        let complete_lines = text[..end].matches('\n').count();
         match read("v.jsonl", &text[..end], &usual_fields()) {
-            Ok(read_rows) => assert_eq!(read_rows.len(), rows, "the text ended at {end}"),
+            Ok(rows) => assert_eq!(rows.len(), complete_lines, "the text ended at {end}"),
             Err(error) => {
-                assert_eq!((rows, error.as_str()), (0, "v.jsonl: it contains no vectors"));
+                assert_eq!(complete_lines, 0);
+                assert_eq!(error, "v.jsonl: it contains no vectors");
             }
         }
     }
@@ -123,7 +125,7 @@ fn an_incomplete_last_line_is_ignored_wherever_it_ends() {
 #[test]
 fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
     let good = line(r#"{"path":"a"}"#, "1,2");
-    // A row has at most 16 MiB.
+    // A line of 17 MiB. The limit is 16 MiB.
     let long = format!("{{\"path\":\"{}\"}}\n", "x".repeat(17 << 20));
     for (bad, reason) in [
         ("\n".into(), "does not end with a vector"),
@@ -185,7 +187,7 @@ fn a_npy_file_without_rows_or_with_another_length_than_it_declares_is_refused() 
 
 #[test]
 fn a_npy_file_that_declares_impossible_sizes_is_refused() {
-    // Each shape has longer rows than allowed, or more rows than the four numbers of the file.
+    // Each shape has rows that are too long, or needs more than the four numbers in the file.
     for shape in [
         "(1, 18446744073709551615)",
         "(18446744073709551615, 1)",
@@ -240,6 +242,7 @@ fn labels_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
     let lines = (1..=4).map(|n| line(&format!("{{\"path\":\"{n}\"}}"), "1,2"));
     let text = lines.collect::<String>() + "{\"path\":\"incomplete";
     fs::write(folder.path().join("v.jsonl"), text).unwrap();
+    // There is no row 9, and the incomplete fifth line does not count as a row.
     let labels = Labels::beside(&path, &usual_fields(), &[4, 2, 9]).unwrap().unwrap();
     assert_eq!((labels.rows, labels.model.as_deref()), (4, Some("m")));
     let mut found: Vec<_> = labels.by_row.into_iter().collect();

@@ -17,7 +17,7 @@ use crate::image::{
 pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicImage, Error> {
     let gif = header::read_bounded(picture.format, &picture.content, gif::read)?;
     let headers = write_headers(&gif);
-    // Some files lack the zero that ends the pixels.
+    // Some files lack the zero that ends the pixels, so one is appended.
     let bytes = SplicedReader::new(headers, &picture.content, gif.data_at)?.with_padding(1);
     let image = decode_with_image_crate(picture, bytes, ImageFormat::Gif, memory_estimate)?;
     Ok(match (image, gif.transparent) {
@@ -44,7 +44,7 @@ fn write_headers(gif: &Gif) -> Vec<u8> {
     let frame = &gif.frame;
     let mut headers = b"GIF89a".to_vec();
     headers.extend(to_bytes(&[gif.width, gif.height]));
-    // The flags announce a table of 256 colours.
+    // The flags announce a table of 256 colours. The zeros are the background's index and the aspect ratio.
     headers.extend([0xf7, 0, 0]);
     headers.extend(&gif.palette);
     if let Some(transparent) = gif.transparent {
@@ -95,6 +95,7 @@ mod tests {
             codes.iter().flat_map(|code| (0..3).map(move |bit| code >> bit & 1)).collect();
         let pack = |bits: &[u8]| bits.iter().rev().fold(0, |packed, bit| packed << 1 | bit);
         let data: Vec<u8> = bits.chunks(8).map(pack).collect();
+        // The 2 is how many bits a colour has. One block of data follows, with its length.
         [b",", &area[..], &[flags], table, &[2, data.len() as u8], &data, &[0]].concat()
     }
 
@@ -161,7 +162,7 @@ mod tests {
             b"!\xfe\x05hello\x03you\0",
             b"!\x05\x03abc\0",  // an unknown extension
             b"!\xf9\x01\x01\0", // a truncated extension
-            b"\0\0\0",
+            b"\0\0\0",          // zeros between two blocks
         ] {
             let file = [&screen(4, 1, &TABLE), before, &first];
             assert_eq!(pixels(&file), [A, B, C, D], "{}", before.escape_ascii());
@@ -192,8 +193,8 @@ mod tests {
             &[],
             &[TRANSPARENT_1],
             &[TRANSPARENT_1, b";", &complete],
-            &[&complete[..7]],
-            &[&complete[..12]],
+            &[&complete[..7]],  // ends in the header
+            &[&complete[..12]], // ends before the pixels
             &[&without_rows],
             &[&too_far_right],
             &[&without_second_row],
@@ -201,7 +202,8 @@ mod tests {
             let file = [&screen(4, 1, &TABLE), &parts.concat()[..]].concat();
             assert!(decoded(&file).is_err(), "{}", file.escape_ascii());
         }
-        assert!(decoded(&screen(4, 1, &TABLE)[..20]).is_err());
+        let truncated_table = &screen(4, 1, &TABLE)[..20];
+        assert!(decoded(truncated_table).is_err());
     }
 
     #[test]

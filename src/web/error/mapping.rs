@@ -273,7 +273,7 @@ fn embed_detail(error: &embed::Error) -> String {
         embed::Error::CannotShrinkEnough => {
             return "The picture cannot be made small enough for NVIDIA; try another one.".into();
         }
-        _ => {}
+        embed::Error::CallPanicked | embed::Error::Nvidia(_) => {}
     }
     match embed_code(error) {
         Code::EmbeddingRejected => "NVIDIA does not accept this picture; try another one, or a plain JPEG.",

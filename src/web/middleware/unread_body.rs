@@ -42,8 +42,9 @@ pub(in crate::web) async fn discard_unread_body(request: Request, next: Next) ->
     match unread.take() {
         None => {}
         // The body is not read here if the client still waits for `100 Continue`, because reading would
-        // send that. Nor is it read if it has already arrived too slowly (status 408). If bytes arrive
-        // nevertheless, the server discards them while the connection lingers.
+        // send that. Nor is it read if it has already arrived too slowly (status 408). A connection with
+        // an unread body cannot be used again, so it is closed. If bytes arrive nevertheless, the server
+        // discards them while the connection lingers.
         Some(rest)
             if (is_continue_expected && !rest.was_polled)
                 || response.status() == StatusCode::REQUEST_TIMEOUT =>
@@ -79,6 +80,7 @@ struct UnreadSlot(Arc<Mutex<Option<UnreadBody>>>);
 
 struct UnreadBody {
     body: Body,
+    /// Whether the handler has tried to read the body.
     was_polled: bool,
 }
 
@@ -92,6 +94,7 @@ impl UnreadSlot {
 struct TrackedBody {
     body: Body,
     was_polled: bool,
+    /// Whether the body has ended or failed.
     has_ended: bool,
     unread: UnreadSlot,
 }
@@ -157,6 +160,7 @@ mod tests {
             Router::new().route("/", post(async || "ok")).layer(from_fn(discard_unread_body));
         let started = Instant::now();
         let response = router.oneshot(Request::post("/").body(body).unwrap()).await.unwrap();
+        // The response does not wait until the body is discarded.
         assert_eq!((response.status(), started.elapsed()), (StatusCode::OK, Duration::ZERO));
         let mut total = 0;
         let add_all = async {

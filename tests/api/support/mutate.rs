@@ -18,7 +18,7 @@ pub fn damaged(picture: &[u8], other: &[u8], random: &mut Rng) -> Vec<u8> {
     for _ in 0..random.usize(1..=5) {
         damage(&mut bytes, other, random);
     }
-    // Decoders stop at a wrong checksum, so most pictures get correct checksums.
+    // Decoders stop at a wrong checksum, so three of four PNGs get correct checksums.
     if bytes.starts_with(b"\x89PNG\r\n\x1a\n") && random.u8(..4) != 0 {
         bytes = with_checksums(&bytes);
     }
@@ -40,7 +40,7 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Rng) {
         }
         // Overwrite up to three bytes.
         2 | 3 => bytes[at..end].iter_mut().take(3).for_each(|byte| *byte = random.u8(..)),
-        // Write one of the edge numbers.
+        // Write one of the edge numbers, or two of its four bytes.
         4 | 5 => {
             let edge = EDGES[random.usize(..EDGES.len())];
             let edge = if random.bool() { edge.to_be_bytes() } else { edge.to_le_bytes() };
@@ -63,7 +63,7 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Rng) {
             let part = &other[other_at..(other_at + len).min(other.len())];
             bytes.splice(at..end, part.iter().copied());
         }
-        // Remove the end.
+        // Remove the end, but not the first 16 bytes, from which decoders detect the format.
         _ if random.bool() => bytes.truncate(at.max(16)),
         // Replace the end with the end of the other picture.
         _ => {

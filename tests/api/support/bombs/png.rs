@@ -8,7 +8,7 @@ const RGB: u8 = 2;
 const PALETTE: u8 = 3;
 const RGBA: u8 = 6;
 
-/// A gibibyte of zeros, which is a mebibyte when it is compressed.
+/// A gibibyte, in bytes. So many zeros are only a mebibyte when they are compressed.
 const GIB: u64 = 1 << 30;
 
 pub(super) fn all() -> Vec<Bomb> {
@@ -21,6 +21,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("png-200000-texts", small(&vec![png_chunk(b"tEXt", b"a\0"); 200_000])),
         ("png-idat-inflates", png((16, 16), 8, RGB, Interlace::None, &[idat(GIB)])),
         ("png-idat-of-nothing", small(&vec![png_chunk(b"IDAT", b""); 200_000])),
+        // 63 megapixels, which the limit of 64 allows, but no pixels follow.
         ("png-no-data", png((8000, 7900), 8, RGB, Interlace::None, &[png_chunk(b"IDAT", b"")])),
         // The data of about 100 KiB decompresses to 99 MiB, a little more than the pixels need.
         ("png-interlaced-16-bit", png((3500, 3500), 16, RGBA, Interlace::Adam7, &[idat(99 << 20)])),

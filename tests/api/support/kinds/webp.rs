@@ -23,6 +23,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
     let lossy = riff_chunk(b"VP8 ", &vp8_grey(width as u16, height as u16));
     let raw_alpha: Vec<u8> =
         (0..height).flat_map(|y| (0..width).map(move |x| byte(x, y, 3))).collect();
+    // The filter is in the bits 2 and 3 of the first byte. The other bits are 0: no compression.
     let alpha_chunk = |filter: u8| riff_chunk(b"ALPH", &[&[filter << 2], &raw_alpha[..]].concat());
     // Two frames, which are the same.
     let animated = |chunks: &[Vec<u8>]| {

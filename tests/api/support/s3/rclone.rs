@@ -82,7 +82,7 @@ impl RcloneServer {
         self.folder.path().join("objects").join(BUCKET).join(PREFIX).join(key)
     }
 
-    /// The names of the objects in `<prefix>/<folder>/`, sorted, without this beginning of their keys.
+    /// The keys of the objects in `<prefix>/<folder>/`, sorted, without that beginning.
     pub fn keys_in(&self, folder: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.file_of(folder)) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
