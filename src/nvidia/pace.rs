@@ -63,7 +63,9 @@ struct WaitGuard<'a> {
 enum Action<'a> {
     /// Waits until this time, or until the state changes.
     Wait(Instant),
+    /// Asks the Valkey for a turn for the call.
     AskForTurn(AskGuard<'a>),
+    /// Asks the Valkey which calls other replicas have made.
     AskForCalls(AskGuard<'a>),
 }
 
