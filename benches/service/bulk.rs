@@ -69,7 +69,8 @@ impl Bench {
         }
     }
 
-    /// Embeds a long list. The output goes to `/dev/null`, because it has about 30 KB for each row.
+    /// Embeds a long list. The rows go to standard output, which [`embed`] discards: each row has about
+    /// 30 KB.
     fn long_list(&mut self) {
         let rows = env::var("BENCH_LIST_ROWS").map_or(LISTED_ROWS, |text| text.parse().unwrap());
         let folder = self.folder("list");
@@ -168,6 +169,7 @@ fn row_of(n: u32, pictures: u32) -> String {
 /// Writes a list, and an output that contains all rows of the list. The pictures themselves are not
 /// needed, because the run skips all rows.
 fn write_output(folder: &Path, out_path: &Path) {
+    // Numbers of about 20 characters, so that a row has about 30 KB.
     let mut vector = String::new();
     for n in 0..1536_u32 {
         let comma = if n == 0 { "" } else { "," };

@@ -22,7 +22,8 @@ mod test_server;
 /// The delay of each inference.
 const CALL_TIME: Duration = Duration::from_millis(20);
 
-/// How many times each of the two services is measured, in turn. The median of the differences counts.
+/// How many times the two services are measured, one after the other. The round with the median
+/// difference is reported.
 const ROUNDS: u32 = 5;
 
 impl Bench {

@@ -8,6 +8,9 @@ use std::{
 /// The number of saved pictures.
 const PICTURES: u64 = 100_000;
 
+/// The size of a saved picture's file, in bytes.
+const PICTURE_BYTES: u64 = 34 * 1024;
+
 /// The number of cached vectors.
 const VECTORS: u64 = 50_000;
 
@@ -20,7 +23,7 @@ pub fn fill(downloads: &Path) {
     fs::create_dir_all(downloads).unwrap();
     for n in 0..PICTURES {
         let name = format!("0191f0a0-0000-7000-8000-{n:012x}.jpg");
-        File::create(downloads.join(name)).unwrap().set_len(34 * 1024).unwrap();
+        File::create(downloads.join(name)).unwrap().set_len(PICTURE_BYTES).unwrap();
     }
     let vectors = downloads.join(".vectors");
     // The cache uses a subfolder for each first byte of a vector's key.

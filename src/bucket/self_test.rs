@@ -11,13 +11,13 @@ use super::{
 };
 use crate::{image::Content, sha256::Sha256};
 
-/// The content of the object that a test writes.
+/// The content of the object that a self-test writes.
 const CONTENT: &[u8] = b"imagesvc check\n";
 
-/// The results of a test. A part that cannot be tested because another one failed counts as a success.
+/// The results of a self-test. A part that cannot be tested because another one failed counts as a success.
 #[derive(Debug)]
 pub struct TestReport {
-    /// When the test began.
+    /// When the self-test began.
     pub started: Instant,
     /// An object was written.
     pub write: Result<(), Error>,
@@ -69,7 +69,7 @@ impl Bucket {
             _ => self.request(Operation::ReadMissing, &missing_path, None, None).await,
         };
         let remove = match &write {
-            // The object may still arrive. Its removal waits for that in the background, not the test.
+            // The object may still arrive. A background task removes it later, so the test need not wait.
             Err(error) if error.may_have_written() => {
                 drop(self.remove(path, RemovalTime::WhenItMayHaveArrived));
                 Ok(None)
@@ -81,7 +81,7 @@ impl Bucket {
             Ok(content) if write.is_ok() && content.as_deref() != Some(CONTENT) => {
                 Err(Error::new(Operation::Read, Cause::Lost))
             }
-            outcome => outcome.map(drop),
+            read => read.map(drop),
         };
         TestReport {
             started,
@@ -92,7 +92,7 @@ impl Bucket {
         }
     }
 
-    /// Records what a test found.
+    /// Records what a self-test found.
     pub fn record_test(&self, report: &TestReport) {
         // `Health` counts both kinds of reads together.
         let read_error = report.read.as_ref().err().or(report.read_missing.as_ref().err());

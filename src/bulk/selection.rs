@@ -24,13 +24,14 @@ pub(super) enum Selected {
 }
 
 impl Selection {
-    /// At most `limit` rows are sent, and none that is in `existing`.
+    /// At most `limit` rows are sent, and none that is in `existing`. `None` means no limit.
     pub(super) fn new(existing: Existing, limit: Option<u64>) -> Self {
         Self { existing, remaining: limit.unwrap_or(u64::MAX) }
     }
 
     /// Decides about the next row.
     pub(super) fn select(&mut self, identity: Identity) -> Selected {
+        // If the sources contain an equal row again, it needs another row of the output.
         if self.existing.take(identity) {
             return Selected::Skip;
         }
@@ -59,7 +60,7 @@ mod tests {
         let mut selection = Selection::new(Existing::of([a]), Some(1));
         assert_eq!(selection.select(a), Selected::Skip);
         assert!(selection.wants_more());
-        // The output contains one row of `a`, so the second one is sent.
+        // The output contains one row of `a`, so the second `a` of the sources is sent.
         assert_eq!(selection.select(a), Selected::Send);
         assert!(!selection.wants_more());
         assert_eq!(selection.select(b), Selected::Leave);

@@ -12,7 +12,8 @@ const ACCESS_KEY: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AW
 pub(super) struct AwsVariables(Vec<(&'static str, SecretString)>);
 
 impl AwsVariables {
-    /// Sets a variable. An empty value changes nothing. Returns whether it is one of AWS's variables.
+    /// Returns whether the name is one of [`AWS_VARIABLES`]. If so, sets the variable, unless the value is
+    /// empty.
     pub(super) fn add(&mut self, name: &str, value: &str) -> bool {
         let Some(name) = AWS_VARIABLES.into_iter().find(|known| *known == name) else {
             return false;

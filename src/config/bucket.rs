@@ -70,7 +70,8 @@ pub(super) fn resolve(
     Some(Settings { location: location?, endpoint, region, timeout, aws_variables })
 }
 
-/// Adds errors for the settings that remove old pictures, because they do not apply to a bucket.
+/// Adds an error for each setting for the removal of old pictures, if it is set: none of these settings
+/// applies to a bucket.
 fn add_retention_errors(reader: &mut Reader<'_>, retention: Retention) {
     for (setting, is_set) in [
         (&store::DOWNLOADS_MAX_AGE.info, retention.max_age.is_some()),

@@ -16,8 +16,8 @@ use crate::{
 
 impl Config {
     /// Listens on a free loopback port, accepts only `keys`, and removes the limits that separate
-    /// clients from each other. If `folder` is set, it replaces the downloads folder, and saved
-    /// pictures are never removed from it.
+    /// clients from each other. If `folder` is set, it replaces the downloads folder, and the cache on
+    /// disk is inside of it. Saved pictures are then never removed.
     #[must_use]
     pub fn for_own_client(self, keys: ClientKeys, folder: Option<PathBuf>) -> Self {
         let Self { mut server, mut store, mut embed, mut warnings, .. } = self;
@@ -53,7 +53,7 @@ mod tests {
     use crate::config::RawSettings;
 
     #[test]
-    fn the_service_for_one_client_listens_on_loopback_with_one_key_and_without_a_rate_limit() {
+    fn the_service_for_one_client_has_a_loopback_port_one_key_no_rate_limit_and_the_given_folder() {
         let raw = RawSettings::from_pairs([
             ("IMAGESVC_SANDBOX", "true"),
             ("IMAGESVC_API_KEYS", "a,b"),

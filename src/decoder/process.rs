@@ -186,8 +186,8 @@ async fn write_input(mut stdin: ChildStdin, bytes: Bytes) {
 }
 
 /// Returns the error for a child that exited without a complete result, or that failed after a
-/// complete result. The error is a protocol violation with the text `violation`, unless the exit
-/// status shows another reason.
+/// complete result. If the exit status shows no other reason, the error is a protocol violation with
+/// the text `violation`.
 fn classify_exit(status: ExitStatus, picture: &Picture, violation: &str) -> Error {
     let signal_number = status.signal();
     match (signal_number, signal_number.and_then(Signal::from_named_raw)) {

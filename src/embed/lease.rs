@@ -75,8 +75,8 @@ impl Step {
 
     /// The step after a reply. `looked_recently` says whether this replica looked in the bucket less
     /// than [`Valkey::lease_reserve`] before the reply. If so, it need not look again after it has acquired
-    /// the lease: no other replica has written the vector since. Otherwise the reply would be `Done`; or
-    /// `Held`, if the writer was killed before it released its lease.
+    /// the lease: no other replica has written the vector since. If one had, the reply would be `Done`, or
+    /// `Held` if that replica was killed before it released its lease.
     fn after_reply<L>(reply: &Reply<L>, looked_recently: bool) -> Self {
         match (reply, looked_recently) {
             (Ok(LeaseReply::Acquired(_)), true) => Self::Call(Position::Holder),
@@ -118,8 +118,8 @@ pub(super) enum Decision {
 }
 
 /// Decides whether this replica calls NVIDIA. Waits while another replica calls it. Gives up the
-/// reservation before the first wait. `looked_up_at` is when this replica last began to look in the
-/// bucket. `None` means that it must look before it calls NVIDIA.
+/// reservation before the first wait, so that other requests can use it. `looked_up_at` is when this
+/// replica last began to look in the bucket. `None` means that it must look before it calls NVIDIA.
 ///
 /// # Errors
 /// [`Error::QueueTimeout`] if another replica still calls NVIDIA at the deadline.
@@ -175,7 +175,8 @@ pub(super) async fn decide(
     }
 }
 
-/// Whether a replica may still call NVIDIA. It may not if the Valkey says that its lease is lost.
+/// Whether a replica is still allowed to call NVIDIA. This is false only if the Valkey says that the
+/// replica has lost its lease.
 pub(super) async fn may_call(lease: Option<&Lease>) -> bool {
     match lease {
         Some(lease) => matches!(Step::after_confirmation(lease.confirm().await), Step::Call(_)),

@@ -1,7 +1,7 @@
 //! Embeds a batch: several pictures in one request. Each picture takes the same steps as a single one.
 //!
-//! Each picture needs a permit to be at work (`Pipeline::at_work`). A batch waits only for the first one.
-//! If the permits for its other pictures are not free by then, the batch fails. If batches waited for
+//! Each picture needs a permit to be at work (`Pipeline::at_work`). A batch waits only for its first
+//! permit. If the permits for its other pictures are not free by then, the batch fails. If batches waited for
 //! further permits, two of them could wait for each other's permits forever.
 //!
 //! The pictures of a batch are embedded concurrently, and equal pictures share one embedding. A batch
@@ -84,7 +84,7 @@ struct PlannedPicture {
     is_repeated: bool,
 }
 
-/// Why a step failed for one picture.
+/// Why a step of the batch, such as reading the headers, failed for one picture.
 enum StepError<E> {
     /// The picture's own error.
     Picture(E),
@@ -241,6 +241,7 @@ impl Pipeline {
         deadline: Instant,
     ) -> Result<Reservation, Error> {
         self.embedder.reserve(client, new_pictures, deadline).map_err(|error| {
+            // A batch that does not fit into the whole timeout cannot succeed later either.
             let time = self.limits.request_timeout;
             let max = self.embedder.largest_reservation(new_pictures, time);
             if max < new_pictures {

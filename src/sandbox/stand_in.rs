@@ -32,7 +32,7 @@ use crate::{
 
 mod wire;
 
-use wire::{CreateAsset, Inference, Message, MessageContent, inference_response};
+use wire::{CreateAssetRequest, InferenceRequest, Message, MessageContent, inference_response};
 
 /// The Base64 text of an inline picture must have fewer characters than this.
 const INLINE_LIMIT: usize = 200_000;
@@ -235,7 +235,7 @@ async fn infer(
 ) -> Result<Response, Rejection> {
     stand_in.authorize(&headers)?;
     require_json(&headers)?;
-    let inference: Inference = serde_json::from_slice(&body)
+    let inference: InferenceRequest = serde_json::from_slice(&body)
         .map_err(|_| unprocessable("The body is not a valid inference request"))?;
     match inference.messages.as_slice() {
         [] => infer_asset(&stand_in, &headers),
@@ -310,7 +310,7 @@ async fn create_asset(
 ) -> Result<Response, Rejection> {
     stand_in.authorize(&headers)?;
     require_json(&headers)?;
-    let request: CreateAsset = serde_json::from_slice(&body)
+    let request: CreateAssetRequest = serde_json::from_slice(&body)
         .map_err(|_| bad_request("contentType and description are required"))?;
     if !is_accepted(&request.content_type) {
         return Err(bad_request("The model accepts JPEG and PNG"));

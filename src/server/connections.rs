@@ -30,7 +30,7 @@ use crate::telemetry::Metrics;
 /// The size of each buffer of a connection, in bytes. The head of a request must fit into one buffer.
 const BUFFER_BYTES: usize = 32 * 1024;
 
-/// How long a server that stops waits for connections that linger.
+/// How long a server that stops waits for connections that linger (see `lingering.rs`).
 const LINGER_WAIT: Duration = Duration::from_secs(1);
 
 /// The open connections, and what is needed to serve more.
@@ -106,6 +106,7 @@ impl Connections {
     /// them, because Tokio may not have noticed the last connections yet.
     pub(super) fn serve_pending(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
+        // The listener does not block: without a pending connection, `accept` returns an error.
         while let Ok((stream, peer)) = listener.accept() {
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             match stream {

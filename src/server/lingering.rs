@@ -1,7 +1,7 @@
 //! Closes connections in two steps. After the last response the server stops writing, but continues
 //! to read for a limited time: the connection lingers.
 //!
-//! If the server closed a connection while the client is sending, TCP would reset the connection. A
+//! If the server closed a connection while the client was still sending, TCP would reset the connection. A
 //! reset can discard a response that the client has not read yet. This also concerns a client that
 //! sent `Expect: 100-continue` and was refused: it may send its body nevertheless (RFC 9110, section
 //! 10.1.1). Go's HTTP client, which Caddy uses, does that.
@@ -30,8 +30,8 @@ const MAX_LINGER_BYTES: u64 = 32 << 20;
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
-/// A connection that lingers when it is dropped. Its permits for the limits on connections are dropped
-/// after it has lingered.
+/// A connection that lingers when it is dropped, if the server has shut down its side and the client has
+/// not closed its own. Its permits for the limits on connections are dropped after it has lingered.
 pub(super) struct Lingering<S: Stream, P: Send + 'static> {
     /// `None` only while `drop` runs.
     stream_and_permits: Option<(S, P)>,
@@ -154,6 +154,7 @@ mod tests {
         let (permits, closed) = oneshot::channel();
         let mut connection = Lingering::new(stream, permits);
         connection.shutdown().await.unwrap();
+        drop(connection); // now it lingers
         (client, closed)
     }
 

@@ -2,8 +2,8 @@
 //!
 //! OpenTelemetry's SDK reads its own standard variables, which operators know: the endpoint, headers,
 //! the sampler, the size of batches. Without an endpoint, nothing is exported. A thread of the SDK
-//! sends the spans from a bounded queue, and drops spans that do not fit. So a collector that is slow
-//! or down delays no request.
+//! sends the spans from a bounded queue; spans that do not fit into the queue are dropped. So a
+//! collector that is slow or down delays no request.
 
 use std::{
     env,
@@ -93,7 +93,8 @@ where
         .with_resource(resource())
         .build();
     let tracer = provider.tracer(SERVICE_NAME);
-    // Tests start several services in one process. Only the first opens the log.
+    // Tests open the log several times in one process. Only the first layer is used, so only its
+    // provider is kept.
     let _ = PROVIDER.set(provider);
     let layer = tracing_opentelemetry::layer()
         .with_tracer(tracer)
@@ -137,18 +138,18 @@ fn resource() -> Resource {
 /// thread.
 pub(super) fn close() {
     if let Some(provider) = PROVIDER.get() {
-        // Sending has logged its error itself. Otherwise, the timeout has passed.
+        // This fails if sending fails, which `Sender` has logged, or if the timeout has passed.
         let _ = provider.shutdown_with_timeout(CLOSE_TIMEOUT);
     }
 }
 
-/// Makes a new span, which was not entered yet, part of a client's trace. The ids are hexadecimal.
+/// Makes a new span, which must not have been entered yet, part of a client's trace. The ids are hexadecimal.
 pub(crate) fn continue_trace(span: &Span, trace_id: &str, parent_id: &str, is_sampled: bool) {
     let ids = (TraceId::from_hex(trace_id), SpanId::from_hex(parent_id));
     let (Ok(trace_id), Ok(parent_id)) = ids else { return };
     let flags = TraceFlags::default().with_sampled(is_sampled);
     let parent = SpanContext::new(trace_id, parent_id, flags, true, TraceState::NONE);
-    // Fails if nothing is exported, or if the span itself is not exported.
+    // This fails if nothing is exported, or if the span itself is not exported.
     let _ = span.set_parent(TraceContext::new().with_remote_span_context(parent));
 }
 

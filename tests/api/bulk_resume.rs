@@ -65,8 +65,8 @@ async fn a_run_that_is_killed_at_fifty_random_moments_loses_and_repeats_no_row()
     assert_eq!(paths(&bulk.rows("vectors.jsonl")).len(), PICTURES, "{}", run.stderr);
     let failures = bulk.rows("vectors.failed.jsonl");
     assert_eq!(paths(&failures), BTreeSet::from(["photos/bad.png".to_owned()]));
-    // A run that is killed may lose the embeddings of its running requests, so these pictures are
-    // sent again.
+    // A run that is killed may lose the embeddings of its running requests. The next run then sends
+    // those pictures again.
     let most_calls = PICTURES + KILLS * CONCURRENCY;
     assert!(
         nvidia.count() <= most_calls,
@@ -160,8 +160,8 @@ async fn an_interrupted_run_finishes_its_running_calls_and_exits_with_130() {
     let process = bulk.start("photos --out vectors.jsonl --concurrency 3");
     nvidia.wait_for(3).await;
     signal(&process, "INT");
-    // NVIDIA must reply only after the command has handled the signal. The command needs less than
-    // this time. If it needs more, it writes more than three rows, and this test fails.
+    // NVIDIA must reply only after the command has handled the signal, which takes less than 300 ms.
+    // If it takes longer, the command writes more than three rows, and this test fails.
     tokio::time::sleep(Duration::from_millis(300)).await;
     release.send(true).unwrap();
     let run = Finished::from(process).expect_exit_code(130);

@@ -97,7 +97,7 @@ async fn exchange(to: SocketAddr, head: &str, body: &[u8]) -> String {
     let (mut reader, mut writer) = TcpStream::connect(to).await.unwrap().into_split();
     let send = async {
         writer.write_all(head.as_bytes()).await.unwrap();
-        // Caddy does not read the whole body of a refused request.
+        // Caddy does not read the whole body of a refused request, so this write may fail.
         let _ = writer.write_all(body).await;
         pending::<()>().await; // only the end of `read` ends the exchange
     };

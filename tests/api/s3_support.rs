@@ -118,17 +118,19 @@ async fn the_proxy_delays_or_holds_responses_and_moto_can_be_paused() {
     let url = format!("http://{}/", proxy.address);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let delay = Duration::from_millis(300);
+    let patience = delay; // without a fault, a response takes much less
     proxy.set(Fault::Delay(delay)).await;
     let started = std::time::Instant::now();
     client.get(&url).send().await.unwrap();
     assert!(started.elapsed() >= delay);
     proxy.set(Fault::Hold).await;
-    assert!(timeout(delay, client.get(&url).send()).await.is_err());
+    assert!(timeout(patience, client.get(&url).send()).await.is_err());
     proxy.clear().await;
     moto.pause();
-    assert!(timeout(delay, client.get(&url).send()).await.is_err());
+    assert!(timeout(patience, client.get(&url).send()).await.is_err());
     moto.resume();
     client.get(&url).send().await.unwrap();
+    // The delayed request, the held one, the one during the pause, and the one after it.
     assert_eq!(proxy.wait_for(4).await.len(), 4);
     assert_eq!(proxy.count(), 4);
 }

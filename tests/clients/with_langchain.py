@@ -13,8 +13,8 @@ warnings.filterwarnings("ignore", "Default model is set as", UserWarning)
 
 
 def open_ai(url, key, **options):
-    # With the check of the context's length, LangChain would download a list of tokens from the internet. It
-    # would then send the numbers of tokens instead of the text. Without retries, a failure shows at once.
+    # With the check of the context's length, LangChain would download a list of tokens from the internet, and
+    # send the ids of tokens instead of the text. Without retries, a failure shows at once.
     return OpenAIEmbeddings(
         base_url=url + "/v1", api_key=key, model=MODEL, check_embedding_ctx_length=False, max_retries=0, **options
     )
@@ -52,6 +52,6 @@ assert "This service requires a key" in str(error), error
 # NVIDIA's connector has no exception type for a wrong key.
 error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong", model=MODEL).embed_query(pictures(url)[0]))
 assert str(error).startswith("[401] Unauthorized\nThis service requires a key"), error
-# This request for the list of models is refused, too.
+# Without a model, the connector requests the list of models. This request is refused, too.
 error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong"))
 assert str(error).startswith("[401] Unauthorized\nThis service requires a key"), error

@@ -39,6 +39,7 @@ pub(super) struct Parquet {
     /// The number of rows of the file that are not read yet.
     rows_left: u64,
     path: PathBuf,
+    /// Knows the names of the columns.
     reader: ItemReader,
 }
 
@@ -48,11 +49,11 @@ impl Parquet {
     /// # Errors
     /// The file is not of this format, or has no column with vectors or with their model.
     pub(super) fn open(file: File, path: &Path, reader: &ItemReader) -> Result<Self, VectorsError> {
-        let opened = without_panic(|| Self::open_checked(file, path, reader));
+        let opened = without_panic(|| Self::open_or_panic(file, path, reader));
         opened.map_err(|detail| VectorsError::File { path: path.to_owned(), detail })
     }
 
-    fn open_checked(file: File, path: &Path, reader: &ItemReader) -> Result<Self, String> {
+    fn open_or_panic(file: File, path: &Path, reader: &ItemReader) -> Result<Self, String> {
         let metadata = ParquetMetaDataReader::new().parse_and_finish(&file).map_err(damaged)?;
         let schema = metadata.file_metadata().schema_descr();
         let columns = schema.root_schema().get_fields().iter().map(|field| field.name());
@@ -66,14 +67,15 @@ impl Parquet {
         let is_wanted = |name: &str| {
             let mut chosen_fields =
                 [&reader.id_field, &reader.location_field].into_iter().flatten();
-            // Whether the field at this path is the column, or inside the column's JSON.
-            let contains_field = |field_path: &str| {
+            // Whether the column `name` may contain the field at this path: the column `images` may
+            // contain `images.big.x`.
+            let may_contain = |field_path: &str| {
                 let rest = field_path.strip_prefix(name);
                 rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             };
             [&vector, &model].contains(&&name.to_owned())
-                || chosen_fields.any(|field_path| contains_field(field_path))
-                || reader.location_field.is_none() && USUAL_FIELDS.contains(&name)
+                || chosen_fields.any(|field_path| may_contain(field_path))
+                || (reader.location_field.is_none() && USUAL_FIELDS.contains(&name))
         };
         let wanted = columns.enumerate().filter(|(_, name)| is_wanted(name)).map(|(at, _)| at);
         let mask = ProjectionMask::roots(schema, wanted);
@@ -93,19 +95,19 @@ impl Parquet {
         Ok(Self { batches, batch: None, position: 0, rows_left, path, reader })
     }
 
-    /// Reads the next row into `row`. Returns whether there was one.
+    /// Reads the next row into `row`. Returns whether there was one. The caller has set `row.number`.
     ///
     /// # Errors
     /// The row has no usable model or vector, or the file is damaged.
     pub(super) fn next(&mut self, row: &mut Row) -> Result<bool, VectorsError> {
-        without_panic(|| self.next_checked(row)).map_err(|detail| VectorsError::Row {
+        without_panic(|| self.next_or_panic(row)).map_err(|detail| VectorsError::Row {
             path: self.path.clone(),
             place: format!("row {}", row.number),
             detail,
         })
     }
 
-    fn next_checked(&mut self, row: &mut Row) -> Result<bool, String> {
+    fn next_or_panic(&mut self, row: &mut Row) -> Result<bool, String> {
         if self.batch.as_ref().is_none_or(|batch| self.position == batch.num_rows()) {
             self.position = 0;
             self.batch = match self.batches.next() {
@@ -142,15 +144,15 @@ struct Columns<'a> {
 }
 
 impl Columns<'_> {
-    /// The value of a column, unless it is null.
-    fn value(&self, name: &str) -> Option<&ArrayRef> {
+    /// The column with this name. `None` if it is missing, or null in this row.
+    fn column(&self, name: &str) -> Option<&ArrayRef> {
         self.batch.column_by_name(name).filter(|column| column.is_valid(self.at))
     }
 
-    /// The text of a column with texts or integers. `None` if it is null, or if the column is missing or
-    /// has another type.
+    /// The text in this row of a column with texts or integers. `None` if the text is null, or if the
+    /// column is missing or has another type.
     fn text(&self, name: &str) -> Option<String> {
-        let column = self.value(name)?;
+        let column = self.column(name)?;
         Some(match column.data_type() {
             DataType::Utf8 => column.as_string::<i32>().value(self.at).to_owned(),
             DataType::Int32 => column.as_primitive::<Int32Type>().value(self.at).to_string(),
@@ -159,7 +161,8 @@ impl Columns<'_> {
         })
     }
 
-    /// The text of a field: of a column, or, after a dot in `path`, of a field inside a column's JSON.
+    /// The text of the field at `path`: of the column with this name, or else of the field inside a
+    /// column's JSON (`column.field`).
     fn field(&self, path: &str) -> Option<String> {
         self.text(path).or_else(|| {
             path.match_indices('.').find_map(|(dot, _)| {
@@ -170,8 +173,8 @@ impl Columns<'_> {
         })
     }
 
-    /// The path or URL, unless it is missing or blank. `field` is the path of its field, if the user
-    /// chose one.
+    /// The picture's path or URL, unless it is missing or blank. `field` is the field that the user chose
+    /// for it, if any.
     fn location(&self, field: Option<&str>) -> Option<String> {
         let text = |path: &str| self.field(path).filter(|text| !text.trim().is_empty());
         match field {
@@ -183,7 +186,7 @@ impl Columns<'_> {
     /// Reads a list of floats into `vector`.
     fn read_vector(&self, name: &str, vector: &mut Vec<f32>) -> Result<(), String> {
         vector.clear();
-        let list = self.value(name).ok_or("the vector is null")?;
+        let list = self.column(name).ok_or("the vector is null")?;
         let refuse = || {
             format!("its column {name} is of the type {}, not a list of floats", list.data_type())
         };

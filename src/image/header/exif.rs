@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_orientation_is_read_with_and_without_the_prefix() {
+    fn the_orientation_is_read_with_and_without_the_prefix_but_not_from_invalid_data() {
         let big_endian = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
         let little_endian = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
         for exif in [&big_endian[..], little_endian] {

@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_valid_orientation_before_the_scan_counts() {
+    fn the_first_valid_orientation_before_the_scan_is_used() {
         let (frame, scan) = (frame_segment(BASELINE, FULL), scan_segment(3));
         let xmp = segment(APP1, b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>");
         let empty_exif = segment(APP1, b"Exif\0\0II*\0\x08\0\0\0\0\0");
@@ -375,7 +375,7 @@ mod tests {
         };
         let fill_bytes = [0xff; 100_000];
         assert_eq!(probe_with_bytes_after_the_frame(&fill_bytes).unwrap().width, 640);
-        // Each comment takes several reads. Together they take more than a header may.
+        // Each comment takes several steps. Together they exceed `MAX_HEADER_STEPS`, about a million.
         let empty_comments = b"\xff\xfe\0\x02".repeat(600_000);
         let error = probe_with_bytes_after_the_frame(&empty_comments).unwrap_err();
         assert!(matches!(error, Error::BadHeader(Format::Jpeg)), "{error}");

@@ -1,4 +1,4 @@
-//! Shares the limit with other replicas: each call needs a turn from the Valkey.
+//! Shares the limit on calls to NVIDIA with other replicas: each call needs a turn from the Valkey.
 //!
 //! The replica still decides by itself which of its calls is next and when, because only it knows its
 //! clients. It asks for a turn for that call alone. So it sends one command at a time, and takes no turn
@@ -25,21 +25,21 @@ use crate::{
     valkey::{CallId, PaceKey, PaceReply, Unavailable, Valkey},
 };
 
-/// How long a replica keeps to its share after the Valkey works again. Other replicas may notice this
-/// half a second later, and then write their calls.
+/// How long a replica keeps to its share after the Valkey works again. Other replicas may notice half a
+/// second later that it works, and then write their calls.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
 
-/// A replica with a waiting call asks at least this often which calls others have made, because they give
-/// turns back. The interval varies, so that replicas do not ask at the same time.
+/// A replica with a waiting call asks at least this often which calls others have made, because others may
+/// have given turns back. The interval varies, so that replicas do not ask at the same time.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A turn that was asked for longer ago than this is recorded again just before its call is made. So a
-/// call is made at most this much later than the Valkey counts it, or at most one timeout later if it was
-/// recorded again. The window's margin covers both.
+/// If the turn for a call was asked for longer ago than this, the call is recorded again just before it is
+/// made. So a call is made at most this much later than the Valkey counts it, or at most one timeout later
+/// if it was recorded again. The margin of [`super::WINDOW`] covers both.
 const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
 
-/// The longest timeout of a command that the window's margin covers, together with
-/// [`MAX_AGE_OF_TURN`].
+/// The margin of [`super::WINDOW`] covers [`MAX_AGE_OF_TURN`] and timeouts of the Valkey's commands up to
+/// this one. A longer timeout makes [`SharedPace::window`] longer.
 const COVERED_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// With a limit above this, the calls of other replicas are not stored anew after each granted turn,
@@ -62,7 +62,7 @@ pub(in crate::nvidia) struct SharedLimit {
 #[derive(Debug)]
 pub(super) struct SharedPace {
     limit: SharedLimit,
-    /// The most calls of all replicas together.
+    /// The most calls in a window, of all replicas together.
     calls_per_window: usize,
     /// The window for the Valkey. With a long timeout, it is longer than the limiter's.
     window: Duration,
@@ -115,8 +115,8 @@ impl Sharing {
 
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
-        // A second is enough until all replicas begin to connect. Connecting takes up to two timeouts,
-        // and the first report and the replica's calls take up to one each.
+        // All replicas begin to connect within a second. Then connecting takes up to two timeouts,
+        // reporting their presence up to one, and writing their calls up to one.
         let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 4 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
@@ -130,7 +130,8 @@ impl SharedPace {
         Self { limit, calls_per_window, window, generation, recorder: OnceLock::new() }
     }
 
-    /// The mode at this time. Each new generation of the Valkey starts a settle time.
+    /// Returns the mode at this time. Each new generation of the Valkey starts a settle time, whose end
+    /// is stored in `sharing`.
     fn mode(&self, sharing: &mut Sharing, now: Instant) -> Mode {
         if !self.limit.valkey.works() {
             sharing.settling = None;
@@ -146,7 +147,8 @@ impl SharedPace {
     }
 
     /// Tells the Valkey that this call is made now, unless its turn is younger than [`MAX_AGE_OF_TURN`].
-    /// `asked` is `None` if the call has no turn. The call is made even if the Valkey cannot be used.
+    /// `asked` is when the turn was asked for, or `None` if the call has no turn. The caller makes the
+    /// call even if the Valkey cannot be used.
     pub(super) async fn use_turn(&self, call: CallId, asked: Option<Instant>) {
         if asked.is_none_or(|asked| asked.elapsed() > MAX_AGE_OF_TURN) {
             // After a failure, the call is recorded when the Valkey works again.
@@ -236,7 +238,7 @@ impl Inner {
             // If the turn was granted, and only the reply was lost, the turn stays unused.
             Err(Unavailable) => {}
         }
-        permit.is_done = true;
+        permit.is_done = true; // without a turn, there is none to give back
         None
     }
 

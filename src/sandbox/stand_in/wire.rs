@@ -1,5 +1,5 @@
-//! The request bodies that the stand-in reads, and the response body that it writes. Unknown fields
-//! in requests are refused, because NVIDIA refuses them.
+//! The request bodies that the stand-in reads, and the response body of an inference. Unknown
+//! fields in requests are refused, because NVIDIA refuses them.
 
 use axum::{
     Json,
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Inference {
+pub(super) struct InferenceRequest {
     pub(super) messages: Vec<Message>,
 }
 
@@ -33,7 +33,7 @@ pub(super) struct ImageUrl {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct CreateAsset {
+pub(super) struct CreateAssetRequest {
     pub(super) content_type: String,
     pub(super) description: String,
 }
@@ -58,7 +58,8 @@ struct Usage {
     inference_response_time: u32,
 }
 
-/// The response to a successful inference.
+/// The response to a successful inference. The service reads only the embedding. The other numbers
+/// are placeholders.
 pub(super) fn inference_response(vector: &[f32]) -> Response {
     Json(InferenceResponse {
         metadata: [Metadata { embedding: vector, frame_num: 0 }],

@@ -43,9 +43,9 @@ pub fn embedding_body(embedding: &str) -> String {
     )
 }
 
-/// The body of NVIDIA's reply to the creation of an asset.
-pub fn asset_body(asset: &str, upload_url: &str, media_type: &str, description: &str) -> String {
+/// The body of NVIDIA's reply to the creation of an asset with this id.
+pub fn asset_body(asset_id: &str, upload_url: &str, media_type: &str, description: &str) -> String {
     format!(
-        r#"{{"assetId":"{asset}","uploadUrl":"{upload_url}","contentType":"{media_type}","description":"{description}"}}"#
+        r#"{{"assetId":"{asset_id}","uploadUrl":"{upload_url}","contentType":"{media_type}","description":"{description}"}}"#
     )
 }

@@ -15,10 +15,11 @@ pub fn is_missing(program: &str) -> bool {
     !is_installed
 }
 
-/// Returns whether the interpreter `python` lacks any of the `packages`, whose names are separated
-/// by commas. If so, prints that the test is skipped, or fails in CI.
+/// Returns whether the interpreter `python` lacks any of the `packages`. These complete the statement
+/// `import …`: names separated by commas, and then perhaps `; assert …` with a version. If a package is
+/// missing, prints that the test is skipped, or fails in CI.
 pub fn python_lacks(python: &str, packages: &str) -> bool {
-    /// Whether an interpreter has packages. Kept, because an import takes half a second.
+    /// Whether this interpreter has these packages. Kept, because an import takes half a second.
     static KNOWN: LazyLock<Mutex<HashMap<(String, String), bool>>> = LazyLock::new(Mutex::default);
     let key = (python.to_owned(), packages.to_owned());
     let has_packages = *KNOWN.lock().unwrap().entry(key).or_insert_with(|| {

@@ -102,7 +102,8 @@ pub(super) fn read_meta_box(reader: &mut Reader) -> Result<(Vec<u8>, u64), Heade
         read_at(reader, at, &mut head[..available]).ok_or(Damaged)?;
         let name = [head[4], head[5], head[6], head[7]];
         let (head_len, len) = match Fields(&head).number_u64(4).ok_or(Damaged)? {
-            0 => (8, remaining),
+            0 => (8, remaining), // up to the end of the file
+            // The length has eight bytes, after the name.
             1 => (16, Fields(&head[8..]).number_u64(8).ok_or(Damaged)?),
             len => (8, len),
         };

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// The maximum number of items. The numbers of properties, of references and of locations have the same
-/// limit. The decoder searches all of them for each item.
+/// limit, because the decoder searches all of them for each item.
 pub(super) const MAX_ITEMS: usize = 4096;
 
 /// The contents of a `meta` box.
@@ -45,6 +45,7 @@ pub(super) struct Location {
 /// The link from an item to one of its properties.
 #[derive(Debug, Clone, Copy)]
 struct Association {
+    /// Whether only programs that know the property may show the item.
     is_essential: bool,
     /// The number of the property in `ipco`, counted from one. Zero means that there is no property.
     property: u16,
@@ -199,7 +200,7 @@ impl<'a> Meta<'a> {
         Some(body)
     }
 
-    /// The size of an item before it is cropped and turned, or `None` if it is missing or zero.
+    /// The size of an item before it is cropped and turned, or `None` if the size is missing or zero.
     pub(super) fn size(&self, item: u32) -> Option<Size> {
         let mut fields = Fields(self.property(item, b"ispe")?);
         fields.version_and_flags()?;
@@ -227,7 +228,7 @@ impl<'a> Meta<'a> {
         matching.map(|reference| (reference.from, reference.to()))
     }
 
-    /// The location of an item, or `None` unless the item is stored in one piece.
+    /// The location of an item. `None` if it is missing, or if the item is stored in several pieces.
     pub(super) fn location(&self, item: u32) -> Option<Location> {
         self.locations.get(&item).copied()
     }

@@ -45,8 +45,8 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
     let mut bits = LowBits::default();
     bits.put(0, 1); // no transform
     bits.put(1 | 11 << 1, 5); // a colour cache of 11 bits
-    // Meta prefix codes: a second picture with a pixel for each block of 4 × 4. Each of its pixels is
-    // the number of a group.
+    // Meta prefix codes (a bit of 1): a second picture with a pixel for each block of 4 × 4 (three bits
+    // of 0). Each of its pixels is the number of a group.
     bits.put(1, 1 + 3);
     bits.put(0, 1); // it has no colour cache
     // All its pixels have the highest number, whose bytes are in the green and the red channel. A

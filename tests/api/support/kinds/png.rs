@@ -3,8 +3,8 @@
 use super::{Kind, packed, palette};
 use crate::support::craft::{Interlace, png, png_chunk, zlib};
 
-/// For each pass: the first column and row, and the steps to the next column and row (PNG
-/// specification, 8.1).
+/// For each pass of an interlaced picture: the first column and row, and the steps to the next column
+/// and row (PNG specification, 8.1).
 const PASSES: [(u32, u32, usize, usize); 7] = [
     (0, 0, 8, 8),
     (4, 0, 8, 8),

@@ -1,4 +1,5 @@
-//! moto as a process of its own, with commands to look into the bucket and to change it.
+//! moto, an imitation of S3 in Python, as a process of its own, with commands to look into the bucket and
+//! to change it.
 
 use std::{
     net::SocketAddr,
@@ -129,7 +130,7 @@ impl MotoServer {
         serde_json::from_value(self.run(json!(["keys"])).await).unwrap()
     }
 
-    /// The keys of the objects in `<prefix>/<folder>/`, without this beginning.
+    /// The keys of the objects in `<prefix>/<folder>/`, each without `<prefix>/<folder>/`.
     pub async fn keys_in(&self, folder: &str) -> Vec<String> {
         let beginning = format!("{}/{folder}/", self.prefix);
         let keys = self.keys().await.into_iter();
@@ -208,12 +209,12 @@ impl MotoServer {
         self.run(json!(["revoke", credentials.key_id])).await;
     }
 
-    /// Stops the process. Until [`Self::resume`], it accepts connections but answers nothing.
+    /// Suspends the process. Until [`Self::resume`], it accepts connections but answers nothing.
     pub fn pause(&self) {
         self.signal("STOP");
     }
 
-    /// Continues a stopped process.
+    /// Continues the suspended process.
     pub fn resume(&self) {
         self.signal("CONT");
     }
