@@ -14,8 +14,8 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("clie
 pub struct ClientLimitReply {
     /// How long the client must wait; zero if its requests are counted.
     pub wait: Duration,
-    /// By how much the client's theoretical arrival time is ahead of the clock. This is when its next
-    /// request would arrive if it had sent its requests at even intervals.
+    /// By how much the client's theoretical arrival time is ahead of the clock. The theoretical
+    /// arrival time is when its next request would arrive if it had sent its requests at even intervals.
     pub ahead: Duration,
 }
 
