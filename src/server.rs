@@ -109,7 +109,7 @@ impl Server {
     }
 
     /// A handle with which layers and handlers can check whether the server is stopping.
-    pub fn shutdown(&self) -> Shutdown {
+    pub fn shutdown_handle(&self) -> Shutdown {
         self.shutdown.clone()
     }
 
