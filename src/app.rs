@@ -175,7 +175,7 @@ impl App {
             metrics,
             model: source.model,
             sample_url,
-            shutdown: server.shutdown(),
+            shutdown: server.shutdown_handle(),
         });
         let router = web::router(&state, &config.web, trusted_proxies, sandbox_routes);
         Ok(Self { server, router, state, _sandbox: sandbox })

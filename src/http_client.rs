@@ -28,7 +28,7 @@ const MAX_HEADERS: usize = 1000;
 
 /// The number of bytes that are read from a file at once. Each read is a switch to a blocking thread and
 /// back: with pieces of 16 KiB, a picture of 2 MB took 1.6 times the processor time. For each picture
-/// that it sends, hyper holds pieces in memory until they have more than 400 KiB, so four of these.
+/// that it sends, hyper holds pieces until they have more than 400 KiB together: four of this size.
 const READ_SIZE: usize = 128 * 1024;
 
 /// A picture as the body of a request. A file is streamed, so its bytes are never all in memory.
@@ -107,7 +107,8 @@ impl Trust {
             .http1_max_headers(MAX_HEADERS);
         match &self.tls {
             Some(tls) => {
-                // Each client has its own sessions, so that the hosts of pictures cannot displace NVIDIA's.
+                // Each client has its own store of TLS sessions, so that hosts of pictures cannot displace
+                // NVIDIA's.
                 let mut tls = tls.clone();
                 tls.resumption = Resumption::default();
                 builder.tls_backend_preconfigured(tls)

@@ -70,7 +70,7 @@ pub enum Error {
         /// The cause, shared by all requests that waited for the same call to NVIDIA.
         #[source]
         error: Arc<embed::Error>,
-        /// The saved file, unless there is none or it does not stay.
+        /// The saved file. `None` if the picture was not saved, or if its file is removed again.
         saved: Option<Saved>,
     },
     /// The batch needs more calls to NVIDIA than the limit on calls per minute ever allows within a
@@ -146,13 +146,13 @@ struct SpooledPicture {
 /// An embedded picture.
 #[derive(Debug)]
 pub struct Vectorized {
-    /// The saved file, in [`SaveMode::Save`].
+    /// The saved file; `None` in [`SaveMode::Discard`].
     pub saved: Option<Saved>,
     /// The picture's format.
     pub format: Format,
-    /// Its width in pixels, as stored.
+    /// Its width in pixels, before its orientation is applied.
     pub width: u32,
-    /// Its height in pixels, as stored.
+    /// Its height in pixels, before its orientation is applied.
     pub height: u32,
     /// Its length in bytes.
     pub len: u64,
@@ -160,7 +160,7 @@ pub struct Vectorized {
     pub sha256: Sha256,
     /// The embedding.
     pub embedding: Embedding,
-    /// Protects the saved file from retention. Dropping it removes a provisional file.
+    /// Protects the saved file from retention. Dropping the guard removes a provisional file.
     file: Option<SavedGuard>,
 }
 
@@ -197,12 +197,13 @@ impl Saved {
 }
 
 impl Pipeline {
-    /// Receives an admitted picture. Spools its bytes as they arrive, waits for a permit, and reads
-    /// the header.
+    /// Receives an admitted picture. Spools its bytes as they arrive, waits until the picture may
+    /// be at work, and reads the header.
     ///
     /// # Errors
-    /// The stream's own error, or an [`Error`]: there are too many bytes, too little memory is free,
-    /// no permit is free, or the bytes are not a picture. No file remains after an error.
+    /// The stream's own error, or an [`Error`]: there are too many bytes, too little memory or
+    /// disk is free, too many pictures are at work, or the bytes are not a picture. No file
+    /// remains after an error.
     pub fn receive<E: From<Error>>(
         &self,
         admission: Admission,
@@ -310,7 +311,7 @@ impl Pipeline {
         }
     }
 
-    /// Reads the values of all gauges. Must be called inside the Tokio runtime.
+    /// Reads the values of [`Readings`]. Must be called inside the Tokio runtime.
     pub async fn readings(&self) -> Readings {
         let space = self.store.free_space().await.ok();
         let works = |operation| self.store.bucket().map(|bucket| bucket.works(operation));
@@ -355,7 +356,7 @@ impl Pipeline {
             memory.shrink_to(needed);
         }
         let spooled = spool.finish().await.map_err(spool_error)?;
-        // The memory for the call to NVIDIA.
+        // From now on, the permit is for the memory that preparing and sending the picture may need.
         memory.grow_to(self.embedder.inline_memory()).map_err(no_memory)?;
         Ok(SpooledPicture { client, spooled, memory })
     }

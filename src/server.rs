@@ -1,7 +1,7 @@
 //! The TCP server: binds a port, accepts connections, and serves a router on them until it is
 //! stopped. Limits and timeouts protect it from slow and hostile clients.
 //!
-//! `axum::serve` has no timeout for a request's header, or for a client that stops reading. This
+//! `axum::serve` has no timeout for a request's headers, or for a client that stops reading. This
 //! module therefore uses hyper's HTTP/1 connections directly.
 
 use std::{
@@ -53,7 +53,7 @@ const LAST_RESPONSE_WAIT: Duration = Duration::from_secs(1);
 pub struct Settings {
     /// The address to listen on.
     pub listen: SocketAddr,
-    /// The most time for a request's header. Also the most time that a connection may be idle.
+    /// How long a request's headers may take to arrive. Also how long a connection may be idle.
     pub header_timeout: Duration,
     /// How long new connections are still accepted after the stop was announced.
     pub drain_delay: Duration,
@@ -61,7 +61,7 @@ pub struct Settings {
     pub drain_timeout: Duration,
     /// The most open connections.
     pub max_connections: usize,
-    /// The most open connections of one peer, except for a trusted proxy.
+    /// The most open connections of one peer. A trusted proxy may have any number.
     pub max_connections_per_peer: usize,
     /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: TrustedProxies,
@@ -85,7 +85,7 @@ pub struct Server {
     settings: Settings,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
-    /// Tasks that outlive the request that started them.
+    /// Tracks tasks that may outlive the request that started them.
     background: TaskTracker,
 }
 
@@ -109,11 +109,12 @@ impl Server {
     }
 
     /// A handle with which layers and handlers can check whether the server is stopping.
-    pub fn shutdown(&self) -> Shutdown {
+    pub fn shutdown_handle(&self) -> Shutdown {
         self.shutdown.clone()
     }
 
-    /// Tracks tasks that outlive their request. The server waits for them before it stops.
+    /// The tracker for tasks that may outlive their request. When the server stops, it waits for them
+    /// as long as for requests.
     pub fn background(&self) -> TaskTracker {
         self.background.clone()
     }
@@ -148,19 +149,21 @@ impl Server {
         }
     }
 
-    /// Announces the stop. Continues to accept connections until load balancers have noticed.
+    /// Announces the stop. Still accepts connections during the drain delay, so that load balancers
+    /// can notice the stop first.
     async fn drain(&self, connections: &Connections) {
         let delay = self.settings.drain_delay;
         Phase::Draining(delay).announce(&self.shutdown);
         self.accept_until(sleep(delay), connections).await;
     }
 
-    /// Closes the listener, and waits for running requests and background tasks until the drain
-    /// timeout.
+    /// Closes the listener, and waits for running requests and background tasks, at most for the
+    /// drain timeout and a second.
     async fn shut_down(self, connections: Connections) {
-        connections.serve_pending(self.listener);
+        connections.serve_pending(self.listener); // also closes the listener
         // The last clients may have connected without sending their request yet.
         sleep(LAST_REQUEST_WAIT).await;
+        // Ends no task, but `wait` returns only after this call.
         self.background.close();
         Phase::Finishing.announce(&self.shutdown);
         let mut finish = pin!(async {

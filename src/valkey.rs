@@ -7,8 +7,8 @@
 //!
 //! After a command has failed, no request sends another one until a task has connected again. So
 //! further requests do not wait for a Valkey that does not reply. The task waits half a second before
-//! each attempt to connect. The connection manager of `redis` also connects again, but each command
-//! would wait for that.
+//! each attempt to connect. The crate's own connection manager is not used: with it, each command
+//! would wait until it has connected again.
 
 use std::{
     fmt,

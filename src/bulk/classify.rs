@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::item::Failure;
 
-/// The pause after the service refused a picture without a `Retry-After`.
+/// The pause if the service is busy, and its answer has no `Retry-After`.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
 
 /// The pause after the service could not be reached.
@@ -31,7 +31,7 @@ pub(super) struct Problem {
     detail: String,
 }
 
-/// What the run does after an error.
+/// What an error means for the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Action {
     /// The picture has failed before it was sent.
@@ -53,11 +53,11 @@ pub(super) enum Action {
 /// What an attempt shows about the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sign {
-    /// The service has processed the picture.
+    /// The service itself has dealt with the picture. It may have refused the picture.
     Processed,
     /// The service was asked to process the picture, and has not done it.
     NotProcessed,
-    /// The service was not asked.
+    /// The picture did not reach the service.
     Nothing,
 }
 

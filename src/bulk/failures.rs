@@ -30,7 +30,7 @@ pub(super) struct Failures {
 
 impl Failures {
     /// Opens the file beside the output `out`. The caller must have locked the output. `is_done` returns
-    /// whether the output contains a row with this identity.
+    /// whether the output contains a row with this identity; the failure of such a row is removed.
     ///
     /// # Errors
     /// The system's error.
@@ -104,8 +104,9 @@ fn current_path(path: &Path) -> PathBuf {
     path.with_extension("jsonl.current")
 }
 
-/// Merges the second file into the file at `path`, or removes that file if no row is kept. `keep` returns
-/// whether to keep a row. It gets whether the row is from the second file, and the row's identity.
+/// Merges the second file into the file at `path`, and removes the second file. If no row is kept, removes
+/// both. `keep` returns whether to keep a row. Its arguments are whether the row is from the second file,
+/// and the row's identity.
 fn merge(
     path: &Path,
     reader: &ItemReader,
@@ -161,7 +162,8 @@ fn read(
             return Ok(());
         }
         let text = String::from_utf8_lossy(&line);
-        on_line(reader.object(&text, "", 0).identity, &line)?;
+        let (place, number) = ("", 0); // only for messages, which are not shown here
+        on_line(reader.object(&text, place, number).identity, &line)?;
     }
 }
 
@@ -184,7 +186,7 @@ mod tests {
         Killed,
     }
 
-    /// A run in which these pictures fail and succeed. Returns the paths in the file of failures.
+    /// A run in which these pictures fail and succeed. Returns the joined paths in the file of failures.
     fn run(out: &Path, failed: &[&str], succeeded: &[&str], end: End) -> String {
         let mut failures = Failures::open(out, reader(), |_| false).unwrap();
         for path in failed {

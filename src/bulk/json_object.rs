@@ -79,7 +79,8 @@ pub(super) fn cut_after(text: &str, members: &[Member<'_>]) -> String {
     format!("{}}}", &text[..end_of(text, members)])
 }
 
-/// The text after the last of these members. They must be the first members of `text`.
+/// The text after the last of these members, or the whole text if there are none. They must be the first
+/// members of `text`.
 pub(super) fn after<'a>(text: &'a str, members: &[Member<'_>]) -> &'a str {
     &text[end_of(text, members)..]
 }
@@ -131,7 +132,8 @@ pub(super) fn string(text: &str) -> String {
 
 /// Replaces line breaks by spaces. In valid JSON, line breaks are only between tokens.
 pub(super) fn on_one_line(text: &str) -> Cow<'_, str> {
-    // In a text as long as a vector's, two searches for one byte are many times as fast as one search for two characters.
+    // In a text as long as a vector's, two searches for one byte each are many times as fast as one search
+    // for two characters.
     let has_break = [b'\n', b'\r'].iter().any(|byte| text.as_bytes().contains(byte));
     if has_break { text.replace(['\n', '\r'], " ").into() } else { text.into() }
 }

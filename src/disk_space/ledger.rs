@@ -159,7 +159,8 @@ impl Ledger {
         self.written
     }
 
-    /// Records a measurement, unless a later one is recorded: measurements may overlap.
+    /// Records a measurement, unless one that was taken later is recorded already: measurements may
+    /// overlap.
     pub(super) fn record(&mut self, measurement: Measurement) {
         if self.latest.is_none_or(|latest| latest.taken_at <= measurement.taken_at) {
             self.latest = Some(measurement);
@@ -202,11 +203,12 @@ impl Ledger {
         reserved_bytes: u64,
         margin: Amount,
     ) -> Result<(), Shortage> {
-        // Before the first measurement, nothing counts as free.
+        // Before the first measurement, no bytes count as free.
         let (free, written_when_measured) = match self.latest {
             Some(latest) => (latest.free, latest.written),
             None => (FreeSpace { bytes: 0, inodes: None }, Amount::default()),
         };
+        // The measured free space still includes what was granted but not written at that time.
         let mut wanted = self.granted.saturating_sub(written_when_measured);
         wanted += more;
         free.check_amount(wanted, reserved_bytes, margin)

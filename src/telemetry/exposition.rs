@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-/// The text format of metrics.
+/// A text format of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exposition {
     /// OpenMetrics 1.0.
@@ -24,10 +24,12 @@ impl Exposition {
 
 /// Converts OpenMetrics text into Prometheus' text format. The text must come from the encoder of
 /// `prometheus-client`. The samples stay the same. The name in the lines `# HELP` and `# TYPE` gets
-/// the suffix of the samples (`_total`, `_info`). The lines `# UNIT` and `# EOF` are removed.
+/// the suffix of the samples (`_total`, `_info`). The type `info` becomes `gauge`, and `unknown` becomes
+/// `untyped`. The lines `# UNIT` and `# EOF` are removed.
 pub(super) fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    // The line `# HELP` of a metric precedes its line `# TYPE`.
+    // The line `# HELP` precedes `# TYPE`, but its name needs the suffix of the type. So it is kept
+    // until then.
     let mut help = "";
     for line in text.lines() {
         if let Some(name_and_help) = line.strip_prefix("# HELP ") {

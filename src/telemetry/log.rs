@@ -26,7 +26,7 @@ use super::traces::TRACES;
 /// The most lines in the queue. A typical line has 300 bytes; few have more than a thousand.
 const MAX_QUEUED_LINES: usize = 4096;
 
-/// How long closing the log may take.
+/// How long writing the queued lines may take when the log is closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// The guard of the thread that writes the lines; `None` while the log is not open. Dropping the guard
@@ -60,7 +60,7 @@ impl Format {
     /// Parses a format.
     ///
     /// # Errors
-    /// A message that is written to follow the setting's name.
+    /// A message that continues a sentence after the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
@@ -71,10 +71,10 @@ impl Format {
     }
 }
 
-/// Checks a filter.
+/// Checks a filter, and returns it unchanged.
 ///
 /// # Errors
-/// A message that is written to follow the setting's name.
+/// A message that continues a sentence after the setting's name.
 pub fn parse_filter(text: &str) -> Result<String, String> {
     // `EnvFilter` accepts a word that is not a level as the name of a module, and then logs nothing
     // else. Such a word is more likely a misspelt level.

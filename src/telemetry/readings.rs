@@ -35,8 +35,8 @@ pub struct Readings {
 }
 
 impl Readings {
-    /// A registry of these values, whose names begin with `prefix`. `free_bytes` is not among them,
-    /// because its metric retains its last value.
+    /// A registry of these values and of the dropped log lines. Their names begin with `prefix`.
+    /// `free_bytes` is not in it: while the value is unknown, its metric keeps the last known one.
     pub(super) fn into_registry(self, prefix: &str) -> Registry {
         let Self {
             free_bytes: _,

@@ -7,7 +7,7 @@
 -- and the ages of the other replicas' calls, the oldest first. Times are in microseconds.
 local calls = KEYS[1]
 local limit, window, replica = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
-local number, most_ages = ARGV[4], tonumber(ARGV[5])
+local number, max_searched = ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 redis.call('ZREMRANGEBYSCORE', calls, '-inf', now - window)
@@ -23,7 +23,7 @@ if count >= limit then
   wait = blocking[2] + window - now
 end
 local prefix, ages = replica .. ':', {}
-local oldest = redis.call('ZRANGE', calls, 0, most_ages - 1, 'WITHSCORES')
+local oldest = redis.call('ZRANGE', calls, 0, max_searched - 1, 'WITHSCORES')
 for i = 1, #oldest, 2 do
   if string.sub(oldest[i], 1, #prefix) ~= prefix then
     ages[#ages + 1] = now - oldest[i + 1]

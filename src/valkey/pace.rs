@@ -2,8 +2,8 @@
 //! minute.
 //!
 //! The calls of the last window are stored with their times, as `nvidia/pace` does it for one replica.
-//! The key has no expiry: with some policies, a server that runs out of memory removes only keys with
-//! an expiry. Without this key, the limit would be exceeded.
+//! Their key in the Valkey has no expiry: with some eviction policies, a server that runs out of memory
+//! removes only keys with an expiry. Without this key, the limit would be exceeded.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -18,7 +18,7 @@ static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pac
 
 /// Only this many of the oldest calls are searched for those of other replicas. All calls count toward
 /// the limit, however many there are.
-const MAX_AGES: usize = 1000;
+const MAX_SEARCHED_CALLS: usize = 1000;
 
 /// Identifies a call of this replica.
 pub type CallId = u64;
@@ -50,7 +50,7 @@ pub struct PaceReply {
 
 impl Valkey {
     /// Takes a turn for a call, if fewer than `limit` calls were made in the window. Without a `call`,
-    /// only returns which calls were made.
+    /// takes no turn, and only returns the wait and the calls of others.
     ///
     /// # Errors
     /// [`Unavailable`]
@@ -108,7 +108,7 @@ pub(super) fn take_script(
 ) -> ScriptInvocation<'static> {
     let call = call.map(|call| call.to_string()).unwrap_or_default();
     let mut script = TAKE.key(key);
-    script.arg(limit).arg(micros(window)).arg(replica).arg(call).arg(MAX_AGES);
+    script.arg(limit).arg(micros(window)).arg(replica).arg(call).arg(MAX_SEARCHED_CALLS);
     script
 }
 

@@ -80,7 +80,7 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
     let wrong_method = send(&app, Method::POST, "/", &[]).await;
     assert_problem(&wrong_method, 405, "method_not_allowed");
     let upload = app.upload_request(ROCKET, "a.jpg").bearer_auth("second-client-key");
-    app.send(upload).await.vector();
+    app.send(upload).await.assert_success();
     assert_eq!(app.saved().len(), 1);
 }
 
@@ -115,7 +115,7 @@ async fn each_client_key_has_its_own_rate_limit() {
         .await;
     let upload = |key: &'static str| app.send(app.upload_request(ROCKET, "a.jpg").bearer_auth(key));
     for _ in 0..3 {
-        upload("first-client-key").await.vector();
+        upload("first-client-key").await.assert_success();
     }
     let answer = upload("first-client-key").await;
     assert_problem(&answer, 429, "rate_limited");
@@ -124,7 +124,7 @@ async fn each_client_key_has_its_own_rate_limit() {
         (15..=20).contains(&retry_after),
         "Retry-After should be a third of a minute, or a little less: {retry_after} s"
     );
-    upload("second-client-key").await.vector();
+    upload("second-client-key").await.assert_success();
     // The limit counts POST requests only, so more than three other requests with the first key are
     // answered.
     for _ in 0..5 {
@@ -293,7 +293,7 @@ async fn a_page_of_an_allowed_origin_may_call_the_service_and_read_its_answers()
             app.send(request.header("origin", origin).header("sec-fetch-site", "cross-site"))
         };
         let success = upload_with_key("first-client-key").await;
-        success.vector();
+        success.assert_success();
         let error = upload_with_key("wrong").await;
         assert_problem(&error, 401, "unauthorized");
         for answer in [success, error] {
@@ -362,19 +362,19 @@ async fn under_an_unknown_host_name_the_home_page_shows_a_warning_and_its_upload
     );
     assert_eq!(nvidia.count(), 0);
     // A client that is not a browser sends no origin, and may use any host name.
-    upload(&app, &[]).await.vector();
+    upload(&app, &[]).await.assert_success();
     // Each of these settings allows the page's origin.
     for (name, value) in [
         ("IMAGESVC_HOSTS", "images.example, evil.example"),
         ("IMAGESVC_CORS_ORIGINS", "http://evil.example:8000"),
     ] {
         let app = TestApp::builder(&nvidia).setting(name, value).start().await;
-        upload(&app, &FROM_PAGE).await.vector();
+        upload(&app, &FROM_PAGE).await.assert_success();
     }
     // With client keys every host name is allowed, because an attacker's page has no key.
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
     assert_problem(&upload(&app, &FROM_PAGE).await, 401, "unauthorized");
     let with_key = [&FROM_PAGE[..], &[("authorization", "Bearer k-1")]].concat();
-    upload(&app, &with_key).await.vector();
+    upload(&app, &with_key).await.assert_success();
     assert!(home_page(&app).await.contains("data-unknown-host=\"\""));
 }

@@ -23,7 +23,7 @@ async fn the_example_of_the_python_service_works_with_wrapped_lines_and_the_cont
             "{{\n        \"image_base64\": \"{wrapped}\",\n        \"filename\": \"image.png\"\n      }}"
         );
         let answer = post(&app, body).await;
-        answer.vector();
+        answer.assert_success();
         assert_eq!(answer.json()["original_filename"], "image.png");
         assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     }
@@ -52,7 +52,7 @@ async fn bodies_written_by_mobile_and_browser_clients_are_accepted() {
         format!("\u{feff}{{\"image_base64\":\"{text}\"}}"),
     ] {
         let answer = post(&app, body).await;
-        answer.vector();
+        answer.assert_success();
         assert!(answer.json().get("original_filename").is_none());
         assert_eq!(app.saved_bytes(&answer.saved_as()), ROCKET);
     }

@@ -141,8 +141,8 @@ async fn the_creation_of_assets_is_tried_again_after_the_pause_for_a_refusal() {
         })
         .start()
         .await;
-    app.upload(HUBBLE, "hubble.jpg").await.vector();
-    app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector();
+    app.upload(HUBBLE, "hubble.jpg").await.assert_success();
+    app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.assert_success();
     assert_eq!(nvidia.lines(), [CREATE_ASSET, INFER, CREATE_ASSET, INFER]);
 }
 

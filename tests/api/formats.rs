@@ -27,7 +27,7 @@ async fn webp_gif_bmp_and_tiff_are_sent_as_a_jpeg_of_the_same_size() {
         let nvidia = FakeNvidia::healthy().await;
         let app = TestApp::start(&nvidia).await;
         let answer = app.upload(&picture, "picture").await;
-        answer.vector();
+        answer.assert_success();
         let body = answer.json();
         assert_eq!(body["content_type"], media_type);
         assert_eq!(body["prepared"], "jpeg");
@@ -60,7 +60,7 @@ async fn webp_gif_bmp_and_tiff_are_sent_as_a_jpeg_of_the_same_size() {
 async fn bytes_that_are_no_supported_picture_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // Each with words of the error's detail. `JPEG, PNG` is the beginning of the supported formats.
+    // Each with words of the error's detail. `JPEG, PNG` begins its list of supported formats.
     for (bytes, words) in [
         (&b"just text"[..], "JPEG, PNG"),
         (b"<html><body>no</body></html>", "web page"),
@@ -91,9 +91,11 @@ async fn a_build_without_heic_refuses_heic_and_explains_how_to_send_a_jpeg() {
     for picture in [PHONE, &PHONE[..300]] {
         let answer = app.upload(picture, "IMG_1.HEIC").await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
+        // the iPhone setting with which the camera takes JPEGs
         assert!(problem["detail"].as_str().unwrap().contains("Most Compatible"));
     }
     let problem = assert_problem(&app.upload(b"no picture", "x").await, 415, "unsupported_image");
+    // The list of supported formats does not end with HEIC.
     assert!(problem["detail"].as_str().unwrap().ends_with("GIF, BMP or TIFF picture."));
 }
 
@@ -142,8 +144,8 @@ async fn a_picture_one_byte_over_the_limit_is_refused_by_upload_base64_and_url()
     let exact_limit = HUBBLE.len();
     let app =
         TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", exact_limit).start().await;
-    app.upload(HUBBLE, "hubble.jpg").await.vector();
-    app.base64(HUBBLE).await.vector();
+    app.upload(HUBBLE, "hubble.jpg").await.assert_success();
+    app.base64(HUBBLE).await.assert_success();
 }
 
 #[tokio::test]
@@ -196,7 +198,7 @@ async fn the_bytes_decide_the_format_whatever_the_file_name_and_media_type() {
                 "name=\"file\"; filename=\"picture.{extension}\"\r\nContent-Type: {media_type}"
             );
             let answer = app.upload_parts(&[(&head, picture.get_ref())]).await;
-            answer.vector();
+            answer.assert_success();
             assert_eq!(answer.json()["content_type"], expected_type);
             assert!(answer.saved_as().ends_with(&format!(".{expected_extension}")));
         }
@@ -277,7 +279,7 @@ async fn every_format_except_heic_is_accepted_by_upload_base64_and_url() {
             app.base64(&picture).await,
             app.by_url(&picture_server.url("/picture")).await,
         ] {
-            answer.vector();
+            answer.assert_success();
             assert_eq!(answer.json()["content_type"], format.to_mime_type());
         }
     }

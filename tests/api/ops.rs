@@ -8,7 +8,7 @@ use tokio::{
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
 #[tokio::test]
-async fn health_and_readiness_are_json_and_readiness_reports_the_state_of_the_api_key() {
+async fn health_and_readiness_are_json_and_readiness_reports_that_nvidia_refused_the_key() {
     let nvidia = FakeNvidia::replying(vec![Reply::status(401)]).await;
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.get("/health").await.json(), serde_json::json!({ "status": "ok" }));
@@ -27,7 +27,7 @@ async fn health_and_readiness_are_json_and_readiness_reports_the_state_of_the_ap
 async fn metrics_count_requests_calls_retries_and_saved_pictures() {
     let nvidia = FakeNvidia::replying(vec![Reply::status(503), embedding()]).await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.assert_success();
     app.get("/some/raw/path").await;
     let metrics = app.get("/metrics").await;
     assert!(metrics.header("content-type").starts_with("application/openmetrics-text"));
@@ -67,7 +67,7 @@ async fn a_shutdown_waits_for_a_running_request() {
     assert!(interim_response.starts_with(b"HTTP/1.1 100 Continue"));
     let stopping = tokio::spawn(app.stop());
     stream.write_all(&body).await.unwrap();
-    // The service closes the connection after this answer, because the service stops.
+    // Because the service stops, it closes the connection after this answer, so the text ends.
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer:.300}");

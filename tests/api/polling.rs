@@ -22,7 +22,7 @@ static POLL: LazyLock<String> = LazyLock::new(|| format!("GET {STATUS_PATH}/{ID}
 async fn request_lines(replies: Vec<Reply>) -> Vec<String> {
     let nvidia = FakeNvidia::replying(replies).await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.assert_success();
     nvidia.lines()
 }
 
@@ -30,7 +30,7 @@ async fn request_lines(replies: Vec<Reply>) -> Vec<String> {
 async fn a_pending_result_is_polled_until_it_is_ready() {
     let nvidia = FakeNvidia::replying(vec![pending(), pending(), embedding()]).await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(ROCKET, "rocket.jpg").await.vector();
+    app.upload(ROCKET, "rocket.jpg").await.assert_success();
     assert_eq!(nvidia.lines(), [INFER, &POLL, &POLL]);
     let poll = &nvidia.received()[1];
     assert_eq!(poll.body, b"");
@@ -104,7 +104,7 @@ async fn the_pending_result_of_an_asset_is_polled() {
     })
     .await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(HUBBLE, "hubble.jpg").await.vector();
+    app.upload(HUBBLE, "hubble.jpg").await.assert_success();
     // The service creates the asset, uploads it, requests its embedding, polls, and deletes it.
     let received = nvidia.wait_for(5).await;
     assert_eq!(received[2].line(), INFER);

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 
+# The kinds of frame: the second bytes of their markers, SOF0 and SOF2.
 BASELINE, PROGRESSIVE = 0xC0, 0xC2
 
 # The divisor of every coefficient. It is so small that little is lost.
@@ -33,8 +34,9 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
     """Encodes planes of values from 0 to 255. All planes have the picture's size.
 
     `sampling` contains each plane's sampling factors, horizontal and vertical. `scans` lists the planes of
-    each scan. `ids` are the components' ids. `adobe` is the colour transform in the APP14 segment. `restart`
-    is the number of units (MCUs) between two restart markers, or 0 for none."""
+    each scan; by default, one scan contains all planes. `ids` are the components' ids. `adobe` is the colour
+    transform in the APP14 segment. `restart` is the number of units (MCUs) between two restart
+    markers, or 0 for none."""
     height, width = planes[0].shape
     ids = ids or range(1, len(planes) + 1)
     max_factors = [max(factors[axis] for factors in sampling) for axis in (0, 1)]
@@ -48,7 +50,7 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
     file += segment(0xDB, bytes([0] + [QUANTIZER] * 64))
     components = b"".join(bytes([id, h << 4 | v, 0]) for id, (h, v) in zip(ids, sampling))
     file += segment(frame, struct.pack(">BHHB", 8, height, width, len(planes)) + components)
-    # Twelve DC codes of four bits each, then the AC codes of eight bits each.
+    # The Huffman tables: twelve DC codes of four bits each, then the AC codes of eight bits each.
     file += segment(0xC4, bytes([0] + [0, 0, 0, 12] + [0] * 12) + bytes(range(12)))
     file += segment(0xC4, bytes([0x10] + [0] * 7 + [len(AC_SYMBOLS)] + [0] * 8) + bytes(AC_SYMBOLS))
     if restart:
@@ -100,7 +102,7 @@ def scan_units(scan, blocks, sampling, units, size, max_factors):
 
 
 def compress(units, first, last, restart):
-    """Encodes the coefficients `first` to `last` of each block."""
+    """Encodes the coefficients `first` to `last` of each block, with a restart marker after each `restart` units."""
     coded = b""
     for start in range(0, len(units), restart or len(units)):
         if start:

@@ -17,8 +17,12 @@ from PIL import Image, ImageOps
 
 from pictures import SIZE, Picture, all_pictures, on_white
 
-# The largest mean difference between the pixels that Pillow decodes and the original, for lossy formats.
+# The largest mean difference, of 255, between the pixels that Pillow decodes and the original. Lossy
+# formats cause it.
 MAX_LOSS = 12
+
+# The EXIF tag of the orientation.
+ORIENTATION_TAG = 274
 
 
 def decode(data):
@@ -52,7 +56,9 @@ def expected_pixels(picture):
 
 
 def size_in_file(picture, expected):
-    """Returns width and height before the EXIF orientation is applied. In a HEIC, the orientation is already applied."""
+    """Returns the width and the height that the service reports: before the EXIF orientation is applied. For a
+    HEIC, they are those of the upright picture."""
+    # The orientations from 5 swap the width and the height.
     if picture.orientation >= 5 and "heic" not in picture.name:
         return expected.height, expected.width
     return expected.size
@@ -91,7 +97,7 @@ def main(folder):
         seen.add(picture.data)
         try:
             with Image.open(path) as image:
-                picture.orientation = image.getexif().get(274, 1)
+                picture.orientation = image.getexif().get(ORIENTATION_TAG, 1)
         except OSError:
             pass  # the report contains the error
         print(json.dumps(report(folder, picture)))

@@ -19,8 +19,8 @@ class LikeAmazon:
     """Adds to moto what it lacks: checks of the region and of the body, signatures in URLs, and 403
     in place of 404 for clients that may not list the bucket.
 
-    If the query of a URL contains a signature, moto answers 500. So the signature is checked here, and
-    the request is then signed in its headers, so that moto checks the policies.
+    If the query of a URL contains a signature, moto answers 500. So the signature is checked here. The
+    request then gets a signature in its headers instead, so that moto checks the policies.
     """
 
     def __init__(self, app):
@@ -34,9 +34,9 @@ class LikeAmazon:
             return refuse(environ, start_response, "400 Bad Request", "AuthorizationHeaderMalformed", message)
         if environ["REQUEST_METHOD"] == "PUT":
             environ["wsgi.input"], digest = receive(environ)
-            signed = environ.get("HTTP_X_AMZ_CONTENT_SHA256", "")
+            signed_digest = environ.get("HTTP_X_AMZ_CONTENT_SHA256", "")
             # In place of a hash, the header may contain a word such as UNSIGNED-PAYLOAD.
-            if len(signed) == len(digest) and signed != digest:
+            if len(signed_digest) == len(digest) and signed_digest != digest:
                 message = "The body does not match x-amz-content-sha256."
                 return refuse(
                     environ, start_response, "400 Bad Request", "XAmzContentSHA256Mismatch", message
@@ -48,8 +48,8 @@ class LikeAmazon:
         return self.hide_missing_objects(environ, start_response)
 
     def hide_missing_objects(self, environ, start_response):
-        """To a client that may not list the bucket, a missing object looks like a forbidden one."""
-        # moto may change `environ`, so the names in it are read before moto runs.
+        """Lets moto answer. If an object is missing, a client that may not list the bucket gets 403, not 404."""
+        # moto may change `environ`, so these names are read before moto runs.
         access_key_id = credential_of(environ)[0]
         bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
         status_and_headers = []
@@ -57,6 +57,7 @@ class LikeAmazon:
         is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
         if status_and_headers[0].startswith("404") and is_read and key:
             body = [b"".join(body)]
+            # A 404 to HEAD has no body, so it does not say whether the object or the bucket is missing.
             is_missing_object = b"NoSuchKey" in body[0] or environ["REQUEST_METHOD"] == "HEAD"
             if is_missing_object and access_key_id and not may_list(access_key_id, bucket, environ):
                 return refuse(environ, start_response, "403 Forbidden", "AccessDenied", "Access Denied")
@@ -65,7 +66,8 @@ class LikeAmazon:
 
 
 def credential_of(environ):
-    """The access key's id, the date, the region, the service and `aws4_request` of a signature."""
+    """The access key's id, the date, the region, the service and `aws4_request`, as the signature in the
+    URL or in the header names them. Without a signature, a list with one empty text."""
     in_url = dict(parse_qsl(environ["QUERY_STRING"])).get("X-Amz-Credential")
     in_header = environ.get("HTTP_AUTHORIZATION", "").partition("Credential=")[2].partition(",")[0]
     return (in_url or in_header).split("/")
@@ -76,6 +78,7 @@ def may_list(access_key_id, bucket, environ):
     headers = {}
     if "HTTP_X_AMZ_SECURITY_TOKEN" in environ:
         headers["X-Amz-Security-Token"] = environ["HTTP_X_AMZ_SECURITY_TOKEN"]
+    # moto's `create_access_key` finds an existing key.
     policies = create_access_key(DEFAULT_ACCOUNT_ID, "aws", access_key_id, headers).collect_policies()
     arn = f"arn:aws:s3:::{bucket}"
     results = [IAMPolicy(policy).is_action_permitted("s3:ListBucket", arn) for policy in policies]

@@ -10,7 +10,8 @@ use super::{Header, HeaderError, Reader, Unsupported, exif};
 pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     let mut head = [0; 33]; // the signature and the whole chunk IHDR
     reader.read_exact(&mut head).map_err(|_| HeaderError::Damaged)?;
-    match &head[12..16] {
+    let chunk_name = &head[12..16];
+    match chunk_name {
         b"IHDR" => {}
         b"CgBI" => {
             return Err(HeaderError::Unsupported(Unsupported::Kind(
@@ -25,7 +26,8 @@ pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     // Other read errors are reported by `read_bounded`, which calls this function.
     let orientation = read_orientation(reader).ok().flatten();
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
-    Header::new(u32_at(16), u32_at(20), orientation).ok_or(HeaderError::Damaged)
+    let (width, height) = (u32_at(16), u32_at(20));
+    Header::new(width, height, orientation).ok_or(HeaderError::Damaged)
 }
 
 /// Reads the orientation from the first EXIF chunk.

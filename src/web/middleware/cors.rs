@@ -29,6 +29,9 @@ const SEC_FETCH_SITE: &str = "sec-fetch-site";
 /// How long a browser may cache the response to a preflight request.
 const PREFLIGHT_MAX_AGE: Duration = Duration::from_secs(3600);
 
+/// How many characters of `Origin` or `Host` an error quotes.
+const MAX_QUOTED_CHARS: usize = 100;
+
 /// The headers that pages may send, besides those that need no permission.
 const ALLOWED_HEADERS: [HeaderName; 14] = [
     header::AUTHORIZATION,
@@ -96,7 +99,7 @@ impl Origins {
     /// Determines which kind of page sent a request.
     ///
     /// # Errors
-    /// The page's origin, if its pages may not call the service.
+    /// If the page may not call the service: its origin, or `unknown` if the request has none.
     fn page(&self, headers: &HeaderMap) -> Result<Page, String> {
         let header_text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let origin = headers.get(header::ORIGIN);
@@ -115,7 +118,7 @@ impl Origins {
         if is_own {
             Ok(Page::Own)
         } else {
-            Err(header_text("origin").unwrap_or("unknown").chars().take(100).collect())
+            Err(header_text("origin").unwrap_or("unknown").chars().take(MAX_QUOTED_CHARS).collect())
         }
     }
 
@@ -161,7 +164,7 @@ enum Page {
 pub(in crate::web) struct PageRules {
     origins: Origins,
     /// The host names by which the service's own pages may call it, besides IP addresses and
-    /// `localhost`. `None` allows any host name, because clients need a key.
+    /// `localhost`. `None` if clients need a key: any host name is then allowed.
     host_names: Option<Vec<String>>,
 }
 
@@ -195,7 +198,7 @@ impl PageRules {
             return Ok(());
         }
         let is_harmless = |c: &char| c.is_ascii_alphanumeric() || ".-_:[]".contains(*c);
-        let harmless: String = host.chars().filter(is_harmless).take(100).collect();
+        let harmless: String = host.chars().filter(is_harmless).take(MAX_QUOTED_CHARS).collect();
         Err(if harmless.is_empty() { "(none)".into() } else { harmless })
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The whole body is in memory, and is never copied: the parser finds the text in the body, removes
 //! escapes and line breaks in place, and decodes the text in pieces. A streaming JSON parser would
-//! need less memory, but is not necessary: the body is limited by the largest picture, and its
-//! memory counts toward the client's share.
+//! need less memory, but is not necessary: the largest picture limits the body, and the
+//! body's memory counts toward the client's share.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -242,7 +242,7 @@ mod tests {
                 let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d");
                 let text = text.replace('\u{1}', line_break);
                 // If the text has no padding, one added `=` may be too few. Four are always enough.
-                let is_any_padding_valid = extra_padding.is_empty() || text.ends_with("003d");
+                let is_any_padding_valid = extra_padding.is_empty() || text.ends_with("\\u003d");
                 let padding = if is_any_padding_valid { &extra_padding } else { "====" };
                 let [before, between, after] = &blanks[..] else { unreachable!() };
                 let text = format!("{before}{prefix}{between}{text}{padding}{after}");

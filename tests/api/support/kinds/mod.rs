@@ -41,7 +41,7 @@ pub fn unsupported(name: &str) -> Option<&'static str> {
         ("jpeg-scan-per-component-422", several_scans),
         ("tiff-grey-float-32-", floats),
     ];
-    // The name of a TIFF ends with its layout.
+    // Only the start is compared, because the name of a TIFF ends with its layout.
     kinds.iter().find(|(start, _)| name.starts_with(start)).map(|(_, description)| *description)
 }
 
