@@ -61,7 +61,7 @@ fn line_with_longest_time(calls: u64, limit: CallLimit) -> String {
     let CallLimit { total, replicas, has_valkey } = limit;
     // The settings refuse a limit of 0 calls, but the type allows it.
     let calls_per_minute = limit.calls_per_minute().max(1);
-    let seconds = calls.saturating_mul(60) / u64::from(calls_per_minute);
+    let seconds = calls.saturating_mul(60).div_ceil(u64::from(calls_per_minute));
     let time = humantime::format_duration(Duration::from_secs(seconds));
     let limit_text = match (has_valkey, replicas.get()) {
         (true, _) => {

@@ -106,8 +106,13 @@ impl Connections {
     /// them, because Tokio may not have noticed the last connections yet.
     pub(super) fn serve_pending(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
-        // The listener does not block: without a pending connection, `accept` returns an error.
-        while let Ok((stream, peer)) = listener.accept() {
+        loop {
+            let (stream, peer) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if concerns_one_connection(&error) => continue,
+                // Usually `WouldBlock`: no connection is pending.
+                Err(_) => return,
+            };
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             match stream {
                 Ok(stream) => self.serve(stream, peer),

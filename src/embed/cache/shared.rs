@@ -1,7 +1,5 @@
 //! Caches embeddings in the bucket. Every replica finds them there, even one that starts later.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use sha2::{Digest, Sha256 as Hasher};
 use tokio::sync::Semaphore;
@@ -22,12 +20,12 @@ const MAX_CONCURRENT_WRITES: usize = 256;
 /// The cache level in the bucket.
 pub(super) struct Shared {
     bucket: Bucket,
-    write_permits: Arc<Semaphore>,
+    write_permits: Semaphore,
 }
 
 impl Shared {
     pub(super) fn new(bucket: Bucket) -> Self {
-        Self { bucket, write_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_WRITES)) }
+        Self { bucket, write_permits: Semaphore::new(MAX_CONCURRENT_WRITES) }
     }
 
     /// Returns the cached embedding of the key. `None` if there is none, if it is damaged or has
