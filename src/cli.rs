@@ -53,6 +53,11 @@ impl Drop for LogGuard {
     }
 }
 
+/// Runs the command, and returns its exit code.
+///
+/// # Errors
+/// Why the service cannot start. Later errors are logged where they occur. `embed`, `nearest` and
+/// `check` print their errors themselves.
 async fn run_command(command: Command, config: Config) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Serve => serve::serve(config).await?,

@@ -125,7 +125,7 @@ impl Shares {
 
     /// A limit of `total` units, of which a client may get all. `multiple` is as in [`Shares::new`].
     pub fn undivided(total: u64, multiple: u64) -> Self {
-        let may_exceed_share = true;
+        let may_exceed_share = false; // the share is everything
         Self::with(total, total, may_exceed_share, multiple)
     }
 

@@ -42,7 +42,7 @@ pub(super) const NAME_TAKEN: &str = "name_taken";
 pub(super) struct Identity(u64);
 
 impl Identity {
-    /// The identity of a row with this id, path, URL or object.
+    /// The identity of a row with this id, path, URL or object, or of a host with this name.
     pub(super) fn of(text: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);

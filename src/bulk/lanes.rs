@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
+use quick_cache::unsync::Cache;
 use tokio::time::Instant;
 
 use super::{
-    item::{Failure, Item, Picture},
+    item::{Failure, Identity, Item, Picture},
     retry::Attempts,
 };
 
@@ -25,6 +26,10 @@ const MAX_BYTES: usize = 32 << 20;
 /// From this many consecutive failures of a host on, a picture of that host that fails is not tried
 /// again. Otherwise, a long list with a host that no longer exists would keep the run busy for days.
 const MAX_CONSECUTIVE_FAILURES: u32 = 20;
+
+/// The failures of at most this many hosts are counted. If more hosts fail, some counts are lost, and
+/// the pictures of these hosts are tried more often.
+const MAX_FAILED_HOSTS: usize = 10_000;
 
 /// A row that is to be sent, for the first time or again.
 #[derive(Debug)]
@@ -67,8 +72,6 @@ struct Lane {
     is_ready: bool,
     /// The end of the host's pause, and the failure with which the host demanded it.
     pause: Option<(Instant, Failure)>,
-    /// The failures of the host since its last answer.
-    failures: u32,
 }
 
 /// All lanes.
@@ -79,6 +82,9 @@ pub(super) struct Lanes {
     ready: VecDeque<String>,
     /// The lanes that are paused, by the end of the pause.
     paused: BTreeSet<(Instant, String)>,
+    /// How often each host has failed since its last answer. This outlives the lane, because the next
+    /// picture of the host may be far down the list.
+    failures: Cache<Identity, u32>,
     per_host: usize,
     rows: usize,
     bytes: usize,
@@ -91,6 +97,7 @@ impl Lanes {
             lanes: HashMap::new(),
             ready: VecDeque::new(),
             paused: BTreeSet::new(),
+            failures: Cache::new(MAX_FAILED_HOSTS),
             per_host,
             rows: 0,
             bytes: 0,
@@ -150,16 +157,15 @@ impl Lanes {
     /// Reports that the host of this lane has failed. Returns whether the picture for which it failed may
     /// be tried again.
     pub(super) fn host_failed(&mut self, name: &str) -> bool {
-        let Some(lane) = self.lanes.get_mut(name) else { return true };
-        lane.failures = lane.failures.saturating_add(1);
-        lane.failures < MAX_CONSECUTIVE_FAILURES
+        let host = Identity::of(name);
+        let failures = self.failures.get(&host).map_or(1, |earlier| earlier.saturating_add(1));
+        self.failures.insert(host, failures);
+        failures < MAX_CONSECUTIVE_FAILURES
     }
 
     /// Reports that the host of this lane has answered.
     pub(super) fn host_answered(&mut self, name: &str) {
-        if let Some(lane) = self.lanes.get_mut(name) {
-            lane.failures = 0;
-        }
+        self.failures.remove(&Identity::of(name));
     }
 
     /// Starts no job of this lane's host until `end`, or until the end of its current pause if that is
@@ -303,6 +309,37 @@ mod tests {
         assert!(lanes.host_failed("b:80"), "the failures of another host should not count");
         lanes.host_answered("a:80");
         assert!(lanes.host_failed("a:80"));
+    }
+
+    #[test]
+    fn failures_of_a_host_are_counted_across_times_without_its_pictures() {
+        let now = Instant::now();
+        let mut lanes = Lanes::new(1);
+        let mut fail_next_picture = || {
+            lanes.push(job("http://a/1"));
+            lanes.take(now).unwrap();
+            let may_try_again = lanes.host_failed("a:80");
+            lanes.finish("a:80");
+            assert!(lanes.lanes.is_empty(), "no picture of the host should be left");
+            may_try_again
+        };
+        for _ in 1..MAX_CONSECUTIVE_FAILURES {
+            assert!(fail_next_picture());
+        }
+        assert!(!fail_next_picture());
+    }
+
+    #[test]
+    fn the_failures_of_a_limited_number_of_hosts_are_counted() {
+        let mut lanes = Lanes::new(1);
+        for n in 0..MAX_FAILED_HOSTS {
+            lanes.host_failed(&n.to_string());
+        }
+        assert_eq!(lanes.failures.len(), MAX_FAILED_HOSTS);
+        for n in 0..MAX_FAILED_HOSTS {
+            lanes.host_failed(&format!("{n}.example.com"));
+        }
+        assert!(lanes.failures.len() <= MAX_FAILED_HOSTS, "{}", lanes.failures.len());
     }
 
     #[test]

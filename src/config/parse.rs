@@ -181,11 +181,16 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_an_http_url_without_user_name_query_or_fragment() {
+    fn an_endpoint_is_an_http_url_without_user_name_password_query_or_fragment() {
         assert!(endpoint("https://ai.api.nvidia.com/v1/status").is_ok());
-        for invalid in
-            ["ai.api.nvidia.com", "ftp://x/", "https://u@x/", "https://x/?a=b", "https://x/#a"]
-        {
+        for invalid in [
+            "ai.api.nvidia.com",
+            "ftp://x/",
+            "https://u@x/",
+            "https://:p@x/",
+            "https://x/?a=b",
+            "https://x/#a",
+        ] {
             assert!(endpoint(invalid).is_err(), "{invalid:?}");
         }
     }

@@ -174,6 +174,7 @@ mod tests {
         assert!(means_no_address("Name or service not known"));
         assert!(means_no_address("No address associated with hostname"));
         assert!(means_no_address("Name does not resolve"));
+        assert!(means_no_address("Name has no usable address"));
         assert!(LookupError(io::ErrorKind::NotFound.into()).means_no_address());
         assert!(!means_no_address("Temporary failure in name resolution"));
         assert!(!means_no_address("Non-recoverable failure in name resolution"));

@@ -164,10 +164,10 @@ impl BufRead for Reader {
             };
             let is_allowed = count_down(&mut self.windows_left);
             self.fail_unless(is_allowed)?;
-            // If the file has become shorter, this fails with an error that has no code. `self.error` is
-            // then `None`, so callers of `error` treat the picture as truncated.
+            // If the file has become shorter, this fails with an error that has no code. Such an error is
+            // not stored, so callers of `error` treat the picture as truncated.
             self.window = self.content.read_at(self.position, len).inspect_err(|error| {
-                self.error = error.raw_os_error().map(ReadError::System);
+                self.error = error.raw_os_error().map(ReadError::System).or(self.error);
             })?;
             self.window_start = self.position;
         }
@@ -275,6 +275,18 @@ mod tests {
         // Only one byte is left before the end of the file.
         reader.seek(SeekFrom::Start(2 * WINDOW_LEN as u64 - 1)).unwrap();
         assert_eq!(reader.read(&mut [0; 4]).unwrap(), 1);
+    }
+
+    #[test]
+    fn an_error_is_not_forgotten_when_a_file_that_has_become_shorter_ends() {
+        let Content::File(file, len) = in_file(&[7; 10]) else { panic!("the content is a file") };
+        let mut reader = Content::File(file, len + 1).reader();
+        assert!(reader.read(&mut [0]).is_err());
+        assert_eq!(reader.error(), None, "the end of the content is no error");
+        let earlier = Some(ReadError::System(5)); // EIO
+        reader.error = earlier;
+        assert!(reader.read(&mut [0]).is_err());
+        assert_eq!(reader.error(), earlier);
     }
 
     #[test]

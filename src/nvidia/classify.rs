@@ -221,33 +221,32 @@ mod tests {
 
     #[test]
     fn the_meaning_of_a_status_depends_on_the_operation() {
-        let operations = [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset];
-        let (pending, unexpected) = (Ok(Pending), Err(Unexpected));
-        let failed = |kinds: [ErrorKind; 6]| kinds.map(Err);
-        let (account, uploads) = (AccountRefused, UploadsRefused);
+        let operations =
+            [Infer, InferAsset, Poll, PollAsset, CreateAsset, UploadAsset, DeleteAsset];
+        let (done, pending, unexpected) = (Ok(Done), Ok(Pending), Err(Unexpected));
+        let (key, account, uploads) = (Err(KeyRefused), Err(AccountRefused), Err(UploadsRefused));
+        let (picture, gone, limited) =
+            (Err(PictureRefused), Err(PolledResultGone), Err(RateLimited));
         for (statuses, meanings) in [
-            (&[200][..], [Ok(Done); 6]),
-            (&[202], [pending, pending, pending, pending, unexpected, Ok(Done)]),
-            (&[204], [unexpected, unexpected, unexpected, unexpected, unexpected, Ok(Done)]),
+            (&[200][..], [done; 7]),
+            (&[202], [pending, pending, pending, pending, unexpected, done, done]),
+            (&[204], [unexpected, unexpected, unexpected, unexpected, unexpected, done, done]),
             (
                 &[400, 413, 415, 422],
-                failed([PictureRefused, uploads, PictureRefused, uploads, uploads, uploads]),
+                [picture, uploads, picture, uploads, uploads, uploads, unexpected],
             ),
-            (&[401], failed([KeyRefused, KeyRefused, KeyRefused, KeyRefused, KeyRefused, uploads])),
-            (&[402], failed([account, account, account, account, account, uploads])),
-            (&[403], failed([KeyRefused, KeyRefused, KeyRefused, KeyRefused, uploads, uploads])),
+            (&[401], [key, key, key, key, key, uploads, key]),
+            (&[402], [account, account, account, account, account, uploads, account]),
+            (&[403], [key, key, key, key, uploads, uploads, unexpected]),
+            (&[404], [account, uploads, gone, gone, uploads, uploads, unexpected]),
             (
-                &[404],
-                failed([account, uploads, PolledResultGone, PolledResultGone, uploads, uploads]),
+                &[408],
+                [unexpected, unexpected, unexpected, unexpected, uploads, uploads, unexpected],
             ),
-            (&[408], failed([Unexpected, Unexpected, Unexpected, Unexpected, uploads, uploads])),
-            (&[410], failed([account, uploads, account, uploads, uploads, uploads])),
-            (
-                &[429],
-                failed([RateLimited, RateLimited, RateLimited, RateLimited, RateLimited, uploads]),
-            ),
-            (&[301, 501], failed([Unexpected; 6])),
-            (&[500, 502, 503, 504], failed([Unavailable; 6])),
+            (&[410], [account, uploads, account, uploads, uploads, uploads, unexpected]),
+            (&[429], [limited, limited, limited, limited, limited, uploads, limited]),
+            (&[301, 501], [unexpected; 7]),
+            (&[500, 502, 503, 504], [Err(Unavailable); 7]),
         ] {
             for status in statuses {
                 for (operation, meaning) in operations.into_iter().zip(meanings) {

@@ -28,6 +28,8 @@ impl Vector {
         let items = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
         let items = items.ok_or("the embedding is not a list")?;
         let count = match count_ordinary_numbers(text.as_bytes()) {
+            // Without a comma, the count is one even if there is no number.
+            Some(_) if items.trim_ascii().is_empty() => 0,
             Some(count) => count,
             // The commas may be inside an item that is not a number. In valid JSON, the part of such an
             // item before its first comma does not parse as a number, so the array is refused.
@@ -96,6 +98,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_error_of_a_vector_of_another_length_contains_its_length() {
+        for (json, count) in [("[]", 0), ("[ ]", 0), ("[1]", 1), ("[0.5, -1e3]", 2), ("[1e3]", 1)] {
+            let error =
+                Vector::from_json(&RawValue::from_string(json.into()).unwrap()).unwrap_err();
+            assert_eq!(error, format!("the embedding has {count} numbers"), "{json}");
+        }
+    }
 
     proptest! {
         #[test]

@@ -233,7 +233,7 @@ fn ends_in(line: &str, words: [&str; 3]) -> bool {
 }
 
 #[tokio::test]
-async fn a_decoder_inherits_no_variables_and_no_sockets_and_can_only_read_its_picture() {
+async fn a_decoder_inherits_no_variables_sockets_or_files_and_can_only_read_its_picture() {
     let folder = tempfile::tempdir().unwrap();
     let list = folder.path().join("inherited");
     // Lists the variables and the open files of the decoder in a file.
@@ -261,4 +261,8 @@ async fn a_decoder_inherits_no_variables_and_no_sockets_and_can_only_read_its_pi
     assert!(input.starts_with("lr-x"), "the file must be open for reading only: {input}");
     // `ls` prints the name that the file has now. The picture may already have its final name.
     assert!(input.contains("/.incoming/") || input.contains(".bmp"), "{input}");
+    let downloads = app.folder().to_str().unwrap();
+    let open_downloads: Vec<_> =
+        inherited.lines().filter(|line| line.contains(downloads)).collect();
+    assert_eq!(open_downloads, [input], "the decoder must inherit no other file of the service");
 }

@@ -1,8 +1,22 @@
 //! A request over HTTP/1.1 must have exactly one valid `Host` (RFC 9112, section 3.2).
 
+use serde_json::Value;
+
 use crate::support::{
     FakeNvidia, SMUGGLED_REQUEST, TestApp, assert_problem, exchange, parse_answer, request_head,
 };
+
+/// The routes in the OpenAPI document, such as `POST /v1/embeddings`.
+async fn documented_routes(app: &TestApp) -> Vec<String> {
+    let document: Value = app.get("/openapi.json").await.json();
+    let paths = document["paths"].as_object().unwrap().iter();
+    let routes = paths.flat_map(|(path, item)| {
+        let path = path.replace("{id}", "nvidia/nv-dinov2");
+        let methods = item.as_object().unwrap().keys();
+        methods.map(move |method| format!("{} {path}", method.to_uppercase()))
+    });
+    routes.collect()
+}
 
 #[tokio::test]
 async fn requests_of_each_kind_require_exactly_one_valid_host_header() {
@@ -14,22 +28,23 @@ async fn requests_of_each_kind_require_exactly_one_valid_host_header() {
         .start()
         .await;
     let preflight = "origin: https://app.example.com\r\naccess-control-request-method: POST\r\n";
-    for (route, headers) in [
+    let documented = documented_routes(&app).await;
+    assert!(documented.contains(&"POST /v1/embeddings".to_owned()), "{documented:?}");
+    let documented = documented.iter().map(|route| {
+        let has_body = route.starts_with("POST ");
+        (route.as_str(), if has_body { "content-length: 0\r\n" } else { "" })
+    });
+    let others = [
         ("GET /", ""),
-        ("GET /health", ""),
-        ("GET /ready", ""),
         ("GET /docs/", ""),
         ("GET /openapi.json", ""),
-        ("GET /metrics", ""),
         ("GET /nothing", ""),
         // An unknown method.
         ("BREW /health", ""),
         ("OPTIONS *", ""),
         ("OPTIONS /vectorize-image", preflight),
-        ("POST /vectorize-image", "content-length: 0\r\n"),
-        ("POST /vectorize-image-base64", "content-length: 0\r\n"),
-        ("POST /vectorize-image-upload", "content-length: 0\r\n"),
-    ] {
+    ];
+    for (route, headers) in documented.chain(others) {
         for hosts in [
             &[][..],
             &["x", "x"],

@@ -2,7 +2,10 @@
 //! picture that all of them receive, and they stop without losing anything.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -57,14 +60,17 @@ fn assert_same_vectors(answers: &[Answer]) {
 
 /// Asserts that there are leases of calls, and that none of them is held: each is marked as done.
 async fn assert_all_leases_done(valkey: &ValkeyServer) {
-    let leases = valkey.keys("lease:").await;
-    assert!(!leases.is_empty(), "the calls should have had leases");
-    for lease in leases {
-        // A lease that is done expires after a while, perhaps since the list of keys was read.
-        let state: Option<String> = valkey.query(&["GET", &lease]).await;
-        let state = state.as_deref().unwrap_or("done");
-        assert_eq!(state, "done", "the lease of a written vector must be released");
-    }
+    // No lease expires while a script runs. With two commands, a lease might expire between them, and
+    // its state would be unknown.
+    const STATES: &str = "local states = {}
+        for _, lease in ipairs(redis.call('KEYS', ARGV[1])) do
+          table.insert(states, redis.call('GET', lease))
+        end
+        return states";
+    let states: Vec<String> = valkey.query(&["EVAL", STATES, "0", "{imagesvc}:lease:*"]).await;
+    assert!(!states.is_empty(), "the calls should have had leases");
+    let are_done = states.iter().all(|state| state == "done");
+    assert!(are_done, "the leases of written vectors must be released: {states:?}");
 }
 
 /// The number of turns that were taken and not given back.
@@ -141,32 +147,31 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
 
     // Eight clients of the stopping replica upload one picture after the other, until they cannot
     // connect.
-    let (next, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let (next, answered) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let client = async || {
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Ok(answer) = stopping.try_upload(&tiny(n)).await else { return };
             answer.vector(); // asserts the success
-            answered.fetch_add(1, Ordering::Relaxed);
+            answered.lock().unwrap().push(n);
         }
     };
     let clients = join_all((0..8).map(|_| client()));
     let terminate = async {
-        let is_enough = async || answered.load(Ordering::Relaxed) >= 16;
+        let is_enough = async || answered.lock().unwrap().len() >= 16;
         wait_for("the number of answers", PATIENCE, is_enough).await;
         stopping.process.terminate();
     };
     tokio::join!(clients, terminate);
-    let answered = answered.load(Ordering::Relaxed);
+    let answered = answered.into_inner().unwrap();
     let (status, log) = stopping.wait().await;
     assert_eq!(status.code(), Some(0));
     assert_eq!(count_lines(&log, "stopped: every request was answered"), 1, "{log:#?}");
     assert!(!log.iter().any(|line| line.contains(ValkeyServer::PASSWORD)), "{log:#?}");
 
     let calls_before = nvidia.inference_calls();
-    let answers =
-        join_all((0..answered).map(async |n| second.upload_unsaved(&tiny(n)).await)).await;
-    for answer in &answers {
+    let uploads = answered.into_iter().map(async |n| second.upload_unsaved(&tiny(n)).await);
+    for answer in join_all(uploads).await {
         answer.vector(); // asserts the success
     }
     assert_eq!(

@@ -194,11 +194,12 @@ mod tests {
         }
         let sides = (159u32 | 119 << 14).to_le_bytes();
         let lossless = riff(&[chunk(b"VP8L", &[&[0x2f], &sides[..]].concat())]);
-        assert_eq!(orientation_of_160_by_120(&lossless[..25]), Orientation::NoTransforms);
+        assert_eq!(orientation_of_160_by_120(&lossless), Orientation::NoTransforms);
         assert_eq!(orientation_of_160_by_120(&extended(0, &[])), Orientation::NoTransforms);
-        for complete in [lossy(0), lossless, extended(0, &[])] {
-            for len in 0..25 {
-                assert_eq!(read_bytes(&complete[..len]), Err(HeaderError::Damaged));
+        for (complete, header_len) in [(lossy(0), 30), (lossless, 25), (extended(0, &[]), 30)] {
+            assert!(read_bytes(&complete[..header_len]).is_ok());
+            for len in 0..header_len {
+                assert_eq!(read_bytes(&complete[..len]), Err(HeaderError::Damaged), "{len} bytes");
             }
         }
         let without_size = riff(&[chunk(b"ALPH", &[0; 30])]);

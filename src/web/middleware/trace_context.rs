@@ -144,6 +144,7 @@ mod tests {
             let context = TraceContext::parse(&text).unwrap();
             prop_assert_eq!(context.trace_id, format!("{trace:032x}"));
             prop_assert_eq!(context.span_id, format!("{span:016x}"));
+            prop_assert_eq!(context.is_sampled, flags % 2 == 1);
         }
 
         #[test]

@@ -43,8 +43,11 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Rng) {
         // Write one of the edge numbers, or two of its four bytes.
         4 | 5 => {
             let edge = EDGES[random.usize(..EDGES.len())];
-            let edge = if random.bool() { edge.to_be_bytes() } else { edge.to_le_bytes() };
-            let edge = if random.bool() { &edge[..] } else { &edge[edge.len() - 2..] };
+            let is_big_endian = random.bool();
+            let edge = if is_big_endian { edge.to_be_bytes() } else { edge.to_le_bytes() };
+            // A short edge consists of the two lower bytes.
+            let lower_bytes = if is_big_endian { 2..4 } else { 0..2 };
+            let edge = if random.bool() { &edge[..] } else { &edge[lower_bytes] };
             let len = edge.len().min(bytes.len() - at);
             bytes[at..at + len].copy_from_slice(&edge[..len]);
         }

@@ -27,8 +27,8 @@ pub(super) struct Meta<'a> {
     associations: BTreeMap<u32, Vec<Association>>,
     /// The references between items.
     references: Vec<Reference<'a>>,
-    /// The locations of the items that are stored in one piece.
-    locations: BTreeMap<u32, Location>,
+    /// The location of each item, or `None` if the item is stored in several pieces.
+    locations: BTreeMap<u32, Option<Location>>,
 }
 
 /// The location of an item's data.
@@ -69,8 +69,8 @@ impl Reference<'_> {
 
 impl<'a> Meta<'a> {
     /// Parses the contents of the box. Returns `None` if the box is invalid. Also returns `None` if
-    /// a box in `ONCE`, an `ipco` box, an item, or an item's list of associations occurs twice: the
-    /// decoder and this function might then use different occurrences.
+    /// a box in `ONCE`, an `ipco` box, an item, or an item's location or list of associations occurs
+    /// twice: the decoder and this function might then use different occurrences.
     pub(super) fn parse(body: &'a [u8]) -> Option<Self> {
         const ONCE: [&[u8; 4]; 7] = [b"hdlr", b"pitm", b"iinf", b"iref", b"iprp", b"iloc", b"idat"];
         let (mut meta, mut seen, mut primary) = (Self::default(), BTreeSet::new(), None);
@@ -230,7 +230,7 @@ impl<'a> Meta<'a> {
 
     /// The location of an item. `None` if it is missing, or if the item is stored in several pieces.
     pub(super) fn location(&self, item: u32) -> Option<Location> {
-        self.locations.get(&item).copied()
+        self.locations.get(&item).copied().flatten()
     }
 
     /// Whether the item's colours are already multiplied by the transparency in another item.
@@ -240,8 +240,8 @@ impl<'a> Meta<'a> {
         self.references.iter().any(is_prem)
     }
 
-    /// Reads the locations of items (ISO/IEC 14496-12, 8.11.3). Skips items that are stored in several
-    /// pieces (extents): only the location of a grid is needed, and a grid is stored in one piece.
+    /// Reads the locations of items (ISO/IEC 14496-12, 8.11.3). Ignores the pieces (extents) of an item
+    /// that is stored in several: only the location of a grid is needed, and a grid is stored in one.
     fn read_locations(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version @ 0..=2, _) = fields.version_and_flags()? else { return None };
         // The lengths of the fields of each location, in bytes. Each length is stored in four bits.
@@ -265,11 +265,16 @@ impl<'a> Meta<'a> {
             let base_offset = fields.number_u64(base_offset_len)?;
             let extent_count = fields.number(2)? as usize;
             let mut extents = Fields(fields.bytes(extent_count * extent_len)?);
-            if extent_count == 1 {
+            let location = if extent_count == 1 {
                 let _index = extents.bytes(index_len)?;
                 let start = base_offset.checked_add(extents.number_u64(offset_len)?)?;
                 let length = extents.number_u64(length_len)?;
-                self.locations.entry(item).or_insert(Location { method, start, length });
+                Some(Location { method, start, length })
+            } else {
+                None
+            };
+            if self.locations.insert(item, location).is_some() {
+                return None;
             }
         }
         Some(())

@@ -169,6 +169,15 @@ fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
         boxed(b"infe", &[&[2, 0, 0, 0, (n >> 8) as u8, n as u8, 0, 0][..], b"hvc1\0"].concat())
     };
     let property = |_| boxed(b"free", b"");
+    // Two bytes for the item, two for the data reference, none for the base, and two for the number of
+    // extents, which is zero.
+    let location = |n: usize| [(n >> 8) as u8, n as u8, 0, 0, 0, 0];
+    // The last two bytes before the locations are their number.
+    let locations = |numbers: &[usize]| {
+        let count = (numbers.len() as u16).to_be_bytes();
+        [&[0; 6][..], &count, &numbers.iter().copied().flat_map(location).collect::<Vec<_>>()]
+            .concat()
+    };
     let reference = |_| boxed(b"thmb", &[0, 1, 0, 0]);
     // The six bytes are the version, the flags, and a count of items that the parser ignores.
     let items = |n| [vec![0; 6], (0..n).flat_map(item).collect()].concat();
@@ -183,13 +192,13 @@ fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
         assert_eq!(is_damaged(b"iprp", &properties), expected, "{n} properties");
         let references = [vec![0; 4], (0..n).flat_map(reference).collect()].concat();
         assert_eq!(is_damaged(b"iref", &references), expected, "{n} references");
-        // A location has two bytes for the item, two for the data reference, none for the base, and
-        // two for the number of extents, which is zero.
-        let locations = [&[0; 6][..], &(n as u16).to_be_bytes(), &vec![0; 6 * n]].concat();
+        let locations = locations(&(0..n).collect::<Vec<_>>());
         assert_eq!(is_damaged(b"iloc", &locations), expected, "{n} locations");
     }
     let same_item_twice = [vec![0; 6], item(1), item(1)].concat();
     assert!(is_damaged(b"iinf", &same_item_twice));
+    assert!(!is_damaged(b"iloc", &locations(&[1, 2])));
+    assert!(is_damaged(b"iloc", &locations(&[1, 1])));
 }
 
 #[test]

@@ -266,14 +266,16 @@ fn decode_jpeg(
     reader: &mut Reader,
 ) -> io::Result<Vec<u8>> {
     const MARKER_LEN: usize = 2;
+    let mut len_to_read = chunk.len;
     let mut bytes = Vec::with_capacity(buffer_capacity(chunk.len)? + tables.len());
     // The tables are a separate JPEG. To join the two, the last marker of the tables and the first
     // marker of the picture are left out.
     if let Some(tables) = tables.len().checked_sub(MARKER_LEN).and_then(|end| tables.get(..end)) {
         bytes.extend(tables);
         reader.seek_relative(MARKER_LEN as i64)?;
+        len_to_read = len_to_read.saturating_sub(MARKER_LEN as u64);
     }
-    reader.take(chunk.len).read_to_end(&mut bytes)?;
+    reader.take(len_to_read).read_to_end(&mut bytes)?;
     let content = Content::Memory(bytes.into());
     let header = jpeg::read(&mut content.header_reader());
     let header = header.map_err(|_| broken("an embedded JPEG cannot be read"))?;

@@ -1,8 +1,11 @@
 //! Tests of the compressions of strips and tiles.
 
+use std::io::Seek;
+
 use image_rs::{ExtendedColorType, codecs::jpeg::JpegEncoder};
 
 use super::*;
+use crate::image::render::tiff::codec::rows;
 
 #[test]
 fn packbits_runs_may_continue_in_the_next_row_but_must_not_be_truncated() {
@@ -147,6 +150,25 @@ fn the_tags_define_the_colours_of_an_embedded_jpeg() {
     // FillOrder does not apply to JPEG.
     let with_fill_order = picture_with(YCBCR).with(FILL_ORDER, &[REVERSED_BITS]).file(&[&jpeg]);
     assert_eq!(decoded(with_fill_order).unwrap(), image);
+}
+
+#[test]
+fn an_embedded_jpeg_is_read_up_to_the_end_of_its_strip_with_and_without_separate_tables() {
+    const SIZE: (u32, u32) = (40, 24);
+    let (_, jpeg) = samples_and_jpeg(SIZE, 3);
+    let (tables, rest) = split_tables(&jpeg);
+    for (tables, strip) in [(tables, rest), (Vec::new(), jpeg)] {
+        let picture = Crafted::new((SIZE.0.into(), SIZE.1.into()), YCBCR, &[8; 3]);
+        let file = picture.with(COMPRESSION, &[JPEG]).file(&[&strip]);
+        let content = Content::Memory(file.into());
+        let tiff = tiff::read(&mut content.header_reader()).unwrap();
+        let (columns, rows_of_strip) = SIZE;
+        let (offset, len) = (16, strip.len() as u64); // a crafted file has its first strip there
+        let chunk = Chunk { plane: 0, x: 0, y: 0, columns, rows: rows_of_strip, offset, len };
+        let mut reader = content.reader();
+        drop(rows(&tiff, &tables, &chunk, &mut reader).unwrap());
+        assert_eq!(reader.stream_position().unwrap(), offset + len);
+    }
 }
 
 #[test]
