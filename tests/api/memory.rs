@@ -173,20 +173,35 @@ async fn the_decoders_of_concurrent_pictures_stay_within_their_memory_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_that_claims_an_enormous_picture_takes_hardly_any_memory() {
-    let mut png = Cursor::new(Vec::new());
-    RgbImage::new(8, 8).write_to(&mut png, ImageFormat::Png).unwrap();
-    let mut png = png.into_inner();
-    // the positions of the width and the height in a PNG
-    let (width, height) = (16..20, 20..24);
-    png[width].copy_from_slice(&60_000u32.to_be_bytes());
-    png[height].copy_from_slice(&60_000u32.to_be_bytes());
-    // The header claims 3.6 billion pixels: fewer than this limit, but more than the default limit.
+    const SIDE: u16 = 60_000;
+    let picture_of = |format| {
+        let mut picture = Cursor::new(Vec::new());
+        RgbImage::new(8, 8).write_to(&mut picture, format).unwrap();
+        picture.into_inner()
+    };
+    // the positions of the width and the height
+    let (mut png, mut gif) = (picture_of(ImageFormat::Png), picture_of(ImageFormat::Gif));
+    png[16..20].copy_from_slice(&u32::from(SIDE).to_be_bytes());
+    png[20..24].copy_from_slice(&u32::from(SIDE).to_be_bytes());
+    gif[6..8].copy_from_slice(&SIDE.to_le_bytes());
+    gif[8..10].copy_from_slice(&SIDE.to_le_bytes());
+    // The headers claim 3.6 billion pixels: fewer than this limit, but more than the default limit.
     let high_pixel_limit = [("IMAGESVC_MAX_IMAGE_PIXELS", "4000000000")];
-    for settings in [&high_pixel_limit[..], &[]] {
+    for (picture, settings, expected) in [
+        (&png, &[][..], 413),
+        (&gif, &[], 413),
+        // A PNG is sent to NVIDIA without being decoded.
+        (&png, &high_pixel_limit, 200),
+        // A GIF must be decoded, which would exceed the limit on memory.
+        (&gif, &high_pixel_limit, 413),
+    ] {
         let route = "/vectorize-image-upload";
-        let LoadResult { growth, .. } =
-            send_concurrently(settings, route, FORM_CONTENT_TYPE, copies_of(form(&png), 32)).await;
+        let LoadResult { statuses, growth, decoder_memory } =
+            send_concurrently(settings, route, FORM_CONTENT_TYPE, copies_of(form(picture), 32))
+                .await;
+        assert_eq!(statuses, [expected; 32]);
         // The pixels of a single picture would need some 10 GiB.
         assert_growth_below(16 * MIB, growth);
+        assert_growth_below(16 * MIB, decoder_memory);
     }
 }
