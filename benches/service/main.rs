@@ -274,35 +274,4 @@ impl Bench {
         let over_idle = result.peak_memory - idle;
         self.report.goal_at_most("64 uploads of 20 MB at once, MB over idle", over_idle, 28.0);
     }
-
-    /// Compares a service whose folder contains many files with a service whose folder is new.
-    fn scale(&mut self) {
-        let service_with_new_folder = self.start_warm("new");
-        let full_folder = self.folder("full");
-        let run_load = |service: &Service| self.fresh_uploads().run(service, &self.nvidia);
-        let new = run_load(&service_with_new_folder);
-        drop(service_with_new_folder);
-        scale::fill(&full_folder.join("downloads"));
-        // The cache's limit is high enough for all vectors, so that the service removes none.
-        let settings = [("IMAGESVC_CACHE_DISK", "4GiB")];
-        let service = Service::start(&full_folder, &self.nvidia, &settings);
-        let startup_ms = service.startup_time.as_secs_f64() * 1000.0;
-        run_load(&service); // warms the service up, as `start_warm` does
-        let full = run_load(&service);
-        println!(
-            "full folder, 100,000 pictures and 50,000 vectors: {:.0} req/s, {:.3} CPU ms, {:.1} MB (new folder: {:.0}, {:.3}, {:.1})",
-            full.per_second,
-            full.cpu.total(),
-            full.peak_memory,
-            new.per_second,
-            new.cpu.total(),
-            new.peak_memory
-        );
-        self.report.goal_at_most("start to first answer, full folder, ms", startup_ms, 30.0);
-        self.report.goal_at_most(
-            "CPU of an upload, full folder against new folder",
-            full.cpu.total() / new.cpu.total(),
-            1.1,
-        );
-    }
 }

@@ -1,8 +1,16 @@
-//! Fills a downloads folder with as many files as it may contain after long use.
+//! Compares a service whose folder has as many files as after long use with one whose folder is new.
 
 use std::{
     fs::{self, File},
     path::Path,
+};
+
+use crate::{
+    Bench,
+    child::Service,
+    floor::ROUNDS,
+    load::Load,
+    report::{heading, median, row},
 };
 
 /// The number of saved pictures.
@@ -17,9 +25,47 @@ const VECTORS: u64 = 50_000;
 /// The size of a cached vector's file, in bytes.
 const VECTOR_BYTES: u64 = 19_000;
 
+impl Bench {
+    /// Measures the start with a full folder, and then uploads to both services in turn.
+    pub fn scale(&mut self) {
+        let full_folder = self.folder("full");
+        fill(&full_folder.join("downloads"));
+        // The cache's limit is high enough for all vectors, so that the service removes none.
+        let settings = [("IMAGESVC_CACHE_DISK", "4GiB")];
+        let full = Service::start(&full_folder, &self.nvidia, &settings);
+        let startup_ms = full.startup_time.as_secs_f64() * 1000.0;
+        self.report.goal_at_most("start to first answer, full folder, ms", startup_ms, 30.0);
+        self.fresh_uploads().run(&full, &self.nvidia); // as `start_warm` does
+        let new = self.start_warm("new");
+        heading(
+            "16 clients, 34 KB, fresh; a folder with 100,000 pictures and 50,000 vectors, and a new folder",
+            &["folder", "req/s", "CPU ms", "peak MB"],
+        );
+        let load = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
+        let rounds = (0..ROUNDS).map(|_| {
+            let [full, new] = [&full, &new].map(|service| load.run(service, &self.nvidia));
+            let (cpu_full, cpu_new) = (full.cpu.total(), new.cpu.total());
+            [
+                // `median` sorts the rounds by this ratio.
+                cpu_full / cpu_new,
+                full.per_second,
+                cpu_full,
+                full.peak_memory,
+                new.per_second,
+                cpu_new,
+                new.peak_memory,
+            ]
+        });
+        let [ratio, full @ .., new_per_second, new_cpu, new_memory] = median(rounds.collect());
+        row(&["full".into()], &full);
+        row(&["new".into()], &[new_per_second, new_cpu, new_memory]);
+        self.report.goal_at_most("CPU of an upload, full folder, times new folder", ratio, 1.1);
+    }
+}
+
 /// Creates files with the names and sizes of saved pictures and cached vectors. The files contain only
 /// zeros and are sparse, because the service reads only the files that a request needs.
-pub fn fill(downloads: &Path) {
+fn fill(downloads: &Path) {
     fs::create_dir_all(downloads).unwrap();
     for n in 0..PICTURES {
         let name = format!("0191f0a0-0000-7000-8000-{n:012x}.jpg");
