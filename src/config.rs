@@ -1,12 +1,12 @@
 //! Turns flags, environment variables and `.env` into a checked [`Config`], or into a list of all
 //! errors.
 //!
-//! Each group of settings has a file (`nvidia.rs`, `web.rs`, …), which defines the settings and a
-//! function `resolve` that reads them. `settings.rs` groups the settings of all files by what they are
+//! Each module's settings have a file (`nvidia.rs`, `web.rs`, …), which defines them and a function
+//! `resolve` that reads them. `settings.rs` groups the settings of all files by what they are
 //! for. The flags, the documentation and `.env.example` are generated from these groups.
 //! `CONTRIBUTING.md` explains how to add a setting.
 //!
-//! clap alone can read flags and variables. But it stops at the first error, does not read `.env`,
+//! clap could read flags and variables by itself. But it stops at the first error, does not read `.env`,
 //! and does not support settings that must not be empty.
 
 use std::fmt;
@@ -133,8 +133,8 @@ impl Config {
         };
         let mut raw = RawSettings::merge(flags, std::env::vars_os(), ".env".as_ref());
         match &command {
-            Command::Embed(arguments) => embed_command::adapt(&mut raw, arguments),
-            Command::Nearest(arguments) => nearest_command::adapt(&mut raw, arguments),
+            Command::Embed(arguments) => embed_command::adapt_settings(&mut raw, arguments),
+            Command::Nearest(arguments) => nearest_command::adapt_settings(&mut raw, arguments),
             Command::Serve | Command::Check { .. } => {}
         }
         Ok((command, Self::resolve(&raw)?))

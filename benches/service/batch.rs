@@ -27,8 +27,8 @@ impl Bench {
     }
 
     /// Compares the processor time of a batch of cached pictures with that of single requests for as
-    /// many pictures. A batch has the cost of a request itself only once, so the comparison adds this
-    /// cost only once, too. A health check has this cost and no other.
+    /// many pictures. Every request has a fixed cost, which is all that a health check costs. A batch has
+    /// it once, so it is subtracted from each single request, and added once.
     fn cpu_of_batch(&mut self) {
         heading(
             "4 clients, keep-alive; pictures that are in the cache",
@@ -54,8 +54,8 @@ impl Bench {
     /// Measures how long an upload takes while the pictures of a batch wait for calls to NVIDIA.
     fn single_picture_beside_batch(&mut self) {
         let folder = self.folder("beside");
-        // A batch makes at most three quarters of these calls at once: six. So its 32 pictures need six
-        // rounds of calls. If the upload had to wait for all of them, it would take about 2.6 s.
+        // A batch makes at most three quarters of these calls at once. So its 32 pictures need six
+        // rounds of calls, 2.4 s. If the upload had to wait for all of them, it would take about 2.6 s.
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));
@@ -82,7 +82,7 @@ impl Bench {
     }
 
     /// Measures the time from the last byte of a batch to its refusal. The limit on calls per
-    /// minute is too low for the batch.
+    /// minute is too low for such a batch at any time.
     fn refusal_of_batch(&mut self) {
         let folder = self.folder("refusal");
         let settings = [("NVIDIA_REQUESTS_PER_MINUTE", "10")];

@@ -88,7 +88,7 @@ impl Bench {
         let cpu = service.cpu_of_decoders().per_request_since(cpu_before, child_count);
         let (decoded, not_decoded) = (Percentiles::of(decoded), Percentiles::of(not_decoded));
         println!(
-            "\n{child_count} uploads each of a GIF and a PNG of one pixel, alternating: {:.3} ms for the GIF (p99 {:.3}), {:.3} ms for the PNG, which is not decoded (p99 {:.3}); CPU of a child {:.3} ms",
+            "\n{child_count} uploads of a GIF and as many of a PNG, in turn, each of one pixel: {:.3} ms for the GIF (p99 {:.3}), {:.3} ms for the PNG, which is not decoded (p99 {:.3}); CPU of a child {:.3} ms",
             decoded.p50,
             decoded.p99,
             not_decoded.p50,

@@ -1,5 +1,6 @@
-//! Compares the processor time of a request with a floor: the time in which nginx passes a request for one
-//! embedding on to NVIDIA. Processor times vary with the machine and over time; their ratio hardly does.
+//! Compares the processor time of a request with a floor: the processor time that nginx needs to pass a
+//! request for one embedding on to the fake NVIDIA, and the answer back. Processor times vary with the
+//! machine and over time; their ratio hardly does.
 
 use std::fs;
 
@@ -15,7 +16,7 @@ use crate::{
     request::Request,
 };
 
-/// How many rounds measure one program and then the other. The median of the rounds' ratios counts.
+/// The number of rounds. Each measures two programs in turn. The median of the rounds' ratios counts.
 pub const ROUNDS: u32 = 5;
 
 /// A file system in memory.
@@ -43,8 +44,8 @@ impl InMemory {
 }
 
 impl Bench {
-    /// Compares each route with nginx, which gets the inference requests that the service sends for a picture
-    /// of 34 KB, and passes them on to NVIDIA.
+    /// Compares each route with nginx, which passes on the inference requests that the service sends for a
+    /// picture of 34 KB (also in the row of 2 MB).
     pub fn floor(&mut self) {
         let folder = self.folder("nginx");
         let Some(nginx) = nginx::start(&folder, self.nvidia.address) else { return };
@@ -63,12 +64,12 @@ impl Bench {
             ("upload", "34 KB", "again", Request::upload(SMALL), 2.8),
             ("upload", "2 MB", "fresh", Request::upload(LARGE), 120.0),
         ];
-        // All rounds of one program together take twice as long as the load of another benchmark.
+        // The loads of one program in all rounds together last for twice the usual time of a load.
         let run_for = self.load_time / ROUNDS * 2;
-        let load = |request| Load { request, is_fresh: true, clients: 16, run_for };
-        let pass_through = load(Request::inference());
+        let fresh_load = |request| Load { request, is_fresh: true, clients: 16, run_for };
+        let pass_through = fresh_load(Request::inference());
         for (route, picture, sent, request, max_ratio) in goals {
-            let load = Load { is_fresh: sent == "fresh", ..load(request) };
+            let load = Load { is_fresh: sent == "fresh", ..fresh_load(request) };
             let rounds = (0..ROUNDS).map(|_| {
                 let floor = pass_through.run(&nginx, &self.nvidia).cpu.total();
                 let cpu = load.run(&in_memory.service, &self.nvidia).cpu.total();

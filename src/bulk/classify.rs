@@ -15,7 +15,7 @@ const DEFAULT_PAUSE: Duration = Duration::from_secs(5);
 const UNREACHABLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// The longest pause of the service or of a host. If the service demands more, it gets the next request
-/// after this time anyway. If a host demands more, its pictures fail.
+/// after this time anyway. If a host demands more, `run.rs` fails its pictures.
 pub(super) const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// The code of a failure if the service sent no answer.
@@ -53,11 +53,11 @@ pub(super) enum Action {
 /// What an attempt shows about the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sign {
-    /// The service itself has dealt with the picture. It may have refused the picture.
+    /// The service worked on the picture, even if the picture failed.
     Processed,
-    /// The service was asked to process the picture, and has not done it.
+    /// The service was busy, or did not answer.
     NotProcessed,
-    /// The picture did not reach the service.
+    /// The picture was not sent, or a proxy refused it.
     Nothing,
 }
 
@@ -95,20 +95,23 @@ pub(super) fn response(
     let Some(Problem { code, detail }) = problem else {
         // The service sends a `Problem` with each error, so this is from a proxy or another program.
         let detail = format!("The service answered {status}.");
-        let failure = Failure { code: UNKNOWN_ANSWER.into(), detail, is_retryable: true };
+        let failure = Failure { code: UNKNOWN_ANSWER.into(), detail, may_succeed_later: true };
         let pause = retry_after.unwrap_or(DEFAULT_PAUSE).min(MAX_PAUSE);
         return match status {
             _ if is_busy => Action::PauseService(failure, pause),
             StatusCode::PAYLOAD_TOO_LARGE => {
-                Action::Fail(Failure { is_retryable: false, ..failure })
+                Action::Fail(Failure { may_succeed_later: false, ..failure })
             }
             StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => Action::TryAgain(failure),
             // For example, the URL in `--to` is wrong.
             _ => Action::StopRun(failure),
         };
     };
-    let failure =
-        |is_retryable| Failure { code: code.clone(), detail: detail.clone(), is_retryable };
+    let failure = |may_succeed_later| Failure {
+        code: code.clone(),
+        detail: detail.clone(),
+        may_succeed_later,
+    };
     match (code.as_str(), retry_after) {
         ("download_failed", Some(wait)) => Action::PauseHost(failure(true), wait),
         // For example, the host has no such picture.
@@ -141,7 +144,7 @@ pub(super) fn connection_error(error: &reqwest::Error, cause: &str) -> Action {
     let failure = Failure {
         code: UNREACHABLE.into(),
         detail: format!("The service did not answer: {cause}."),
-        is_retryable: true,
+        may_succeed_later: true,
     };
     if error.is_connect() {
         Action::PauseService(failure, UNREACHABLE_PAUSE)
@@ -184,14 +187,14 @@ mod tests {
     fn a_download_is_tried_again_unless_the_service_says_that_this_is_useless() {
         for (status, code) in [(502, "download_failed"), (504, "download_timeout")] {
             let Action::HostFailed(failure) = action(status, code, None) else { panic!("{code}") };
-            assert!(failure.is_retryable);
+            assert!(failure.may_succeed_later);
         }
         let problem = Problem { code: "download_failed".into(), detail: "404".into() };
         let Action::Fail(failure) = response(StatusCode::BAD_GATEWAY, None, true, Some(problem))
         else {
             panic!("a missing picture should be final")
         };
-        assert!(!failure.is_retryable);
+        assert!(!failure.may_succeed_later);
     }
 
     #[test]
@@ -213,7 +216,7 @@ mod tests {
             [(415, "unsupported_image"), (413, "image_too_large"), (403, "url_not_allowed")]
         {
             let Action::Fail(failure) = action(status, code, None) else { panic!("{code}") };
-            assert!(!failure.is_retryable);
+            assert!(!failure.may_succeed_later);
         }
         for (status, code) in
             [(504, "embedding_timeout"), (502, "embedding_unavailable"), (408, "request_timeout")]

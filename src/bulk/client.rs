@@ -18,7 +18,7 @@ use super::{
     classify::{self, Action, Problem},
     form,
     item::{Failure, Picture},
-    json_object::{on_one_line, string},
+    json_object::{self, on_one_line},
 };
 use crate::{
     causes::causes,
@@ -47,11 +47,11 @@ pub(super) struct ServiceClient {
     authorization: Option<HeaderValue>,
     /// Whether the service is asked to save the pictures.
     save: bool,
-    /// What the names of the fields that `embed` adds to a row begin with.
+    /// The prefix of the names of the fields that `embed` adds to a row.
     prefix: Arc<str>,
 }
 
-/// What a row gets from the service's answer for its picture.
+/// What the run needs from the service's answer for a picture.
 #[derive(Debug)]
 pub(super) struct Embedded {
     /// The fields that `embed` adds to the row, as JSON without braces.
@@ -61,7 +61,7 @@ pub(super) struct Embedded {
     pub is_cached: bool,
 }
 
-/// The members of an answer that become the added fields.
+/// The fields of an answer that are added to a row.
 #[derive(Deserialize)]
 struct Answer<'a> {
     sha256: String,
@@ -116,7 +116,8 @@ impl ServiceClient {
             }
             None => None,
         };
-        let builder = Trust::probe()
+        let system_authorities = Trust::probe();
+        let builder = system_authorities
             .client_builder()
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -146,7 +147,7 @@ impl ServiceClient {
     /// Sends a picture. `timeout` limits the whole call.
     ///
     /// # Errors
-    /// What the run does next, if the service returned no vector.
+    /// Why the service returned no vector, classified by what the run does next.
     pub(super) async fn embed(
         &self,
         picture: &Picture,
@@ -210,10 +211,11 @@ impl ServiceClient {
 impl Embedded {
     fn new(answer: &Answer<'_>, prefix: &str, is_cached: bool) -> Self {
         let Answer { sha256, model, prepared, width, height, vector } = answer;
-        let name = |field: &str| string(&format!("{prefix}{field}"));
+        let name = |field: &str| json_object::string(&format!("{prefix}{field}"));
         let texts = [("sha256", sha256), ("model", model), ("prepared", prepared)];
-        let mut fields: String =
-            texts.map(|(field, text)| format!("{}:{},", name(field), string(text))).concat();
+        let mut fields: String = texts
+            .map(|(field, text)| format!("{}:{},", name(field), json_object::string(text)))
+            .concat();
         for (field, number) in [("width", width), ("height", height)] {
             fields.push_str(&format!("{}:{number},", name(field)));
         }

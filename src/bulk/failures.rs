@@ -89,9 +89,9 @@ impl Failures {
 
 /// The source's object with the failure as its last member.
 pub(super) fn row(item: &Item, failure: &Failure, reader: &ItemReader) -> String {
-    let Failure { code, detail, is_retryable } = failure;
+    let Failure { code, detail, may_succeed_later } = failure;
     let error = format!(
-        "{}:{{\"code\":{},\"detail\":{},\"retryable\":{is_retryable}}}",
+        "{}:{{\"code\":{},\"detail\":{},\"retryable\":{may_succeed_later}}}",
         string(&reader.name(ERROR_FIELD)),
         string(code),
         string(detail)

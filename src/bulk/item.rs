@@ -88,14 +88,14 @@ pub(super) struct Failure {
     pub code: String,
     /// A sentence for people.
     pub detail: String,
-    /// Whether the same picture may succeed in a later attempt.
-    pub is_retryable: bool,
+    /// Whether the same picture may succeed in a later run.
+    pub may_succeed_later: bool,
 }
 
 impl Failure {
     /// A failure that every later run repeats, as long as the source stays the same.
     pub(super) fn permanent(code: &str, detail: impl Into<String>) -> Self {
-        Self { code: code.into(), detail: detail.into(), is_retryable: false }
+        Self { code: code.into(), detail: detail.into(), may_succeed_later: false }
     }
 }
 

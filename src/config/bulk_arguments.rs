@@ -28,7 +28,7 @@ pub(super) fn to() -> Arg {
 
 /// Adapts the settings to the command. Without a service in this process, no key for NVIDIA is needed.
 /// The sandbox is then selected only because it requires no key.
-pub(super) fn adapt(raw: &mut RawSettings, starts_service: bool) {
+pub(super) fn adapt_settings(raw: &mut RawSettings, starts_service: bool) {
     if !starts_service {
         raw.values.insert(upstream::SANDBOX.info.name, "true".into());
     }

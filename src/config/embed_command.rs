@@ -174,9 +174,9 @@ pub(super) fn arguments(matches: &ArgMatches) -> EmbedArguments {
 }
 
 /// Adapts the settings to the command. If it starts no service, it needs no key for NVIDIA.
-pub(super) fn adapt(raw: &mut RawSettings, arguments: &EmbedArguments) {
+pub(super) fn adapt_settings(raw: &mut RawSettings, arguments: &EmbedArguments) {
     let starts_service = arguments.to.is_none() && !arguments.dry_run;
-    bulk_arguments::adapt(raw, starts_service);
+    bulk_arguments::adapt_settings(raw, starts_service);
 }
 
 #[cfg(test)]

@@ -96,8 +96,8 @@ pub(super) fn arguments(matches: &ArgMatches) -> NearestArguments {
 }
 
 /// Adapts the settings to the command.
-pub(super) fn adapt(raw: &mut RawSettings, arguments: &NearestArguments) {
-    bulk_arguments::adapt(raw, arguments.to.is_none());
+pub(super) fn adapt_settings(raw: &mut RawSettings, arguments: &NearestArguments) {
+    bulk_arguments::adapt_settings(raw, arguments.to.is_none());
 }
 
 #[cfg(test)]

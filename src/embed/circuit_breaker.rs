@@ -48,7 +48,7 @@ mod tests {
         assert_eq!(
             (breaker.closes_at(start), breaker.closes_at(after(601))),
             (after(600), after(601)),
-            "a closed breaker should return the instant that was passed"
+            "a closed breaker should return `now`"
         );
         assert!(!breaker.is_open(after(600)));
         breaker.open_until(after(60));

@@ -31,8 +31,9 @@ impl Vector {
             // Without a comma, the count is one even if there is no number.
             Some(_) if items.trim_ascii().is_empty() => 0,
             Some(count) => count,
-            // The commas may be inside an item that is not a number. In valid JSON, the part of such an
-            // item before its first comma does not parse as a number, so the array is refused.
+            // `split` also splits strings, lists and objects at their commas. This does no harm: their
+            // first piece begins with `"`, `[` or `{`, so it is no number, and the next arm refuses the
+            // array.
             None if items.split(',').all(is_finite_number) => items.split(',').count(),
             None => return Err("the embedding contains an item that is not a finite number".into()),
         };
@@ -56,21 +57,21 @@ impl Vector {
 /// Counts the numbers of a JSON array that has at least one item. Returns `None` if the array may
 /// contain a number too large for an `f64`, or something other than numbers.
 ///
-/// A number is too large only if it has a positive exponent or hundreds of digits. The numbers of
-/// an embedding have neither. This scan is many times faster than parsing the numbers.
+/// A number is too large only if it has a positive exponent or hundreds of digits. A number with neither
+/// is ordinary, as in an embedding. This scan is many times faster than parsing the numbers.
 fn count_ordinary_numbers(array: &[u8]) -> Option<usize> {
     const BLOCK_LEN: usize = 128; // at most 255, so that `commas` cannot overflow
-    // The byte after `items[i]` is `next_bytes[i]`.
-    let (items, next_bytes) = (array.get(1..array.len().checked_sub(1)?)?, array.get(2..)?);
+    // The byte after `bytes[i]` is `next_bytes[i]`.
+    let (bytes, next_bytes) = (array.get(1..array.len().checked_sub(1)?)?, array.get(2..)?);
     let mut count = 1;
-    for (block, next_block) in items.chunks(BLOCK_LEN).zip(next_bytes.chunks(BLOCK_LEN)) {
+    for (block, next_block) in bytes.chunks(BLOCK_LEN).zip(next_bytes.chunks(BLOCK_LEN)) {
         let (mut is_ordinary, mut commas) = (true, 0u8);
         // The loop has no branches, so that the compiler can vectorize it.
         for (byte, next_byte) in block.iter().zip(next_block) {
             // Accepts the bytes below `:` except `"`. In JSON, these are digits, signs, dots,
             // commas and white space. Also accepts an `e` or `E` before a `-`: a negative exponent.
             is_ordinary &=
-                (*byte < b':' && *byte != b'"') | ((*byte | 0x20 == b'e') & (*next_byte == b'-'));
+                (*byte < b':' && *byte != b'"') | (((*byte | 0x20) == b'e') & (*next_byte == b'-'));
             commas += u8::from(*byte == b',');
         }
         // A full block without a comma may be part of a number with hundreds of digits.

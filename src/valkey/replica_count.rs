@@ -17,8 +17,8 @@ pub(super) struct ReplicaCount {
 }
 
 impl ReplicaCount {
-    pub(super) fn new(count: u32) -> Self {
-        Self { count: count.max(1), only_rises_until: None }
+    pub(super) fn new(assumed: u32) -> Self {
+        Self { count: assumed.max(1), only_rises_until: None }
     }
 
     /// The number of replicas. At least 1.
@@ -26,9 +26,9 @@ impl ReplicaCount {
         self.count
     }
 
-    /// Stores the reply to a report: whether the Valkey knew this replica before the report, and how many
-    /// replicas it knows now. It does not know the replica before the replica's first report, nor after
-    /// the Valkey has lost its data.
+    /// Stores the reply to a report that this replica runs: whether the Valkey knew the replica before the
+    /// report, and how many replicas it knows now. It does not know the replica before the replica's first
+    /// report, nor after the Valkey has lost its data.
     pub(super) fn store(&mut self, was_known: bool, count: u32, now: Instant) {
         if !was_known {
             self.only_rises_until = Some(now + RISING_TIME);

@@ -140,7 +140,7 @@ async fn no_redirect_to_this_machine_is_followed() {
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    // A request line contains only ASCII, so the picture server cannot receive the other URLs.
+    // A request line contains only ASCII, so the picture server cannot receive the rest.
     let ascii_urls = denied_urls(trap.port).into_iter().filter(|url| url.is_ascii());
     let other_schemes =
         ["gopher", "ftp", "file"].map(|scheme| format!("{scheme}://127.0.0.1:{}/", trap.port));
@@ -176,9 +176,9 @@ async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_addre
         .setting("IMAGESVC_FETCH_ALLOW", format!("{allowed}/32"))
         .lookup(move |_| {
             // The look-ups return the allowed and the denied address in turn.
-            let is_even = lookups.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
+            let returns_allowed = lookups.fetch_add(1, Ordering::SeqCst).is_multiple_of(2);
             let denied = Ipv4Addr::LOCALHOST;
-            Ok(vec![IpAddr::from(if is_even { allowed } else { denied })])
+            Ok(vec![IpAddr::from(if returns_allowed { allowed } else { denied })])
         })
         .start()
         .await;
@@ -191,7 +191,7 @@ async fn a_host_name_that_resolves_differently_each_time_reaches_no_denied_addre
             status => panic!("unexpected status {status}"),
         }
     }
-    assert_eq!((fetches, denials), (500, 500), "every second look-up returns the denied address");
+    assert_eq!((fetches, denials), (500, 500), "every second fetch should be denied");
     assert_eq!(allowed_connections.load(Ordering::SeqCst), 500);
     trap.assert_no_connection().await;
 }
@@ -227,8 +227,8 @@ async fn proxy_variables_in_the_environment_are_ignored() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::serving(ROCKET).await;
     let proxy_url = format!("http://127.0.0.1:{}", trap.port);
-    let allowed_address = picture_server.address.to_string();
-    let mut settings = vec![("IMAGESVC_FETCH_ALLOW", allowed_address.as_str())];
+    let allowed_host_and_port = picture_server.address.to_string();
+    let mut settings = vec![("IMAGESVC_FETCH_ALLOW", allowed_host_and_port.as_str())];
     for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"]
     {
         settings.push((name, &proxy_url));

@@ -13,14 +13,14 @@ use crate::{
     },
 };
 
-/// Starts a fake NVIDIA. Its embedding of a tiny picture contains the picture's number.
+/// Starts a fake NVIDIA. From its embedding of a tiny picture, [`number_in`] gets the picture's number.
 pub async fn nvidia_with_numbered_embeddings() -> FakeNvidia {
     FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await
 }
 
 /// The body of a batch of the tiny pictures with these numbers.
-pub fn batch_of(pictures: impl IntoIterator<Item = usize>) -> Value {
-    let input: Vec<_> = pictures.into_iter().map(|number| data_url(&tiny(number))).collect();
+pub fn batch_of(picture_numbers: impl IntoIterator<Item = usize>) -> Value {
+    let input: Vec<_> = picture_numbers.into_iter().map(|number| data_url(&tiny(number))).collect();
     json!({ "input": input })
 }
 
@@ -47,8 +47,8 @@ fn only_embedding(answer: &Answer) -> Vec<String> {
     embedding.split(',').map(ToOwned::to_owned).collect()
 }
 
-/// The number of the tiny picture with this embedding by [`nvidia_with_numbered_embeddings`]: each value
-/// of the embedding is (the number + 0.5) / 1000.
+/// The number of the tiny picture that this entry is for. [`nvidia_with_numbered_embeddings`] makes each
+/// value of its embedding (number + 0.5) / 1000.
 fn number_in(entry: &Value) -> f64 {
     let embedding = entry["embedding"].as_array().unwrap();
     assert_eq!(embedding.len(), 1536);
@@ -106,7 +106,7 @@ async fn base64_may_contain_line_breaks_and_escapes_as_on_the_base64_route() {
 }
 
 #[tokio::test]
-async fn the_embeddings_of_an_answer_are_in_the_order_of_the_input_and_describe_each_picture() {
+async fn the_entries_of_an_answer_are_in_the_order_of_the_input_and_describe_each_picture() {
     let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.batch(&batch_of(0..20)).await;
@@ -136,7 +136,7 @@ async fn the_embeddings_of_an_answer_are_in_the_order_of_the_input_and_describe_
 }
 
 #[tokio::test]
-async fn null_default_and_unknown_fields_change_nothing() {
+async fn null_and_default_and_unknown_fields_change_nothing() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for fields in [
@@ -204,13 +204,14 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     let picture_numbers: Vec<_> = embeddings.iter().map(number_in).collect();
     assert_eq!(picture_numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
     let cache_values: Vec<_> = embeddings.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
+    // An entry that shares the call of an equal picture is a hit, too.
     assert_eq!(cache_values, ["miss", "miss", "hit", "hit", "hit"]);
     assert_eq!(nvidia.count(), 2, "each different picture should be sent once");
     assert_eq!(app.saved().len(), 5, "equal pictures should all be saved");
 }
 
 #[tokio::test]
-async fn large_jpegs_and_gifs_are_prepared_as_on_the_other_routes() {
+async fn gifs_and_large_jpegs_are_prepared_as_on_the_other_routes() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let gif = crate::support::converted(&tiny(1), image_rs::ImageFormat::Gif);
@@ -226,8 +227,8 @@ async fn large_jpegs_and_gifs_are_prepared_as_on_the_other_routes() {
 async fn the_query_and_cache_control_have_the_same_effect_as_on_the_other_routes() {
     let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::start(&nvidia).await;
-    let send = |slash_and_query: &str, body: Value| {
-        let request = app.json_request(&format!("/v1/embeddings{slash_and_query}"), &body);
+    let send = |path_end: &str, body: Value| {
+        let request = app.json_request(&format!("/v1/embeddings{path_end}"), &body);
         app.send(request)
     };
     let answer = send("/?save=false&backend=nv_dino", batch_of([1])).await;

@@ -238,7 +238,7 @@ fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
     ];
     let printed = outputs.concat();
     let page = Document::read("docs/upgrading.md").text;
-    let section = page.split("## Settings that stop the start").nth(1).unwrap();
+    let section = page.split("## Settings that are refused").nth(1).unwrap();
     let messages = rows(section.split("\n## ").next().unwrap());
     assert_eq!(messages.len(), outputs.len(), "each row of the page should have an output above");
     for row in messages {

@@ -6,23 +6,24 @@ import rows
 
 database = duckdb.connect()
 for name in ["folder", "people"]:
-    expected = rows.read(f"{name}.jsonl")
-    lines = rows.lines(f"{name}.jsonl")
-    vectors = rows.vectors(expected)
-    source_columns = rows.source_columns(expected)
+    expected_rows = rows.read(f"{name}.jsonl")
+    json_lines = rows.lines(f"{name}.jsonl")  # for the exact text of nested values
+    vectors = rows.vectors(expected_rows)
+    source_columns = rows.source_columns(expected_rows)
     # DuckDB ignores the case of names. So after "name", it renames "Name" to "Name_1".
     described = database.sql(f"DESCRIBE SELECT * FROM '{name}.parquet'").fetchall()
     names, types = [row[0] for row in described], [row[1] for row in described]
-    wanted = [column + ("_1" if column == "Name" else "") for column in source_columns + rows.ADDED]
-    assert names == wanted, names
-    assert types[:-1] == ["VARCHAR"] * (len(source_columns) + 3) + ["INTEGER"] * 2, types
-    assert types[-1] == "FLOAT[]", "if DuckDB now reads the length of the lists, say so in docs/bulk.md"
+    expected_names = [column + ("_1" if column == "Name" else "") for column in source_columns + rows.ADDED]
+    assert names == expected_names, names
+    text_columns = source_columns + ["sha256", "model", "prepared"]
+    assert types[:-1] == ["VARCHAR"] * len(text_columns) + ["INTEGER"] * 2, types  # the two are width and height
+    assert types[-1] == "FLOAT[]", "if DuckDB now has a type with the lists' length, say so in docs/bulk.md"
 
     table = database.sql(f"SELECT * FROM '{name}.parquet'").fetchall()
-    for row, wanted_row, line, vector in zip(table, expected, lines, vectors, strict=True):
-        texts = [rows.cell(wanted_row, column, line) for column in source_columns + ["sha256", "model", "prepared"]]
+    for row, expected_row, line, vector in zip(table, expected_rows, json_lines, vectors, strict=True):
+        texts = [rows.cell(expected_row, column, line) for column in text_columns]
         assert list(row[: len(texts)]) == texts, (row[: len(texts)], texts)
-        assert row[len(texts) : -1] == (int(wanted_row["width"]), int(wanted_row["height"]))
+        assert row[len(texts) : -1] == (int(expected_row["width"]), int(expected_row["height"]))
         assert rows.same_bits(numpy.array(row[-1], dtype=numpy.float32), vector)
 
     # hard.jpg has made-up numbers (see run.py), so its similarity means nothing.
@@ -34,7 +35,7 @@ for name in ["folder", "people"]:
     """).fetchall()
     # again.jpg is the same picture as rocket.jpg.
     assert [path for path, _ in nearest[:2]] == ["photos/again.jpg", "photos/rocket.jpg"], nearest
-    by_path = {row["path"]: vector.astype(numpy.float64) for row, vector in zip(expected, vectors)}
+    by_path = {row["path"]: vector.astype(numpy.float64) for row, vector in zip(expected_rows, vectors)}
     rocket = by_path["photos/rocket.jpg"]
     for path, cosine in nearest:
         other = by_path[path]

@@ -7,19 +7,19 @@ use tempfile::TempDir;
 use super::*;
 
 /// A folder with the rows `out.jsonl`, from which files are made.
-pub(super) struct Rows {
+pub(super) struct RowsFolder {
     folder: TempDir,
     prefix: &'static str,
 }
 
-impl Rows {
+impl RowsFolder {
     pub(super) fn new(text: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("out.jsonl"), text).unwrap();
         Self { folder, prefix: "" }
     }
 
-    /// Sets the beginning of the added fields' names.
+    /// Sets the prefix of the added fields' names.
     #[cfg(feature = "parquet")]
     pub(super) fn prefixed(self, prefix: &'static str) -> Self {
         Self { prefix, ..self }
@@ -55,12 +55,13 @@ impl Rows {
     }
 }
 
-/// A row without fields of the source. `vector` contains the numbers of its vector.
+/// A row with only the fields that `embed` adds. `vector` contains the numbers of its vector.
 pub(super) fn row(vector: &str) -> String {
     row_of("{}", vector)
 }
 
-/// A row with the fields of `object`, which is from the source. `vector` contains the numbers of its vector.
+/// A row with the fields of `object`, as if a list contained them, and the fields that `embed` adds.
+/// `vector` contains the numbers of its vector.
 pub(super) fn row_of(object: &str, vector: &str) -> String {
     let added = format!(
         r#""sha256":"ab","model":"m","prepared":"jpeg","width":3,"height":2,"vector":[{vector}]"#
@@ -77,9 +78,9 @@ fn formats() -> Vec<ExportFormat> {
     ]
 }
 
-/// The text of a number just above the middle between two neighbouring `f32`, and the upper of the two,
-/// which is the nearest `f32`. Parsed as `f64`, the number becomes the middle itself, and then the lower
-/// `f32`.
+/// A number's text and its nearest `f32`. The number is just above the middle between two neighbouring
+/// `f32`, so the nearest is the upper one. Parsed as `f64`, it would be exactly in the middle, and a
+/// conversion from there to `f32` would give the lower one.
 pub(super) const ABOVE_MIDDLE: (&str, f32) =
     ("1.0000000596046447753906250000000001", 1.0 + f32::EPSILON);
 
@@ -88,7 +89,7 @@ fn a_numpy_file_has_a_header_and_the_nearest_f32_of_each_number_in_the_order_of_
     let numbers = [("-0.0", -0.0), ("1E-3", 0.001), ABOVE_MIDDLE, ("1e-60", 0.0)];
     let texts = numbers.map(|(text, _)| text);
     let text = row(&texts.join(" , ")) + &row_of(r#"{"n": 1}"#, "1,2,3,4");
-    let rows = Rows::new(&text);
+    let rows = RowsFolder::new(&text);
     assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 2);
     let bytes = fs::read(rows.path("out.file")).unwrap();
     // A header of 128 bytes: the magic text, version 1.0, and the length of the other 118 (0x76) bytes.
@@ -104,7 +105,7 @@ fn a_numpy_file_has_a_header_and_the_nearest_f32_of_each_number_in_the_order_of_
 
 #[test]
 fn without_rows_a_numpy_file_declares_no_rows_and_the_vector_length_of_the_model() {
-    let rows = Rows::new("");
+    let rows = RowsFolder::new("");
     assert_eq!(rows.make(ExportFormat::Npy).unwrap(), 0);
     let bytes = fs::read(rows.path("out.file")).unwrap();
     // The file is only a header, of 128 bytes, with the shape.
@@ -135,7 +136,7 @@ fn the_error_of_an_invalid_row_contains_its_line_number_and_an_earlier_file_stay
         ("\n".into(), "line 2: `imagesvc embed` did not write this row"),
     ] {
         for format in formats() {
-            let rows = Rows::new(&(good.clone() + &line));
+            let rows = RowsFolder::new(&(good.clone() + &line));
             fs::write(rows.path("out.file"), "earlier").unwrap();
             let error = rows.make(format).unwrap_err();
             assert!(error.starts_with(message), "{format:?}: {error}");
@@ -148,7 +149,7 @@ fn the_error_of_an_invalid_row_contains_its_line_number_and_an_earlier_file_stay
 #[test]
 fn an_interrupted_export_leaves_no_file_except_the_rows() {
     for format in formats() {
-        let rows = Rows::new(&row("1,2"));
+        let rows = RowsFolder::new(&row("1,2"));
         let is_interrupted = AtomicBool::new(true);
         let made = rows.export("out.file", format).write(&is_interrupted);
         assert!(matches!(made, Err(ExportError::Interrupted)));
@@ -158,7 +159,7 @@ fn an_interrupted_export_leaves_no_file_except_the_rows() {
 
 #[test]
 fn the_rows_stay_locked_until_the_export_ends() {
-    let rows = Rows::new("");
+    let rows = RowsFolder::new("");
     let open_and_lock = || super::super::output::open(&rows.path("out.jsonl"));
     let file = open_and_lock().unwrap();
     let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
@@ -172,7 +173,7 @@ fn the_rows_stay_locked_until_the_export_ends() {
 
 #[test]
 fn the_incomplete_file_of_a_killed_run_is_removed_and_a_link_in_its_place_is_not_followed() {
-    let rows = Rows::new(&row("1,2"));
+    let rows = RowsFolder::new(&row("1,2"));
     fs::write(rows.path("out.file.new"), "incomplete").unwrap();
     let export = rows.export("out.file", ExportFormat::Npy);
     assert_eq!(rows.names(), ["out.jsonl"]);
@@ -184,7 +185,7 @@ fn the_incomplete_file_of_a_killed_run_is_removed_and_a_link_in_its_place_is_not
 
 #[test]
 fn an_existing_file_is_accepted_only_if_this_command_may_have_made_it() {
-    let rows = Rows::new("");
+    let rows = RowsFolder::new("");
     let check_file = |name: &str, rows_name: &str| {
         let file = ExportFile { path: rows.path(name), format: ExportFormat::Npy };
         check(&file, &rows.path(rows_name)).map_err(|error| error.to_string())
@@ -222,13 +223,13 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
         }
     };
     let made = tokio::select! {
-        biased; // starts the progress at 0 s, before the clock advances
+        biased; // polls the progress first, so that its interval starts at 0 s
         made = with_progress(&mut task, report) => made.unwrap(),
         () = clock => unreachable!(),
     };
     assert_eq!((made, &times[..3]), ("made", &[10, 20, 30][..]));
 
-    let rows = Rows::new(&row("1,2").repeat(7));
+    let rows = RowsFolder::new(&row("1,2").repeat(7));
     for format in formats() {
         let export = rows.export("out.file", format);
         export.write(&AtomicBool::new(false)).unwrap();

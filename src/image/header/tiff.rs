@@ -1,7 +1,7 @@
 //! Reads the header of a TIFF or BigTIFF file: its first directory.
 //!
-//! There are many kinds of TIFF. Unsupported kinds are refused here, before a decoder is started. No tag
-//! that changes the pixels in libtiff is ignored: a TIFF is decoded as in libtiff, or refused.
+//! There are many kinds of TIFF. Unsupported kinds are refused here, before a decoder is started. Every tag
+//! that changes the pixels in libtiff is read: a TIFF is decoded as in libtiff, or refused.
 //!
 //! Long tables, such as the table of the strips' offsets, are read only by the decoder, not here.
 
@@ -9,7 +9,7 @@ use image_rs::metadata::Orientation;
 
 use self::{
     chunks::Chunks,
-    directory::{ByteOrder, Directory, Values},
+    directory::{ByteOrder, Directory, Position},
     kinds::{Alpha, Color, Compression, Depth, Predictor},
 };
 use super::{Header, HeaderError, Reader, jpeg};
@@ -97,10 +97,10 @@ pub(in crate::image) struct Tiff {
     pub(in crate::image) alpha: Option<Alpha>,
     pub(in crate::image) chunks: Chunks,
     /// Where the colours of the palette are in the file. `None` without a palette.
-    pub(in crate::image) color_map: Option<Values>,
+    pub(in crate::image) color_map: Option<Position>,
     /// Where the JPEG tables are in the file. `None` without JPEG compression, or if each strip or tile
     /// contains its own tables.
-    pub(in crate::image) jpeg_tables: Option<Values>,
+    pub(in crate::image) jpeg_tables: Option<Position>,
 }
 
 impl Tiff {
@@ -109,8 +109,8 @@ impl Tiff {
         Header::new(self.width, self.height, self.orientation).ok_or(HeaderError::Damaged)
     }
 
-    /// The number of samples that one strip or tile contains for each pixel: all samples, or one if
-    /// each sample has a plane of its own.
+    /// The number of samples that one chunk (strip or tile) contains for each pixel: all samples, or one
+    /// if each sample has a plane of its own.
     pub(in crate::image) fn samples_of_a_pixel_in_one_chunk(&self) -> u64 {
         if self.chunks.planes > 1 { 1 } else { self.samples }
     }
@@ -134,9 +134,9 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
     if !(color.samples()..=MAX_SAMPLES).contains(&samples) {
         return Err(HeaderError::Damaged);
     }
-    let alpha = Alpha::from_tags(&directory.numbers(EXTRA_SAMPLES, samples)?, color, samples)?;
-    let bits = directory.numbers(BITS_PER_SAMPLE, samples)?;
-    let depth = Depth::from_tags(&bits, &directory.numbers(SAMPLE_FORMAT, samples)?, color)?;
+    let alpha = Alpha::from_tags(&directory.read_values(EXTRA_SAMPLES, samples)?, color, samples)?;
+    let bits = directory.read_values(BITS_PER_SAMPLE, samples)?;
+    let depth = Depth::from_tags(&bits, &directory.read_values(SAMPLE_FORMAT, samples)?, color)?;
     let predictor = directory.first_or(PREDICTOR, 1)?;
     let predictor = if compression.uses_predictors() { predictor } else { 1 }; // 1: none
 
@@ -164,8 +164,8 @@ pub(in crate::image) fn read(reader: &mut Reader) -> Result<Tiff, HeaderError> {
         samples,
         alpha,
         chunks,
-        color_map: directory.values(COLOR_MAP).filter(|_| color == Color::Palette),
-        jpeg_tables: directory.values(JPEG_TABLES).filter(|_| compression == Compression::Jpeg),
+        color_map: directory.position(COLOR_MAP).filter(|_| color == Color::Palette),
+        jpeg_tables: directory.position(JPEG_TABLES).filter(|_| compression == Compression::Jpeg),
     };
     check_combinations(&tiff)?;
     if compression == Compression::Jpeg {
@@ -211,7 +211,7 @@ fn check_combinations(tiff: &Tiff) -> Result<(), HeaderError> {
         _ => {}
     }
     // A map has three values for each index.
-    let is_complete = |map: Values| map.count == 3 << tiff.depth.bits();
+    let is_complete = |map: Position| map.count == 3 * (1 << tiff.depth.bits());
     if tiff.color == Color::Palette && !tiff.color_map.is_some_and(is_complete) {
         return Err(HeaderError::Damaged);
     }
@@ -223,10 +223,10 @@ fn check_combinations(tiff: &Tiff) -> Result<(), HeaderError> {
 
 /// Checks that the decoder supports the JPEG in the first strip or tile.
 fn check_first_jpeg(tiff: &Tiff, reader: &mut Reader) -> Result<(), HeaderError> {
-    // `Chunks::read` has checked that there is an offset.
     let offsets = tiff.chunks.offsets.read(reader, tiff.order, 1);
     let offsets = offsets.map_err(|_| HeaderError::Damaged)?;
-    match jpeg::read_at(reader, offsets.first().copied().unwrap_or(0)) {
+    let first_offset = *offsets.first().ok_or(HeaderError::Damaged)?;
+    match jpeg::read_at(reader, first_offset) {
         Ok(jpeg) if jpeg.undecodable_kind().is_none() => Ok(()),
         Ok(_) | Err(HeaderError::Unsupported(_)) => {
             Err(unsupported("a TIFF with a rare kind of JPEG compression"))
@@ -242,7 +242,7 @@ mod tests {
 
     const SIZE: (u64, u64) = (20, 10);
 
-    // The second argument of `Crafted::new` is PhotometricInterpretation: 1 grey, 2 RGB, 3 palette, 5 CMYK.
+    // After the size: PhotometricInterpretation (1 grey, 2 RGB, 3 palette, 5 CMYK), and each sample's bits.
     fn grey() -> Crafted {
         Crafted::new(SIZE, 1, &[8])
     }
@@ -251,7 +251,7 @@ mod tests {
         Crafted::new(SIZE, 2, &[8, 8, 8])
     }
 
-    /// Reads the header of a file with one strip of 8 bytes, at offset 16.
+    /// Reads the header of a file with one strip, at offset 16. Its length, 8 bytes, is not checked.
     fn read_crafted(crafted: &Crafted) -> Result<Tiff, HeaderError> {
         read_file(crafted.file(&[&[0; 8]]))
     }
@@ -335,7 +335,7 @@ mod tests {
             (rgb().with(PLANAR_CONFIGURATION, &[2]), "only one strip for three planes"),
             (grey().with(ROWS_PER_STRIP, &[0]), "strips without rows"),
             (grey().with(ROWS_PER_STRIP, &[5]), "only one strip instead of two"),
-            (grey().with(STRIP_OFFSETS, &[]), "no strips"),
+            (grey().without(STRIP_OFFSETS), "no strips"),
             (grey().with(STRIP_OFFSETS, &[0; 70_000]), "too many strips"),
             (grey().with(TILE_WIDTH, &[16]), "tiles without a height"),
             (Crafted::new(SIZE, 3, &[8]), "a palette without colours"),
@@ -358,14 +358,14 @@ mod tests {
     fn headers_with_mistakes_that_libtiff_tolerates_are_read() {
         let tiled = grey().with(TILE_WIDTH, &[32]).with(TILE_LENGTH, &[16]);
         for (crafted, mistake) in [
-            (grey().with(STRIP_BYTE_COUNTS, &[]), "no length of the strip"),
+            (grey().without(STRIP_BYTE_COUNTS), "no length of the strip"),
             (grey().with(STRIP_OFFSETS, &[16, 0, 0]), "three offsets for one strip"),
             (grey().with(ORIENTATION, &[0]), "an unknown orientation"),
             (grey().with(ORIENTATION, &[9]), "an unknown orientation"),
             (grey().with(ORIENTATION, &[1; 1000]), "a thousand orientations"),
             (grey().with(PREDICTOR, &[9]), "an unknown predictor, but no compression"),
             (rgb().with(BITS_PER_SAMPLE, &[8]), "one number of bits for three samples"),
-            (grey().without(PHOTOMETRIC), "no colours"),
+            (grey().without(PHOTOMETRIC), "no colour space"),
             (rgb().with(PLANAR_CONFIGURATION, &[0]), "an unknown planar configuration"),
             (
                 grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]),
@@ -374,7 +374,7 @@ mod tests {
             (grey().without(ROWS_PER_STRIP), "no rows per strip"),
             (grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]), "too many rows per strip"),
             (
-                tiled.with(TILE_OFFSETS, &[]).with(STRIP_OFFSETS, &[16]),
+                tiled.without(TILE_OFFSETS).with(STRIP_OFFSETS, &[16]),
                 "the offset of the tile in the tag for strips",
             ),
         ] {
@@ -384,13 +384,13 @@ mod tests {
 
     #[test]
     fn the_tag_extra_samples_decides_which_sample_is_alpha() {
-        // A value for each extra sample: 0 is unknown, 1 is associated alpha, 2 is unassociated alpha.
+        // A value for each extra sample: 0 unknown, 1 associated alpha, 2 unassociated. No value: no tag.
         let alpha = |bits: &[u64], extra: &[u64]| {
             read_crafted(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
         };
         let unassociated = |at| Some(Alpha { at, is_associated: false });
         assert_eq!(alpha(&[8; 3], &[]), None);
-        assert_eq!(alpha(&[8; 4], &[]), unassociated(3));
+        assert_eq!(alpha(&[8; 4], &[]), unassociated(3)); // as many programs write it
         assert_eq!(alpha(&[8; 4], &[0]), None);
         assert_eq!(alpha(&[8; 4], &[1]), Some(Alpha { at: 3, is_associated: true }));
         assert_eq!(alpha(&[8; 4], &[2]), unassociated(3));

@@ -18,16 +18,18 @@ pub(in crate::nvidia) struct ReservationGuard {
     pub(super) count: usize,
 }
 
-/// Permission to make a call now or later, but within one window. Dropping an unused permit allows
+/// Permission to make a call now or later, until [`Self::is_expired`]. Dropping an unused permit allows
 /// another call instead.
 #[derive(Debug)]
 pub(in crate::nvidia) struct PacePermit {
     pub(super) pace: Arc<Inner>,
     pub(super) call: TimedCall,
-    /// When the Valkey was asked for a turn: its permission for a call, which replicas need while they
-    /// share the limit. `None` if it was not asked.
+    /// When the Valkey was asked for a turn. `None` if it was not asked. A turn is the Valkey's permission
+    /// for a call, which replicas need while they share the limit.
     pub(super) asked: Option<Instant>,
     /// True if dropping the permit changes nothing: its call was made, or the Valkey granted no turn.
+    /// (`Inner::take_turn` creates the permit before it asks, so that a cancelled request gives the turn
+    /// back.)
     pub(super) is_done: bool,
 }
 
@@ -37,7 +39,7 @@ impl ReservationGuard {
         self.is_spread
     }
 
-    /// Moves one of the reserved calls to a guard of its own. If none is left, that guard has none.
+    /// Moves one of the reserved calls to a new guard. If none is left, the new guard reserves nothing.
     pub(in crate::nvidia) fn split_one(&mut self) -> Self {
         let count = self.count.min(1);
         self.count -= count;

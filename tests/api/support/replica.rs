@@ -19,7 +19,7 @@ use crate::query::with_query;
 /// The longest wait for an answer, for a metric, and for the start and the end of a process.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// How long a busy machine may take for what needs almost no time.
+/// The longest wait for what is almost immediate on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The pause between two looks at a state that a test waits for. Without a pause, a test that waits
@@ -41,8 +41,8 @@ impl Replica {
     pub async fn start(nvidia: &FakeNvidia, settings: &[Setting]) -> Self {
         let settings = [&nvidia.settings()[..], settings].concat();
         let folder = tempfile::tempdir().unwrap();
-        // The start blocks its thread until the bucket responds. It needs a thread of its own, because the
-        // bucket may be behind a proxy that runs on this test's thread.
+        // The start blocks its thread until the service has tested its bucket. It needs a thread of its own,
+        // because the bucket may be behind a proxy that runs on this test's thread.
         let start = spawn_blocking(move || {
             let settings: Vec<_> =
                 settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -54,8 +54,8 @@ impl Replica {
         Self { process, client, _folder: folder }
     }
 
-    /// Starts three replicas with these settings and the same Valkey, and waits until each knows all of
-    /// them.
+    /// Starts three replicas with these settings, which must name the same Valkey. Waits until each replica
+    /// knows all three.
     pub async fn start_three(
         nvidia: &FakeNvidia,
         [first, second, third]: [&[Setting]; 3],
@@ -84,13 +84,13 @@ impl Replica {
 
     /// Like [`Self::upload_unsaved`], as if the client with this address had sent the picture through a
     /// proxy.
-    pub async fn upload_unsaved_from(&self, client: &str, picture: &[u8]) -> Answer {
+    pub async fn upload_unsaved_from(&self, client_address: &str, picture: &[u8]) -> Answer {
         let request = self.process.upload_request(&self.client, picture);
-        let request = request.header("x-forwarded-for", client);
+        let request = request.header("x-forwarded-for", client_address);
         send(with_query(request, "save=false")).await.unwrap()
     }
 
-    /// Starts to upload a picture with `save=false`. An error of the task means that the connection failed.
+    /// Starts to upload a picture with `save=false`. The task returns an error if the connection failed.
     pub fn start_unsaved_upload(&self, picture: &[u8]) -> JoinHandle<reqwest::Result<Answer>> {
         let request = self.process.upload_request(&self.client, picture);
         tokio::spawn(send(with_query(request, "save=false")))
@@ -165,7 +165,7 @@ async fn send(request: RequestBuilder) -> reqwest::Result<Answer> {
     Answer::read(request.send().await?).await
 }
 
-/// Waits until a condition is met. `name` says in the error what should be as expected.
+/// Waits until a condition is met. The panic's message calls the awaited thing `name`.
 pub async fn wait_for(name: &str, patience: Duration, condition: impl AsyncFn() -> bool) {
     let poll = async {
         while !condition().await {

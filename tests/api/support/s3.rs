@@ -1,9 +1,9 @@
 //! S3 servers on this machine, and what can go wrong between them and the service.
 //!
 //! `tests/s3/README.md` describes what the tests with these servers need. [`MotoServer`] checks
-//! signatures and permissions. [`RcloneServer`] also checks signatures, and shares no code with moto.
+//! signatures and permissions. [`RcloneServer`] also checks signatures, with code of its own.
 //! [`FaultProxy`] stands between the service and one of these two servers. [`FakeMetadata`] hands out the
-//! credentials of an instance's role. [`DiscardingBucket`] accepts gigabytes, because it keeps no large
+//! credentials of an instance's role. [`DiscardingBucket`] can accept gigabytes, because it keeps no large
 //! objects.
 
 mod discarding;
@@ -28,7 +28,8 @@ fn python() -> String {
     env::var("S3_PYTHON").unwrap_or_else(|_| "python3".into())
 }
 
-/// The program `name` in the folder of [`python`]. Without `S3_PYTHON`, `PATH` leads to both programs.
+/// The program `name` in the folder of [`python`]. Without `S3_PYTHON`, this is only `name`, which the
+/// system finds through `PATH`, like `python3`.
 fn program_beside_python(name: &str) -> String {
     let beside = PathBuf::from(python()).with_file_name(name);
     beside.to_str().unwrap().to_owned()

@@ -9,18 +9,18 @@ use arrow_array::{
 };
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
-use super::super::tests::{ABOVE_MIDDLE, Rows, row, row_of};
+use super::super::tests::{ABOVE_MIDDLE, RowsFolder, row, row_of};
 use super::*;
 use crate::config::ExportFormat;
 
 /// Makes a Parquet file of the rows, and opens it.
-fn open(rows: &Rows) -> ParquetRecordBatchReaderBuilder<File> {
+fn open(rows: &RowsFolder) -> ParquetRecordBatchReaderBuilder<File> {
     rows.make(ExportFormat::Parquet).unwrap();
     ParquetRecordBatchReaderBuilder::try_new(File::open(rows.path("out.file")).unwrap()).unwrap()
 }
 
 /// Makes a Parquet file of the rows, and reads all of its rows.
-fn read(rows: &Rows) -> RecordBatch {
+fn read(rows: &RowsFolder) -> RecordBatch {
     let reader: ParquetRecordBatchReader = open(rows).with_batch_size(1 << 20).build().unwrap();
     let batches: Vec<_> = reader.map(Result::unwrap).collect();
     let [batch] = &batches[..] else { panic!("{} batches", batches.len()) };
@@ -44,7 +44,7 @@ fn fields_of_the_source_become_text_columns_in_the_order_in_which_they_first_occ
         row_of("{}", "3,4"),
         row_of(r#"{"a": {"n": [1]}, "b": "x", "b": "Gr\u00fc\u00df \"e\""}"#, "5,6"),
     ];
-    let batch = read(&Rows::new(&text.concat()));
+    let batch = read(&RowsFolder::new(&text.concat()));
     let schema = batch.schema();
     let names: Vec<_> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let added = ["sha256", "model", "prepared", "width", "height", "vector"];
@@ -59,7 +59,7 @@ fn fields_of_the_source_become_text_columns_in_the_order_in_which_they_first_occ
 #[test]
 fn added_fields_have_their_types_and_the_nearest_f32_of_each_number() {
     let text = row(&format!("{},-1e-3", ABOVE_MIDDLE.0)) + &row("3,4");
-    let batch = read(&Rows::new(&text));
+    let batch = read(&RowsFolder::new(&text));
     let size = |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int32Type>();
     assert_eq!(size("width").values()[..], [3, 3]);
     assert_eq!(size("height").values()[..], [2, 2]);
@@ -75,7 +75,7 @@ fn a_prefix_separates_added_fields_from_those_of_the_source_with_the_same_names(
     let object = r#"{"vector": [7], "sha256": "from the source"}"#;
     let added = r#""d_sha256":"ab","d_model":"m","d_prepared":"jpeg","d_width":3,"d_height":2,"d_vector":[1]"#;
     let text = json_object::append(object, added) + "\n";
-    let batch = read(&Rows::new(&text).prefixed("d_"));
+    let batch = read(&RowsFolder::new(&text).prefixed("d_"));
     assert_eq!(column(&batch, "vector"), some(&["[7]"]));
     assert_eq!(
         (column(&batch, "sha256"), column(&batch, "d_sha256")),
@@ -86,7 +86,7 @@ fn a_prefix_separates_added_fields_from_those_of_the_source_with_the_same_names(
 
 #[test]
 fn a_file_without_rows_declares_vectors_of_the_length_that_the_model_has() {
-    let file = open(&Rows::new(""));
+    let file = open(&RowsFolder::new(""));
     assert_eq!(file.metadata().file_metadata().num_rows(), 0);
     let vector = file.schema().field_with_name("vector").unwrap();
     assert!(matches!(vector.data_type(), DataType::FixedSizeList(_, 1536)));
@@ -95,7 +95,7 @@ fn a_file_without_rows_declares_vectors_of_the_length_that_the_model_has() {
 #[test]
 fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     let many = (0..MAX_GROUP_ROWS + 10).map(|n| row(&n.to_string())).collect::<String>();
-    let file = open(&Rows::new(&many));
+    let file = open(&RowsFolder::new(&many));
     let row_groups = file.metadata().row_groups();
     let row_counts: Vec<_> = row_groups.iter().map(|group| group.num_rows()).collect();
     assert_eq!(row_counts, [MAX_GROUP_ROWS as i64, 10]);
@@ -104,7 +104,7 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     const TEXT_BYTES: usize = 3 << 20;
     let text = |n: usize| format!("{n}{}", "a".repeat(TEXT_BYTES));
     let large = |n| row_of(&format!("{{\"a\": \"{}\"}}", text(n)), "1");
-    let rows = Rows::new(&(0..23).map(large).collect::<String>());
+    let rows = RowsFolder::new(&(0..23).map(large).collect::<String>());
     let file = open(&rows);
     let sizes: Vec<_> =
         file.metadata().row_groups().iter().map(|group| group.total_byte_size() as usize).collect();
@@ -122,12 +122,12 @@ fn a_row_with_other_types_and_a_row_with_too_many_fields_are_errors() {
         (good.replace("\"m\"", "[1]"), "line 2: [1] is not a text"),
         (good.replace(":3", ":3.5"), "line 2: 3.5 is not a size in pixels"),
     ] {
-        let rows = Rows::new(&(good.clone() + &line));
+        let rows = RowsFolder::new(&(good.clone() + &line));
         assert_eq!(rows.make(ExportFormat::Parquet).unwrap_err(), message);
     }
     // One field more than the 1000 that are allowed.
     let members: Vec<_> = (0..1001).map(|n| format!("\"{n}\": 1")).collect();
-    let rows = Rows::new(&row_of(&format!("{{{}}}", members.join(",")), "1"));
+    let rows = RowsFolder::new(&row_of(&format!("{{{}}}", members.join(",")), "1"));
     let error = rows.make(ExportFormat::Parquet).unwrap_err();
     assert!(error.contains("more than 1000 different fields"), "{error}");
     // The rows stay, and no Parquet file was made.

@@ -1,8 +1,8 @@
 //! Reads the layout of a TIFF's strips or tiles (TIFF 6.0, sections 3 and 15).
 
 use super::{
-    Directory, HeaderError, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, STRIP_OFFSETS, TILE_BYTE_COUNTS,
-    TILE_LENGTH, TILE_OFFSETS, TILE_WIDTH, Values, checked_side, unsupported,
+    Directory, HeaderError, Position, ROWS_PER_STRIP, STRIP_BYTE_COUNTS, STRIP_OFFSETS,
+    TILE_BYTE_COUNTS, TILE_LENGTH, TILE_OFFSETS, TILE_WIDTH, checked_side, unsupported,
 };
 
 /// The maximum number of strips or tiles.
@@ -23,10 +23,10 @@ pub(in crate::image) struct Chunks {
     /// The number of planes: one, or one for each sample.
     pub(in crate::image) planes: u64,
     /// The table of the chunks' offsets in the file.
-    pub(in crate::image) offsets: Values,
+    pub(in crate::image) offsets: Position,
     /// The table of the chunks' lengths in bytes. `None` if the file has no such table, or an
     /// incomplete one.
-    pub(in crate::image) lengths: Option<Values>,
+    pub(in crate::image) lengths: Option<Position>,
 }
 
 impl Chunks {
@@ -37,7 +37,7 @@ impl Chunks {
         (width, height): (u32, u32), // of the picture
         planes: u64,
     ) -> Result<Self, HeaderError> {
-        let is_tiled = directory.values(TILE_WIDTH).is_some();
+        let is_tiled = directory.position(TILE_WIDTH).is_some();
         let (chunk_width, chunk_height) = if is_tiled {
             (directory.first_or(TILE_WIDTH, 0)?, directory.first_or(TILE_LENGTH, 0)?)
         } else {
@@ -49,7 +49,7 @@ impl Chunks {
         // Some writers store the offsets and lengths of tiles in the tags for strips. libtiff
         // accepts this, too.
         let first_present = |tile_tag, strip_tag| {
-            directory.values(tile_tag).or_else(|| directory.values(strip_tag))
+            directory.position(tile_tag).or_else(|| directory.position(strip_tag))
         };
         let offsets = first_present(TILE_OFFSETS, STRIP_OFFSETS).ok_or(HeaderError::Damaged)?;
         let lengths = first_present(TILE_BYTE_COUNTS, STRIP_BYTE_COUNTS);
@@ -57,8 +57,8 @@ impl Chunks {
         if count > MAX_CHUNKS {
             return Err(unsupported("a TIFF in more than 65,536 strips or tiles"));
         }
-        let is_incomplete = |values: &Values| values.count < count;
-        let has_too_many = |values: Values| values.count > MAX_CHUNKS;
+        let is_incomplete = |table: &Position| table.count < count;
+        let has_too_many = |table: Position| table.count > MAX_CHUNKS;
         if is_incomplete(&offsets) || has_too_many(offsets) || lengths.is_some_and(has_too_many) {
             return Err(HeaderError::Damaged);
         }

@@ -35,18 +35,15 @@ impl Crafted {
             .with(ROWS_PER_STRIP, &[size.1])
     }
 
-    /// Sets the values of a tag. With an empty slice, the file does not contain the tag, and [`Self::file`]
-    /// does not add it.
+    /// Sets the values of a tag. An empty slice has the same effect as [`Self::without`].
     pub(in crate::image) fn with(mut self, tag: u16, values: &[u64]) -> Self {
         self.tags.insert(tag, values.to_vec());
         self
     }
 
-    /// Removes a tag that [`Self::new`] has set. (Use [`Self::with`] and no values for a tag that
-    /// [`Self::file`] adds.)
-    pub(in crate::image) fn without(mut self, tag: u16) -> Self {
-        self.tags.remove(&tag);
-        self
+    /// Leaves a tag out of the file, even one that [`Self::file`] would add.
+    pub(in crate::image) fn without(self, tag: u16) -> Self {
+        self.with(tag, &[])
     }
 
     pub(in crate::image) fn big_endian(mut self) -> Self {

@@ -27,7 +27,7 @@ impl ByteOrder {
 
 /// Where a tag's values are in the file, and how many there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::image) struct Values {
+pub(in crate::image) struct Position {
     tag: u16,
     /// Bytes per value.
     size: u8,
@@ -37,7 +37,7 @@ pub(in crate::image) struct Values {
     pub(in crate::image) count: u64,
 }
 
-impl Values {
+impl Position {
     /// Reads the first values, at most `max_count`.
     pub(in crate::image) fn read(
         self,
@@ -58,7 +58,7 @@ impl Values {
 pub(super) struct Directory<'a> {
     reader: &'a mut Reader,
     pub(super) order: ByteOrder,
-    values: Vec<Values>,
+    positions: Vec<Position>,
 }
 
 impl<'a> Directory<'a> {
@@ -74,7 +74,7 @@ impl<'a> Directory<'a> {
         let is_big_tiff = order.number(&head[2..]) == 43; // TIFF has 42 here
         // The length of an offset or a count, in bytes.
         let offset_len = if is_big_tiff { 8 } else { 4 };
-        let mut directory = Self { reader, order, values: Vec::new() };
+        let mut directory = Self { reader, order, positions: Vec::new() };
         if is_big_tiff {
             directory.read_number(4)?; // skips the length of an offset and a zero, two bytes each
         }
@@ -108,27 +108,31 @@ impl<'a> Directory<'a> {
             } else {
                 order.number(values_or_offset)
             };
-            if count > 0 && directory.values(tag).is_none() {
-                directory.values.push(Values { tag, size, at, count });
+            if count > 0 && directory.position(tag).is_none() {
+                directory.positions.push(Position { tag, size, at, count });
             }
         }
         Ok(directory)
     }
 
     /// Returns the position of a tag's values, or `None` if none was recorded.
-    pub(super) fn values(&self, tag: u16) -> Option<Values> {
-        self.values.iter().copied().find(|values| values.tag == tag)
+    pub(super) fn position(&self, tag: u16) -> Option<Position> {
+        self.positions.iter().copied().find(|position| position.tag == tag)
     }
 
     /// Reads the first values of a tag, at most `max_count`. Returns no values if the tag is missing.
-    pub(super) fn numbers(&mut self, tag: u16, max_count: u64) -> Result<Vec<u64>, HeaderError> {
-        let Some(values) = self.values(tag) else { return Ok(Vec::new()) };
-        values.read(self.reader, self.order, max_count).map_err(|_| HeaderError::Damaged)
+    pub(super) fn read_values(
+        &mut self,
+        tag: u16,
+        max_count: u64,
+    ) -> Result<Vec<u64>, HeaderError> {
+        let Some(position) = self.position(tag) else { return Ok(Vec::new()) };
+        position.read(self.reader, self.order, max_count).map_err(|_| HeaderError::Damaged)
     }
 
     /// Reads the first value of a tag. Returns the default if the tag is missing.
     pub(super) fn first_or(&mut self, tag: u16, default: u64) -> Result<u64, HeaderError> {
-        Ok(self.numbers(tag, 1)?.first().copied().unwrap_or(default))
+        Ok(self.read_values(tag, 1)?.first().copied().unwrap_or(default))
     }
 
     /// Returns the reader of the file.

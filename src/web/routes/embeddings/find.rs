@@ -13,13 +13,13 @@ use crate::web::{
 /// message with one part.
 const MAX_PARTS: usize = 100;
 
-/// The types that a part may have. A part without a type is accepted, too. What a part is depends only on
-/// its fields, not on its type.
+/// The types that a part may have. A part without a type is accepted, too. The type is only checked: a
+/// part's picture depends only on the other fields.
 const PART_TYPES: [&str; 4] = ["text", "image", "image_url", "input_image"];
 
-/// The fields that are read from a JSON object, which is an item, a message, or a part of either.
+/// The fields that are read from an item, from a message, or from a part of either's content.
 #[derive(Deserialize)]
-struct Part<'a> {
+struct Fields<'a> {
     #[serde(borrow)]
     image: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -44,7 +44,7 @@ pub(super) type FoundPictures<'a> = Vec<(String, Result<&'a RawValue, Error>)>;
 /// Finds the pictures in the field `input`: an item or a list of at most `max_pictures` items.
 ///
 /// # Errors
-/// The error of the whole field. An error of one item is in the list, at the place of its picture.
+/// The list is empty or too long, or has tokens. An error of one item is in the returned list instead.
 pub(super) fn find_in_input(
     input: &RawValue,
     max_pictures: usize,
@@ -84,15 +84,15 @@ fn find_in_item<'a>(item: &'a RawValue, place: &str) -> Result<&'a RawValue, Err
     match item.get().as_bytes().first() {
         Some(b'"') => Ok(item),
         Some(b'{') => {
-            let part: Part<'_> =
+            let fields: Fields<'_> =
                 serde_json::from_str(item.get()).map_err(|_| not_a_picture(place))?;
-            match part.content {
-                Some(content) if part.image.is_none() && part.image_url.is_none() => {
-                    part.refuse_text(place)?;
+            match fields.content {
+                Some(content) if fields.image.is_none() && fields.image_url.is_none() => {
+                    fields.refuse_text(place)?;
                     only_picture(&pictures_of(content, place)?, place)
                 }
-                None => part.picture(place)?.ok_or_else(|| not_a_picture(place)),
-                Some(_) => Err(not_a_picture(place)),
+                None => fields.picture(place)?.ok_or_else(|| not_a_picture(place)),
+                Some(_) => Err(not_a_picture(place)), // `content` beside a picture
             }
         }
         _ if begins_like_tokens(item) => Err(tokens_instead_of_pictures()),
@@ -106,10 +106,10 @@ pub(super) fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> 
     let place = "messages";
     let mut pictures = Vec::new();
     for message in all_elements(messages, place)?.ok_or_else(|| not_a_picture(place))? {
-        let message: Part<'_> =
+        let fields: Fields<'_> =
             serde_json::from_str(message.get()).map_err(|_| not_a_picture(place))?;
-        message.refuse_text(place)?;
-        if let Some(content) = message.content {
+        fields.refuse_text(place)?;
+        if let Some(content) = fields.content {
             pictures.extend(pictures_of(content, place)?);
         }
     }
@@ -122,9 +122,9 @@ fn pictures_of<'a>(content: &'a RawValue, place: &str) -> Result<Vec<&'a RawValu
     match all_elements(content, place)? {
         Some(parts) => {
             for part in parts {
-                let part: Part<'_> =
+                let fields: Fields<'_> =
                     serde_json::from_str(part.get()).map_err(|_| not_a_picture(place))?;
-                pictures.extend(part.picture(place)?);
+                pictures.extend(fields.picture(place)?);
             }
         }
         None if is_blank(content) => {}
@@ -147,7 +147,7 @@ fn all_elements<'a>(array: &'a RawValue, place: &str) -> Result<Option<Vec<&'a R
     }
 }
 
-impl<'a> Part<'a> {
+impl<'a> Fields<'a> {
     /// Checks that the object has no text except blanks, because text would get no vector.
     fn refuse_text(&self, place: &str) -> Result<(), Error> {
         match self.text {
@@ -156,8 +156,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// Returns the string of the part's picture, or `None` if the part has no picture. A part with text is an
-    /// error.
+    /// Returns the string of the object's picture, or `None` if the object has none. Text is an error.
     fn picture(&self, place: &str) -> Result<Option<&'a RawValue>, Error> {
         self.refuse_text(place)?;
         if let Some(kind) = self.kind {
