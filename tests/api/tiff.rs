@@ -64,7 +64,7 @@ fn crafted(changes: &[Entry]) -> Vec<u8> {
 async fn an_unsupported_or_damaged_tiff_is_refused_with_the_reason_and_no_decoder_is_started() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(&crafted(&[]), "plain.tiff").await.vector(); // asserts the success
+    app.upload(&crafted(&[]), "plain.tiff").await.assert_success();
     let decode_counts = || async {
         let metrics = app.get("/metrics").await.text();
         // The outcomes of a decoder that is started and ends in time.
@@ -134,7 +134,7 @@ async fn the_kinds_that_scanners_and_drawing_programs_write_are_decoded_correctl
         let picture = fixture(&format!("{name}.tiff"));
         let answer = app.upload(&picture, "scan.tiff").await;
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
-        answer.vector(); // asserts the success
+        answer.assert_success();
         assert_eq!(app.saved_bytes(&answer.saved_as()), picture, "{name}");
         let difference = mean_difference(&nvidia.last_inline_picture().pixels(), expected, scale);
         assert!(
