@@ -54,9 +54,9 @@ fn crafted(changes: &[Entry]) -> Vec<u8> {
         (tag::ROWS_PER_STRIP, LONG, vec![16]),
         (tag::STRIP_BYTE_COUNTS, LONG, vec![768]), // 16 × 16 × 3
     ];
-    entries.retain(|(tag, ..)| changes.iter().all(|(changed, ..)| changed != tag));
+    entries.retain(|(number, ..)| changes.iter().all(|(changed, ..)| changed != number));
     entries.extend_from_slice(changes);
-    entries.sort_by_key(|(tag, ..)| *tag);
+    entries.sort_by_key(|(number, ..)| *number);
     tiff(&[100; 768], &entries)
 }
 
@@ -67,12 +67,12 @@ async fn an_unsupported_or_damaged_tiff_is_refused_with_the_reason_and_no_decode
     app.upload(&crafted(&[]), "plain.tiff").await.assert_success();
     let decode_counts = || async {
         let metrics = app.get("/metrics").await.text();
-        // The outcomes of a decoder that is started and ends in time.
-        ["done", "refused"]
+        // The outcomes of a decoder that was started.
+        ["done", "refused", "failed", "timeout"]
             .map(|name| metric(&metrics, &format!("imagesvc_decodes_total{{outcome=\"{name}\"}}")))
     };
     let decode_counts_before = decode_counts().await;
-    let short = |tag, value: u64| (tag, SHORT, vec![value]);
+    let short = |number, value: u64| (number, SHORT, vec![value]);
     for (changes, kind) in [
         (vec![short(tag::COMPRESSION, 2)], "a TIFF with fax compression"),
         (vec![short(tag::COMPRESSION, 6)], "a TIFF with JPEG compression of the old kind"),
