@@ -43,7 +43,7 @@ async fn after_sigterm_under_load_every_answered_picture_and_its_vector_are_in_t
     };
     let clients = join_all((0..CLIENTS).map(|_| client()));
     let stopping = async {
-        // Each client has then sent about three pictures.
+        // Until the clients have got three answers each on average.
         while answered.load(Ordering::Relaxed) < 3 * CLIENTS {
             tokio::time::sleep(POLL_INTERVAL).await;
         }

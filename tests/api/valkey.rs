@@ -42,7 +42,7 @@ struct Setup {
 }
 
 impl Setup {
-    /// Starts all of them. Returns `None` if the program moto or `redis-server` is not installed.
+    /// Starts all of them. Returns `None` if moto or `redis-server` is not installed.
     async fn new(more_settings: &[Setting]) -> Option<Self> {
         let (moto, valkey) = (MotoServer::start().await?, ValkeyServer::start().await?);
         let nvidia = slow_nvidia().await;
