@@ -1,6 +1,7 @@
 //! Checks the rules of `src/lib.rs` about imports: each top-level module imports only top-level
 //! modules of lower layers, and no files and no top-level modules import each other in a circle. Only
-//! some modules use axum or import `config`. Also checks the length of all Rust files.
+//! some modules use axum or import `config`. Also checks the length of all Rust files in
+//! `benches`, `deploy`, `src` and `tests`.
 //!
 //! The tests read every `crate::`, `self::` and `super::` path of the sources, except in code that
 //! is compiled only for tests. A file may always import its own submodules, because it may

@@ -178,7 +178,8 @@ async fn one_refusal_of_the_nvidia_key_or_of_the_account_raises_the_key_alert() 
 
 #[tokio::test]
 async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() {
-    // The alert fires if, for ten minutes, more than one in twenty pictures has an error 5xx.
+    // The alert fires if, for ten minutes, more than one in twenty requests with one picture
+    // fails with an error 5xx.
     // To the tiny picture 400, NVIDIA replies with the status 400, and to 503 with 503.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),

@@ -155,7 +155,8 @@ async fn a_vector_under_another_pictures_key_is_not_returned() {
 async fn a_picture_that_cannot_be_decoded_is_removed_from_the_bucket() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
-    // Half of the file contains an intact header, so the picture is saved before it is decoded.
+    // The first half of the file contains the whole header, so the picture is saved before it is
+    // decoded.
     let mut damaged = converted(ROCKET, ImageFormat::WebP);
     damaged.truncate(damaged.len() / 2);
     let answer = app.upload(&damaged, "a.webp").await;

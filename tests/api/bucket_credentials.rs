@@ -120,13 +120,13 @@ async fn log_of_refused_start(nvidia: &FakeNvidia, settings: Vec<Setting>) -> St
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_that_cannot_be_used_stops_the_start_with_exit_code_1_and_a_log_of_the_cause() {
+async fn with_an_unusable_bucket_the_start_exits_with_1_and_names_the_setting_or_the_permission() {
     let Some(moto) = MotoServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
     let revoked = moto.assume_role().await;
     moto.revoke(&revoked).await;
     let unknown = Credentials { key_id: "AKIAUNKNOWN".to_owned(), ..moto.user.clone() };
-    for (cause, added) in [
+    for (name, added) in [
         ("AWS_SECRET_ACCESS_KEY", vec![("AWS_SECRET_ACCESS_KEY", "wrong".to_owned())]),
         ("AWS_ACCESS_KEY_ID", unknown.settings()),
         ("AWS_ACCESS_KEY_ID", revoked.settings()),
@@ -136,7 +136,7 @@ async fn a_bucket_that_cannot_be_used_stops_the_start_with_exit_code_1_and_a_log
     ] {
         let settings = [moto.settings(), added].concat();
         let log = log_of_refused_start(&nvidia, settings).await;
-        assert!(log.contains("IMAGESVC_BUCKET cannot be used") && log.contains(cause), "{log}");
+        assert!(log.contains("IMAGESVC_BUCKET cannot be used") && log.contains(name), "{log}");
     }
     moto.delete_bucket().await;
     let log = log_of_refused_start(&nvidia, moto.settings()).await;

@@ -90,7 +90,7 @@ impl Setup {
 async fn assert_outage_is_survived(outage: Outage) {
     let Some(mut setup) = Setup::start().await else { return };
     let saved_before = setup.replica.upload(ROCKET).await;
-    saved_before.vector(); // asserts the success
+    saved_before.assert_success();
     setup.wait_for_count("vectors", 1).await;
     outage.begin(&setup.moto, &mut setup.proxy).await;
 
@@ -110,7 +110,7 @@ async fn assert_outage_is_survived(outage: Outage) {
     for n in 2..6 {
         let started = Instant::now();
         let answer = setup.replica.upload_unsaved(&tiny(n)).await;
-        answer.vector(); // asserts the success
+        answer.assert_success();
         assert_eq!((answer.header("x-cache"), setup.nvidia.count()), ("miss", n));
         // A look-up in the bucket is given up after a second.
         assert!(started.elapsed() < Duration::from_secs(1) + SLACK, "{:?}", started.elapsed());
@@ -120,7 +120,7 @@ async fn assert_outage_is_survived(outage: Outage) {
     let recovery = setup.replica.wait_for_bucket(true, RECOVERY).await;
     println!("{outage:?}: the service recovered after {recovery:?}");
     let saved_after = setup.replica.upload(&tiny(1)).await;
-    saved_after.vector(); // asserts the success
+    saved_after.assert_success();
     assert_eq!((saved_after.header("x-cache"), setup.nvidia.count()), ("miss", 6));
     // A deleted bucket loses ROCKET and its vector. Those of the last picture are written afterwards.
     let is_lost = matches!(outage, Outage::Deleted);
@@ -198,7 +198,7 @@ async fn reads_without_an_answer_delay_a_request_by_at_most_a_second() {
             0 => setup.replica.upload(&tiny(n)).await,
             _ => setup.replica.upload_unsaved(&tiny(n)).await,
         };
-        answer.vector(); // asserts the success
+        answer.assert_success();
         slowest = slowest.max(started.elapsed());
     }
     println!("the slowest request took {slowest:?}");
@@ -228,7 +228,7 @@ async fn a_service_whose_bucket_cannot_be_reached_starts_with_warnings_and_recov
     assert_eq!(nvidia.count(), 0);
     proxy.clear().await;
     replica.wait_for_bucket(true, RECOVERY).await;
-    replica.upload(ROCKET).await.vector(); // asserts the success
+    replica.upload(ROCKET).await.assert_success();
     let (_, log) = replica.stop().await;
     let warnings = bucket_warnings(&log);
     // One warning is about writes, the other about reads.

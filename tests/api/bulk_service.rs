@@ -181,12 +181,17 @@ async fn an_error_that_concerns_every_picture_stops_the_run() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_is_not_this_service_is_an_error() {
+async fn a_server_that_is_not_this_service_is_refused_before_a_picture_is_sent() {
     let bulk = Bulk::without_nvidia();
     bulk.write_pictures(1);
     let website = FakeServer::start(|_, _| Reply::new(200, &[], "a web page")).await;
     let run = bulk.run(&format!("photos --to {}", website.url(""))).expect_exit_code(2);
     assert!(run.stderr.contains("is not this service"), "{}", run.stderr);
+    let received = website.received();
+    assert!(
+        received.iter().all(|request| request.method == "GET"),
+        "no picture should be sent: {received:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,7 +211,11 @@ async fn a_run_waits_for_a_service_that_restarts() {
         TestApp::builder(&nvidia).folder(folder).setting("IMAGESVC_PORT", port).start().await;
     Finished::from(run).expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 60);
-    assert_eq!(nvidia.count(), 60, "no picture should be sent to NVIDIA twice");
+    assert_eq!(
+        nvidia.count(),
+        60,
+        "the stopping service should finish its calls, so that none is repeated"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,7 +36,7 @@ fn vector_files(app: &TestApp) -> Vec<PathBuf> {
 /// `x-cache`: `hit` or `miss`.
 pub async fn assert_x_cache(app: &TestApp, picture: &[u8], x_cache: &str) -> Answer {
     let answer = app.upload(picture, "a.jpg").await;
-    answer.vector(); // asserts the success
+    answer.assert_success();
     assert_eq!(answer.header("x-cache"), x_cache);
     answer
 }

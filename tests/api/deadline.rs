@@ -205,9 +205,9 @@ async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusa
             })
             .start()
             .await;
-        app.upload(HUBBLE, "hubble.jpg").await.vector(); // asserts the success
+        app.upload(HUBBLE, "hubble.jpg").await.assert_success();
         let calls_before = nvidia.count();
-        app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.vector(); // asserts the success
+        app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.assert_success();
         let lines = nvidia.lines();
         assert_eq!(
             lines[calls_before..].contains(&CREATE_ASSET.to_owned()),

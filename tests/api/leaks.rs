@@ -178,7 +178,7 @@ async fn no_log_line_answer_or_metric_contains_the_password_of_the_valkey_even_a
         Replica::start(&nvidia, &[&valkey.settings()[..], &other_settings].concat()).await;
     let use_replica = async || {
         let answer = replica.upload(ROCKET).await;
-        answer.vector(); // asserts the success
+        answer.assert_success();
         assert_no_secret("an answer", &format!("{:?} {}", answer.headers, answer.text()));
         for path in ["/ready", "/metrics", "/"] {
             assert_no_secret(path, &replica.get(path).await.text());
@@ -218,7 +218,7 @@ async fn assert_no_credentials_leak(
     settings.push(("IMAGESVC_BUCKET_TIMEOUT", "1s".to_owned()));
     let nvidia = FakeNvidia::healthy().await;
     let replica = Replica::start(&nvidia, &settings).await;
-    replica.upload(ROCKET).await.vector(); // asserts the success
+    replica.upload(ROCKET).await.assert_success();
     for fault in [
         Fault::Error(403, "AccessDenied"),
         Fault::Error(503, "SlowDown"),

@@ -56,7 +56,7 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
         blocked_count.wait_for(|count| *count >= MAX_PER_CLIENT).await.unwrap();
         let answers = join_all((1..=3).map(|n| fetch(&format!("{n}.example"), "192.0.2.2"))).await;
         for answer in answers {
-            answer.vector(); // asserts the success
+            answer.assert_success();
         }
     };
     let (answers, ()) = tokio::join!(first_client, other_client);
@@ -85,7 +85,7 @@ async fn each_picture_is_fetched_over_its_own_connection() {
         .await;
     let names = ["one.example", "other.example", "one.example"];
     for name in names {
-        app.by_url(&format!("http://{name}:{port}/")).await.vector(); // asserts the success
+        app.by_url(&format!("http://{name}:{port}/")).await.assert_success();
     }
     let received = picture_server.received();
     let hosts: Vec<_> = received.iter().map(|request| request.header("host").unwrap()).collect();

@@ -179,8 +179,8 @@ async fn a_header_that_claims_an_enormous_picture_takes_hardly_any_memory() {
         RgbImage::new(8, 8).write_to(&mut picture, format).unwrap();
         picture.into_inner()
     };
-    // the positions of the width and the height
     let (mut png, mut gif) = (picture_of(ImageFormat::Png), picture_of(ImageFormat::Gif));
+    // the positions of the width and the height
     png[16..20].copy_from_slice(&u32::from(SIDE).to_be_bytes());
     png[20..24].copy_from_slice(&u32::from(SIDE).to_be_bytes());
     gif[6..8].copy_from_slice(&SIDE.to_le_bytes());

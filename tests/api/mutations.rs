@@ -156,7 +156,7 @@ async fn send(
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes MUTATION_SECONDS, by default 30"]
-async fn damaged_pictures_are_answered_and_leave_no_staging_files_and_hardly_any_memory() {
+async fn damaged_pictures_of_every_format_are_answered_and_leak_no_files_and_hardly_any_memory() {
     let variable = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let duration = Duration::from_secs(variable("MUTATION_SECONDS").unwrap_or(30));
     let seed = variable("MUTATION_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));

@@ -289,9 +289,8 @@ async fn a_service_that_answers_503_or_502_is_asked_again_and_rows_are_printed_b
 #[tokio::test(flavor = "multi_thread")]
 async fn sigint_and_sigterm_end_the_command_with_130() {
     let (release, _) = watch::channel(false);
-    let release_clone = release.clone();
-    let nvidia =
-        FakeNvidia::healthy_except(move |_| Some(embedding().held_until(&release_clone))).await;
+    let released = release.clone();
+    let nvidia = FakeNvidia::healthy_except(move |_| Some(embedding().held_until(&released))).await;
     let bulk = Bulk::new(&nvidia);
     bulk.write("photos/a.png", tiny(1));
     bulk.write("vectors.jsonl", row("a", "nvidia/nv-dinov2", &numbers()));

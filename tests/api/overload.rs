@@ -115,8 +115,7 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
         .for_each(|answer| async move { answer.assert_success() })
         .await;
     let calls_before = nvidia.count();
-    // All pictures are sent at once, so that the queue is still empty when each head
-    // arrives.
+    // All pictures are sent at once, so that the queue is still empty when each head arrives.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();

@@ -58,7 +58,8 @@ const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst_sq
 /// The largest allowed difference after encoding as JPEG with quality 90, in levels from 0 to 255.
 const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_square: 6.0 };
 
-/// An inline limit, in characters of Base64. A test makes every file longer than this.
+/// An inline limit, in characters of Base64. A test makes every small JPEG and PNG longer
+/// than this.
 const INLINE_LIMIT: usize = 20_000;
 /// An inline limit, in characters of Base64, for which a large picture must be scaled down once.
 const LARGE_INLINE_LIMIT: usize = 60_000;

@@ -47,7 +47,7 @@ fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_agent_of_several_words_is_read_from_a_dotenv_file_of_windows() {
+async fn a_user_agent_of_several_words_is_read_from_a_dotenv_file_written_on_windows() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let readme = Document::read("README.md").text;
     // The user agent in README.md. Like the second one below, it contains spaces, but has no quotes

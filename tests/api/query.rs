@@ -126,9 +126,9 @@ async fn an_unsupported_file_is_not_saved_whether_save_is_true_or_false() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let (release, _) = watch::channel(false);
-    let release_clone = release.clone();
+    let released = release.clone();
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        (request.line() == INFER).then(|| embedding().held_until(&release_clone))
+        (request.line() == INFER).then(|| embedding().held_until(&released))
     })
     .await;
     let folder = tempfile::tempdir().unwrap();

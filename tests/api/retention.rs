@@ -15,8 +15,7 @@ async fn wait_until_removed(app: &TestApp, count: f64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_concurrent_uploads_old_pictures_are_removed_but_no_picture_in_use_and_no_other_file()
-{
+async fn under_concurrent_uploads_only_pictures_that_are_not_in_use_are_removed() {
     let (release, _) = watch::channel(false);
     let held_reply = embedding().held_until(&release);
     // Picture 0 is uploaded first, and gets its reply last. Until then, its file is in use, and is

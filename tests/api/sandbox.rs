@@ -30,7 +30,7 @@ async fn a_photograph_gets_the_same_vector_by_upload_base64_and_url() {
     assert_eq!(by_url.vector(), app.upload(ROCKET, "rocket.jpg").await.vector());
     // The service's own port is allowed under both names, 127.0.0.1 and localhost.
     let on_localhost = format!("http://localhost:{}/sandbox/photo.jpg", app.address.port());
-    app.by_url(&on_localhost).await.vector(); // asserts the success
+    app.by_url(&on_localhost).await.assert_success();
 }
 
 #[tokio::test]

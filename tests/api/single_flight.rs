@@ -55,7 +55,7 @@ async fn a_call_serves_later_clients_after_the_client_that_started_it_disconnect
         release.send(true).unwrap();
     };
     for answer in tokio::join!(other_uploads, release_reply).0 {
-        answer.vector(); // asserts the success
+        answer.assert_success();
         assert_eq!(answer.header("x-cache"), "hit");
     }
     assert_eq!(nvidia.count(), 1);
@@ -112,7 +112,7 @@ async fn a_request_that_joined_a_call_late_succeeds_although_the_call_misses_its
     };
     let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), upload_late);
     assert_eq!(leader.status, 504);
-    late.vector(); // asserts the success
+    late.assert_success();
     assert_eq!(nvidia.count(), 2);
 }
 
@@ -131,7 +131,7 @@ async fn a_request_that_joined_a_call_late_succeeds_if_the_call_has_no_time_for_
     };
     let (leader, late) = tokio::join!(app.upload(ROCKET, "leader.jpg"), upload_late);
     assert_eq!((leader.status, leader.header("retry-after")), (502, "1"));
-    late.vector(); // asserts the success
+    late.assert_success();
     assert_eq!(nvidia.count(), 2);
 }
 

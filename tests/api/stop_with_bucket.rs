@@ -36,14 +36,14 @@ async fn after_sigterm_under_load_every_answered_picture_and_its_vector_are_in_t
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Ok(answer) = replica.try_upload(&tiny(n)).await else { return saved };
-            answer.vector(); // asserts the success
+            answer.assert_success();
             saved.push((n, answer.saved_as()));
             answered.fetch_add(1, Ordering::Relaxed);
         }
     };
     let clients = join_all((0..CLIENTS).map(|_| client()));
     let stopping = async {
-        // Each client has then sent about three pictures.
+        // Until the clients have got three answers each on average.
         while answered.load(Ordering::Relaxed) < 3 * CLIENTS {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
@@ -68,7 +68,7 @@ async fn after_sigterm_under_load_every_answered_picture_and_its_vector_are_in_t
         let found = moto.read(&format!("imagesvc/downloads/{name}")).await;
         assert!(found == Some(tiny(n)), "{name} should be in the bucket");
         let answer = second_replica.upload_unsaved(&tiny(n)).await;
-        answer.vector(); // asserts the success
+        answer.assert_success();
         assert_eq!(answer.header("x-cache"), "hit", "the vector of {name} should be in the bucket");
     }
     assert_eq!(nvidia.count(), calls, "every vector should come from the bucket");

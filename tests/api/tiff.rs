@@ -54,9 +54,9 @@ fn crafted(changes: &[Entry]) -> Vec<u8> {
         (tag::ROWS_PER_STRIP, LONG, vec![16]),
         (tag::STRIP_BYTE_COUNTS, LONG, vec![768]), // 16 × 16 × 3
     ];
-    entries.retain(|(tag, ..)| changes.iter().all(|(changed, ..)| changed != tag));
+    entries.retain(|(number, ..)| changes.iter().all(|(changed, ..)| changed != number));
     entries.extend_from_slice(changes);
-    entries.sort_by_key(|(tag, ..)| *tag);
+    entries.sort_by_key(|(number, ..)| *number);
     tiff(&[100; 768], &entries)
 }
 
@@ -64,15 +64,15 @@ fn crafted(changes: &[Entry]) -> Vec<u8> {
 async fn an_unsupported_or_damaged_tiff_is_refused_with_the_reason_and_no_decoder_is_started() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    app.upload(&crafted(&[]), "plain.tiff").await.vector(); // asserts the success
+    app.upload(&crafted(&[]), "plain.tiff").await.assert_success();
     let decode_counts = || async {
         let metrics = app.get("/metrics").await.text();
-        // The outcomes of a decoder that is started and ends in time.
-        ["done", "refused"]
+        // The outcomes of a decoder that was started.
+        ["done", "refused", "failed", "timeout"]
             .map(|name| metric(&metrics, &format!("imagesvc_decodes_total{{outcome=\"{name}\"}}")))
     };
     let decode_counts_before = decode_counts().await;
-    let short = |tag, value: u64| (tag, SHORT, vec![value]);
+    let short = |number, value: u64| (number, SHORT, vec![value]);
     for (changes, kind) in [
         (vec![short(tag::COMPRESSION, 2)], "a TIFF with fax compression"),
         (vec![short(tag::COMPRESSION, 6)], "a TIFF with JPEG compression of the old kind"),
@@ -134,7 +134,7 @@ async fn the_kinds_that_scanners_and_drawing_programs_write_are_decoded_correctl
         let picture = fixture(&format!("{name}.tiff"));
         let answer = app.upload(&picture, "scan.tiff").await;
         assert_eq!(answer.status, 200, "{name}: {}", answer.text());
-        answer.vector(); // asserts the success
+        answer.assert_success();
         assert_eq!(app.saved_bytes(&answer.saved_as()), picture, "{name}");
         let difference = mean_difference(&nvidia.last_inline_picture().pixels(), expected, scale);
         assert!(

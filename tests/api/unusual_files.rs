@@ -1,6 +1,6 @@
 //! One picture, in files of unusual kinds that occur in practice. The service embeds what a file
-//! shows, or refuses the file and says why. The tests in [`super::pillow`]
-//! compare how the service and Pillow decode these files.
+//! shows, or refuses the file and says why. The tests in [`super::pillow`] compare how the service and
+//! Pillow decode these files.
 
 use std::{fs, path::Path};
 

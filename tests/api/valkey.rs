@@ -42,7 +42,7 @@ struct Setup {
 }
 
 impl Setup {
-    /// Starts all of them. Returns `None` if the program moto or `redis-server` is not installed.
+    /// Starts all of them. Returns `None` if moto or `redis-server` is not installed.
     async fn new(more_settings: &[Setting]) -> Option<Self> {
         let (moto, valkey) = (MotoServer::start().await?, ValkeyServer::start().await?);
         let nvidia = slow_nvidia().await;
@@ -152,7 +152,7 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
         loop {
             let n = next.fetch_add(1, Ordering::Relaxed);
             let Ok(answer) = stopping.try_upload(&tiny(n)).await else { return };
-            answer.vector(); // asserts the success
+            answer.assert_success();
             answered.lock().unwrap().push(n);
         }
     };
@@ -172,7 +172,7 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
     let calls_before = nvidia.inference_calls();
     let uploads = answered.into_iter().map(async |n| second.upload_unsaved(&tiny(n)).await);
     for answer in join_all(uploads).await {
-        answer.vector(); // asserts the success
+        answer.assert_success();
     }
     assert_eq!(
         nvidia.inference_calls(),

@@ -113,7 +113,7 @@ impl Setup {
             let uploads =
                 self.others.iter().map(async |other| other.upload_unsaved(&tiny(PICTURE)).await);
             for answer in join_all(uploads).await {
-                answer.vector(); // asserts the success
+                answer.assert_success();
             }
             started.elapsed()
         };
@@ -162,7 +162,7 @@ async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
     let writes_vector = |line: &str| line.starts_with("PUT") && line.contains("/vectors/");
     setup.proxy.set_for(Fault::Hold, move |request| writes_vector(&request.line())).await;
     let picture = setup.send_to_holder(PICTURE).await;
-    picture.await.unwrap().unwrap().vector();
+    picture.await.unwrap().unwrap().assert_success();
     setup.serve_others(async { setup.kill_holder() }).await;
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
@@ -175,7 +175,7 @@ async fn suspend_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     setup.serve_others(setup.suspend_holder()).await;
     setup.release.send_replace(true);
     for upload in [blocker, picture] {
-        upload.await.unwrap().unwrap().vector();
+        upload.await.unwrap().unwrap().assert_success();
     }
     assert_eq!(setup.calls(), 1, "the holder should notice that it has lost its lease");
 }
@@ -185,7 +185,7 @@ async fn suspend_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let picture = setup.send_to_holder(PICTURE).await;
     setup.serve_others(setup.suspend_holder()).await;
     setup.release.send_replace(true);
-    picture.await.unwrap().unwrap().vector();
+    picture.await.unwrap().unwrap().assert_success();
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
@@ -198,7 +198,7 @@ async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) 
             setup.release.send_replace(true);
         })
         .await;
-    picture.await.unwrap().unwrap().vector();
+    picture.await.unwrap().unwrap().assert_success();
     assert_eq!(setup.calls(), 1, "a holder that runs should renew its lease");
 }
 

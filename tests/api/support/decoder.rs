@@ -14,8 +14,8 @@ pub fn decoder_settings() -> decoder::Settings {
 }
 
 /// Creates a fake decoder. For each picture, it writes its process id to the file `pid`, and runs a
-/// shell script. Only for the test picture that the service decodes when it starts, the fake runs the
-/// real decoder. The second and the third argument are then `square` and `1`.
+/// shell script. The fake runs the real decoder only for the test picture that the service decodes when
+/// it starts. The second and the third argument are then `square` and `1`.
 pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
     let program = folder.path().join("decoder");
     let real_program = decoder_settings().program;

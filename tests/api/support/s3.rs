@@ -21,7 +21,7 @@ pub use moto::{Credentials, MotoServer};
 pub use rclone::RcloneServer;
 
 /// The longest wait for the start of a server, and for the result of a command.
-const PATIENCE: Duration = Duration::from_secs(60);
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The Python that runs moto.
 fn python() -> String {

@@ -7,7 +7,7 @@ use utoipa::openapi::{ContentBuilder, Ref, RefOr, Response, ResponseBuilder};
 use crate::web::error::{Code, PROBLEM_JSON};
 
 /// The errors of every route that takes pictures.
-const EVERY_PICTURE_ROUTE: &[Code] = &[
+const ERRORS_OF_EVERY_PICTURE_ROUTE: &[Code] = &[
     Code::ValidationFailed,
     Code::UnsupportedImage,
     Code::ImageTooLarge,
@@ -34,9 +34,9 @@ const EVERY_PICTURE_ROUTE: &[Code] = &[
 ];
 
 /// The error responses of a route that takes pictures. `codes` are its errors that are not in
-/// [`EVERY_PICTURE_ROUTE`].
+/// [`ERRORS_OF_EVERY_PICTURE_ROUTE`].
 pub(in crate::web::routes) fn of_pictures(codes: &[Code]) -> BTreeMap<String, RefOr<Response>> {
-    of(codes.iter().chain(EVERY_PICTURE_ROUTE))
+    of(codes.iter().chain(ERRORS_OF_EVERY_PICTURE_ROUTE))
 }
 
 /// The error responses of a route with these errors: one for each status, with a list of its codes.

@@ -29,7 +29,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-inner-jpeg-larger-baseline", strip_of_jpeg(BASELINE, 16_384)),
         ("tiff-inner-jpeg-65500", strip_of_jpeg(PROGRESSIVE, 65_500)),
         ("tiff-inner-lossless-jpeg", strip_of_jpeg(LOSSLESS, 16)),
-        // A row of the tile has 2³² pixels of 16 samples of 2 bytes.
+        // A row of the tile has 2³² − 1 pixels of 16 samples of 2 bytes.
         ("tiff-wide-tile-137gb", wide_tile(u32::MAX.into(), 16, 16, &[0; 1000], NONE)),
         ("tiff-wide-tile-extra-sample", wide_tile(1 << 28, 4, 8, &zlib_zeros(1 << 30), DEFLATE)),
         ("tiff-wide-tile-extra-pixels", wide_tile(1 << 28, 3, 8, &zlib_zeros(1 << 30), DEFLATE)),

@@ -1,6 +1,6 @@
 //! A bucket that checks and then discards all large objects and all pictures, so that tests can write
-//! gigabytes. The benchmarks use this file, too. It serves each connection in a blocking thread, which needs little
-//! processor time.
+//! gigabytes. The benchmarks use this file, too. It serves each connection in a blocking thread, which
+//! needs little processor time.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
 
-/// Objects of at most this many bytes are kept.
+/// The largest size of a small object. The bytes of small objects are kept, except those of pictures.
 const MAX_KEPT: usize = 64 << 10;
 
 /// A server that runs until the process ends. It does not check signatures.
@@ -27,7 +27,7 @@ pub struct DiscardingBucket {
 
 #[derive(Default)]
 struct State {
-    /// The small objects, by their paths.
+    /// The small objects, by their paths. The pictures among them are empty here.
     kept: Mutex<BTreeMap<String, Vec<u8>>>,
     /// The number of large objects.
     discarded: AtomicUsize,
@@ -124,8 +124,8 @@ fn header<'a>(head: &'a str, name: &str) -> &'a str {
     headers.find(|(found, _)| found.eq_ignore_ascii_case(name)).unwrap().1
 }
 
-/// Receives a body of `length` bytes. Returns the SHA-256 of the whole body in Base64, and the first
-/// [`MAX_KEPT`] bytes.
+/// Receives a body of `length` bytes. Returns the SHA-256 of the whole body in Base64, and at most
+/// its first [`MAX_KEPT`] bytes.
 fn receive(reader: &mut impl Read, length: usize) -> io::Result<(String, Vec<u8>)> {
     let (mut hasher, mut start) = (Sha256::new(), Vec::new());
     let mut chunk = vec![0; MAX_KEPT];

@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::PATIENCE;
+use super::LONGEST_WAIT;
 use crate::support::Received;
 
 /// What the proxy does with a request.
@@ -128,13 +128,14 @@ impl FaultProxy {
     /// Waits until at least this many requests have arrived, and returns all of them.
     pub async fn wait_for(&self, requests: usize) -> Vec<Received> {
         let mut count = self.shared.count.subscribe();
-        let wait = timeout(PATIENCE, count.wait_for(|count| *count >= requests)).await;
+        let wait = timeout(LONGEST_WAIT, count.wait_for(|count| *count >= requests)).await;
         assert!(wait.is_ok(), "{requests} requests should arrive in time: {:?}", self.lines());
         self.requests()
     }
 
     async fn wait_until_listening(&mut self, expected: bool) {
-        let wait = timeout(PATIENCE, self.is_listening.wait_for(|current| *current == expected));
+        let wait =
+            timeout(LONGEST_WAIT, self.is_listening.wait_for(|current| *current == expected));
         wait.await.expect("the proxy should start or stop to listen in time").unwrap();
     }
 }

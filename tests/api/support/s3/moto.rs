@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{PATIENCE, bucket_settings, python};
+use super::{LONGEST_WAIT, bucket_settings, python};
 use crate::support::python_lacks;
 
 /// A running moto with one bucket. A user and a role may list the bucket, may write, read and delete
@@ -86,7 +86,7 @@ impl MotoServer {
             .unwrap();
         let commands = process.stdin.take().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let line = timeout(PATIENCE, lines.next_line()).await;
+        let line = timeout(LONGEST_WAIT, lines.next_line()).await;
         let line = line.expect("moto should start in time").unwrap();
         let line = line.expect("moto should start, but its process ended");
         let started: Started = serde_json::from_str(&line).unwrap();
@@ -233,7 +233,7 @@ impl MotoServer {
             commands.write_all(format!("{command}\n").as_bytes()).await.unwrap();
             lines.next_line().await.unwrap().expect("moto should be running")
         };
-        let line = timeout(PATIENCE, exchange).await.expect("moto should answer in time");
+        let line = timeout(LONGEST_WAIT, exchange).await.expect("moto should answer in time");
         let mut answer: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(answer.get("error"), None, "{:.200}", command.to_string());
         answer["result"].take()

@@ -9,7 +9,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Credentials, PATIENCE, bucket_settings, program_beside_python};
+use super::{Credentials, LONGEST_WAIT, bucket_settings, program_beside_python};
 use crate::support::is_missing;
 
 /// A running rclone with one bucket. It checks signatures, and allows everything to its user. The
@@ -60,7 +60,7 @@ impl RcloneServer {
                 }
             }
         };
-        let address = timeout(PATIENCE, address).await.expect("rclone should start in time");
+        let address = timeout(LONGEST_WAIT, address).await.expect("rclone should start in time");
         // The task reads the whole log, since rclone would block on a full pipe.
         tokio::spawn(async move { while let Ok(Some(_)) = log.next_line().await {} });
         Some(Self { address, user, folder, _process: process })
