@@ -80,7 +80,7 @@ impl HostPattern {
     /// Parses a pattern.
     ///
     /// # Errors
-    /// A message that continues a sentence after the setting's name.
+    /// A message that continues a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, is_wildcard) = match text.strip_prefix("*.") {
             Some(domain) => (domain, true),
@@ -111,7 +111,7 @@ impl Exception {
     /// Parses an exception.
     ///
     /// # Errors
-    /// A message that continues a sentence after the setting's name.
+    /// A message that continues a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Ok(network) = text.parse::<IpNet>() {
             return Ok(Self::Network(network.trunc()));
