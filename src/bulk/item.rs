@@ -167,7 +167,7 @@ impl ItemReader {
                 return self.unreadable(place, Some(line), detail);
             }
         };
-        // The list may be the failures file of an earlier run, whose rows end with an error.
+        // The list may be the file of failures of an earlier run, whose rows end with an error.
         let members = self.without_error(&all_members);
         let object = if members.len() == all_members.len() {
             text.clone().into_owned()
