@@ -236,7 +236,7 @@ impl Embedder {
         self.0.queue.waiting() + self.0.nvidia.waiting()
     }
 
-    /// The state of the API key according to NVIDIA's latest response.
+    /// The state of the API key.
     pub fn key_state(&self) -> nvidia::KeyState {
         self.0.nvidia.key_state()
     }

@@ -121,7 +121,8 @@ impl Server {
 
     /// Serves until `stop` completes. Then stops in two steps. During the drain delay, the server
     /// still accepts requests, but `/ready` responds with 503. After that, the server closes the
-    /// listener and waits for running requests, at most for the drain timeout and a second.
+    /// listener and waits for running requests, at most for little more than the drain timeout and
+    /// a second.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>) {
         let connections = Connections::new(router, &self.settings, Arc::clone(&self.metrics));
         let _watchdog = Watchdog::from_environment();
@@ -157,8 +158,8 @@ impl Server {
         self.accept_until(sleep(delay), connections).await;
     }
 
-    /// Closes the listener, and waits for running requests and background tasks, at most for the
-    /// drain timeout and a second.
+    /// Closes the listener, and waits for running requests and background tasks, at most for little
+    /// more than the drain timeout and a second.
     async fn shut_down(self, connections: Connections) {
         connections.serve_pending(self.listener); // also closes the listener
         // The last clients may have connected without sending their request yet.

@@ -94,8 +94,8 @@ struct Inner {
     share: u64,
     /// Whether a client may exceed its share if a quarter of all units then stays free.
     may_exceed_share: bool,
-    /// The units of every permit are rounded up to a multiple of this number.
-    multiple: u64,
+    /// What the units of every permit are rounded up to a multiple of.
+    step: u64,
     in_use: Mutex<Tally>,
     /// Notified whenever units are returned.
     returned: Notify,
@@ -115,30 +115,30 @@ pub struct SharePermit {
 pub struct NotEnoughUnits;
 
 impl Shares {
-    /// A limit of `total` units. The units of each permit are rounded up to a multiple of `multiple`,
+    /// A limit of `total` units. The units of each permit are rounded up to a multiple of `step`,
     /// which is at least 1. `largest` is the most units that one permit may need. A client's share is
     /// half of all units, or `largest` if that is more.
-    pub fn new(total: u64, largest: u64, multiple: u64) -> Self {
+    pub fn new(total: u64, largest: u64, step: u64) -> Self {
         let may_exceed_share = true;
-        Self::with(total, largest.max(total / 2), may_exceed_share, multiple)
+        Self::with(total, largest.max(total / 2), may_exceed_share, step)
     }
 
-    /// A limit of `total` units, of which a client may get all. `multiple` is as in [`Shares::new`].
-    pub fn undivided(total: u64, multiple: u64) -> Self {
+    /// A limit of `total` units, of which a client may get all. `step` is as in [`Shares::new`].
+    pub fn undivided(total: u64, step: u64) -> Self {
         let may_exceed_share = false; // the share is everything
-        Self::with(total, total, may_exceed_share, multiple)
+        Self::with(total, total, may_exceed_share, step)
     }
 
     /// A limit of `total` units. No client ever gets more than `share` of them.
     pub fn capped(total: u64, share: u64) -> Self {
         let may_exceed_share = false;
-        let multiple = 1; // no rounding
-        Self::with(total, share, may_exceed_share, multiple)
+        let step = 1; // no rounding
+        Self::with(total, share, may_exceed_share, step)
     }
 
-    fn with(total: u64, share: u64, may_exceed_share: bool, multiple: u64) -> Self {
+    fn with(total: u64, share: u64, may_exceed_share: bool, step: u64) -> Self {
         let (in_use, returned) = Default::default();
-        Self(Arc::new(Inner { total, share, may_exceed_share, multiple, in_use, returned }))
+        Self(Arc::new(Inner { total, share, may_exceed_share, step, in_use, returned }))
     }
 
     /// A permit for no units. [`SharePermit::grow_to`] adds units.
@@ -209,7 +209,7 @@ impl Inner {
     }
 
     fn round_up(&self, units: u64) -> u64 {
-        units.checked_next_multiple_of(self.multiple).unwrap_or(u64::MAX)
+        units.checked_next_multiple_of(self.step).unwrap_or(u64::MAX)
     }
 }
 

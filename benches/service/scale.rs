@@ -32,32 +32,34 @@ impl Bench {
         fill(&full_folder.join("downloads"));
         // The cache's limit is high enough for all vectors, so that the service removes none.
         let settings = [("IMAGESVC_CACHE_DISK", "4GiB")];
-        let full = Service::start(&full_folder, &self.nvidia, &settings);
-        let startup_ms = full.startup_time.as_secs_f64() * 1000.0;
+        let full_service = Service::start(&full_folder, &self.nvidia, &settings);
+        let startup_ms = full_service.startup_time.as_secs_f64() * 1000.0;
         self.report.goal_at_most("start to first answer, full folder, ms", startup_ms, 30.0);
-        self.fresh_uploads().run(&full, &self.nvidia); // as `start_warm` does
-        let new = self.start_warm("new");
+        self.fresh_uploads().run(&full_service, &self.nvidia); // as `start_warm` does
+        let new_service = self.start_warm("new");
         heading(
             "16 clients, 34 KB, fresh; a folder with 100,000 pictures and 50,000 vectors, and a new folder",
             &["folder", "req/s", "CPU ms", "peak MB"],
         );
         let load = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
         let rounds = (0..ROUNDS).map(|_| {
-            let [full, new] = [&full, &new].map(|service| load.run(service, &self.nvidia));
-            let (cpu_full, cpu_new) = (full.cpu.total(), new.cpu.total());
+            let [full_result, new_result] =
+                [&full_service, &new_service].map(|service| load.run(service, &self.nvidia));
+            let (cpu_full, cpu_new) = (full_result.cpu.total(), new_result.cpu.total());
             [
                 // `median` sorts the rounds by this ratio.
                 cpu_full / cpu_new,
-                full.per_second,
+                full_result.per_second,
                 cpu_full,
-                full.peak_memory,
-                new.per_second,
+                full_result.peak_memory,
+                new_result.per_second,
                 cpu_new,
-                new.peak_memory,
+                new_result.peak_memory,
             ]
         });
-        let [ratio, full @ .., new_per_second, new_cpu, new_memory] = median(rounds.collect());
-        row(&["full".into()], &full);
+        let [ratio, full_figures @ .., new_per_second, new_cpu, new_memory] =
+            median(rounds.collect());
+        row(&["full".into()], &full_figures);
         row(&["new".into()], &[new_per_second, new_cpu, new_memory]);
         self.report.goal_at_most("CPU of an upload, full folder, times new folder", ratio, 1.1);
     }

@@ -145,7 +145,7 @@ impl Bucket {
         }
     }
 
-    /// Sends a request once. The result is that of [`Self::request`].
+    /// Sends a request once. If it succeeds, the result is that of [`Self::request`].
     async fn attempt(
         &self,
         operation: Operation,

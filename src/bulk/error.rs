@@ -7,8 +7,8 @@ use super::{
     vectors::VectorsError,
 };
 
-/// The exit code of a command that cannot start.
-const CANNOT_START: u8 = 2;
+/// The exit code of a command that cannot start, or whose input cannot be used.
+const UNUSABLE: u8 = 2;
 
 /// How a command has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +78,7 @@ impl BulkError {
             | Self::Output(_)
             | Self::Vectors(_)
             | Self::Service(_)
-            | Self::System(_) => CANNOT_START.into(),
+            | Self::System(_) => UNUSABLE.into(),
         }
     }
 }

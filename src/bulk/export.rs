@@ -69,8 +69,8 @@ pub(super) struct Export {
 /// Checks that the run may create or replace the file. Called before anything is written.
 ///
 /// # Errors
-/// At the path is something other than a file, or a file that no earlier run has made: the rows from which
-/// it would have been made are missing.
+/// At the path is something that is not a regular file, or a file that no earlier run has made: the
+/// rows from which it would have been made are missing.
 pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError> {
     let path = file.path.display();
     match fs::symlink_metadata(&file.path) {

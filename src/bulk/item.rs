@@ -36,13 +36,14 @@ pub(super) const ERROR_FIELD: &str = "error";
 /// The error code of a source's row that already has a field with the name of an added field.
 pub(super) const NAME_TAKEN: &str = "name_taken";
 
-/// Identifies a row by the field that `--id` names, else by its path or URL, else by its whole object.
-/// Only a hash of that text is kept, so that a million rows need little memory.
+/// Identifies a row: by the field that `--id` names, else by its path or URL, else by its whole
+/// object. Or identifies a host, by its name. Only a hash of that text is kept, so that a million rows
+/// need little memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity(u64);
 
 impl Identity {
-    /// The identity of a row with this id, path, URL or object, or of a host with this name.
+    /// The identity of a row with this id, path, URL or object, or of a lane's host.
     pub(super) fn of(text: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
@@ -166,7 +167,7 @@ impl ItemReader {
                 return self.unreadable(place, Some(line), detail);
             }
         };
-        // The list may be the failures file of an earlier run, whose rows end with an error.
+        // The list may be the file of failures of an earlier run, whose rows end with an error.
         let members = self.without_error(&all_members);
         let object = if members.len() == all_members.len() {
             text.clone().into_owned()

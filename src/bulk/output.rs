@@ -63,7 +63,7 @@ impl Existing {
     }
 }
 
-/// Opens and locks the output, or creates it. Removes an incomplete last line. Blocks the thread.
+/// Opens the output, or creates it, and locks it. Removes an incomplete last line. Blocks the thread.
 ///
 /// # Errors
 /// Another run has locked the output, or it cannot be read or written to.

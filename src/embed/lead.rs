@@ -15,8 +15,8 @@ use super::{
 use crate::{nvidia::Reservation, telemetry::span, valkey::Lease};
 
 impl Embedder {
-    /// Spawns the leader's task. It makes the call only if the embedding is neither in the cache nor
-    /// computed by another replica.
+    /// Spawns the leader's task. Unless the request bypasses the cache, the task makes the call only
+    /// if the embedding is not in the cache, and no other replica is known to compute it.
     pub(super) fn spawn_call(
         &self,
         job: Job,

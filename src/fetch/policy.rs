@@ -80,7 +80,7 @@ impl HostPattern {
     /// Parses a pattern.
     ///
     /// # Errors
-    /// A message that continues a sentence after the setting's name.
+    /// A message that continues a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         let (name, is_wildcard) = match text.strip_prefix("*.") {
             Some(domain) => (domain, true),
@@ -111,7 +111,7 @@ impl Exception {
     /// Parses an exception.
     ///
     /// # Errors
-    /// A message that continues a sentence after the setting's name.
+    /// A message that continues a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         if let Ok(network) = text.parse::<IpNet>() {
             return Ok(Self::Network(network.trunc()));
@@ -292,8 +292,8 @@ fn is_public(address: IpAddr) -> bool {
 }
 
 /// Returns the IPv4 address in the last 32 bits of an address in [`NAT64`] (RFC 6052, section 2.1).
-/// Returns every other address unchanged. In a network with DNS64, a
-/// name that has only IPv4 addresses resolves to NAT64 addresses.
+/// Returns every other address unchanged. In a network with DNS64, a name that has only IPv4
+/// addresses resolves to NAT64 addresses.
 fn unwrap_nat64(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(translated) if NAT64.contains(&translated) => {

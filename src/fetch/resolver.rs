@@ -115,8 +115,8 @@ impl Resolver {
         let lookup_limit = match clients {
             Clients::Many => Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT),
             Clients::One => {
-                let multiple = 1; // Permits are not rounded up: each is for one look-up.
-                Shares::undivided(MAX_LOOKUPS, multiple)
+                let step = 1; // Permits are not rounded up: each is for one look-up.
+                Shares::undivided(MAX_LOOKUPS, step)
             }
         };
         Self { policy: Arc::new(policy), lookup, lookup_limit, is_for_exceptions: false }

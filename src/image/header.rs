@@ -28,7 +28,8 @@ pub(super) struct Header {
     pub(super) width: u32,
     /// The height in pixels, like `width`.
     pub(super) height: u32,
-    /// The number of pixels that are decoded: `width` × `height`, but more if a HEIC is cropped or padded.
+    /// The number of pixels that are decoded: `width` × `height`, but more if a HEIC is cropped, or if
+    /// its only tile is larger.
     pub(super) pixels: u64,
     /// The transformation that turns the picture upright.
     pub(super) orientation: Orientation,

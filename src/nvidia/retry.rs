@@ -206,20 +206,20 @@ mod tests {
     #[test]
     fn a_retry_follows_only_a_transient_error_of_an_early_attempt_before_the_deadline() {
         let policy = RetryPolicy::default();
-        let retry_after = |seconds| Some(Duration::from_secs(seconds));
+        let wait_of = |seconds| Some(Duration::from_secs(seconds));
         let time_left = Duration::from_secs(10);
         let after = |millis| NextAttempt::After(Duration::from_millis(millis));
         let longest_backoff = 1.0;
         for (kind, retry_after, transient_failures, next) in [
             (ErrorKind::Unavailable, None, 1, after(250)),
             (ErrorKind::AttemptTimeout, None, 2, after(500)),
-            (ErrorKind::RateLimited, retry_after(2), 1, after(2250)),
-            (ErrorKind::PolledResultGone, retry_after(0), 1, after(250)),
+            (ErrorKind::RateLimited, wait_of(2), 1, after(2250)),
+            (ErrorKind::PolledResultGone, wait_of(0), 1, after(250)),
             (ErrorKind::Unavailable, None, 3, NextAttempt::Never),
-            (ErrorKind::RateLimited, retry_after(10), 1, NextAttempt::TooLate),
+            (ErrorKind::RateLimited, wait_of(10), 1, NextAttempt::TooLate),
             (ErrorKind::RateLimited, Some(Duration::MAX), 1, NextAttempt::TooLate),
             (ErrorKind::PictureRefused, None, 1, NextAttempt::Never),
-            (ErrorKind::KeyRefused, retry_after(1), 1, NextAttempt::Never),
+            (ErrorKind::KeyRefused, wait_of(1), 1, NextAttempt::Never),
         ] {
             let failed = FailedAttempt { kind, retry_after, transient_failures };
             let actual = policy.next_attempt(&failed, time_left, longest_backoff);

@@ -87,13 +87,13 @@ pub fn memory_limit(limits: &Limits, inline_memory: u64) -> Shares {
 /// Creates the limit on the number of received pictures at work, which all requests share.
 pub fn at_work_limit(limits: &Limits) -> Shares {
     let total = limits.max_in_flight as u64;
-    let multiple = 1; // permits are not rounded up
+    let step = 1; // permits are not rounded up
     match limits.clients {
         Clients::Many => {
             let largest = 1; // the permit of a single picture
-            Shares::new(total, largest, multiple)
+            Shares::new(total, largest, step)
         }
-        Clients::One => Shares::undivided(total, multiple),
+        Clients::One => Shares::undivided(total, step),
     }
 }
 

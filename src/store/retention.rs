@@ -82,8 +82,9 @@ impl Store {
     }
 
     /// Removes pictures that are too old at `now`. If all pictures together exceed the size limit, also
-    /// removes the oldest until the rest is a sixteenth below the limit. A picture stays while its request
-    /// is running. Files that the service did not save always stay. Blocks the thread.
+    /// removes the oldest until the rest is at least a sixteenth below the limit, or only pictures in
+    /// use are left. A picture is in use, and stays, while its request is running. Files that the
+    /// service did not save always stay. Blocks the thread.
     ///
     /// # Errors
     /// If the folder cannot be read, or if removals failed and no picture was removed.

@@ -60,7 +60,7 @@ impl Format {
     /// Parses a format.
     ///
     /// # Errors
-    /// A message that continues a sentence after the setting's name.
+    /// A message that continues a sentence that begins with the setting's name.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
@@ -74,7 +74,7 @@ impl Format {
 /// Checks a filter, and returns it unchanged.
 ///
 /// # Errors
-/// A message that continues a sentence after the setting's name.
+/// A message that continues a sentence that begins with the setting's name.
 pub fn parse_filter(text: &str) -> Result<String, String> {
     // `EnvFilter` accepts a word that is not a level as the name of a module, and then logs nothing
     // else. Such a word is more likely a misspelt level.

@@ -13,8 +13,8 @@ impl ValkeyUrl {
     /// without TLS, `rediss` and `valkeys` are with TLS.
     ///
     /// # Errors
-    /// A message to print after the setting's name. It does not quote the text, which may contain a
-    /// password.
+    /// A message that continues a sentence that begins with the setting's name. It does not quote the
+    /// text, which may contain a password.
     pub fn parse(text: &str) -> Result<Self, String> {
         let invalid = "is not a URL such as rediss://user:password@host:6379";
         let text = text.trim();

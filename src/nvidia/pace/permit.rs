@@ -27,7 +27,7 @@ pub(in crate::nvidia) struct PacePermit {
     /// When the Valkey was asked for a turn. `None` if it was not asked. A turn is the Valkey's permission
     /// for a call, which replicas need while they share the limit.
     pub(super) asked: Option<Instant>,
-    /// True if dropping the permit changes nothing: its call was made, or the Valkey granted no turn.
+    /// True if dropping the permit changes nothing: its call was made, or no reply granted a turn.
     /// (`Inner::take_turn` creates the permit before it asks, so that a cancelled request gives the turn
     /// back.)
     pub(super) is_done: bool,

@@ -115,8 +115,10 @@ impl Sharing {
 
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
-        // All replicas begin to connect within a second. Then connecting takes up to two timeouts,
-        // reporting their presence up to one, and writing their calls up to one.
+        // A replica that has noticed the failure waits half a second before it connects. Connecting
+        // takes up to two timeouts, the report one, and a command that writes its calls one. The
+        // other half second is a reserve. A replica takes longer if an attempt still hangs when the
+        // Valkey works again, or if only the next report notices the failure.
         let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 4 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
@@ -238,7 +240,7 @@ impl Inner {
             // If the turn was granted, and only the reply was lost, the turn stays unused.
             Err(Unavailable) => {}
         }
-        permit.is_done = true; // without a turn, there is none to give back
+        permit.is_done = true; // nothing is given back: there is no turn, or its reply was lost
         None
     }
 

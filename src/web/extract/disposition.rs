@@ -20,8 +20,8 @@ impl Disposition {
         let parsed = Parameterized::parse(header);
         let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
         // Forms should not use `filename*` (RFC 7578, section 4.2), but some clients send only
-        // `filename*`.
-        // If a client sends both, `filename*` contains the exact name (RFC 6266, section 4.3).
+        // `filename*`. If a client sends both, `filename*` contains the exact name (RFC 6266,
+        // section 4.3).
         let file_name = match parsed.get("filename*") {
             Some(value) => Some(decode_extended(value).unwrap_or_else(|| text(value))),
             None => parsed.get("filename").map(text),

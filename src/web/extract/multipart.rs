@@ -285,8 +285,8 @@ mod tests {
 
     /// Reads the file's name and bytes from a form in chunks.
     async fn read(chunks: Vec<Bytes>) -> Result<(Option<String>, Vec<u8>), Error> {
-        let (one_mib, rounded_up_to) = (1 << 20, 1);
-        let memory = Shares::undivided(one_mib, rounded_up_to).empty_permit(ClientNetwork::UNKNOWN);
+        let (one_mib, step) = (1 << 20, 1);
+        let memory = Shares::undivided(one_mib, step).empty_permit(ClientNetwork::UNKNOWN);
         let mut form = Form::new(stream::iter(chunks.into_iter().map(Ok)), "x", memory);
         let file = form.find_file().await?;
         let name = file.name.clone();

@@ -1,8 +1,8 @@
 //! Parses header values with parameters, such as `form-data; name="file"`.
 //!
 //! Clients write such values in many ways. The parser accepts blanks anywhere, names in upper or
-//! lower case, and values without the quotes that they should have. It gives no
-//! value for a repeated parameter, because another parser might use another of its values.
+//! lower case, and values without the quotes that they should have. It gives no value for a repeated
+//! parameter, because another parser might use another of its values.
 
 use std::borrow::Cow;
 

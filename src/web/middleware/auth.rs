@@ -25,7 +25,8 @@ impl ClientKeys {
     /// Parses keys that are separated by commas or line breaks.
     ///
     /// # Errors
-    /// A text that continues a sentence after the setting's name. It does not contain the keys.
+    /// A message that continues a sentence that begins with the setting's name. It does not contain the
+    /// keys.
     pub fn parse(text: &str) -> Result<Self, String> {
         let keys: Vec<_> =
             text.split([',', '\n', '\r']).map(str::trim).filter(|key| !key.is_empty()).collect();

@@ -173,7 +173,7 @@ fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
     // extents, which is zero.
     let location = |n: usize| [(n >> 8) as u8, n as u8, 0, 0, 0, 0];
     // The last two bytes before the locations are their number.
-    let locations = |numbers: &[usize]| {
+    let iloc_body = |numbers: &[usize]| {
         let count = (numbers.len() as u16).to_be_bytes();
         [&[0; 6][..], &count, &numbers.iter().copied().flat_map(location).collect::<Vec<_>>()]
             .concat()
@@ -192,13 +192,13 @@ fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
         assert_eq!(is_damaged(b"iprp", &properties), expected, "{n} properties");
         let references = [vec![0; 4], (0..n).flat_map(reference).collect()].concat();
         assert_eq!(is_damaged(b"iref", &references), expected, "{n} references");
-        let locations = locations(&(0..n).collect::<Vec<_>>());
+        let locations = iloc_body(&(0..n).collect::<Vec<_>>());
         assert_eq!(is_damaged(b"iloc", &locations), expected, "{n} locations");
     }
     let same_item_twice = [vec![0; 6], item(1), item(1)].concat();
     assert!(is_damaged(b"iinf", &same_item_twice));
-    assert!(!is_damaged(b"iloc", &locations(&[1, 2])));
-    assert!(is_damaged(b"iloc", &locations(&[1, 1])));
+    assert!(!is_damaged(b"iloc", &iloc_body(&[1, 2])));
+    assert!(is_damaged(b"iloc", &iloc_body(&[1, 1])));
 }
 
 #[test]

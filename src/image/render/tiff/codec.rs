@@ -148,8 +148,8 @@ impl<R: Read> Read for PackBits<R> {
         }
         match &mut self.run {
             Run::Literal(left) => {
-                let len = buffer.len().min(*left);
-                let len = self.packed.read(&mut buffer[..len])?;
+                let max_len = buffer.len().min(*left);
+                let len = self.packed.read(&mut buffer[..max_len])?;
                 *left -= len;
                 Ok(len)
             }

@@ -90,8 +90,8 @@ impl Scripts {
         let (mut script, now) = (self.take.key("calls"), self.now);
         script.key(now / 1_000_000).key(now % 1_000_000);
         script.arg(limit).arg(WINDOW.as_micros() as u64).arg(format!("r{replica}"));
-        let most_ages = 1000; // more than the calls of a test
-        script.arg(call).arg(most_ages).invoke(&mut self.connection).unwrap()
+        let max_searched = 1000; // more than the calls of a test
+        script.arg(call).arg(max_searched).invoke(&mut self.connection).unwrap()
     }
 
     /// Records calls of a replica. Each call is a number and its age in microseconds. Returns the number of

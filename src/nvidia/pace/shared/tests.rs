@@ -140,6 +140,7 @@ async fn two_replicas_keep_the_limit_together_and_use_all_of_it() {
     times.sort_unstable();
     for calls in times.windows(11) {
         let elapsed = calls[10] - calls[0];
+        // Half a second is left for a process that is slow to notice the time of its calls.
         assert!(elapsed >= limit_time, "eleven calls within {elapsed:?}");
     }
     // The last ten of the forty calls are made after three windows.

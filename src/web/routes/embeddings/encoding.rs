@@ -29,7 +29,7 @@ pub(super) struct Encoding {
 pub(super) enum EncodedVector {
     /// The numbers with the digits that NVIDIA sent.
     Unchanged(Vector),
-    /// Numbers scaled to a Euclidean length of 1.
+    /// Numbers scaled to a Euclidean length of 1; zeros stay as they are.
     Normalized(Vec<f64>),
     /// Base64 of little-endian 32-bit floats.
     Base64(String),

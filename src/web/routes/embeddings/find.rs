@@ -44,7 +44,8 @@ pub(super) type FoundPictures<'a> = Vec<(String, Result<&'a RawValue, Error>)>;
 /// Finds the pictures in the field `input`: an item or a list of at most `max_pictures` items.
 ///
 /// # Errors
-/// The list is empty or too long, or has tokens. An error of one item is in the returned list instead.
+/// The list is empty or too long, or begins with tokens. An error of one item is in the returned list
+/// instead.
 pub(super) fn find_in_input(
     input: &RawValue,
     max_pictures: usize,
