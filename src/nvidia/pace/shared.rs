@@ -115,11 +115,10 @@ impl Sharing {
 
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
-        // A replica that has noticed the failure waits half a second before it connects. Connecting
-        // takes up to two timeouts, the report one, and a command that writes its calls one. The
-        // other half second is a reserve. A replica takes longer if an attempt still hangs when the
-        // Valkey works again, or if only the next report notices the failure.
-        let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 4 * valkey.timeout());
+        // A replica notices the failure after its next report at the latest, and then tries to connect
+        // every half second. An attempt that hangs when the Valkey works again takes up to three
+        // timeouts; connecting takes two, the report one, and a command that writes its calls one.
+        let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 7 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
 }
