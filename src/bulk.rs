@@ -96,8 +96,8 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
         Service::open(arguments.to.as_ref(), arguments.save, &arguments.prefix, config).await?;
     let model = service.client.model().await?;
     match (&arguments.out, &existing.model) {
-        (Some(path), Some(of_rows)) if *of_rows != model => {
-            let (path, of_rows) = (path.clone(), of_rows.clone());
+        (Some(path), Some(existing_model)) if *existing_model != model => {
+            let (path, of_rows) = (path.clone(), existing_model.clone());
             return Err(OutputError::OtherModel { path, of_rows, of_service: model }.into());
         }
         _ => {}
@@ -131,8 +131,8 @@ fn concurrency_in_process(config: &Config) -> usize {
     calls_in_half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
-/// Checks that no file that the run would write is a source, and that the run may replace the exported
-/// file.
+/// Checks that no file that the run would write is a source, and that the exported file does not exist
+/// or is from an earlier run.
 fn check_output(arguments: &EmbedArguments) -> Result<(), BulkError> {
     let EmbedArguments { sources, out, export, .. } = arguments;
     let export_path = export.as_ref().map(|export| &export.path);

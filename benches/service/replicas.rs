@@ -1,5 +1,5 @@
-//! Measures what a Valkey adds to the latency of a service with a bucket. The bucket is a fake S3
-//! server in this process, which needs little processor time.
+//! Measures what a Valkey adds to the latency of a service with a bucket. The fake bucket in this
+//! process keeps the vectors, and needs little processor time.
 
 use std::{thread, time::Duration};
 

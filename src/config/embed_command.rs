@@ -18,7 +18,8 @@ pub(super) const EMBED: &str = "embed";
 pub struct EmbedArguments {
     /// Folders, pictures and lists. `-` is a list on standard input.
     pub sources: Vec<PathBuf>,
-    /// The `.jsonl` file that rows are appended to. `None` means standard output.
+    /// The `.jsonl` file that rows are appended to, also if `--out` names another format. `None` means
+    /// standard output.
     pub out: Option<PathBuf>,
     /// The file that is made from the rows when the run ends. `None` means no such file.
     pub export: Option<ExportFile>,
@@ -28,7 +29,7 @@ pub struct EmbedArguments {
     /// In a list, the name of the field that identifies a row. `None` means that the row's path or URL
     /// identifies it.
     pub id: Option<String>,
-    /// What the names of the fields that `embed` adds begin with.
+    /// The prefix of the names of the fields that `embed` adds.
     pub prefix: String,
     /// The running service to use. `None` means that a service is started in this process.
     pub to: Option<Url>,

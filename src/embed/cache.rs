@@ -2,7 +2,7 @@
 //!
 //! If the cache fails, requests still succeed, but each makes a call to NVIDIA. An embedding is
 //! temporary if it comes from a picture that was shrunk only because uploads did not work. Such an
-//! embedding is cached in memory only, until it expires: after a restart, uploads may work again.
+//! embedding is cached until it expires, and in memory only: after a restart, uploads may work again.
 
 use std::{fmt, sync::Arc};
 
@@ -31,8 +31,8 @@ const PREPARATION: u8 = 2;
 pub(super) struct CacheKey(Sha256);
 
 impl CacheKey {
-    /// The first eight bytes. If two keys have the same prefix, a look-up of one key may open a
-    /// file that does not exist; nothing worse happens.
+    /// The first eight bytes, by which the disk level remembers its files. If two keys have the same
+    /// prefix, a look-up of one key may try to open a file that does not exist; nothing worse happens.
     fn prefix(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = *self.0.bytes();
         u64::from_be_bytes([a, b, c, d, e, f, g, h])
@@ -144,8 +144,8 @@ impl Cache {
             memory.insert(*key, cached.clone());
         }
         if let Some(DiskLevel { writer, .. }) = &self.disk {
-            // The request does not wait for the disk.
-            drop(writer.enqueue(*key, cached.clone()));
+            let when_done = writer.enqueue(*key, cached.clone());
+            drop(when_done); // The request does not wait for the disk.
         }
         Some(cached.into_embedding(Provenance::Bucket))
     }

@@ -53,7 +53,7 @@ async fn assert_falls_back(call: &'static str, reply: Reply) {
     assert_eq!(inline_calls.len(), 1, "{:?}", nvidia.lines());
     let (picture, text_len) = inline_jpeg(&inline_calls[0]);
     assert!(text_len < 200_000, "the text must be within NVIDIA's limit: {text_len}");
-    // The service shrinks pictures to at most 1024 pixels on each side.
+    // Every shrunk picture is within this limit. The original of this one was already.
     assert!(picture.width() <= 1024 && picture.height() <= 1024);
     let calls_before = calls().count();
 
@@ -192,9 +192,9 @@ async fn a_picture_that_is_encoded_twice_releases_its_decode_memory_after_the_fi
     let bmp = converted(&noise_png(500, 500), image_rs::ImageFormat::Bmp);
     let nvidia = FakeNvidia::replying(vec![embedding()]).await;
     // The picture is first re-encoded. The result is too large to be sent inline, so the picture is
-    // then shrunk. Each step needs most of these 64 MiB, because a decoder needs 50 MiB even for
-    // the smallest picture. If the first step kept its memory, the second would wait for memory
-    // until the request's deadline.
+    // then shrunk. Each step needs most of `IMAGESVC_MAX_DECODE_BYTES`, because a decoder needs 50 MiB
+    // even for the smallest picture. If the first step kept its memory, the second would wait for
+    // memory until the request's deadline.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("IMAGESVC_MAX_DECODE_BYTES", "64MiB")
@@ -229,11 +229,12 @@ async fn a_picture_that_was_shrunk_during_an_outage_is_sent_as_an_asset_after_th
     }
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
 
-    // After a restart, the service remembers neither the outage nor the shrunk picture's vector.
+    // Another service, with a new folder, shrinks the picture in another outage.
     is_outage.store(true, Ordering::Relaxed);
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "shrunk");
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.header("x-cache"), "hit");
+    // After its restart, it remembers neither the outage nor the shrunk picture's vector.
     let folder = app.stop().await;
     is_outage.store(false, Ordering::Relaxed);
     let app = TestApp::builder(&nvidia).folder(folder).start().await;

@@ -119,7 +119,7 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
 }
 
 #[test]
-fn the_label_of_a_row_is_its_path_or_the_field_of_an_option_and_the_prefix_is_required() {
+fn the_label_of_a_row_is_its_path_or_a_field_that_an_option_names_and_the_prefix_must_match() {
     let bulk = photographs();
     // The first name contains a line break, which is printed as `\u000a`.
     bulk.write(
@@ -289,8 +289,9 @@ async fn a_service_that_answers_503_or_502_is_asked_again_and_rows_are_printed_b
 #[tokio::test(flavor = "multi_thread")]
 async fn sigint_and_sigterm_end_the_command_with_130() {
     let (release, _) = watch::channel(false);
-    let released = release.clone();
-    let nvidia = FakeNvidia::healthy_except(move |_| Some(embedding().held_until(&released))).await;
+    let shared_release = release.clone();
+    let nvidia =
+        FakeNvidia::healthy_except(move |_| Some(embedding().held_until(&shared_release))).await;
     let bulk = Bulk::new(&nvidia);
     bulk.write("photos/a.png", tiny(1));
     bulk.write("vectors.jsonl", row("a", "nvidia/nv-dinov2", &numbers()));

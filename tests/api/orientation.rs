@@ -10,8 +10,8 @@ use crate::support::{
 
 /// A JPEG of 160 × 120 pixels.
 const PLAIN: &[u8] = include_bytes!("../fixtures/formats/plain.jpg");
-/// A JPEG that a quarter turn clockwise makes upright, which is the orientation 6. Its pixels are stored as
-/// in [`PLAIN`].
+/// A JPEG with the orientation 6: a quarter turn clockwise makes it upright. Its pixels are stored as in
+/// [`PLAIN`].
 const EXIF6: &[u8] = include_bytes!("../fixtures/formats/exif6.jpg");
 
 /// The colours of the corners, clockwise from the upper left: red, green, blue and white.
@@ -113,14 +113,14 @@ fn tiff_with_orientation(tiff: &[u8], orientation: u8) -> Vec<u8> {
     let (type_and_count, value) = ([3, 0, 1, 0, 0, 0], [orientation, 0, 0, 0]); // one SHORT
     entries.push([&ORIENTATION.to_le_bytes()[..], &type_and_count, &value].concat());
     entries.sort_by_key(tag);
-    let mut turned = tiff.to_vec();
-    turned.resize(tiff.len().next_multiple_of(2), 0);
-    let new_start = (turned.len() as u32).to_le_bytes();
-    turned[4..8].copy_from_slice(&new_start);
-    turned.extend((entries.len() as u16).to_le_bytes());
-    turned.extend(entries.concat());
-    turned.extend([0; 4]); // no further directory
-    turned
+    let mut extended = tiff.to_vec();
+    extended.resize(tiff.len().next_multiple_of(2), 0);
+    let new_start = (extended.len() as u32).to_le_bytes();
+    extended[4..8].copy_from_slice(&new_start);
+    extended.extend((entries.len() as u16).to_le_bytes());
+    extended.extend(entries.concat());
+    extended.extend([0; 4]); // no further directory
+    extended
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let picture = corners(1600, 800);
-    // The orientation 1 is left out: an upright JPEG that is too long is shrunk at once.
+    // The orientation 1 is left out: an upright JPEG that is too long is always shrunk.
     for orientation in 2..=8 {
         // The zeros after the end make this JPEG too long to be sent inline. The JPEG of the turned
         // picture is short enough.
@@ -189,9 +189,9 @@ async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or
 async fn a_large_picture_that_must_be_turned_is_sent_as_a_jpeg_asset() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    let mut turned = HUBBLE.to_vec();
-    add_orientation_to_jpeg(&mut turned, 6);
-    assert_eq!(app.upload(&turned, "hubble.jpg").await.prepared(), "jpeg");
+    let mut sideways = HUBBLE.to_vec();
+    add_orientation_to_jpeg(&mut sideways, 6);
+    assert_eq!(app.upload(&sideways, "hubble.jpg").await.prepared(), "jpeg");
     let uploaded = nvidia.received().into_iter().find(|request| request.line().starts_with("PUT"));
     let uploaded = image_rs::load_from_memory(&uploaded.unwrap().body).unwrap();
     // The width and the height of HUBBLE, swapped.
@@ -208,14 +208,14 @@ async fn a_picture_with_an_orientation_has_nearly_the_vector_of_the_upright_pict
         .write_to(&mut upright, ImageFormat::Png)
         .unwrap();
     let upright_vector = app.upload(&upright.into_inner(), "upright.png").await.vector();
-    let turned_vector = app.upload(EXIF6, "turned.jpg").await.vector();
+    let sideways_vector = app.upload(EXIF6, "sideways.jpg").await.vector();
     // The sandbox's vectors have length 1, so the sum of the products is the cosine.
-    let cosine: f64 = upright_vector.iter().zip(&turned_vector).map(|(a, b)| a * b).sum();
+    let cosine: f64 = upright_vector.iter().zip(&sideways_vector).map(|(a, b)| a * b).sum();
     assert!(cosine > 0.99, "{cosine} should be more than 0.99");
 }
 
 #[tokio::test]
-async fn a_converted_jpeg_over_the_size_limit_is_encoded_at_a_lower_quality() {
+async fn a_png_webp_or_gif_whose_jpeg_is_over_the_size_limit_is_encoded_at_a_lower_quality() {
     let mut random = fastrand::Rng::with_seed(3);
     // Noise of two colours is short as a PNG, but long as a JPEG.
     let noise = RgbImage::from_fn(400, 300, |_, _| Rgb([255, 0, 0].map(|c| c * random.u8(..2))));
@@ -272,14 +272,14 @@ async fn a_picture_is_shrunk_if_its_jpeg_would_have_too_many_pixels_on_a_side_or
         .unwrap();
     let mut png = Vec::new();
     wide.write_to(&mut std::io::Cursor::new(&mut png), ImageFormat::Png).unwrap();
-    let turned = {
-        let mut turned = png.clone();
-        add_orientation_to_png(&mut turned, 6);
-        turned
+    let sideways = {
+        let mut sideways = png.clone();
+        add_orientation_to_png(&mut sideways, 6);
+        sideways
     };
     for (name, limit, picture) in [
         ("too wide", 1 << 20, converted(&png, ImageFormat::Tiff)),
-        ("turned", 1 << 20, turned),
+        ("sideways", 1 << 20, sideways),
         // A JPEG of this noise is longer than the GIF itself.
         ("noise", noise.len(), noise),
     ] {
@@ -331,11 +331,11 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
         .await;
     assert_eq!(app.upload(THREE_SCANS, "scans.jpg").await.prepared(), "original");
     let saved = app.saved();
-    let mut turned = THREE_SCANS.to_vec();
-    add_orientation_to_jpeg(&mut turned, 6);
+    let mut sideways = THREE_SCANS.to_vec();
+    add_orientation_to_jpeg(&mut sideways, 6);
     let over_the_inline_limit = [THREE_SCANS, &[0; 20_000]].concat();
     // Both pictures must be decoded: one to turn it, and the other to shrink it.
-    for picture in [turned, over_the_inline_limit] {
+    for picture in [sideways, over_the_inline_limit] {
         let answer = app.upload(&picture, "scans.jpg").await;
         let problem = assert_problem(&answer, 415, "unsupported_image");
         let detail = problem["detail"].as_str().unwrap();

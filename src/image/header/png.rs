@@ -23,7 +23,7 @@ pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     let u32_at =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     // The end of the file is no error here: if pixels are missing, the decoder reports that.
-    // Other read errors are reported by `read_bounded`, which calls this function.
+    // The reader remembers other errors, and `read_bounded` returns them.
     let orientation = read_orientation(reader).ok().flatten();
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     let (width, height) = (u32_at(16), u32_at(20));

@@ -6,9 +6,9 @@
 //! browsers send, so they do not restrict other programs.
 //!
 //! An attacker can also make his own host name resolve to the service's address (DNS rebinding). The
-//! browser then treats his page as the service's own page. Therefore, if clients need no key, the
-//! service's pages may call it only by some hosts: IP addresses, `localhost`, and host names that
-//! the operator has configured.
+//! browser then treats his page as the service's own page. Therefore, if clients need no key, calls
+//! by the service's own pages are accepted only if `Host` contains an IP address, `localhost`, or a
+//! host name that the operator has configured.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -216,8 +216,8 @@ pub(in crate::web) async fn check_page(
     Ok(next.run(request).await)
 }
 
-/// Whether the origin has the host that is in `Host`. The schemes may differ, since a proxy may have
-/// received the request by HTTPS.
+/// Whether the origin has the host that is in `Host`. The origin may have the scheme `https` although
+/// the service receives HTTP, since a proxy may have received the request by HTTPS.
 fn is_same_host(origin: Option<&str>, host: Option<&str>) -> bool {
     let (Some(origin), Some(host)) = (origin, host) else { return false };
     let Some((scheme, authority)) = origin.split_once("://") else { return false };

@@ -58,7 +58,8 @@ fn fields_of_the_source_become_text_columns_in_the_order_in_which_they_first_occ
 
 #[test]
 fn added_fields_have_their_types_and_the_nearest_f32_of_each_number() {
-    let text = row(&format!("{},-1e-3", ABOVE_MIDDLE.0)) + &row("3,4");
+    let (number, nearest_f32) = ABOVE_MIDDLE;
+    let text = row(&format!("{number},-1e-3")) + &row("3,4");
     let batch = read(&RowsFolder::new(&text));
     let size = |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int32Type>();
     assert_eq!(size("width").values()[..], [3, 3]);
@@ -67,7 +68,7 @@ fn added_fields_have_their_types_and_the_nearest_f32_of_each_number() {
     let element = Field::new("element", DataType::Float32, false);
     assert_eq!(*vectors.data_type(), DataType::FixedSizeList(Arc::new(element), 2));
     let numbers = vectors.as_fixed_size_list().values().as_primitive::<Float32Type>().values();
-    assert_eq!(numbers[..], [ABOVE_MIDDLE.1, -0.001, 3.0, 4.0]);
+    assert_eq!(numbers[..], [nearest_f32, -0.001, 3.0, 4.0]);
 }
 
 #[test]
@@ -109,7 +110,7 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     let sizes: Vec<_> =
         file.metadata().row_groups().iter().map(|group| group.total_byte_size() as usize).collect();
     assert!(sizes.len() >= 3, "{sizes:?}");
-    // A group ends with the batch that fills it. A batch is full with 4 MiB, so it contains two texts.
+    // A group ends with the batch that fills it. A batch ends with the text that reaches 4 MiB: the second.
     assert!(sizes.iter().all(|size| *size <= MAX_GROUP_BYTES + 2 * TEXT_BYTES), "{sizes:?}");
     let texts = column(&read(&rows), "a");
     assert!(texts.iter().enumerate().all(|(n, found)| found.as_deref() == Some(&text(n))));
