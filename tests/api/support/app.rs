@@ -180,6 +180,8 @@ impl TestApp {
                 );
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
+            // Closing the file would not suffice: a child that is forked now has this file open, too.
+            lock.unlock().unwrap();
         }
         self.folder
     }
