@@ -94,7 +94,7 @@ impl Bench {
         let folder = tempfile::Builder::new().prefix("imagesvc-bench-").tempdir_in(MEMORY).unwrap();
         let service = Service::start(folder.path(), &self.nvidia, &[]);
         let in_memory = InMemory { service, folder };
-        self.fresh_uploads().run(&in_memory.service, &self.nvidia);
+        self.warm_up(&in_memory.service);
         in_memory.remove_pictures();
         Some(in_memory)
     }

@@ -132,12 +132,17 @@ impl Bench {
         folder
     }
 
-    /// Starts a service, and sends requests to it before the measurement. In a new folder, the file
-    /// system is several times slower for the first few thousand files.
+    /// Starts a service with a new folder, and warms it up.
     fn start_warm(&mut self, name: &str) -> Service {
         let service = Service::start(&self.folder(name), &self.nvidia, &[]);
-        self.fresh_uploads().run(&service, &self.nvidia);
+        self.warm_up(&service);
         service
+    }
+
+    /// Sends requests to a service before it is measured. In a new folder, the file system is several
+    /// times slower for the first few thousand files.
+    fn warm_up(&self, service: &Service) {
+        self.fresh_uploads().run(service, &self.nvidia);
     }
 
     /// 16 clients that upload new small pictures.

@@ -57,7 +57,7 @@ impl Bench {
         let before = program_of("BENCH_PROGRAM_BEFORE").map(|program| {
             let folder = self.folder("before");
             let earlier = Service::start_program(&program, &folder, &self.nvidia, &[]);
-            self.fresh_uploads().run(&earlier, &self.nvidia); // as `start_warm` does
+            self.warm_up(&earlier);
             earlier
         });
         let from_16_clients = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };

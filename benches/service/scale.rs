@@ -35,7 +35,7 @@ impl Bench {
         let full_service = Service::start(&full_folder, &self.nvidia, &settings);
         let startup_ms = full_service.startup_time.as_secs_f64() * 1000.0;
         self.report.goal_at_most("start to first answer, full folder, ms", startup_ms, 30.0);
-        self.fresh_uploads().run(&full_service, &self.nvidia); // as `start_warm` does
+        self.warm_up(&full_service);
         let new_service = self.start_warm("new");
         heading(
             "16 clients, 34 KB, fresh; a folder with 100,000 pictures and 50,000 vectors, and a new folder",

@@ -63,7 +63,7 @@ pub(super) const REPLICAS: Setting<NonZeroU32> = Setting::new(
     "How many services share the NVIDIA key; each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE; with a Valkey, this counts only until the Valkey is reached",
 );
 
-/// The largest value of [`REPLICAS`].
+/// The largest value of [`REPLICAS`]. The compiler evaluates the `unwrap`, so it cannot panic at run time.
 const MAX_REPLICAS: NonZeroU32 = NonZeroU32::new(1000).unwrap();
 
 pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
