@@ -16,7 +16,7 @@ use axum::Router;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::task::TaskTracker;
 
@@ -167,21 +167,27 @@ impl Server {
         // Ends no task, but `wait` returns only after this call.
         self.background.close();
         Phase::Finishing.announce(&self.shutdown);
-        let mut finish = pin!(async {
-            connections.close().await;
-            self.background.wait().await;
-        });
-        if timeout(self.settings.drain_timeout, &mut finish).await.is_ok() {
-            tracing::info!("stopped: every request was answered");
-        } else {
-            Phase::EndingRequests.announce(&self.shutdown);
-            // Requests that are still running get an error response. Background tasks end with the
-            // process.
-            let answered = timeout(LAST_RESPONSE_WAIT, &mut finish).await.is_ok();
-            // The background tasks call NVIDIA, or write to the bucket.
-            let tasks = self.background.len();
-            tracing::warn!(answered, tasks, "stopped: the drain timeout ended running requests");
+        let end = Instant::now() + self.settings.drain_timeout;
+        let mut close = pin!(connections.close());
+        if timeout_at(end, &mut close).await.is_ok() {
+            if timeout_at(end, self.background.wait()).await.is_ok() {
+                tracing::info!("stopped: every request was answered");
+            } else {
+                // The tasks call NVIDIA, or write to the bucket. They end with the process.
+                let tasks = self.background.len();
+                tracing::warn!(tasks, "stopped: the drain timeout ended background tasks");
+            }
+            return;
         }
+        // Requests that are still running get an error response, and may start background tasks to
+        // undo what they have done.
+        Phase::EndingRequests.announce(&self.shutdown);
+        let end = Instant::now() + LAST_RESPONSE_WAIT;
+        let answered = timeout_at(end, close).await.is_ok();
+        // Tasks that take longer end with the process.
+        let _ = timeout_at(end, self.background.wait()).await;
+        let tasks = self.background.len();
+        tracing::warn!(answered, tasks, "stopped: the drain timeout ended running requests");
     }
 }
 

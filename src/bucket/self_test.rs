@@ -97,7 +97,7 @@ impl Bucket {
         // `Health` counts both kinds of reads together.
         let read_error = report.read.as_ref().err().or(report.read_missing.as_ref().err());
         for (operation, error) in
-            [(Operation::Write, report.write.as_ref().err()), (Operation::ReadMissing, read_error)]
+            [(Operation::Write, report.write.as_ref().err()), (Operation::Read, read_error)]
         {
             let has_failed = error.is_some();
             let transition = self.0.health.record_test(operation, has_failed, report.started);

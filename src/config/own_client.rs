@@ -1,7 +1,7 @@
 //! Adapts the settings to a service whose only client is in the same process, as for
 //! `imagesvc embed`.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{net::Ipv4Addr, path::PathBuf, time::Duration};
 
 use super::{Config, NO_CLIENT_KEYS};
 use crate::{
@@ -26,7 +26,7 @@ impl Config {
         let fetch = fetch::Settings { clients: Clients::One, ..self.fetch };
         server.listen = (Ipv4Addr::LOCALHOST, 0).into();
         server.max_connections_per_peer = server.max_connections;
-        server.drain_delay = std::time::Duration::ZERO;
+        server.drain_delay = Duration::ZERO;
         server.trusted_proxies = TrustedProxies::default();
         if let Some(folder) = folder {
             let space = DiskSpace::new(folder.clone(), store.space.reserved_bytes());
@@ -59,6 +59,8 @@ mod tests {
             ("IMAGESVC_API_KEYS", "a,b"),
             ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1"),
             ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8"),
+            ("IMAGESVC_DRAIN_DELAY", "5s"),
+            ("IMAGESVC_DOWNLOADS_MAX_AGE", "1d"),
         ]);
         let keys = ClientKeys::parse("one-key").unwrap();
         let config = Config::resolve(&raw).unwrap().for_own_client(keys, Some("cache".into()));
@@ -67,5 +69,8 @@ mod tests {
         assert_eq!(config.web.rate_limit, None);
         assert_eq!(config.embed.cache_folder.to_str(), Some("cache/.vectors"));
         assert_eq!(config.store.folder.to_str(), Some("cache"));
+        assert_eq!(config.store.retention.max_age, None);
+        assert!(!config.server.trusted_proxies.contains(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(config.server.drain_delay, Duration::ZERO);
     }
 }

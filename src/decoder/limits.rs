@@ -13,8 +13,8 @@ const STARTUP_ADDRESS_SPACE: u64 = 24 << 20;
 /// [`STARTUP_ADDRESS_SPACE`] is part of these bytes.
 const FIXED_OVERHEAD: u64 = 64 << 20;
 
-/// The result of [`memory_of_permit`] for the smallest picture, rounded down to MiB.
-const SMALLEST_PERMIT_MEMORY: u64 = 50 << 20;
+/// The result of [`memory_of_permit`] for the smallest picture, rounded up to MiB.
+const SMALLEST_PERMIT_MEMORY: u64 = 51 << 20;
 
 /// The limit for a picture of less than a million pixels, in seconds of processor time.
 const MIN_CPU_SECONDS: u64 = 5;
@@ -77,11 +77,11 @@ mod tests {
         let pixel = probe(Content::Memory(super::super::BLACK_PIXEL.into()), 1).unwrap();
         let job = plan_job(&pixel, Target::Converted { max_len: 0 }, 512 * MIB).unwrap();
         let needed = memory_of_permit(&job);
-        let rounded_down = needed / MIB * MIB;
-        assert_eq!(rounded_down, SMALLEST_PERMIT_MEMORY, "{needed}");
-        // A quarter of 199 MiB is too little for the smallest picture.
+        let rounded_up = needed.next_multiple_of(MIB);
+        assert_eq!(rounded_up, SMALLEST_PERMIT_MEMORY, "{needed}");
+        // A quarter of 203 MiB is too little for the smallest picture.
         let reserved_mib =
-            [199, 200, 512].map(|mib| memory_reserved_for_small_jobs(mib * MIB) / MIB);
-        assert_eq!(reserved_mib, [0, 50, 128]);
+            [203, 204, 512].map(|mib| memory_reserved_for_small_jobs(mib * MIB) / MIB);
+        assert_eq!(reserved_mib, [0, 51, 128]);
     }
 }

@@ -151,6 +151,23 @@ async fn requests_still_running_at_the_drain_timeout_are_answered_with_503_and_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn at_the_drain_timeout_the_log_says_that_only_background_tasks_are_left() {
+    let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let service =
+        ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
+    tokio::select! {
+        _ = upload(&service, 1) => panic!("no answer may precede NVIDIA's reply"),
+        _ = nvidia.wait_for(1) => {} // drops the upload, which disconnects its client
+    }
+    service.terminate();
+    let (status, log) = service.wait();
+    assert_eq!(status.code(), Some(0));
+    let last = log.last().unwrap();
+    assert!(last.contains("ended background tasks") && last.contains("\"tasks\":1"), "{last}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;

@@ -46,8 +46,8 @@ impl Writer {
     /// the embedding. If the queue is full, the embedding is dropped, and the channel is closed.
     pub(super) fn enqueue(&self, key: CacheKey, cached: CachedEmbedding) -> oneshot::Receiver<()> {
         let (done, when_done) = oneshot::channel();
-        if self.0.try_send(Entry { key, cached, done }).is_err() {
-            tracing::debug!("an embedding is not cached on disk: the queue is full");
+        if let Err(error) = self.0.try_send(Entry { key, cached, done }) {
+            tracing::debug!(%error, "an embedding is not cached on disk");
         }
         when_done
     }
