@@ -76,7 +76,7 @@ pub struct Job {
     /// Whether a cached embedding may be returned.
     pub cache_mode: CacheMode,
     /// When the request began to look for the embedding in the bucket, if it did.
-    pub looked_up_at: Option<Instant>,
+    pub looked_in_bucket_at: Option<Instant>,
     /// When the embedding must be ready.
     pub deadline: Instant,
     /// The picture's permits. They are released when both the request and the call have ended.

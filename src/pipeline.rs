@@ -127,7 +127,7 @@ impl Received {
             sha256: self.spooled.sha256,
             client: self.client,
             cache_mode,
-            looked_up_at: None,
+            looked_in_bucket_at: None,
             deadline: self.deadline,
             permits: Arc::clone(&self.permits),
         }
@@ -237,7 +237,7 @@ impl Pipeline {
         let mut job = received.job(cache_mode);
         let embed = async |when_saved: WhenSaved| {
             if self.store.bucket().is_some() {
-                job.looked_up_at = Some(Instant::now());
+                job.looked_in_bucket_at = Some(Instant::now());
                 if let Some(found) = self.embedder.look_up(job.sha256, cache_mode).await {
                     return Ok(found);
                 }

@@ -33,7 +33,8 @@ const LAYERS: &[&[&str]] = &[
     &["nvidia"],
 ];
 
-/// The top-level modules that may use axum; `app`, because it passes a router from `web` to `server`.
+/// The top-level modules that may use axum. `app` is one of them because it passes a router from `web` to
+/// `server`.
 const MAY_USE_AXUM: &[&str] = &["web", "sandbox", "server", "app"];
 
 /// `config` itself, and the top-level modules that may import it.
@@ -93,7 +94,7 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut at = 0;
     while at < tokens.len() {
-        // An attribute and a visibility with parentheses are two tokens each.
+        // Each `+ 2` skips an attribute or a visibility with parentheses, which are two tokens.
         if begins_with_cfg_test(&tokens[at..]) {
             at = end_of_item(&tokens, at + 2);
             continue;
@@ -289,7 +290,7 @@ fn assert_no_circle<M: Ord + Copy + fmt::Debug>(mut imports: BTreeMap<M, BTreeSe
     let remaining: Vec<_> = imports.keys().collect();
     assert!(
         remaining.is_empty(),
-        "no modules should import each other in a circle, or import such modules: {remaining:?}"
+        "these modules import each other in a circle, or import a module that does: {remaining:?}"
     );
 }
 

@@ -1,5 +1,5 @@
 //! Measures what a Valkey adds to the latency of a service with a bucket. The fake bucket in this
-//! process keeps the vectors, and needs little processor time.
+//! process keeps vectors but discards pictures, and needs little processor time.
 
 use std::{thread, time::Duration};
 
@@ -45,7 +45,7 @@ impl Bench {
         let plain = Service::start(&folder, &self.nvidia, &settings);
         let folder = self.folder("valkey");
         let shared = Service::start(&folder, &self.nvidia, &with_valkey);
-        // For three seconds after its start, a replica makes only its share of the calls.
+        // For three seconds after its start, a replica keeps to its share of the limit on calls to NVIDIA.
         thread::sleep(Duration::from_secs(4));
 
         self.nvidia.set_delay(CALL_TIME);

@@ -17,7 +17,7 @@ pub(super) const LARGE_IMAGES: Setting<LargeImages> = Setting::new(
 pub(super) const INLINE_LIMIT: Setting<usize> = Setting::new(
     "NVIDIA_INLINE_LIMIT",
     "200000",
-    // A limit below this range would be too low even for a thumbnail. NVIDIA itself allows no more.
+    // A lower limit would be too low even for a thumbnail. NVIDIA refuses a longer text than the upper end.
     |text| parse::number(text, 20_000..=200_000),
     "Pictures whose Base64 text has at least this many characters count as large",
 );

@@ -65,6 +65,6 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Limits {
         max_batch: reader.value(&MAX_BATCH),
         request_timeout: reader.value(&REQUEST_TIMEOUT),
         body_timeout: reader.value(&BODY_TIMEOUT),
-        clients: Clients::Many, // later `One` if `embed` or `nearest` is the only client
+        clients: Clients::Many, // `Config::for_own_client` replaces this by `One`
     }
 }

@@ -45,9 +45,9 @@ impl Embedder {
                 inner.cache.insert_in_memory(key, &embedding);
             }
             // The requests get the outcome before the vector is written to the disk and the bucket.
-            // Other requests can join this call until the entry is dropped, which is after the
-            // write.
-            let _entry_until_written = guard.complete(Ok(embedding.clone()));
+            // Other requests can join this call until the returned guard is dropped, which is after
+            // the write.
+            let _guard_until_written = guard.complete(Ok(embedding.clone()));
             let is_in_bucket = is_new && inner.cache.write(key, &embedding).await;
             // If the vector is not in the bucket, the lease is dropped, which releases it as not done.
             if let Some(lease) = lease.filter(|_| is_in_bucket) {
@@ -72,9 +72,9 @@ impl Inner {
         if let Some(found) = self.look_up_locally(key, job.cache_mode).await {
             return Ok((found, None));
         }
-        let mut looked_up_at = job.looked_up_at;
+        let mut looked_in_bucket_at = job.looked_in_bucket_at;
         loop {
-            let decision = self.decide(job, key, looked_up_at, &mut reservation).await?;
+            let decision = self.decide(job, key, looked_in_bucket_at, &mut reservation).await?;
             let lease = match decision {
                 Decision::Found(embedding) => return Ok((embedding, None)),
                 Decision::Call(lease) => lease,
@@ -88,25 +88,32 @@ impl Inner {
                 Some(embedding) => return Ok((embedding, lease)),
                 // This replica has lost the lease. Another replica may have written the vector since, so
                 // this replica must look in the bucket again.
-                None => looked_up_at = None,
+                None => looked_in_bucket_at = None,
             }
         }
     }
 
     /// Decides whether this replica makes the call. If there is no Valkey, or if the request bypasses
-    /// the cache, this replica makes the call without asking the others. `looked_up_at` is when it last
+    /// the cache, this replica makes the call without asking the others. `looked_in_bucket_at` is when it last
     /// looked in the bucket.
     async fn decide(
         &self,
         job: &Job,
         key: &CacheKey,
-        looked_up_at: Option<Instant>,
+        looked_in_bucket_at: Option<Instant>,
         reservation: &mut Option<Reservation>,
     ) -> Result<Decision, Error> {
         match (&self.valkey, job.cache_mode) {
             (Some(valkey), CacheMode::Use) => {
-                lease::decide(valkey, &self.cache, key, looked_up_at, reservation, job.deadline)
-                    .await
+                lease::decide(
+                    valkey,
+                    &self.cache,
+                    key,
+                    looked_in_bucket_at,
+                    reservation,
+                    job.deadline,
+                )
+                .await
             }
             _ => Ok(Decision::Call(None)),
         }

@@ -118,7 +118,7 @@ pub(super) enum Decision {
 }
 
 /// Decides whether this replica calls NVIDIA. Waits while another replica calls it. Gives up the
-/// reservation before the first wait, so that other requests can use it. `looked_up_at` is when this
+/// reservation before the first wait, so that other requests can use it. `looked_in_bucket_at` is when this
 /// replica last began to look in the bucket. `None` means that it must look before it calls NVIDIA.
 ///
 /// # Errors
@@ -127,7 +127,7 @@ pub(super) async fn decide(
     valkey: &Valkey,
     cache: &Cache,
     key: &CacheKey,
-    mut looked_up_at: Option<Instant>,
+    mut looked_in_bucket_at: Option<Instant>,
     reservation: &mut Option<Reservation>,
     deadline: Instant,
 ) -> Result<Decision, Error> {
@@ -136,7 +136,7 @@ pub(super) async fn decide(
     let mut step = Step::FIRST;
     loop {
         let has_looked_within =
-            |time: Duration| looked_up_at.is_some_and(|look: Instant| look.elapsed() < time);
+            |time: Duration| looked_in_bucket_at.is_some_and(|look: Instant| look.elapsed() < time);
         step = match step {
             Step::Acquire { ignore_done } => {
                 let reply = valkey.acquire_lease(key, ignore_done).await;
@@ -159,7 +159,7 @@ pub(super) async fn decide(
                 Step::after_wait(!has_looked_within(LOOK_INTERVAL))
             }
             Step::Read(position) => {
-                looked_up_at = Some(Instant::now());
+                looked_in_bucket_at = Some(Instant::now());
                 match cache.look_up_in_bucket(key).await {
                     Some(embedding) => {
                         if let Some(lease) = lease {

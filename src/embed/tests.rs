@@ -75,7 +75,7 @@ fn new_job() -> Job {
         sha256: Sha256::from_bytes([7; 32]),
         client,
         cache_mode: CacheMode::Use,
-        looked_up_at: None,
+        looked_in_bucket_at: None,
         deadline: Instant::now() + Duration::from_secs(30),
         permits: Arc::new(PicturePermits {
             at_work: at_work.empty_permit(client),

@@ -197,7 +197,7 @@ impl Pipeline {
         let pictures = received.iter().flatten();
         let distinct: HashSet<Sha256> = pictures.map(|received| received.spooled.sha256).collect();
         let distinct_count = distinct.len();
-        let looked_up_at = Instant::now();
+        let looked_in_bucket_at = Instant::now();
         let look_up = |sha256| async move {
             let embedding = self.embedder.look_up(sha256, cache_mode).await?;
             Some((sha256, embedding))
@@ -219,7 +219,7 @@ impl Pipeline {
                         None => {
                             let embedder = self.embedder.clone();
                             let mut job = received.job(cache_mode);
-                            job.looked_up_at = Some(looked_up_at);
+                            job.looked_in_bucket_at = Some(looked_in_bucket_at);
                             let reservation = Some(reservation.split_one());
                             async move { embedder.embed(job, reservation).await }.boxed()
                         }

@@ -140,5 +140,8 @@ async fn with_an_unusable_bucket_the_start_exits_with_1_and_names_the_setting_or
     }
     moto.delete_bucket().await;
     let log = log_of_refused_start(&nvidia, moto.settings()).await;
-    assert!(log.contains("IMAGESVC_BUCKET is the address of a bucket that does not"), "{log}");
+    assert!(
+        log.contains("IMAGESVC_BUCKET is the address of a bucket that does not exist"),
+        "{log}"
+    );
 }

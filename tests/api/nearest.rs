@@ -119,7 +119,7 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
 }
 
 #[test]
-fn the_label_of_a_row_is_its_path_or_a_field_that_an_option_names_and_the_prefix_must_match() {
+fn the_label_of_a_row_is_its_path_or_the_field_that_id_or_field_names() {
     let bulk = photographs();
     // The first name contains a line break, which is printed as `\u000a`.
     bulk.write(
@@ -127,19 +127,25 @@ fn the_label_of_a_row_is_its_path_or_a_field_that_an_option_names_and_the_prefix
         "{\"id\": 7, \"n\": {\"name\": \"a\\nb\"}, \"path\": \"photos/cat.png\"}\n\
          {\"id\": 8, \"n\": {\"name\": \"c\"}, \"path\": \"photos/rocket.jpg\"}\n",
     );
-    // `--prefix` adds `p_` to the names of all fields that `embed` writes.
-    bulk.run("list.jsonl --sandbox --prefix p_ --out list-vectors.jsonl").expect_exit_code(0);
+    bulk.run("list.jsonl --sandbox --out list-vectors.jsonl").expect_exit_code(0);
     let nearest = |option: &str| {
         let run = bulk.nearest(&format!(
-            "photos/cat.png --in list-vectors.jsonl --sandbox --prefix p_ --count 1 {option}"
+            "photos/cat.png --in list-vectors.jsonl --sandbox --count 1 {option}"
         ));
         run.expect_exit_code(0).stdout
     };
     assert_eq!(nearest(""), "1.0000  photos/cat.png\n");
     assert_eq!(nearest("--id id"), "1.0000  7\n");
     assert_eq!(nearest("--field n.name"), "1.0000  a\\u000ab\n");
-    // Without the prefix, `nearest` does not find the vector in a row.
-    let run = bulk.nearest("photos/cat.png --in list-vectors.jsonl --sandbox").expect_exit_code(2);
+}
+
+#[test]
+fn nearest_needs_the_prefix_that_embed_was_run_with() {
+    let bulk = photographs();
+    bulk.run("photos/cat.png --sandbox --prefix p_ --out list-vectors.jsonl").expect_exit_code(0);
+    let nearest = "photos/cat.png --in list-vectors.jsonl --sandbox";
+    bulk.nearest(&format!("{nearest} --prefix p_")).expect_exit_code(0);
+    let run = bulk.nearest(nearest).expect_exit_code(2);
     assert!(run.stderr.contains("list-vectors.jsonl, line 1: "), "{}", run.stderr);
 }
 

@@ -257,7 +257,7 @@ async fn a_png_webp_or_gif_whose_jpeg_is_over_the_size_limit_is_encoded_at_a_low
 }
 
 #[tokio::test]
-async fn a_picture_is_shrunk_if_its_jpeg_would_have_too_many_pixels_on_a_side_or_too_many_bytes() {
+async fn a_picture_is_shrunk_if_it_is_too_wide_for_a_jpeg_or_its_jpeg_is_too_long_at_any_quality() {
     // A JPEG has at most 65,535 pixels on each side.
     let wide =
         RgbImage::from_fn(
@@ -280,7 +280,7 @@ async fn a_picture_is_shrunk_if_its_jpeg_would_have_too_many_pixels_on_a_side_or
     for (name, limit, picture) in [
         ("too wide", 1 << 20, converted(&png, ImageFormat::Tiff)),
         ("sideways", 1 << 20, sideways),
-        // A JPEG of this noise is longer than the GIF itself.
+        // At any quality, the JPEG of this noise is longer than the GIF, whose length is the limit.
         ("noise", noise.len(), noise),
     ] {
         let nvidia = FakeNvidia::healthy().await;

@@ -30,7 +30,7 @@ const UNSUPPORTED: [(&str, &str); 3] = [
 /// The beginnings of the names of JPEGs that the service can send unchanged, but cannot decode, each
 /// with a word of the error's detail.
 const UNDECODABLE: [(&str, &str); 5] = [
-    // Names with 42 continue with 0 or 2.
+    // The beginnings that end in 42 cover the kinds with 420 and 422.
     ("jpeg-scan-per-component-42", "scan"),
     ("jpeg-three-scans-42", "scan"),
     ("jpeg-three-scans-411", "scan"),
@@ -58,8 +58,8 @@ const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst_sq
 /// The largest allowed difference after encoding as JPEG with quality 90, in levels from 0 to 255.
 const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_square: 6.0 };
 
-/// An inline limit, in characters of Base64. A test makes every small JPEG and PNG longer
-/// than this.
+/// An inline limit, in characters of Base64. The test appends as many bytes to a small picture, so that
+/// its file is over the limit.
 const INLINE_LIMIT: usize = 20_000;
 /// An inline limit, in characters of Base64, for which a large picture must be scaled down once.
 const LARGE_INLINE_LIMIT: usize = 60_000;
@@ -337,7 +337,10 @@ async fn a_large_picture_is_shrunk_to_the_upright_pixels_that_pillow_decodes() {
         let failure = if prepared == "shrunk" && is_smaller {
             picture.compare(&received, MAX_DIFFERENCE_IF_SHRUNK)
         } else {
-            Some(format!("{prepared} and not smaller: {:?} pixels", received.dimensions()))
+            Some(format!(
+                "should be shrunk to fewer pixels: {prepared}, {:?} pixels",
+                received.dimensions()
+            ))
         };
         failures.add(picture, failure);
     }

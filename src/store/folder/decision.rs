@@ -28,7 +28,7 @@ pub(in crate::store) enum Stage {
     Writing,
     /// The thread renames the picture into the downloads folder, and syncs that folder.
     Renaming,
-    /// The picture is saved.
+    /// The picture is in the downloads folder. Its `FileGuard` decides whether it stays there.
     Saved,
     /// The picture is given up: the thread removes it.
     GivenUp,
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_picture_is_saved_if_the_thread_ends_before_the_deadline_and_stays_if_confirmed() {
+    async fn a_picture_that_is_saved_before_the_deadline_stays_if_its_guard_is_confirmed() {
         let mut store = SlowStore::new();
         let save = store.start_saving().await;
         store.run_to_end();
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_saved_picture_is_removed_if_it_is_never_confirmed() {
+    async fn a_saved_picture_is_removed_if_its_guard_is_never_confirmed() {
         let mut store = SlowStore::new();
         let save = store.start_saving().await;
         store.run_to_end();
