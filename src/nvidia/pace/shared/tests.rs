@@ -290,3 +290,16 @@ async fn the_recorder_does_not_keep_the_limiter_alive() {
     until(async || inner.strong_count() == 0).await;
     assert!(valkey.works());
 }
+
+#[tokio::test]
+async fn a_long_timeout_of_the_valkey_lengthens_the_settle_time() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    for (timeout_ms, settle_time_ms) in [(250, 3000), (1000, 8000)] {
+        let url = ValkeyUrl::parse(&server.url()).unwrap();
+        let timeout = Duration::from_millis(timeout_ms);
+        let settings = Settings { url, timeout, replicas: 1 };
+        let valkey = Valkey::start(&settings, TaskTracker::new(), Metrics::new()).await.unwrap();
+        let limit = SharedLimit::new(valkey, key());
+        assert_eq!(limit.settle_time, Duration::from_millis(settle_time_ms));
+    }
+}
