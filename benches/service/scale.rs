@@ -1,4 +1,4 @@
-//! Compares a service whose folder has as many files as after long use with one whose folder is new.
+//! Compares two services: one whose folder is as full as after long use, and one whose folder is new.
 
 use std::{
     fs::{self, File},
@@ -26,7 +26,8 @@ const VECTORS: u64 = 50_000;
 const VECTOR_BYTES: u64 = 19_000;
 
 impl Bench {
-    /// Measures the start with a full folder, and then uploads to both services in turn.
+    /// Measures how long a service with a full folder takes to start. Then compares its uploads with those
+    /// of a service with a new folder.
     pub fn scale(&mut self) {
         let full_folder = self.folder("full");
         fill(&full_folder.join("downloads"));
@@ -41,6 +42,7 @@ impl Bench {
             "16 clients, 34 KB, fresh; a folder with 100,000 pictures and 50,000 vectors, and a new folder",
             &["folder", "req/s", "CPU ms", "peak MB"],
         );
+        // The loads of one service in all rounds together last for twice the usual time of a load.
         let load = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
         let rounds = (0..ROUNDS).map(|_| {
             let [full_result, new_result] =
