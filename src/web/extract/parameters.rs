@@ -35,8 +35,8 @@ impl<'a> Parameterized<'a> {
         self.main.eq_ignore_ascii_case(expected.as_bytes())
     }
 
-    /// Returns the value of the parameter with this name, in upper or lower case. Returns `None` if there
-    /// is no such parameter, or if there are several: another parser might use another one.
+    /// Returns the value of the parameter with this name. The case of the name does not matter. Returns
+    /// `None` if there is no such parameter, or if there are several: another parser might use another one.
     pub(super) fn get(&self, name: &str) -> Option<&[u8]> {
         let matches = |(other, _): &&(&[u8], _)| other.eq_ignore_ascii_case(name.as_bytes());
         let mut values = self.parameters.iter().filter(matches).map(|(_, value)| &**value);
@@ -52,8 +52,8 @@ fn split_at_semicolon(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Parses the first parameter. Returns the parameter, or `None` if it has no equals sign. Also returns
-/// the text after its semicolon, or `None` if it is the last parameter.
+/// Parses the first parameter in the text. Returns the parameter, or `None` if it has no equals sign. Also
+/// returns the text after the semicolon that ends the parameter, or `None` without such a semicolon.
 fn parse_parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
     let is_end = |byte: &u8| matches!(byte, b'=' | b';');
     let name_end = text.iter().position(is_end).unwrap_or(text.len());

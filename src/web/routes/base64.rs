@@ -2,8 +2,8 @@
 //!
 //! The whole body is in memory, and is never copied: the parser finds the text in the body, removes
 //! escapes and line breaks in place, and decodes the text in pieces. A streaming JSON parser would
-//! need less memory, but is not necessary: the largest picture limits the body, and the
-//! body's memory counts toward the client's share.
+//! need less memory, but is not necessary: the limit on a picture's bytes also limits the body, and
+//! the body's memory counts toward the client's share.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
@@ -162,8 +162,8 @@ impl AsRef<[u8]> for ChargedBody {
     }
 }
 
-/// Decodes the normalized Base64 text in this range of a body, piece by piece. Drops the body at
-/// the stream's end.
+/// Decodes the normalized Base64 text in this range of a body, piece by piece. The stream drops its
+/// reference to the body at its end.
 pub(super) fn decode_pieces(
     body: Arc<ChargedBody>,
     text: Range<usize>,
