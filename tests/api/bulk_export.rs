@@ -120,7 +120,7 @@ async fn a_run_that_stopped_makes_no_file_and_says_so() {
             200,
             r#"{"sha256":"ab","model":"m","prepared":"jpeg","width":4,"height":4,"vector":[0.5]}"#,
         ),
-        _ => Reply::json(401, r#"{"code":"embedding_exhausted","detail":"Sentence."}"#),
+        _ => Reply::json(503, r#"{"code":"embedding_exhausted","detail":"Sentence."}"#),
     })
     .await;
     let bulk = Bulk::without_nvidia();
@@ -149,6 +149,7 @@ async fn an_interrupted_run_leaves_the_file_of_an_earlier_run_and_says_so() {
     let nvidia = FakeNvidia::healthy_except(move |_| Some(held.clone())).await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
+    // Without this file of rows, the run would refuse to replace `vectors.npy`.
     bulk.write("vectors.jsonl", "");
     bulk.write("vectors.npy", "earlier");
     let mut process = bulk.start("photos --out vectors.npy");
@@ -315,7 +316,8 @@ async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
             let expected = match &row[name] {
                 Value::String(text) => Some(text.clone()),
                 Value::Null => None,
-                other => Some(if name == "n" { "1.50".into() } else { other.to_string() }),
+                // Of these columns, only `n` is a number.
+                _ => Some("1.50".into()),
             };
             assert_eq!(found, expected.as_deref(), "{name}");
         }

@@ -1,5 +1,5 @@
-//! The errors that clients see if NVIDIA or the disk fails. Also the errors for an unknown path, a
-//! wrong method and a body that stops, the request id of an error, and the proxy for NVIDIA.
+//! The errors that clients see if NVIDIA or the disk fails, if a path or a method is wrong, or if a
+//! body stops. Also tests the request id of an error, and calls to NVIDIA through a proxy.
 
 use std::time::Duration;
 
@@ -13,17 +13,6 @@ use crate::support::{
     FakeNvidia, FakeServer, ROCKET, Reply, TestApp, assert_problem, embedding, free_address,
     post_head,
 };
-
-/// An error in NVIDIA's format. The texts in it must not reach clients.
-pub fn nvidia_error(status: u16) -> Reply {
-    Reply::new(
-        status,
-        &[("content-type", "application/problem+json")],
-        format!(
-            r#"{{"status":{status},"title":"upstream-secret","detail":"upstream-secret at /opt/planted"}}"#
-        ),
-    )
-}
 
 #[tokio::test]
 async fn a_redirect_from_nvidia_is_not_followed() {
@@ -53,7 +42,7 @@ async fn the_proxy_for_nvidia_is_used_if_it_is_set() {
 }
 
 #[tokio::test]
-async fn a_hanging_call_to_nvidia_is_a_timeout_and_the_picture_stays_saved() {
+async fn a_hanging_call_to_nvidia_is_a_timeout_and_the_error_names_the_saved_file() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     // The first setting limits the whole request, and the second each attempt of the call.
     for (name, value) in [("IMAGESVC_REQUEST_TIMEOUT", "1500ms"), ("NVIDIA_TIMEOUT", "20ms")] {

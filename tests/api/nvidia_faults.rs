@@ -11,12 +11,9 @@ use std::{
 
 use futures_util::{StreamExt, future::join_all, stream};
 
-use crate::{
-    errors::nvidia_error,
-    support::{
-        Answer, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding,
-        picture_number, tiny,
-    },
+use crate::support::{
+    Answer, FakeNvidia, HUBBLE, ROCKET, Reply, TestApp, assert_problem, embedding, picture_number,
+    tiny,
 };
 
 /// A page from a gateway in front of NVIDIA. `assert_problem` checks that its title does not reach
@@ -25,6 +22,17 @@ const HTML_PAGE: &str = "<!DOCTYPE html>\n<html><title>upstream-secret</title></
 
 fn html(status: u16) -> Reply {
     Reply::new(status, &[("content-type", "text/html")], HTML_PAGE)
+}
+
+/// An error in NVIDIA's format. `assert_problem` checks that its texts do not reach clients.
+fn nvidia_error(status: u16) -> Reply {
+    Reply::new(
+        status,
+        &[("content-type", "application/problem+json")],
+        format!(
+            r#"{{"status":{status},"title":"upstream-secret","detail":"upstream-secret at /opt/planted"}}"#
+        ),
+    )
 }
 
 /// Faults after which the service makes another attempt.
