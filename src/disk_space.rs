@@ -101,7 +101,7 @@ type Measure = dyn Fn(&Path) -> io::Result<FreeSpace> + Send + Sync;
 
 struct Inner {
     folder: PathBuf,
-    reserved_bytes: u64,
+    min_free_bytes: u64,
     measure: Box<Measure>,
     ledger: Mutex<Ledger>,
     sampler: Sampler<Result<FreeSpace, Error>>,
@@ -109,35 +109,35 @@ struct Inner {
 
 impl fmt::Debug for DiskSpace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Inner { folder, reserved_bytes, .. } = &*self.0;
+        let Inner { folder, min_free_bytes, .. } = &*self.0;
         f.debug_struct("DiskSpace")
             .field("folder", folder)
-            .field("reserved_bytes", reserved_bytes)
+            .field("min_free_bytes", min_free_bytes)
             .finish_non_exhaustive()
     }
 }
 
 impl DiskSpace {
-    /// The disk of `folder`, where `reserved_bytes` must stay free; 0 means that bytes are not checked.
-    /// Inodes are always checked.
-    pub fn new(folder: PathBuf, reserved_bytes: u64) -> Self {
-        Self::with_measure(folder, reserved_bytes, free_space)
+    /// The disk of `folder`, where `min_free_bytes` must stay free; 0 means that bytes are not checked.
+    /// Inodes have a reserve of their own, which is always checked.
+    pub fn new(folder: PathBuf, min_free_bytes: u64) -> Self {
+        Self::with_measure(folder, min_free_bytes, free_space)
     }
 
     /// Like [`Self::new`], with a function that measures free space, for tests.
     pub fn with_measure(
         folder: PathBuf,
-        reserved_bytes: u64,
+        min_free_bytes: u64,
         measure: impl Fn(&Path) -> io::Result<FreeSpace> + Send + Sync + 'static,
     ) -> Self {
         let measure = Box::new(measure);
         let (ledger, sampler) = (Mutex::default(), Sampler::default());
-        Self(Arc::new(Inner { folder, reserved_bytes, measure, ledger, sampler }))
+        Self(Arc::new(Inner { folder, min_free_bytes, measure, ledger, sampler }))
     }
 
     /// The bytes that must stay free.
-    pub fn reserved_bytes(&self) -> u64 {
-        self.0.reserved_bytes
+    pub fn min_free_bytes(&self) -> u64 {
+        self.0.min_free_bytes
     }
 
     /// The free space, measured at most a second ago.
@@ -162,7 +162,7 @@ impl DiskSpace {
     /// [`Error`]
     pub fn measure_and_check_space(&self) -> Result<(), Error> {
         self.measure()?;
-        Ok(self.ledger().check(Amount::of_file(1), self.0.reserved_bytes)?)
+        Ok(self.ledger().check(Amount::of_file(1), self.0.min_free_bytes)?)
     }
 
     /// Returns a permit for one file. At first, the permit grants no space.
@@ -175,7 +175,7 @@ impl DiskSpace {
         if !self.try_grant_by_recent_measurement(more) {
             // The free space is close to the reserve, or the latest measurement is too old.
             self.free_space_no_older_than(Duration::ZERO).await?;
-            self.ledger().grant(more, self.0.reserved_bytes)?;
+            self.ledger().grant(more, self.0.min_free_bytes)?;
         }
         Ok(())
     }
@@ -183,15 +183,15 @@ impl DiskSpace {
     fn blocking_acquire(&self, more: Amount) -> Result<(), Error> {
         if !self.try_grant_by_recent_measurement(more) {
             self.measure()?;
-            self.ledger().grant(more, self.0.reserved_bytes)?;
+            self.ledger().grant(more, self.0.min_free_bytes)?;
         }
         Ok(())
     }
 
     fn try_grant_by_recent_measurement(&self, more: Amount) -> bool {
-        // `None` means that the system's clock began less than `MAX_AGE` ago.
+        // `None` if the system's clock began less than `MAX_AGE` ago: then no measurement is too old.
         let oldest = Instant::now().checked_sub(MAX_AGE);
-        self.ledger().try_grant_by_recent_measurement(more, self.0.reserved_bytes, oldest)
+        self.ledger().try_grant_by_recent_measurement(more, self.0.min_free_bytes, oldest)
     }
 
     async fn free_space_no_older_than(&self, max_age: Duration) -> Result<FreeSpace, Error> {
@@ -201,8 +201,8 @@ impl DiskSpace {
 
     /// Measures the free space and records it. Blocks the thread.
     fn measure(&self) -> Result<FreeSpace, Error> {
-        // `written` is read before the measurement. Bytes that are written during the measurement
-        // are then subtracted twice from the free space. Otherwise they might not be subtracted at all.
+        // `written` is read first, then the system measures. Bytes that are written between the two count
+        // twice: as used on the disk, and as not written yet. In the other order, such bytes might not count.
         let (taken_at, written) = (Instant::now(), self.ledger().written());
         let free = (self.0.measure)(&self.0.folder).map_err(|e| Error::Unknown(Arc::new(e)))?;
         self.ledger().record(Measurement { taken_at, free, written });

@@ -102,10 +102,10 @@ impl Inputs {
         small.write_to(&mut bmp, ImageFormat::Bmp).unwrap();
         // The folder is not used, because the picture stays in memory.
         let folder = PathBuf::new();
-        let reserved_bytes = 0;
+        let min_free_bytes = 0;
         Self {
             chunks: picture.chunks(CHUNK_LEN).map(Bytes::copy_from_slice).collect(),
-            staging: Staging::new(folder.clone(), DiskSpace::new(folder, reserved_bytes)),
+            staging: Staging::new(folder.clone(), DiskSpace::new(folder, min_free_bytes)),
             base64: BASE64_STANDARD.encode(&picture).into_bytes(),
             picture: picture.into(),
             embedding: samples::embedding(),

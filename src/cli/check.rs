@@ -147,7 +147,7 @@ fn check_folder(folder: &Path) -> Finding {
 fn check_disk(settings: &store::Settings) -> Finding {
     let existing = settings.folder.ancestors().find(|ancestor| ancestor.exists());
     match free_space(existing.unwrap_or(Path::new("."))) {
-        Ok(free) => check_free_space(free, settings.space.reserved_bytes()),
+        Ok(free) => check_free_space(free, settings.space.min_free_bytes()),
         Err(error) => {
             let text = format!("its free space cannot be read: {error}");
             Finding::new("disk", State::Fault, text)

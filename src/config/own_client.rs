@@ -29,7 +29,7 @@ impl Config {
         server.drain_delay = Duration::ZERO;
         server.trusted_proxies = TrustedProxies::default();
         if let Some(folder) = folder {
-            let space = DiskSpace::new(folder.clone(), store.space.reserved_bytes());
+            let space = DiskSpace::new(folder.clone(), store.space.min_free_bytes());
             embed.cache_folder = folder.join(".vectors");
             embed.cache_space = space.clone();
             store.folder = folder;

@@ -76,22 +76,22 @@ impl FreeSpace {
     ///
     /// # Errors
     /// [`Shortage`]
-    pub fn check(self, reserved_bytes: u64) -> Result<(), Shortage> {
-        self.check_amount(Amount::of_file(1), reserved_bytes, Amount::default())
+    pub fn check(self, min_free_bytes: u64) -> Result<(), Shortage> {
+        self.check_amount(Amount::of_file(1), min_free_bytes, Amount::default())
     }
 
     /// Checks that the reserves and `margin` stay free if `wanted` is taken.
     fn check_amount(
         self,
         wanted: Amount,
-        reserved_bytes: u64,
+        min_free_bytes: u64,
         margin: Amount,
     ) -> Result<(), Shortage> {
         let Self { bytes: free, inodes } = self;
-        let needed = wanted.bytes.saturating_add(reserved_bytes).saturating_add(margin.bytes);
+        let needed = wanted.bytes.saturating_add(min_free_bytes).saturating_add(margin.bytes);
         // Without a reserve, bytes are not checked: a write to a full disk fails by itself.
-        if reserved_bytes > 0 && free < needed {
-            return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve: reserved_bytes });
+        if min_free_bytes > 0 && free < needed {
+            return Err(Shortage::Bytes { free, wanted: wanted.bytes, reserve: min_free_bytes });
         }
         match inodes {
             Some(inodes) if inodes.free < wanted.files + inodes.reserved() + margin.files => {
@@ -168,13 +168,13 @@ impl Ledger {
     }
 
     /// Checks by the latest measurement that the reserve stays free if `more` is granted.
-    pub(super) fn check(&self, more: Amount, reserved_bytes: u64) -> Result<(), Shortage> {
-        self.check_with_margin(more, reserved_bytes, Amount::default())
+    pub(super) fn check(&self, more: Amount, min_free_bytes: u64) -> Result<(), Shortage> {
+        self.check_with_margin(more, min_free_bytes, Amount::default())
     }
 
     /// Grants `more` if the reserve stays free according to the latest measurement.
-    pub(super) fn grant(&mut self, more: Amount, reserved_bytes: u64) -> Result<(), Shortage> {
-        self.check(more, reserved_bytes)?;
+    pub(super) fn grant(&mut self, more: Amount, min_free_bytes: u64) -> Result<(), Shortage> {
+        self.check(more, min_free_bytes)?;
         self.granted += more;
         Ok(())
     }
@@ -185,12 +185,12 @@ impl Ledger {
     pub(super) fn try_grant_by_recent_measurement(
         &mut self,
         more: Amount,
-        reserved_bytes: u64,
+        min_free_bytes: u64,
         oldest: Option<Instant>,
     ) -> bool {
         let is_recent =
             self.latest.is_some_and(|latest| oldest.is_none_or(|oldest| latest.taken_at > oldest));
-        let is_granted = is_recent && self.check_with_margin(more, reserved_bytes, MARGIN).is_ok();
+        let is_granted = is_recent && self.check_with_margin(more, min_free_bytes, MARGIN).is_ok();
         if is_granted {
             self.granted += more;
         }
@@ -200,7 +200,7 @@ impl Ledger {
     fn check_with_margin(
         &self,
         more: Amount,
-        reserved_bytes: u64,
+        min_free_bytes: u64,
         margin: Amount,
     ) -> Result<(), Shortage> {
         // Before the first measurement, no bytes count as free.
@@ -211,7 +211,7 @@ impl Ledger {
         // The measured free space still includes what was granted but not written at that time.
         let mut wanted = self.granted.saturating_sub(written_when_measured);
         wanted += more;
-        free.check_amount(wanted, reserved_bytes, margin)
+        free.check_amount(wanted, min_free_bytes, margin)
     }
 
     pub(super) fn mark_written(&mut self, more: Amount) {

@@ -25,8 +25,8 @@ const CREATE: (&str, &str) = ("POST", ASSETS_PATH);
 
 fn stand_in() -> Router {
     let decoder = Decoder::new(decoder_settings(), Metrics::new());
-    let (folder, reserved_bytes) = (std::env::temp_dir(), 0);
-    let staging = Staging::new(folder.clone(), DiskSpace::new(folder, reserved_bytes));
+    let (folder, min_free_bytes) = (std::env::temp_dir(), 0);
+    let staging = Staging::new(folder.clone(), DiskSpace::new(folder, min_free_bytes));
     // Nothing listens on this address. It is only the beginning of upload URLs.
     let address = SocketAddr::from(([127, 0, 0, 1], 1));
     let max_pixels = 64_000_000; // the default limit of the service
