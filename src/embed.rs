@@ -225,8 +225,8 @@ impl Embedder {
         self.0.nvidia.largest_reservation(at_most, time)
     }
 
-    /// The most calls per minute that this replica may make now: all calls of the limit, or its share of
-    /// them. `None` means no limit.
+    /// The most calls per minute that this replica may make now. While replicas share the limit through the
+    /// Valkey, this is the whole limit; otherwise, it is the replica's share. `None` means no limit.
     pub fn call_limit(&self) -> Option<usize> {
         self.0.nvidia.call_limit()
     }

@@ -62,8 +62,8 @@ impl Client {
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, period))
     }
 
-    /// The most calls per minute that this replica may make now: all calls of the limit, or its share of
-    /// them. `None` means no limit.
+    /// The most calls per minute that this replica may make now. While replicas share the limit through the
+    /// Valkey, this is the whole limit; otherwise, it is the replica's share. `None` means no limit.
     pub fn call_limit(&self) -> Option<usize> {
         self.0.pace.as_ref().map(PaceLimiter::limit)
     }
@@ -77,7 +77,7 @@ impl Client {
     /// each of these calls, so that all attempts for the picture are counted together.
     pub fn new_retry_state(&self, reservation: Reservation, deadline: Instant) -> RetryState<'_> {
         let Inner { settings, retry_budget, metrics, .. } = &*self.0;
-        retry_budget.add_quarter(); // of a retry, once for each picture
+        retry_budget.add_quarter_retry(); // once for each picture
         RetryState {
             policy: &settings.retry,
             retry_budget,

@@ -97,7 +97,7 @@ impl RetryBudget {
 
     /// Adds a quarter of a retry, unless the budget is full. Call this once for each picture for
     /// which NVIDIA is called.
-    pub(super) fn add_quarter(&self) {
+    pub(super) fn add_quarter_retry(&self) {
         let add = |quarters: u32| (quarters < Self::MAX_QUARTERS).then_some(quarters + 1);
         // An error means that the budget is full.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
@@ -232,7 +232,7 @@ mod tests {
         let budget = RetryBudget::default();
         let mut retries = 0;
         for _ in 0..1500 {
-            budget.add_quarter();
+            budget.add_quarter_retry();
             retries += u32::from(budget.try_take_retry());
         }
         while budget.try_take_retry() {
