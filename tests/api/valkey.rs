@@ -1,4 +1,4 @@
-//! Three replicas, which are real processes with one bucket and one Valkey. They call NVIDIA once for a
+//! Replicas: real processes with one Valkey and, in most tests, one bucket. They call NVIDIA once for a
 //! picture that all of them receive, and they stop without losing anything.
 
 use std::{
@@ -75,8 +75,8 @@ async fn assert_all_leases_done(valkey: &ValkeyServer) {
 
 /// The number of turns that were taken and not given back.
 async fn turns(valkey: &ValkeyServer) -> usize {
-    let [pace] = &valkey.keys("pace:").await[..] else { panic!("there should be one pace") };
-    valkey.query(&["ZCARD", pace]).await
+    let [key] = &valkey.keys("pace:").await[..] else { panic!("there should be one set of turns") };
+    valkey.query(&["ZCARD", key]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,8 +90,8 @@ async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
     assert_eq!(nvidia.inference_calls(), 1, "one picture must cause one call");
     assert_eq!(moto.keys_in("downloads").await.len(), 30, "each request saves its picture");
 
-    // Fifty pictures to each replica, five of them at the same time. With more, moto may be slower than the
-    // second that a look-up in the bucket may take.
+    // Fifty pictures to each replica, five of them at the same time. A look-up in the bucket may take 1 s;
+    // with more pictures at once, moto may be slower.
     for first in (0..50).step_by(5) {
         let uploads =
             (0..15).map(async |n| replicas[n % 3].upload_unsaved(&tiny(first + n / 3)).await);
@@ -117,7 +117,7 @@ async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
     }
     assert_eq!(nvidia.inference_calls(), 1 + 50 + 10);
 
-    // Two bulk runs with the same ten pictures, each through another replica.
+    // Two bulk runs with the same ten pictures, each through its own replica.
     let runs = replicas[..2].iter().map(|replica| {
         let service = replica.process.url("");
         spawn_blocking(move || {
@@ -177,7 +177,7 @@ async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lea
     assert_eq!(
         nvidia.inference_calls(),
         calls_before,
-        "every answered picture must be in the bucket"
+        "the vector of every answered picture must be in the bucket"
     );
     assert_all_leases_done(&valkey).await;
     let turns = turns(&valkey).await;
@@ -204,7 +204,8 @@ async fn a_replica_that_stops_gives_back_the_turns_of_the_calls_that_it_does_not
         ("IMAGESVC_REQUEST_TIMEOUT", "5s".to_owned()),
     ];
     let replica = Replica::start(&nvidia, &[valkey.settings(), more.to_vec()].concat()).await;
-    // The first call keeps the only permit until its request has failed. So no other call is made.
+    // The first call keeps the only permit until its request fails after 5 s. Then too little time is left
+    // for the other calls.
     let first = replica.start_unsaved_upload(&tiny(0));
     nvidia.wait_for(1).await;
     let others = (1..4).map(|n| replica.start_unsaved_upload(&tiny(n)));

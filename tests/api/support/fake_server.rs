@@ -143,8 +143,8 @@ impl FakeServer {
         Self::listen(None, script).await
     }
 
-    /// Like [`Self::start`], but over TLS. Clients use the host name `localhost`, so only a certificate
-    /// for this name is valid.
+    /// Like [`Self::start`], but over TLS. Clients use `https://localhost:<port>`, so only a certificate
+    /// for `localhost` is valid.
     pub async fn start_tls(
         config: ServerConfig,
         script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static,
@@ -192,6 +192,7 @@ impl FakeServer {
         Self::start(move |_, _| reply.clone()).await
     }
 
+    /// A URL of this server, if it was started without TLS.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
