@@ -205,11 +205,11 @@ impl Spool {
         }
         let max_buffered_len =
             if self.staging_file.is_some() { FILE_BUFFER_LEN } else { self.memory_limit };
-        let buffered_len = self.buffer.len() + bytes.len();
-        if buffered_len > max_buffered_len {
+        let new_buffered_len = self.buffer.len() + bytes.len();
+        if new_buffered_len > max_buffered_len {
             return self.flush(bytes.clone()).await;
         }
-        if buffered_len > self.buffer.capacity() {
+        if new_buffered_len > self.buffer.capacity() {
             // Grows the buffer only once, to its maximum.
             self.buffer.reserve(max_buffered_len - self.buffer.len());
         }
@@ -314,7 +314,7 @@ impl Spooled {
                 self.permit.mark_written(len);
                 Ok(staging_file)
             }
-            // Happens only if the caller has moved `staging_file` out of this value.
+            // Happens only if the caller has taken `staging_file` out of this value.
             (None, Content::File(..)) => {
                 Err(cannot("find a picture's file")(io::ErrorKind::NotFound.into()))
             }

@@ -132,8 +132,8 @@ pub(super) fn string(text: &str) -> String {
 
 /// Replaces line breaks by spaces. In valid JSON, line breaks are only between tokens.
 pub(super) fn on_one_line(text: &str) -> Cow<'_, str> {
-    // In a text as long as a vector's, two searches for one byte each are many times as fast as one search
-    // for two characters.
+    // A vector's text is long. In long texts, two searches for one byte each are many times as fast as one
+    // search for two characters.
     let has_break = [b'\n', b'\r'].iter().any(|byte| text.as_bytes().contains(byte));
     if has_break { text.replace(['\n', '\r'], " ").into() } else { text.into() }
 }
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn members_before_a_name_are_read_without_the_rest_and_a_missing_name_is_an_error() {
+    fn members_before_a_name_are_read_without_the_rest_and_a_text_without_the_name_is_refused() {
         let text = r#"{"a\"": [1, 2], "b": "x", "vector": [1, 2, garbage"#;
         let members = members_before(text, "vector").unwrap();
         assert_eq!(members.len(), 2);

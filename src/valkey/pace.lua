@@ -11,7 +11,7 @@ local number, max_searched = ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 redis.call('ZREMRANGEBYSCORE', calls, '-inf', now - window)
--- If another server takes over, its clock may be behind. A call with a later time counts as made now.
+-- If another Valkey server takes over, its clock may be behind. A call with a later time counts as made now.
 for _, call in ipairs(redis.call('ZRANGEBYSCORE', calls, string.format('(%.0f', now), '+inf')) do
   redis.call('ZADD', calls, now, call)
 end

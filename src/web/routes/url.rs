@@ -109,7 +109,7 @@ pub(super) async fn vectorize_image(
     PictureOptions { save_mode }: PictureOptions,
     body: Body,
 ) -> Result<Answer, Error> {
-    // The body contains only a URL, so it counts as 0 bytes.
+    // The body contains only a URL, so the check for free memory counts 0 bytes for it.
     let admission = app.pipeline.admit(client, 0, save_mode).await?;
     let limits = &app.pipeline.limits;
     let body_limits = BodyLimits {
