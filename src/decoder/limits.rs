@@ -23,9 +23,9 @@ const MAX_CPU_SECONDS: u64 = 20;
 /// What each full million pixels adds to [`MIN_CPU_SECONDS`]. The slowest format needs far less.
 const CPU_SECONDS_PER_MEGAPIXEL: u64 = 1;
 
-/// Returns how much of `max_memory` is reserved for jobs that need little memory, in bytes. These
-/// jobs then do not wait for jobs that need much memory. Returns a quarter of `max_memory`, or zero
-/// if a quarter is too little for the job of the smallest picture.
+/// Returns how much of `max_memory` is reserved for small jobs, in bytes: a quarter, or zero if a
+/// quarter is too little for the job of the smallest picture. A job is small if its permit includes
+/// at most the reserved memory. Small jobs do not wait for the memory of large jobs.
 pub(super) fn memory_reserved_for_small_jobs(max_memory: u64) -> u64 {
     let quarter = max_memory / 4;
     if quarter < SMALLEST_PERMIT_MEMORY { 0 } else { quarter }
@@ -75,7 +75,8 @@ mod tests {
     #[test]
     fn a_quarter_is_reserved_for_small_jobs_unless_it_is_too_little_for_the_smallest_picture() {
         let pixel = probe(Content::Memory(super::super::BLACK_PIXEL.into()), 1).unwrap();
-        let job = plan_job(&pixel, Target::Converted { max_len: 0 }, 512 * MIB).unwrap();
+        let any_len = 0; // does not change the memory that the job needs
+        let job = plan_job(&pixel, Target::Converted { max_len: any_len }, 512 * MIB).unwrap();
         let needed = memory_of_permit(&job);
         let rounded_up = needed.next_multiple_of(MIB);
         assert_eq!(rounded_up, SMALLEST_PERMIT_MEMORY, "{needed}");

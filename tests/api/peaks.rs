@@ -30,18 +30,17 @@ use crate::support::{
 /// computed from it.
 const MAX_MEMORY: u64 = 512 << 20;
 
-/// A peak may exceed its estimate by this many bytes, for tables, the allocator and the system. An
-/// estimate also contains a larger constant for them and for metadata. This test subtracts the
-/// estimate for a picture of one pixel, and thereby this constant.
+/// [`Peak::growth`] may exceed an estimate, without its constant part (that of [`PIXEL`]), by this many
+/// bytes: for tables, the allocator and the system.
 const TOLERANCE: u64 = 1 << 20;
 
-/// An estimate, without its constant part, may be at most this many times the growth of the memory.
+/// An estimate, without its constant part, may be at most this many times [`Peak::growth`].
 const MAX_OVERESTIMATE: u64 = 4;
 
 /// The width and height of most pictures.
 const SIZE: (u32, u32) = (1600, 1200);
 
-/// A JPEG of the same size, whose length is at most the default limit on a picture's length.
+/// A JPEG that is not scaled. Its length is at most the default limit on a picture's length.
 const CONVERTED_TARGET: Target = Target::Converted { max_len: 20 << 20 };
 /// A JPEG that is shrunk to about the length that NVIDIA accepts in a request.
 const SHRUNK_TARGET: Target = Target::Shrunk { max_len: 149_999 };
@@ -168,9 +167,9 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
     };
     // Each estimate contains the length of the file. Only the decoders of JPEG and HEIC copy the
-    // whole file to memory. For other formats, this length allows for long profiles and texts. It
-    // is subtracted here, because an uncompressed picture is so long that a wrong estimate for its
-    // pixels would not be noticed.
+    // whole file to memory. For other formats, the length allows for long profiles and texts, and
+    // is subtracted. An uncompressed picture is so long that a wrong estimate for its pixels would
+    // otherwise not be noticed.
     let copies_file = matches!(picture.format, Format::Jpeg | Format::Heic);
     let subtracted = if copies_file { 0 } else { bytes.len() as u64 };
     Ok(Peak {
@@ -229,8 +228,7 @@ fn named(pictures: &[Kind], name: &str) -> Vec<u8> {
     pictures.iter().find(|(known, _)| known == name).unwrap().1.clone()
 }
 
-/// Some of the pictures, turned by EXIF data after their header. Turning must not need another copy
-/// of the pixels.
+/// Some of the pictures, turned by EXIF data. Turning must not need another copy of the pixels.
 fn turned(pictures: &[Kind]) -> Vec<Kind> {
     // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
@@ -293,8 +291,8 @@ fn twelve_megapixels() -> Vec<Kind> {
         .to_vec()
 }
 
-/// The fixtures whose size is [`SIZE`]: with and without tiles, turned, with alpha, and in every chroma
-/// format.
+/// The fixtures `large-*`, whose size is [`SIZE`]: with and without tiles, turned, with alpha, and in
+/// every chroma format.
 #[cfg(feature = "heic")]
 fn heic() -> Vec<Kind> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/heic");
