@@ -68,7 +68,7 @@ impl Client {
                 Err(error) => retry_state.wait_for_next(error, deadline).await?,
             }
         };
-        // If sending the picture fails, `asset` is dropped, so that NVIDIA deletes the empty asset.
+        // If sending the picture fails, dropping `asset` deletes the empty asset at NVIDIA.
         let asset = UploadedAsset { id: created.asset_id, nvidia: self.clone() };
         loop {
             match self.send_picture(&created, media_type, picture, deadline).await {

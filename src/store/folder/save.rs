@@ -31,23 +31,23 @@ pub(in crate::store) fn save(
     }
     let len = spooled.content.len();
     let staging_file = spooled.into_file(&folder.incoming)?;
-    let mut saved_file = FileGuard::new(folder, extension);
+    let mut file_guard = FileGuard::new(folder, extension);
     let synced = staging_file.sync().map_err(cannot("sync a picture"));
     if let Err(error) = synced.and_then(|()| enter(Stage::Renaming)) {
         staging_file.remove();
         return Err(error);
     }
-    let path = folder.path.join(&saved_file.name);
+    let path = folder.path.join(&file_guard.name);
     staging_file.move_to(&path).map_err(cannot("rename a picture"))?;
-    saved_file.has_file = true;
+    file_guard.has_file = true;
     let synced = sync(&folder.path).map_err(cannot("sync the downloads folder"));
     if let Err(error) = synced.and_then(|()| enter(Stage::Saved)) {
         remove_unsaved(folder, &path);
-        saved_file.has_file = false;
+        file_guard.has_file = false;
         return Err(error);
     }
     folder.add_saved_bytes(len);
-    Ok(saved_file)
+    Ok(file_guard)
 }
 
 fn sync(folder: &Path) -> io::Result<()> {
@@ -63,9 +63,9 @@ fn remove_unsaved(folder: &Folder, path: &Path) {
     }
 }
 
-/// A picture in the folder. Retention does not remove the picture before this guard is dropped. If the
-/// guard was not confirmed, no client knows of the picture, so dropping the guard removes the
-/// picture.
+/// Guards a picture in the folder, or one that is being saved. Retention does not remove the picture
+/// before this guard is dropped. If the guard was not confirmed, no client knows of the picture, so
+/// dropping the guard removes the picture.
 #[derive(Debug)]
 pub(in crate::store) struct FileGuard {
     name: String,
@@ -103,7 +103,7 @@ impl FileGuard {
 }
 
 impl Drop for FileGuard {
-    /// If the picture must be removed inside a runtime, another thread removes it: a disk that hangs must
+    /// If there is a Tokio runtime, another thread removes an unconfirmed picture: a disk that hangs must
     /// not block the threads that answer.
     fn drop(&mut self) {
         let (id, folder) = (self.id, Arc::clone(&self.folder));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_that_is_not_saved_leaves_no_file_and_no_error_in_the_log() {
+    fn a_failed_save_leaves_no_picture_in_the_folder_and_no_error_in_the_log() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         for failing_stage in [Stage::Writing, Stage::Renaming, Stage::Saved] {
             let temp_dir = tempfile::tempdir().unwrap();
@@ -178,7 +178,8 @@ mod tests {
                 assert!(matches!(save(&folder, spooled, "png", enter), Err(Error::Timeout)));
             });
             let files = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name());
-            assert_eq!(files.filter(|name| !name.to_string_lossy().starts_with('.')).count(), 0);
+            let pictures = files.filter(|name| !name.to_string_lossy().starts_with('.'));
+            assert_eq!(pictures.count(), 0);
             assert!(folder.ids_in_use().is_empty());
             let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
             assert_eq!(log, "", "failed at {failing_stage:?}");

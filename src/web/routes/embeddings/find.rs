@@ -13,11 +13,11 @@ use crate::web::{
 /// message with one part.
 const MAX_PARTS: usize = 100;
 
-/// The types that a part may have. A part without a type is accepted, too. The type is only checked: a
-/// part's picture depends only on the other fields.
+/// The types that a part, or an item without parts, may have. An absent type is accepted, too. The type is
+/// only checked: the picture depends only on the other fields.
 const PART_TYPES: [&str; 4] = ["text", "image", "image_url", "input_image"];
 
-/// The fields that are read from an item, from a message, or from a part of either's content.
+/// The fields that are read from an item or a message, or from a part of its content.
 #[derive(Deserialize)]
 struct Fields<'a> {
     #[serde(borrow)]
@@ -129,7 +129,7 @@ fn pictures_of<'a>(content: &'a RawValue, place: &str) -> Result<Vec<&'a RawValu
             }
         }
         None if is_blank(content) => {}
-        None if content.get().starts_with('"') => return Err(text_beside_picture(place)),
+        None if content.get().starts_with('"') => return Err(unwanted_text(place)),
         None => return Err(not_a_picture(place)),
     }
     Ok(pictures)
@@ -152,7 +152,7 @@ impl<'a> Fields<'a> {
     /// Checks that the object has no text except blanks, because text would get no vector.
     fn refuse_text(&self, place: &str) -> Result<(), Error> {
         match self.text {
-            Some(text) if !is_blank(text) => Err(text_beside_picture(place)),
+            Some(text) if !is_blank(text) => Err(unwanted_text(place)),
             _ => Ok(()),
         }
     }
@@ -206,7 +206,7 @@ fn is_blank(raw: &RawValue) -> bool {
     json::text(raw, "text").is_ok_and(|text| text.trim().is_empty())
 }
 
-fn text_beside_picture(place: &str) -> Error {
+fn unwanted_text(place: &str) -> Error {
     let detail = format!(
         "{place} has text, but this model embeds pictures only: send the picture without text."
     );
