@@ -69,8 +69,8 @@ pub(super) struct Export {
 /// Checks that the run may create or replace the file. Called before anything is written.
 ///
 /// # Errors
-/// At the path is something that is not a regular file, or a file that no earlier run has made: the
-/// rows from which it would have been made are missing.
+/// Something other than a regular file is at the path; or the file exists without `rows_path`, so no
+/// earlier run has made it.
 pub(super) fn check(file: &ExportFile, rows_path: &Path) -> Result<(), BulkError> {
     let path = file.path.display();
     match fs::symlink_metadata(&file.path) {
@@ -108,7 +108,7 @@ impl Export {
         Ok(Self { file, rows_path, rows, reader, exported: Arc::default() })
     }
 
-    /// Makes the file, unless the run ended before it had tried all rows. Returns how the command ends.
+    /// Makes the file, unless the run ended early. Returns how the command ends.
     ///
     /// # Errors
     /// The run's error, or why the file cannot be made.
