@@ -2,8 +2,8 @@
 //! upright and with transparency on white.
 //!
 //! `tests/pillow/README.md` describes how to run these tests. Pillow decodes the pictures that
-//! `tests/pillow/reference.py` makes, the pictures of [`kinds`], and the files of
-//! [`super::unusual_files`].
+//! `tests/pillow/reference.py` makes, the pictures of [`kinds`], and the files in
+//! `tests/fixtures/formats`.
 
 use std::{
     env, fs,
@@ -38,8 +38,8 @@ const UNDECODABLE: [(&str, &str); 5] = [
     ("turned-jpeg-three-scans-42", "scan"),
 ];
 
-/// Kinds that Pillow cannot decode correctly. Each pair is a part of a kind's name and a replacement
-/// for this part. The new name is that of a kind with the same pixels.
+/// Kinds that Pillow cannot decode correctly, each with a kind that has the same pixels. A pair is a
+/// part of the first kind's name, and what replaces this part in the second kind's name.
 const EQUAL_KINDS: [(&str, &str); 4] = [
     ("-16-planar", "-8-planar"),
     ("tiff-rgb-float-32-", "tiff-rgb-8-"),
@@ -61,7 +61,7 @@ const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_squar
 /// An inline limit, in characters of Base64. The test appends as many bytes to a small picture, so that
 /// its file is over the limit.
 const INLINE_LIMIT: usize = 20_000;
-/// An inline limit, in characters of Base64, for which a large picture must be scaled down once.
+/// An inline limit, in characters of Base64, for which a large picture must be scaled down.
 const LARGE_INLINE_LIMIT: usize = 60_000;
 
 /// A picture, and what Pillow decodes from it.
@@ -97,8 +97,8 @@ fn test_pictures() -> Option<&'static [TestPicture]> {
     PICTURES.as_deref()
 }
 
-/// Writes the pictures of [`kinds`] as `kind-…` and the files in `fixtures/formats` as `file-…` to a
-/// folder. Then lets Pillow add its own pictures to the folder, and decode them all.
+/// Writes the pictures of [`kinds`] as `kind-…` and the files in `tests/fixtures/formats` as `file-…` to
+/// a folder. Then lets Pillow add its own pictures to the folder, and decode them all.
 fn run_pillow(python: &str) -> Vec<TestPicture> {
     let folder = tempfile::tempdir().unwrap();
     let in_folder = |name: &str| folder.path().join(name);
@@ -348,7 +348,7 @@ async fn a_large_picture_is_shrunk_to_the_upright_pixels_that_pillow_decodes() {
 }
 
 #[tokio::test]
-async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_size() {
+async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_when_shrunk() {
     let Some(pictures) = test_pictures() else { return };
     let default_app = TestApp::sandbox().start().await;
     let shrinking_app = TestApp::sandbox()
@@ -387,7 +387,7 @@ async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_size() {
 }
 
 #[test]
-fn pillow_decodes_all_kinds_except_those_listed_without_a_reference() {
+fn every_picture_has_a_reference_except_the_kinds_listed_without_one() {
     let Some(pictures) = test_pictures() else { return };
     for picture in pictures.iter().filter(|picture| picture.reference.is_none()) {
         let name = picture.name.strip_prefix("kind-").unwrap_or(&picture.name);
