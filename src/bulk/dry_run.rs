@@ -16,8 +16,9 @@ use super::{
 };
 use crate::nvidia::CallLimit;
 
-/// Counts the rows of the sources until `limit` rows would be sent, and prints the counts. `existing`
-/// contains the rows that are in the output already. Blocks the thread.
+/// Counts the rows of the sources until `limit` is reached, and prints the counts. Rows without a picture
+/// count towards `limit`, too. Rows in `existing`, which the output contains already, do not. Blocks
+/// the thread.
 pub(super) fn count(
     sources: &[PathBuf],
     reader: &ItemReader,
@@ -27,14 +28,14 @@ pub(super) fn count(
 ) -> Result<(), BulkError> {
     let mut selection = Selection::new(existing, limit);
     let (mut files, mut urls, mut invalid, mut skipped) = (0_u64, 0_u64, 0_u64, 0_u64);
-    // The closure returns whether the next row is read, too.
+    // The closure returns whether to read another row.
     source::read(sources, reader, &mut |item| {
         match selection.select(item.identity) {
             Selected::Skip => {
                 skipped += 1;
                 return true;
             }
-            Selected::Leave => return false,
+            Selected::LimitReached => return false,
             Selected::Send => {}
         }
         match item.picture {
@@ -56,11 +57,11 @@ pub(super) fn count(
     io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)
 }
 
-/// A line that says how long this number of calls takes at most, because of the limit.
-fn line_with_longest_time(calls: u64, limit: CallLimit) -> String {
-    let CallLimit { total, replicas, has_valkey } = limit;
+/// A line that says how long this number of calls takes at most, because of the call limit.
+fn line_with_longest_time(calls: u64, call_limit: CallLimit) -> String {
+    let CallLimit { total, replicas, has_valkey } = call_limit;
     // The settings refuse a limit of 0 calls, but the type allows it.
-    let calls_per_minute = limit.calls_per_minute().max(1);
+    let calls_per_minute = call_limit.calls_per_minute().max(1);
     let seconds = calls.saturating_mul(60).div_ceil(u64::from(calls_per_minute));
     let time = humantime::format_duration(Duration::from_secs(seconds));
     let limit_text = match (has_valkey, replicas.get()) {

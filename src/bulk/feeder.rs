@@ -74,7 +74,7 @@ impl Feeder {
                     thread_skipped.fetch_add(1, Ordering::Relaxed);
                     true
                 }
-                Selected::Leave => false,
+                Selected::LimitReached => false,
                 Selected::Send => {
                     let is_sent = sender.blocking_send(SourceEvent::Row(Box::new(item))).is_ok();
                     is_sent && selection.wants_more()

@@ -19,8 +19,8 @@ pub(super) enum Selected {
     Send,
     /// The output contains the row already.
     Skip,
-    /// The limit is reached. The caller stops, so this row and all further ones are left for another run.
-    Leave,
+    /// The row is not sent. The caller stops, so this row and all further ones are left for another run.
+    LimitReached,
 }
 
 impl Selection {
@@ -40,7 +40,7 @@ impl Selection {
                 self.remaining = remaining;
                 Selected::Send
             }
-            None => Selected::Leave,
+            None => Selected::LimitReached,
         }
     }
 
@@ -63,9 +63,9 @@ mod tests {
         // The output contains one row of `a`, so the second `a` of the sources is sent.
         assert_eq!(selection.select(a), Selected::Send);
         assert!(!selection.wants_more());
-        assert_eq!(selection.select(b), Selected::Leave);
+        assert_eq!(selection.select(b), Selected::LimitReached);
         let mut none = Selection::new(Existing::of([a]), Some(0));
-        assert_eq!([none.select(a), none.select(b)], [Selected::Skip, Selected::Leave]);
+        assert_eq!([none.select(a), none.select(b)], [Selected::Skip, Selected::LimitReached]);
         let mut all = Selection::new(Existing::default(), None);
         assert!(all.select(a) == Selected::Send && all.wants_more());
     }
