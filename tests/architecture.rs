@@ -1,7 +1,7 @@
-//! Checks the rules of `src/lib.rs` about imports: each top-level module imports only top-level
-//! modules of lower layers, and no files and no top-level modules import each other in a circle. Only
-//! some modules use axum or import `config`. Also checks the length of all Rust files in
-//! `benches`, `deploy`, `src` and `tests`.
+//! Checks the rules of `src/lib.rs` about imports. Each top-level module imports only top-level
+//! modules of lower layers. Modules of the bottom layer may also import each other. No files and no
+//! top-level modules import each other in a circle. Only some modules use axum or import `config`.
+//! Also checks the length of all Rust files in `benches`, `deploy`, `src` and `tests`.
 //!
 //! The tests read every `crate::`, `self::` and `super::` path of the sources, except in code that
 //! is compiled only for tests. A file may always import its own submodules, because it may
@@ -94,7 +94,7 @@ fn read_paths(tokens: TokenStream, module: &[String], source: &mut Source) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let mut at = 0;
     while at < tokens.len() {
-        // Each `+ 2` skips an attribute or a visibility with parentheses, which are two tokens.
+        // An attribute is two tokens. A visibility with parentheses is also two tokens.
         if begins_with_cfg_test(&tokens[at..]) {
             at = end_of_item(&tokens, at + 2);
             continue;
@@ -253,7 +253,7 @@ fn top_level(module: &Module) -> &str {
 }
 
 #[test]
-fn every_import_is_from_a_higher_layer_to_a_lower_layer() {
+fn no_import_leads_upwards_or_between_top_level_modules_of_the_same_listed_layer() {
     let sources = sources();
     // Fewer would mean that `sources` misses some files.
     assert!(sources.len() > 50, "more than 50 files should be found, not {}", sources.len());

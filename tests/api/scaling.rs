@@ -20,6 +20,7 @@ fn json_block(moto: &MotoServer, part: &str) -> Value {
     let matching: Vec<_> =
         blocks.filter(|block| block.language == "json" && block.text.contains(part)).collect();
     let [block] = &matching[..] else { panic!("{} blocks contain {part}", matching.len()) };
+    // The page and the server must use the same prefix.
     assert!(block.text.contains("imagesvc/"), "{}", block.place);
     assert_eq!(moto.prefix, "imagesvc");
     let text = block.text.replace("example-pictures", &moto.bucket);
@@ -130,24 +131,23 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     let nvidia = FakeNvidia::healthy().await;
     let settings = moto.settings_through(proxy.address);
     let replica = Replica::start(&nvidia, &settings).await;
-    // It has no vector in its local cache yet, so it finds the first replica's vector in the bucket.
     let other_replica = Replica::start(&nvidia, &settings).await;
     let assert_costs =
         async |replica: &Replica, picture: &[u8], is_saved: bool, expected: [usize; 2]| {
-            let count_before = proxy.count();
+            let requests_before = proxy.count();
             let answer = match is_saved {
                 true => replica.upload(picture).await,
                 false => replica.upload_unsaved(picture).await,
             };
             answer.assert_success();
-            let count = || {
+            let costs = || {
                 let lines = proxy.lines();
                 ["GET", "PUT"].map(|method| {
-                    lines[count_before..].iter().filter(|line| line.starts_with(method)).count()
+                    lines[requests_before..].iter().filter(|line| line.starts_with(method)).count()
                 })
             };
             // The service may write the vector to the bucket after it has answered.
-            let condition = async || count() == expected;
+            let condition = async || costs() == expected;
             wait_for("the number of requests", std::time::Duration::from_secs(10), condition).await;
         };
     let [new, unsaved, in_bucket, in_local_cache] = costs_on_the_page()[..] else {
@@ -155,6 +155,7 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     };
     assert_costs(&replica, ROCKET, true, new).await;
     assert_costs(&replica, &tiny(1), false, unsaved).await;
+    // The local cache of `other_replica` is empty. `replica` has written this vector to the bucket.
     assert_costs(&other_replica, ROCKET, true, in_bucket).await;
     assert_costs(&other_replica, ROCKET, true, in_local_cache).await;
 }

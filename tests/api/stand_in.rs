@@ -63,10 +63,10 @@ async fn an_invalid_inference_request_gets_the_status_that_nvidia_would_send() {
         (vec![("authorization", "nvapi-right"), JSON], valid.clone(), 401),
         // No content type.
         (vec![BEARER], valid.clone(), 415),
-        // Not the media type of the photograph, and one that the model does not accept.
+        // A media type that is not the photograph's, and one that the model does not accept.
         (vec![BEARER, JSON], inline_body("image/png", &photo_text), 422),
         (vec![BEARER, JSON], inline_body("image/webp", &photo_text), 422),
-        // No Base64, and only the first 300 bytes of the photograph.
+        // Invalid Base64, and the Base64 of only the first 300 bytes of the photograph.
         (vec![BEARER, JSON], inline_body("image/jpeg", "no base64"), 422),
         (vec![BEARER, JSON], inline_body("image/jpeg", &photo_text[..400]), 422),
         // A Base64 text must have fewer characters than this.
@@ -76,7 +76,7 @@ async fn an_invalid_inference_request_gets_the_status_that_nvidia_would_send() {
         (vec![BEARER, JSON], valid.replace("{\"content\"", "{\"role\":\"user\",\"content\""), 422),
         // Neither an inline picture nor the headers that name an asset.
         (vec![BEARER, JSON], json!({ "messages": [] }).to_string(), 400),
-        // No JSON.
+        // Invalid JSON.
         (vec![BEARER, JSON], "{".into(), 422),
     ] {
         let (status, answer, _) = send(router, INFER, &headers, body.clone()).await;
@@ -122,7 +122,7 @@ async fn an_invalid_request_to_create_an_asset_gets_the_status_that_nvidia_would
 }
 
 #[tokio::test]
-async fn an_upload_without_the_signed_headers_or_with_a_key_is_refused() {
+async fn an_upload_with_a_key_or_without_a_length_or_a_matching_signature_is_refused() {
     let router = &stand_in();
     let (_, upload_path) = created_asset(router).await;
     let length = PHOTO.len().to_string();

@@ -40,6 +40,7 @@ for url, key in SERVICES:
     assert "LangChain's chunk_size" in str(error), error
 
     nvidia = NVIDIAEmbeddings(base_url=url + "/v1", api_key=key)
+    # NVIDIA's connector raises plain exceptions, so the text must show which error it is.
     error = refusal(lambda: nvidia.embed_documents(picture_and_text))
     assert str(error) == f"[422] Unprocessable Entity\ninput[1] {TEXT_IS_REFUSED}", error
     error = refusal(lambda: nvidia.embed_documents(too_many))
@@ -49,7 +50,6 @@ for url, key in SERVICES:
 url, _ = SERVICES[1]
 error = refusal(lambda: open_ai(url, "wrong").embed_query(pictures(url)[0]), openai.AuthenticationError)
 assert "This service requires a key" in str(error), error
-# NVIDIA's connector has no exception type for a wrong key.
 error = refusal(lambda: NVIDIAEmbeddings(base_url=url + "/v1", api_key="wrong", model=MODEL).embed_query(pictures(url)[0]))
 assert str(error).startswith("[401] Unauthorized\nThis service requires a key"), error
 # Without a model, the connector requests the list of models. This request is refused, too.
