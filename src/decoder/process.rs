@@ -35,7 +35,7 @@ const OPEN_FILES: &str = "/proc/self/fd";
 #[cfg(not(target_os = "linux"))]
 const OPEN_FILES: &str = "/dev/fd";
 
-/// The exit code of a Rust program that panicked.
+/// The exit code of a Rust program that ends because of an uncaught panic.
 const PANICKED: i32 = 101;
 
 /// A running child. Dropping this kills the child. Contains `None` after the child has exited.

@@ -120,8 +120,7 @@ fn landscape() -> RgbImage {
     })
 }
 
-/// A color between two others. `part` says how far it is from `from` to `to`: `from` itself at 0 or less,
-/// and `to` at 1 or more.
+/// A mixture of two colors: `from` if `part` is 0 or less, and `to` if `part` is 1 or more.
 fn mix(from: [f32; 3], to: [f32; 3], part: f32) -> [f32; 3] {
     let part = part.clamp(0.0, 1.0);
     std::array::from_fn(|index| from[index] + (to[index] - from[index]) * part)

@@ -5,7 +5,7 @@
 //!
 //! To add a metric, add a field to [`Metrics`], and register it in [`Metrics::new`] with its name and
 //! help. To add a value that is read only when the metrics are requested, add a field to
-//! [`Readings`], and register it there.
+//! [`Readings`], and register it in `Readings::into_registry`.
 
 use std::{
     array,

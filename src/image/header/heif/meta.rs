@@ -8,8 +8,8 @@ use super::{
     boxes::{Boxes, Child, Fields},
 };
 
-/// The maximum number of items. The numbers of properties, of references and of locations have the same
-/// limit, because the decoder searches all of them for each item.
+/// The maximum number of items. The numbers of properties, of references, of locations and of items with
+/// associations have the same limit, because the decoder searches all of them for each item.
 pub(super) const MAX_ITEMS: usize = 4096;
 
 /// The contents of a `meta` box.
@@ -21,13 +21,13 @@ pub(super) struct Meta<'a> {
     pub(super) idat: &'a [u8],
     /// The kind of each item.
     items: BTreeMap<u32, &'a [u8; 4]>,
-    /// The properties of all items.
+    /// The properties of all items: the contents of the `ipco` box.
     properties: Vec<Child<'a>>,
     /// The links from each item to its properties.
     associations: BTreeMap<u32, Vec<Association>>,
     /// The references between items.
     references: Vec<Reference<'a>>,
-    /// The location of each item, or `None` if the item is stored in several pieces.
+    /// The location of each item, or `None` if the item is not stored in exactly one piece.
     locations: BTreeMap<u32, Option<Location>>,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Location {
 struct Association {
     /// Whether only programs that know the property may show the item.
     is_essential: bool,
-    /// The number of the property in `ipco`, counted from one. Zero means that there is no property.
+    /// The number of the property in the `ipco` box, counted from one. Zero means no property.
     property: u16,
 }
 
@@ -57,13 +57,13 @@ struct Reference<'a> {
     kind: &'a [u8; 4],
     from: u32,
     to: Fields<'a>,
-    /// Bytes per item number in `to`.
-    item_len: usize,
+    /// Bytes per item ID in `to`.
+    id_len: usize,
 }
 
 impl Reference<'_> {
     fn to(&self) -> impl Iterator<Item = u32> {
-        self.to.0.chunks_exact(self.item_len).filter_map(|bytes| Fields(bytes).number(bytes.len()))
+        self.to.0.chunks_exact(self.id_len).filter_map(|bytes| Fields(bytes).number(bytes.len()))
     }
 }
 
@@ -124,15 +124,15 @@ impl<'a> Meta<'a> {
 
     fn read_references(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version, _) = fields.version_and_flags()?;
-        let item_len = if version == 0 { 2 } else { 4 };
+        let id_len = if version == 0 { 2 } else { 4 };
         for entry in Boxes(fields) {
             let (kind, mut fields) = entry?;
-            let (from, count) = (fields.number(item_len)?, fields.number(2)?);
-            let to = Fields(fields.bytes(usize::try_from(count).ok()? * item_len)?);
+            let (from, count) = (fields.number(id_len)?, fields.number(2)?);
+            let to = Fields(fields.bytes(usize::try_from(count).ok()? * id_len)?);
             if self.references.len() == MAX_ITEMS {
                 return None;
             }
-            self.references.push(Reference { kind, from, to, item_len });
+            self.references.push(Reference { kind, from, to, id_len });
         }
         Some(())
     }
@@ -158,10 +158,10 @@ impl<'a> Meta<'a> {
 
     fn read_associations(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version, flags) = fields.version_and_flags()?;
-        let item_len = if version == 0 { 2 } else { 4 };
+        let id_len = if version == 0 { 2 } else { 4 };
         let (association_len, essential_bit) = if flags & 1 == 1 { (2, 0x8000) } else { (1, 0x80) };
         for _ in 0..fields.number(4)? {
-            let (item, count) = (fields.number(item_len)?, fields.number(1)?);
+            let (item, count) = (fields.number(id_len)?, fields.number(1)?);
             let mut association = || {
                 let value = fields.number(association_len)?;
                 let property = u16::try_from(value & !essential_bit).ok()?;
@@ -228,7 +228,7 @@ impl<'a> Meta<'a> {
         matching.map(|reference| (reference.from, reference.to()))
     }
 
-    /// The location of an item. `None` if it is missing, or if the item is stored in several pieces.
+    /// The location of an item, or `None` unless the item is stored in exactly one piece.
     pub(super) fn location(&self, item: u32) -> Option<Location> {
         self.locations.get(&item).copied().flatten()
     }
@@ -252,14 +252,14 @@ impl<'a> Meta<'a> {
         if [offset_len, length_len, base_offset_len, index_len].iter().any(|len| *len > 8) {
             return None;
         }
-        let item_len = if version < 2 { 2 } else { 4 };
-        let count = fields.number(item_len)?;
+        let id_len = if version < 2 { 2 } else { 4 };
+        let count = fields.number(id_len)?;
         if usize::try_from(count).ok()? > MAX_ITEMS {
             return None;
         }
         let extent_len = index_len + offset_len + length_len;
         for _ in 0..count {
-            let item = fields.number(item_len)?;
+            let item = fields.number(id_len)?;
             let method = if version == 0 { 0 } else { fields.number_u64(2)? & 0xf };
             let _data_reference = fields.number(2)?;
             let base_offset = fields.number_u64(base_offset_len)?;

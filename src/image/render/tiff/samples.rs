@@ -30,8 +30,8 @@ pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
     }
 }
 
-/// Goes through the numbers in order, and adds to each the result that is `distance` numbers before it. A
-/// number has `BYTES` bytes.
+/// Goes through the row in order. To each number, adds the already restored number that is `distance`
+/// numbers before it. A number has `BYTES` bytes.
 fn sum_differences<const BYTES: usize>(row: &mut [u8], distance: usize, order: ByteOrder) {
     let byte_distance = distance * BYTES;
     // Bytes at the end of the row that are too few for a number stay as they are.
