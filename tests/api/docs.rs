@@ -20,7 +20,7 @@ fn docs_api_md_lists_every_error_code_and_no_other() {
 }
 
 #[tokio::test]
-async fn the_openapi_document_lists_every_api_route_and_describes_the_upload_route() {
+async fn the_openapi_document_lists_every_api_route_and_describes_uploads_and_error_codes() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let document = app.get("/openapi.json").await.json();
@@ -70,7 +70,7 @@ fn operations(document: &Value) -> Vec<(String, &Value)> {
 }
 
 #[tokio::test]
-async fn every_code_block_in_the_openapi_document_is_on_a_page_whose_blocks_are_tested() {
+async fn every_code_block_in_the_openapi_document_is_a_tested_block_of_a_page() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let document = app.get("/openapi.json").await.json();
@@ -82,14 +82,15 @@ async fn every_code_block_in_the_openapi_document_is_on_a_page_whose_blocks_are_
         .map(|block| (block.language, block.text.replace("cargo run --", "imagesvc")))
         .collect();
     let introduction = document["info"]["description"].as_str().unwrap();
-    assert!(introduction.contains("imagesvc embed"), "{introduction}");
+    let message = "the introduction should name the command for folders";
+    assert!(introduction.contains("imagesvc embed"), "{message}: {introduction}");
     let descriptions = operations(&document).into_iter().map(|(_, operation)| {
         operation["description"].as_str().expect("every route should have a description")
     });
     let mut languages = Vec::new();
     for description in descriptions.chain([introduction]) {
-        let page = Document { path: "openapi.json".into(), text: description.to_owned() };
-        for block in page.blocks() {
+        let description = Document { path: "openapi.json".into(), text: description.to_owned() };
+        for block in description.blocks() {
             languages.push(block.language.clone());
             let block = (block.language, block.text);
             assert!(tested_blocks.contains(&block), "no page has this tested block: {block:?}");
@@ -112,11 +113,11 @@ async fn the_openapi_examples_of_readiness_and_metrics_are_like_the_real_answers
         let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(fields(example), fields(&real_answer), "{status}");
     }
-    let metrics = &document["paths"]["/metrics"]["get"]["responses"]["200"]["content"];
-    let example = metrics["application/openmetrics-text"]["example"].as_str().unwrap();
+    let content = &document["paths"]["/metrics"]["get"]["responses"]["200"]["content"];
+    let example = content["application/openmetrics-text"]["example"].as_str().unwrap();
     let real_answer = app.get("/metrics").await;
     let metrics = real_answer.text();
-    // The type, the unit and the help of the metric.
+    // The example contains one metric, with its type, unit and help.
     let metadata: Vec<_> = example.lines().filter(|line| line.starts_with('#')).collect();
     assert_eq!(metadata.len(), 3, "{example}");
     for line in metadata {
