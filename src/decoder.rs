@@ -78,7 +78,7 @@ pub enum Error {
     /// The deadline passed before the queue granted a permit, or before the job was planned.
     #[error("the deadline passed while waiting to decode")]
     QueueTimeout,
-    /// The deadline passed while decoding, and the child was killed.
+    /// The deadline passed while the child started or decoded. The child is killed.
     #[error("the deadline passed while decoding")]
     Timeout,
     /// The system did not start the child, or did not let it lower its limits, or something outside
@@ -183,10 +183,11 @@ impl Decoder {
     /// # Errors
     /// [`Error`]
     pub async fn self_test(&self, deadline: Instant) -> Result<(), Error> {
-        let picture = probe(Content::Memory(BLACK_PIXEL.into()), 1)?;
+        let max_pixels = 1;
+        let picture = probe(Content::Memory(BLACK_PIXEL.into()), max_pixels)?;
         let target = Target::Square { side: 1 };
-        // The result and any error message fit into the memory of the spool, which therefore never
-        // uses its folder.
+        // The spool keeps up to `MAX_MESSAGE_LEN` bytes in memory. The result and any error message are
+        // not longer, so the spool never uses its folder.
         let folder = std::env::temp_dir();
         let space = DiskSpace::new(folder.clone(), 0);
         let spool = Staging::new(folder, space).spool(MAX_MESSAGE_LEN);
