@@ -37,13 +37,13 @@ pub(super) const ERROR_FIELD: &str = "error";
 pub(super) const NAME_TAKEN: &str = "name_taken";
 
 /// Identifies a row: by the field that `--id` names, else by its path or URL, else by its whole
-/// object. Or identifies a host, by its name. Only a hash of that text is kept, so that a million rows
-/// need little memory.
+/// object. In `lanes`, identifies a host instead, by its name and port. Only a hash of the
+/// identifying text is kept, so that a million rows need little memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity(u64);
 
 impl Identity {
-    /// The identity of a row with this id, path, URL or object, or of a lane's host.
+    /// The identity of a row with this id, path, URL or object, or of a host with this name and port.
     pub(super) fn of(text: &str) -> Self {
         let mut hasher = DefaultHasher::new();
         text.hash(&mut hasher);
@@ -112,7 +112,7 @@ pub(super) struct Item {
     pub picture: Result<Picture, Failure>,
 }
 
-/// The names of fields, which say how a row becomes an item. It reads no source itself.
+/// Turns rows into items, by the names of their fields. Its callers read the sources.
 #[derive(Debug, Clone)]
 pub(super) struct ItemReader {
     /// The field with the path or URL. With `None`, the usual names are tried.
@@ -216,8 +216,8 @@ impl ItemReader {
         }
     }
 
-    /// The identity of a row. `members` are the members of the source's object, without the added fields.
-    /// `object` is the text of this object.
+    /// The identity of a row of a source or of the output. `members` leave out what `embed` has added.
+    /// `object` is the JSON object with these members, as text.
     pub(super) fn identity(
         &self,
         members: &[Member<'_>],

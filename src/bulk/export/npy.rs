@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn the_longest_shape_fits_in_the_header() {
         let header = header(u64::MAX, usize::MAX);
-        // The last two bytes are the length of the text: 118 (0x76) bytes.
+        // The last two of these ten bytes are the length of the text: 118 (0x76) bytes.
         assert_eq!(&header[..10], b"\x93NUMPY\x01\x00\x76\x00");
         let text = str::from_utf8(&header[10..]).unwrap();
         let start = "{'descr': '<f4', 'fortran_order': False, \

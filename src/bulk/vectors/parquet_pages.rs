@@ -16,8 +16,8 @@ use parquet::{
 /// The most values in a page: 128 MiB of 32-bit floats. Writers make pages of 1 to 100 MB.
 const MAX_PAGE_VALUES: u64 = 32 << 20;
 
-/// The most bytes of a page in a column of texts. Also the most bytes of the column's dictionary,
-/// because each row that refers to a text of the dictionary gets its own copy of that text.
+/// The most bytes of a page in a column of texts, and of the column's dictionary. A long text in a
+/// dictionary could take many times its length, because each row that refers to it gets a copy.
 const MAX_TEXT_PAGE_BYTES: usize = 16 << 20;
 
 /// All row groups of a file. Their declared sizes have been checked.
@@ -242,9 +242,8 @@ mod tests {
         Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }
     }
 
-    /// Whether these pages are within the limits of a column that declares this many values. In these
-    /// tests, some pages are too short for their floats, because only a dictionary's bytes and values
-    /// are compared.
+    /// Whether these pages are within the limits of a column that declares this many values. Some data
+    /// pages here are too short for their floats: `check` compares values with bytes only for a dictionary.
     fn are_possible(values_left: u64, column_type: Type, pages: &[Page]) -> bool {
         let mut limits = Limits { values_left, column_type, has_dictionary: false };
         pages.iter().all(|page| limits.check(page).is_ok())
