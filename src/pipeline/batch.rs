@@ -1,8 +1,9 @@
 //! Embeds a batch: several pictures in one request. Each picture takes the same steps as a single one.
 //!
-//! Each picture needs a permit to be at work (`Pipeline::at_work`). A batch waits only for its first
-//! permit. If the permits for its other pictures are not free by then, the batch fails. If batches waited for
-//! further permits, two of them could wait for each other's permits forever.
+//! Each picture needs a permit of `Pipeline::at_work`, which limits how many pictures are read, saved or
+//! embedded at the same time. A batch waits only for its first permit. If the permits for its other pictures
+//! are not free by then, the batch fails. If batches waited for further permits, two of them could wait for
+//! each other's permits forever.
 //!
 //! The pictures of a batch are embedded concurrently, and equal pictures share one embedding. A batch
 //! uses at most three quarters of the concurrent calls to NVIDIA, so that other requests can make calls.
@@ -169,7 +170,7 @@ impl Pipeline {
         };
         permits.grow_to(count).map_err(|_| E::from(Error::Overloaded(OverloadReason::AtWork)))?;
         let steps = numbered(spooled).map(|(index, spooled)| {
-            // A picture that has failed gets a permit for no units.
+            // A picture that has failed gets an empty permit.
             let permit = permits.split(u64::from(spooled.is_ok()));
             async move {
                 match spooled {
@@ -197,6 +198,7 @@ impl Pipeline {
         let pictures = received.iter().flatten();
         let distinct: HashSet<Sha256> = pictures.map(|received| received.spooled.sha256).collect();
         let distinct_count = distinct.len();
+        // If there is a bucket, `Embedder::look_up` also looks there.
         let looked_in_bucket_at = Instant::now();
         let look_up = |sha256| async move {
             let embedding = self.embedder.look_up(sha256, cache_mode).await?;

@@ -41,10 +41,10 @@ impl PaceKey {
 pub struct PaceReply {
     /// Whether a turn was taken, so that the call may be made now.
     pub is_granted: bool,
-    /// How long a call would have to wait; zero if it need not wait.
+    /// How long a call must wait for a turn. Zero if a turn was taken, or could be taken now.
     pub wait: Duration,
-    /// The ages of the calls that other replicas made in the window, the oldest first. If there are
-    /// very many, the youngest are missing.
+    /// The ages of the calls that other replicas made in the window, the oldest first. Only the
+    /// `MAX_SEARCHED_CALLS` oldest calls of all replicas are searched for them.
     pub ages_of_others: Vec<Duration>,
 }
 
