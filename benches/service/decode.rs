@@ -42,7 +42,8 @@ impl Bench {
         let (turned_cpu, turned_memory) = self.photograph("turned", &photographs.turned, &service);
         // An upright JPEG is decoded only to make it smaller, which this setting demands.
         let settings = [NO_MEMORY_CACHE, ("NVIDIA_LARGE_IMAGES", "shrink")];
-        let shrinking_service = Service::start(&self.folder("decode"), &self.nvidia, &settings);
+        let shrinking_service =
+            Service::start(&self.folder("decode-shrink"), &self.nvidia, &settings);
         self.photograph("JPEG", &photographs.jpeg, &shrinking_service);
         drop(shrinking_service);
         self.report.goal_at_most(
@@ -103,7 +104,7 @@ impl Bench {
     fn photograph(&self, name: &str, picture: &[u8], service: &Service) -> (f64, f64) {
         let load = upload_load(picture, self.load_time);
         let result = load.run(service, &self.nvidia);
-        // The decoders' memory is measured separately, because reading it so frequently takes processor time.
+        // The decoders' memory is measured separately, because `peak_of_decoders` takes processor time.
         let mut client = load.connect_client(service);
         let child_memory = service.peak_of_decoders(|| {
             for _ in 0..3 {
@@ -156,7 +157,7 @@ impl Bench {
 }
 
 /// The load of one client that uploads without a pause. Each request contains a new picture: a copy of
-/// `picture` with another number.
+/// `picture` whose last bytes are another number.
 fn upload_load(picture: &[u8], run_for: Duration) -> Load {
     Load { request: Request::upload_of(picture), is_fresh: true, clients: 1, run_for }
 }
