@@ -1,4 +1,4 @@
-//! Tests the real service over HTTP. NVIDIA and the picture servers that it calls are fakes.
+//! Tests the real service over HTTP. NVIDIA and the picture servers are fakes.
 
 #![allow(
     clippy::unwrap_used,
@@ -42,7 +42,6 @@ mod decoder;
 mod disk;
 mod docs;
 mod durability;
-mod endings;
 mod errors;
 mod fairness;
 mod fallback;
@@ -52,8 +51,8 @@ mod fuzz;
 #[cfg(feature = "heic")]
 mod heic;
 mod help;
+mod host_header;
 mod hostile_names;
-mod hosts;
 mod inline;
 mod kinds;
 mod leaks;
@@ -76,14 +75,15 @@ mod process;
 mod proxy;
 mod query;
 mod replicas;
+mod request_endings;
 mod retention;
 mod s3_support;
 mod sandbox;
+mod sandbox_stand_in;
 mod scaling;
 mod single_flight;
 mod slow;
 mod soak;
-mod stand_in;
 mod stop;
 mod stop_with_bucket;
 mod systemd;
