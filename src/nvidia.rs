@@ -99,7 +99,7 @@ pub struct Settings {
     pub call_limit: Option<CallLimit>,
     /// The length of the period for `call_limit`: a minute and a small margin. Tests set a shorter time.
     pub pace_window: Duration,
-    /// Whether many clients share the inference calls, or one client may make all of them.
+    /// Whether the service has many clients, which share the inference calls, or only one.
     pub clients: Clients,
     /// How often and how soon a failed call is retried.
     pub retry: RetryPolicy,
@@ -119,7 +119,7 @@ pub struct Error {
     pub retry_after: Option<Duration>,
     /// Details such as the status and the beginning of the response. They go to the log only.
     pub log_detail: String,
-    /// The number of inferences that were sent without success.
+    /// How many inferences were sent for the picture, none of them with success.
     pub attempts: u32,
     /// Whether another attempt would be made if the deadline were later.
     pub only_deadline_prevents_retry: bool,
@@ -152,11 +152,12 @@ struct Inner {
     retry_budget: RetryBudget,
     /// The limit on calls per minute, if there is one.
     pace: Option<PaceLimiter>,
+    /// Until when a `Retry-After` of NVIDIA forbids new calls of this service.
     shared_retry_after: SharedRetryAfter,
     /// A [`KeyState`] as a number.
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
-    /// Tracks the tasks that delete assets, or give unused calls back to the Valkey.
+    /// Tracks the tasks that delete assets.
     background: TaskTracker,
 }
 
@@ -274,7 +275,7 @@ impl Client {
         let status = outcome.as_ref().ok().map(|response| response.status.as_u16());
         self.0.metrics.record_upstream_call(operation.name(), status, started.elapsed());
         if let Ok(response) = &outcome
-            && operation.updates_shared_state()
+            && operation.affects_other_calls()
         {
             self.record_key_state(operation, response.status);
             let asks_to_wait = matches!(
@@ -361,7 +362,7 @@ async fn read_body(mut response: Response) -> Result<Bytes, reqwest::Error> {
     while let Some(chunk) = response.chunk().await? {
         body.extend_from_slice(&chunk);
         if body.len() > MAX_RESPONSE_BYTES {
-            // A truncated body is not valid JSON, so the caller refuses it.
+            // A truncated body is not valid JSON, so parsing it fails.
             body.truncate(MAX_RESPONSE_BYTES);
             break;
         }

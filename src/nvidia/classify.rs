@@ -125,7 +125,7 @@ impl Operation {
     /// accepts the key, and until when a `Retry-After` of NVIDIA forbids calls. An upload does not
     /// contain the key. A deletion runs in the background, and its response must not affect other
     /// calls.
-    pub fn updates_shared_state(self) -> bool {
+    pub fn affects_other_calls(self) -> bool {
         !matches!(self, Self::UploadAsset | Self::DeleteAsset)
     }
 

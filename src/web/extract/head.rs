@@ -33,8 +33,8 @@ pub enum HeadError {
 ///
 /// # Errors
 /// A [`HeadError`] if the head violates a rule.
-pub(in crate::web) fn check_and_set_host(request: &mut Request) -> Result<(), HeadError> {
-    set_checked_host(request)?;
+pub(in crate::web) fn check_head_and_set_host(request: &mut Request) -> Result<(), HeadError> {
+    check_and_set_host(request)?;
     check_transfer_encoding(request.headers())?;
     // Without a body, there is nothing to decode.
     if !request.body().is_end_stream() {
@@ -45,7 +45,7 @@ pub(in crate::web) fn check_and_set_host(request: &mut Request) -> Result<(), He
 
 /// Checks the `Host`, and replaces it with the host in the request line, if there is one (RFC 9112,
 /// section 3.2.2).
-fn set_checked_host(request: &mut Request) -> Result<(), HeadError> {
+fn check_and_set_host(request: &mut Request) -> Result<(), HeadError> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
         (_, Some(_)) => return Err(HeadError::ManyHosts),
@@ -53,7 +53,7 @@ fn set_checked_host(request: &mut Request) -> Result<(), HeadError> {
         // `Host` is optional before HTTP/1.1.
         (None, None) if request.version() < Version::HTTP_11 => {}
         (Some(host), None) if host.is_empty() && request.version() < Version::HTTP_11 => {}
-        // An empty `Host` is allowed only for URIs without a host. Every `http` URI has a host.
+        // Malformed, or empty in HTTP/1.1: every `http` URI has a host.
         (Some(_), None) => return Err(HeadError::MalformedHost),
         (None, None) => return Err(HeadError::NoHost),
     }
@@ -127,7 +127,7 @@ fn check_content_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     }
 }
 
-/// The first 60 of those characters of a header's value that are harmless in errors and in the log.
+/// A header's value for errors and the log: its first 60 harmless characters.
 fn printable(headers: &HeaderMap, name: HeaderName) -> String {
     let lines: Vec<_> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
     let bytes = lines.join(&b", "[..]).into_iter();
@@ -151,7 +151,7 @@ mod tests {
             "image_service:8000",
             "192.0.2.7:8000",
             "192.0.2.7:",
-            "999.0.2.7", // a name, although it is no IPv4 address
+            "999.0.2.7", // no IPv4 address, but a valid name
             "[::1]",
             "[::ffff:192.0.2.7]:8000",
             "b%C3%BCcher.example",

@@ -11,6 +11,6 @@ pub(in crate::web) async fn check_head(
     mut request: Request,
     next: Next,
 ) -> Result<Response, Error> {
-    head::check_and_set_host(&mut request)?;
+    head::check_head_and_set_host(&mut request)?;
     Ok(next.run(request).await)
 }
