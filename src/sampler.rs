@@ -36,8 +36,8 @@ impl<T> Default for Sampler<T> {
 }
 
 impl<T: Clone + Send + Sync + 'static> Sampler<T> {
-    /// Returns the value that `read` returns. `read` may block. If a reading is still running or
-    /// started less than `max_age` ago, returns the value of that reading, and does not call `read`.
+    /// Returns the value that `read` returns. `read` may block. If a reading is still running, or has a
+    /// value and started less than `max_age` ago, returns that reading's value, and does not call `read`.
     ///
     /// # Errors
     /// [`NoAnswer`] if `read` panics, or if the reading takes longer than `timeout`, counted from the start
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hanging_reading_blocks_one_thread_and_delays_only_its_first_caller() {
+    async fn a_hanging_reading_blocks_one_thread_and_delays_no_caller_after_the_timeout() {
         let sampler = Sampler::default();
         let (release, wait_for_release) = mpsc::channel::<()>();
         let first = sampler.sample(MAX_AGE, TIMEOUT, move || wait_for_release.recv().is_ok());
@@ -127,8 +127,7 @@ mod tests {
         tokio::time::advance(TIMEOUT).await;
         assert_eq!(first.await, Err(NoAnswer));
         let sample_again = || {
-            sampler
-                .sample(MAX_AGE, TIMEOUT, || panic!("only the first caller's thread should read"))
+            sampler.sample(MAX_AGE, TIMEOUT, || panic!("no reading should start while one hangs"))
         };
         for _ in 0..100 {
             assert_eq!(poll!(Box::pin(sample_again())), std::task::Poll::Ready(Err(NoAnswer)));

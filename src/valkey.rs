@@ -2,13 +2,13 @@
 //! them make per minute, and how many requests each client may send.
 //!
 //! Nothing in it needs to last. If it cannot be used, each replica decides alone, and no request fails.
-//! The server decides by scripts. So a decision usually takes one round trip, and only the server's
+//! Scripts in the Valkey decide. So a decision usually takes one round trip, and only the Valkey's
 //! clock matters.
 //!
 //! After a command has failed, no request sends another one until a task has connected again. So
 //! further requests do not wait for a Valkey that does not reply. The task waits half a second before
-//! each attempt to connect. The crate's own connection manager is not used: with it, each command
-//! would wait until it has connected again.
+//! each attempt to connect. The connection manager of `redis` is not used: with it, each command
+//! would wait for the new connection.
 
 use std::{
     fmt,
@@ -83,7 +83,7 @@ struct Inner {
     failed: Notify,
     /// The task that maintains the connection.
     maintenance: Mutex<Option<AbortOnDropHandle<()>>>,
-    /// A thread that connects holds the only permit.
+    /// Has one permit. The blocking thread that connects holds it.
     may_connect: Arc<Semaphore>,
     /// Tracks the tasks that the shutdown waits for.
     background: TaskTracker,
@@ -142,8 +142,8 @@ impl Valkey {
         self.replica_count().count()
     }
 
-    /// A number that changes when this replica must record its calls again: with each new connection,
-    /// and when the Valkey has forgotten this replica.
+    /// A number that changes when this replica must record its NVIDIA calls in the Valkey again: with
+    /// each new connection, and when the Valkey has forgotten this replica.
     pub fn generation(&self) -> watch::Receiver<u64> {
         self.0.generation.subscribe()
     }

@@ -1,8 +1,8 @@
--- Releases a lease, unless another call has taken it or has released it as done. After a write of the
--- vector, the key then says 'done', even if the lease had expired and was free.
+-- Releases a lease: deletes its key or, if the vector was written, sets the key to 'done', even if
+-- the lease has expired. Changes nothing if another call has the lease or has set 'done'.
 -- KEYS[1]: as in lease.lua
 -- ARGV: the token; for how many milliseconds the key says 'done', or 0 if no vector was written
--- Returns 0 if another call has taken it or has released it as done, else 1.
+-- Returns 0 if another call has the lease or has set 'done', else 1.
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   return 0

@@ -140,7 +140,7 @@ async fn no_redirect_to_this_machine_is_followed() {
         .may_fetch_from(&picture_server)
         .start()
         .await;
-    // A request line contains only ASCII, so the picture server cannot receive the rest.
+    // The URL becomes part of a request line, which contains only ASCII.
     let ascii_urls = denied_urls(trap.port).into_iter().filter(|url| url.is_ascii());
     let other_schemes =
         ["gopher", "ftp", "file"].map(|scheme| format!("{scheme}://127.0.0.1:{}/", trap.port));

@@ -25,7 +25,7 @@ pub(super) fn read_objects(
     reader: &ItemReader,
     sink: &mut Sink<'_>,
 ) -> io::Result<bool> {
-    read(input, place, reader, sink, |text, line| reader.object(text, place, line))
+    read(input, place, reader, sink, |text, line_number| reader.object(text, place, line_number))
 }
 
 /// Reads the lines that are not blank. `place` is the list's path, for messages. `parse` turns a line and
@@ -39,10 +39,10 @@ fn read(
 ) -> io::Result<bool> {
     let mut input = BufReader::with_capacity(1 << 16, input);
     let mut bytes = Vec::new();
-    let mut line = 0;
+    let mut line_number = 0;
     loop {
         bytes.clear();
-        line += 1;
+        line_number += 1;
         // The 2 is the length of the longest line break, `\r\n`.
         let read_len = input.by_ref().take(MAX_ROW_BYTES + 2).read_until(b'\n', &mut bytes)?;
         if read_len == 0 {
@@ -60,11 +60,11 @@ fn read(
         let item = match str::from_utf8(row.trim_ascii_end()) {
             _ if is_too_long => {
                 let detail = format!("The line has more than {} MiB.", MAX_ROW_BYTES >> 20);
-                reader.unreadable(place, Some(line), detail)
+                reader.unreadable(place, Some(line_number), detail)
             }
             Ok("") => continue,
-            Ok(text) => parse(text, line),
-            Err(_) => reader.unreadable(place, Some(line), "The line is not UTF-8.".into()),
+            Ok(text) => parse(text, line_number),
+            Err(_) => reader.unreadable(place, Some(line_number), "The line is not UTF-8.".into()),
         };
         if !sink(item) {
             return Ok(false);

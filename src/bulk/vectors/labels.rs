@@ -19,7 +19,7 @@ pub(in crate::bulk) struct Labels {
     pub rows: u64,
     /// The model of the last wanted row. `None` if the file has no wanted row.
     pub model: Option<String>,
-    /// The labels by the numbers of their rows. A row that has no label is not stored.
+    /// The labels by the numbers of their rows, from 1. A row that has no label is not stored.
     pub by_row: HashMap<u64, String>,
 }
 
@@ -45,9 +45,10 @@ impl Labels {
         let mut row = Row::default();
         while lines.next_line()? {
             labels.rows += 1;
-            if wanted.contains(&labels.rows) {
+            let row_number = labels.rows;
+            if wanted.contains(&row_number) {
                 lines.parse_without_vector(&mut row)?;
-                labels.by_row.extend(row.label.take().map(|label| (labels.rows, label)));
+                labels.by_row.extend(row.label.take().map(|label| (row_number, label)));
                 labels.model = row.model.take();
             }
         }

@@ -23,7 +23,7 @@ pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     let u32_at =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     // The end of the file is no error here: if pixels are missing, the decoder reports that.
-    // The reader remembers other errors, and `read_bounded` returns them.
+    // After any other read error, `header::read_bounded` ignores this result and returns the error.
     let orientation = read_orientation(reader).ok().flatten();
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     let (width, height) = (u32_at(16), u32_at(20));
@@ -89,7 +89,7 @@ mod tests {
             for chunks in [
                 vec![exif.clone(), pixels.clone(), end.clone()],
                 vec![pixels.clone(), pixels.clone(), exif.clone(), end.clone()],
-                // The first EXIF chunk counts, even if the file is truncated later.
+                // The first EXIF chunk counts, even if another one follows and the end is missing.
                 vec![exif.clone(), chunk(b"eXIf", b""), pixels.clone()],
             ] {
                 assert_eq!(orientation(&chunks), Orientation::Rotate90);
@@ -108,7 +108,7 @@ mod tests {
             vec![],
             vec![exif[..20].to_vec()],
             vec![longer_than_the_file, exif.clone()],
-            // More than the 64 KiB of EXIF that are read, and no valid EXIF.
+            // Only the first 64 KiB of EXIF data are read. Here, they are not valid.
             vec![chunk(b"eXIf", &[0; 70_000])],
             // The second EXIF chunk is ignored even if the first one is invalid.
             vec![chunk(b"eXIf", b"MM"), exif],

@@ -102,9 +102,9 @@ impl<R: Read> Read for Lzw<R> {
             match result.status.map_err(io::Error::other)? {
                 _ if result.consumed_out > 0 => return Ok(result.consumed_out),
                 LzwStatus::Done => return Ok(0),
-                // Only a second `NoProgress` in a row means that the data ends too early. The decoder
-                // also returns `NoProgress` when a decoded word is longer than the buffer. It then
-                // returns the word on the next call.
+                // Only a second `NoProgress` in a row means that the data ends too early. The first may
+                // mean that a decoded word does not fit into `buffer`. The next call then returns as
+                // much of the word as fits.
                 LzwStatus::NoProgress if made_no_progress => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
