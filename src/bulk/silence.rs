@@ -9,13 +9,12 @@ use tokio::time::Instant;
 
 use super::classify::Sign;
 
-/// Since when the service has processed no picture although it was asked to, if it is silent.
+/// Whether the service is silent (processes no picture although it is asked to), and since when.
 #[derive(Debug)]
 pub(super) struct Silence {
     /// When the service last processed a picture. Before the first one, this is when the run began.
     last_processed: Instant,
-    /// Since when the service has processed no picture although it was asked to. `None` if it is not
-    /// silent.
+    /// Since when the service is silent. `None` if it is not.
     since: Option<Instant>,
 }
 
@@ -38,7 +37,7 @@ impl Silence {
         }
     }
 
-    /// Ends the silence without a processed picture, for a time in which there is nothing to send.
+    /// Ends the silence because there is nothing to send, although no picture was processed.
     pub(super) fn end(&mut self) {
         self.since = None;
     }
@@ -58,7 +57,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn the_silence_begins_with_the_first_attempt_that_fails_and_ends_with_an_answer() {
+    async fn the_silence_lasts_from_sending_an_unprocessed_picture_until_one_is_processed() {
         let mut silence = Silence::new();
         advance(1000 * SECOND).await;
         let first_start = Instant::now();
@@ -72,14 +71,14 @@ mod tests {
         assert_eq!(silence.length(), 20 * SECOND);
         silence.add(Sign::Processed, second_start);
         assert_eq!(silence.length(), Duration::ZERO);
-        // The next attempt began before the answer, but only the time after the answer counts.
+        // The next attempt began before the picture was processed, but only the time after that counts.
         advance(5 * SECOND).await;
         silence.add(Sign::NotProcessed, first_start);
         assert_eq!(silence.length(), 5 * SECOND);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_unsent_picture_neither_begins_nor_ends_the_silence_and_end_ends_it() {
+    async fn an_unsent_picture_does_not_change_the_silence_and_the_method_end_ends_it() {
         let mut silence = Silence::new();
         let started = Instant::now();
         advance(1000 * SECOND).await;

@@ -54,7 +54,7 @@ impl Parquet {
     }
 
     fn open_or_panic(file: File, path: &Path, reader: &ItemReader) -> Result<Self, String> {
-        let metadata = ParquetMetaDataReader::new().parse_and_finish(&file).map_err(damaged)?;
+        let metadata = ParquetMetaDataReader::new().parse_and_finish(&file).map_err(unreadable)?;
         let schema = metadata.file_metadata().schema_descr();
         let columns = schema.root_schema().get_fields().iter().map(|field| field.name());
         let vector = reader.name("vector");
@@ -81,8 +81,9 @@ impl Parquet {
         let mask = ProjectionMask::roots(schema, wanted);
         // The Arrow schema in the file's metadata is ignored, so lists of fixed and of variable length are
         // both read as lists of variable length.
-        let levels = parquet_to_arrow_field_levels(schema, mask.clone(), None).map_err(damaged)?;
-        let row_groups = CheckedRowGroups::new(file, metadata, &mask).map_err(damaged)?;
+        let levels =
+            parquet_to_arrow_field_levels(schema, mask.clone(), None).map_err(unreadable)?;
+        let row_groups = CheckedRowGroups::new(file, metadata, &mask).map_err(unreadable)?;
         let rows_left = row_groups.rows();
         let batches = ParquetRecordBatchReader::try_new_with_row_groups(
             &levels,
@@ -91,7 +92,7 @@ impl Parquet {
             None,
         );
         let (path, reader) = (path.to_owned(), reader.clone());
-        let batches = batches.map_err(damaged)?;
+        let batches = batches.map_err(unreadable)?;
         Ok(Self { batches, batch: None, position: 0, rows_left, path, reader })
     }
 
@@ -111,7 +112,7 @@ impl Parquet {
         if self.batch.as_ref().is_none_or(|batch| self.position == batch.num_rows()) {
             self.position = 0;
             self.batch = match self.batches.next() {
-                Some(batch) => Some(batch.map_err(damaged)?),
+                Some(batch) => Some(batch.map_err(unreadable)?),
                 None if self.rows_left > 0 => {
                     return Err(format!("{} rows of the file are missing", self.rows_left));
                 }
@@ -149,8 +150,8 @@ impl Columns<'_> {
         self.batch.column_by_name(name).filter(|column| column.is_valid(self.at))
     }
 
-    /// The text in this row of a column with texts or integers. `None` if the text is null, or if the
-    /// column is missing or has another type.
+    /// The column's text or integer in this row, as text. `None` if it is null, or if the column is missing
+    /// or has another type.
     fn text(&self, name: &str) -> Option<String> {
         let column = self.column(name)?;
         Some(match column.data_type() {
@@ -161,14 +162,14 @@ impl Columns<'_> {
         })
     }
 
-    /// The text of the field at `path`: of the column with this name, or else of the field inside a
-    /// column's JSON (`column.field`).
-    fn field(&self, path: &str) -> Option<String> {
-        self.text(path).or_else(|| {
-            path.match_indices('.').find_map(|(dot, _)| {
-                let object = self.text(&path[..dot])?;
+    /// The text of the column named `field_path`, or else of a field in a column's JSON: `images.big.x` may
+    /// be the field `big.x` in the column `images`.
+    fn field(&self, field_path: &str) -> Option<String> {
+        self.text(field_path).or_else(|| {
+            field_path.match_indices('.').find_map(|(dot, _)| {
+                let object = self.text(&field_path[..dot])?;
                 let members = json_object::members(&object).ok()?;
-                json_object::as_string(json_object::field(&members, &path[dot + 1..])?)
+                json_object::as_string(json_object::field(&members, &field_path[dot + 1..])?)
             })
         })
     }
@@ -176,7 +177,7 @@ impl Columns<'_> {
     /// The picture's path or URL, unless it is missing or blank. `field` is the field that the user chose
     /// for it, if any.
     fn location(&self, field: Option<&str>) -> Option<String> {
-        let text = |path: &str| self.field(path).filter(|text| !text.trim().is_empty());
+        let text = |field_path: &str| self.field(field_path).filter(|text| !text.trim().is_empty());
         match field {
             Some(field) => text(field),
             None => USUAL_FIELDS.iter().find_map(|name| text(name)),
@@ -186,6 +187,7 @@ impl Columns<'_> {
     /// Reads a list of floats into `vector`.
     fn read_vector(&self, name: &str, vector: &mut Vec<f32>) -> Result<(), String> {
         vector.clear();
+        // The column is not missing: `open` has checked that.
         let list = self.column(name).ok_or("the vector is null")?;
         let refuse = || {
             format!("its column {name} is of the type {}, not a list of floats", list.data_type())
@@ -210,7 +212,7 @@ impl Columns<'_> {
 }
 
 /// The error message for a file or row that the Parquet reader refuses.
-fn damaged(error: impl Into<ParquetError>) -> String {
+fn unreadable(error: impl Into<ParquetError>) -> String {
     format!("it cannot be read as Parquet: {}", error.into())
 }
 

@@ -143,7 +143,7 @@ impl ClientLimit {
         usize::try_from(per_minute).unwrap_or(usize::MAX)
     }
 
-    /// Counts the pictures of a batch except the first, which the layer has already counted as the request.
+    /// Counts the pictures of a batch except the first, which [`rate_limit`] has already counted.
     ///
     /// # Errors
     /// [`Error::RateLimited`]
@@ -249,7 +249,7 @@ mod tests {
         let settings = valkey::Settings {
             url: ValkeyUrl::parse(url).unwrap(),
             timeout: Duration::from_secs(5),
-            replicas: 1,
+            replicas: 1, // the rate limit does not depend on it
         };
         let valkey = Valkey::start(&settings, TaskTracker::new(), Metrics::new()).await;
         RateLimit::per_minute(60, Some(valkey.unwrap()))
