@@ -39,14 +39,14 @@ async fn bodies_written_by_mobile_and_browser_clients_are_accepted() {
         json!({ "image_base64": format!("{text}\n") }).to_string().replace('/', "\\/"),
         // Gson escapes `=`.
         format!(r#"{{"image_base64":"{}","filename":null}}"#, text.replace('=', "\\u003d")),
-        // A browser's FileReader makes a data URL.
+        // A browser's FileReader makes a data URL. Unknown fields are ignored.
         format!(r#"{{"image_base64":"data:image/jpeg;base64,{text}","more":{{"a":[1]}}}}"#),
         // the URL-safe alphabet, without padding
         format!(
             r#"{{"image_base64":"{}"}}"#,
             text.replace('+', "-").replace('/', "_").trim_end_matches('=')
         ),
-        // spaces and surplus padding, such as a client's string template may add
+        // surplus padding, and spaces around the Base64, such as a client's string template may add
         format!(r#"{{"image_base64":" data:image/jpeg;base64, {text}== "}}"#),
         // a byte order mark
         format!("\u{feff}{{\"image_base64\":\"{text}\"}}"),

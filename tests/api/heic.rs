@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 /// Each line contains the name of a fixture, and its width, its height and the mean colours of its
-/// parts, as libheif decodes them.
+/// parts, as libheif decodes them. These tests do not use the colours.
 const EXPECTED: &str = include_str!("../fixtures/heic/expected.txt");
 
 /// The bytes of a fixture.
@@ -75,12 +75,12 @@ async fn every_fixture_in_expected_txt_is_sent_at_the_size_there_and_is_saved_un
 }
 
 #[tokio::test]
-async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
+async fn a_picture_is_turned_by_its_irot_and_mirrored_by_its_imir() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // The centres of the red and of the blue half. `irot` turns anticlockwise. `imir` 0 swaps top
-    // and bottom, and `imir` 1 swaps left and right (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
-    for (name, red_centre, blue_centre) in [
+    // A point in the red half, and one in the blue half. `irot` turns anticlockwise. `imir` 0 swaps
+    // top and bottom, and `imir` 1 swaps left and right (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
+    for (name, red_point, blue_point) in [
         ("halves", (8, 16), (56, 16)),
         ("halves-irot1", (16, 56), (16, 8)),
         ("halves-irot2", (56, 16), (8, 16)),
@@ -91,7 +91,7 @@ async fn a_picture_is_turned_and_mirrored_by_its_own_properties() {
         app.upload(&file(&format!("{name}.heic")), "a.heic").await.assert_success();
         let sent = last_sent_pixels(&nvidia);
         let pixel = |(x, y)| sent.get_pixel(x, y).0;
-        let ([red_sample, _, _], [_, _, blue_sample]) = (pixel(red_centre), pixel(blue_centre));
+        let ([red_sample, _, _], [_, _, blue_sample]) = (pixel(red_point), pixel(blue_point));
         assert!(
             red_sample > 200 && blue_sample > 200,
             "{name}: {red_sample} and {blue_sample} should be more than 200"

@@ -62,8 +62,8 @@ impl Authority {
     }
 }
 
-/// Server configurations with invalid certificates for `localhost`. Each comes with a
-/// description of its certificate.
+/// Server configurations whose certificates no client of `localhost` should accept. Each comes with
+/// a description of its certificate.
 fn invalid_configs(authority: &Authority) -> [(&'static str, ServerConfig); 3] {
     [
         ("for another name", authority.server_config("other.example", 2100)),
@@ -89,9 +89,9 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
         FakeServer::start_tls(authority.server_config("localhost", 2100), reply_with_picture).await;
     // Each server with a description of its certificate. The valid one is the first.
     let mut picture_servers = vec![("valid", valid)];
-    for (certificate, config) in invalid_configs(&authority) {
+    for (description, config) in invalid_configs(&authority) {
         picture_servers
-            .push((certificate, FakeServer::start_tls(config, reply_with_picture).await));
+            .push((description, FakeServer::start_tls(config, reply_with_picture).await));
     }
     let host_and_port =
         |picture_server: &FakeServer| format!("localhost:{}", picture_server.address.port());
@@ -106,11 +106,11 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
     ];
     let service = ServiceProcess::start(folder.path(), &settings);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (certificate, picture_server) in &picture_servers {
+    for (description, picture_server) in &picture_servers {
         let url = format!("https://{}/", host_and_port(picture_server));
         let answer = service.url_request(&client, &url).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
-        if *certificate == "valid" {
+        if *description == "valid" {
             answer.assert_success();
             assert_eq!(picture_server.count(), 1);
         } else {
@@ -118,7 +118,7 @@ async fn a_picture_is_fetched_only_from_a_host_with_a_valid_certificate() {
             assert_eq!(
                 picture_server.count(),
                 0,
-                "no request should be sent to a host whose certificate is {certificate}"
+                "no request should be sent to a host whose certificate is {description}"
             );
         }
         // The valid host is the first.
@@ -131,7 +131,7 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
     let authority = Authority::new();
     let valid_config = authority.server_config("localhost", 2100);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (certificate, config) in
+    for (description, config) in
         [("valid", valid_config)].into_iter().chain(invalid_configs(&authority))
     {
         let folder = tempfile::tempdir().unwrap();
@@ -149,7 +149,7 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
         let service = ServiceProcess::start(folder.path(), &settings);
         let answer = service.upload_request(&client, ROCKET).send().await.unwrap();
         let answer = Answer::read(answer).await.unwrap();
-        if certificate == "valid" {
+        if description == "valid" {
             answer.assert_success();
             let received = nvidia.received();
             assert_eq!(received.len(), 1, "the service should make one call");
@@ -159,7 +159,7 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
             assert_eq!(
                 nvidia.count(),
                 0,
-                "no request should be sent if NVIDIA's certificate is {certificate}"
+                "no request should be sent if NVIDIA's certificate is {description}"
             );
         }
         let saved = saved_count(folder.path());
@@ -171,19 +171,21 @@ async fn the_api_key_and_the_picture_are_sent_only_if_the_certificate_of_nvidia_
 async fn a_valkey_is_used_only_if_its_certificate_is_valid() {
     let authority = Authority::new();
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    for (certificate, (pem, key)) in [
+    for (description, (certificate, key)) in [
         ("valid", authority.sign("localhost", 2100)),
         ("for another name", authority.sign("other.example", 2100)),
         ("expired", authority.sign("localhost", 2021)),
         ("by an authority that nobody trusts", Authority::new().sign("localhost", 2100)),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let [pem_file, key_file] = [("valkey.pem", pem.pem()), ("valkey.key", key.serialize_pem())]
-            .map(|(name, text)| {
-                let file = folder.path().join(name);
-                std::fs::write(&file, text).unwrap();
-                file.to_str().unwrap().to_owned()
-            });
+        let [pem_file, key_file] =
+            [("valkey.pem", certificate.pem()), ("valkey.key", key.serialize_pem())].map(
+                |(name, text)| {
+                    let file = folder.path().join(name);
+                    std::fs::write(&file, text).unwrap();
+                    file.to_str().unwrap().to_owned()
+                },
+            );
         let port = free_address().await.port();
         let arguments = [
             ["--tls-port", &port.to_string()],
@@ -206,6 +208,6 @@ async fn a_valkey_is_used_only_if_its_certificate_is_valid() {
         let ready = client.get(service.url("/ready")).send().await.unwrap();
         let ready: serde_json::Value = serde_json::from_str(&ready.text().await.unwrap()).unwrap();
         let is_usable = ready["valkey"]["usable"].as_bool().unwrap();
-        assert_eq!(is_usable, certificate == "valid", "the certificate is {certificate}");
+        assert_eq!(is_usable, description == "valid", "the certificate is {description}");
     }
 }

@@ -13,7 +13,7 @@ use crate::support::{Difference, FakeNvidia, TestApp, assert_problem};
 
 /// What the service should make of a file.
 enum Expected {
-    /// The pixels of this file.
+    /// The pixels of the fixture with this name.
     SameAs(&'static str),
     /// The pixels of `plain.png` in shades of grey.
     Grey,
@@ -31,6 +31,7 @@ const CASES: [(&str, Expected); 17] = [
     ("exif6.jpg", Turned),
     ("jpeg-fill-bytes-before-sof.jpg", SameAs("plain.jpg")),
     ("jpeg-one-zero-after-app0.jpg", SameAs("plain.jpg")),
+    // A baseline JPEG with several scans is refused if its colours are subsampled, as in 4:2:0.
     ("jpeg-three-scans-420.jpg", Refused("scan")),
     ("jpeg-three-scans-444.jpg", SameAs("plain.png")),
     ("tiff-tiled-planar-exact-zip.tiff", SameAs("plain.png")),

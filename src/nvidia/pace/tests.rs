@@ -142,7 +142,7 @@ proptest! {
             let is_alone = guards.iter().all(|(number, ..)| Some(*number) == first);
             let mut tasks = JoinSet::new();
             for (number, count, guard) in guards {
-                drop(guard); // from now on, its calls wait for permits
+                drop(guard); // calls that wait for a permit are no longer reserved
                 for _ in 0..count {
                     let pace = pace.clone();
                     tasks.spawn(async move {
@@ -188,7 +188,7 @@ async fn batch(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_calls_of_a_batch_that_fits_are_made_at_once_and_one_call_stays_free() {
+async fn the_calls_of_a_batch_that_fits_are_made_at_once_and_a_large_limit_keeps_one_free() {
     let (pace, start) = (pace(40), Instant::now());
     assert_eq!(batch(&pace, FIRST, 39).await, [start; 39]);
     assert_eq!(call(&pace, SECOND).await, start);
@@ -204,7 +204,8 @@ async fn half_of_the_calls_are_made_at_once_and_the_others_are_spread_over_the_w
     // One client gets 39 of the 40 calls in a window: one stays free for others.
     let times = calls(&pace(40), FIRST, 39).await;
     assert_eq!(times[..20], [start; 20]);
-    // The other 19 calls divide the window of 60.5 s into 20 gaps of about 3 s.
+    // The other 19 calls divide the window of 60.5 s into 20 gaps of about 3 s. The last one ends
+    // without a call, so `gaps` does not contain it.
     let gaps: Vec<f64> =
         times[19..].windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     assert!(gaps.iter().all(|gap| (3.0..3.1).contains(gap)), "{gaps:?}");
@@ -252,7 +253,7 @@ async fn a_new_client_waits_only_seconds_and_the_run_of_another_client_gets_all_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_without_other_clients_uses_the_whole_limit_in_any_ten_minutes() {
+async fn the_only_client_of_a_service_gets_the_whole_limit_in_any_ten_minutes() {
     let pace = PaceLimiter::new(40, WINDOW, Clients::One, None);
     let times = calls(&pace, FIRST, 1200).await;
     let (fewest, _) = fewest_and_most(&times, Duration::from_secs(600));
@@ -297,7 +298,7 @@ async fn a_call_that_cannot_be_made_in_time_fails_at_once_with_the_time_to_wait(
 #[tokio::test(start_paused = true)]
 async fn a_call_that_new_clients_overtake_fails_at_its_deadline() {
     let (pace, start) = (pace(2), Instant::now());
-    // These two calls are half a window apart, so only one becomes free at `start + WINDOW`.
+    // These two calls are half a window apart, so only the first expires at `start + WINDOW`.
     calls(&pace, FIRST, 2).await;
     let overtaken = pace.take_permit(FIRST, SPREAD, start + WINDOW + Duration::from_secs(1));
     let (overtaken, second) = tokio::join!(overtaken, call(&pace, SECOND));
@@ -361,8 +362,8 @@ async fn a_call_that_becomes_the_next_one_at_an_expiry_is_made_at_that_time() {
     calls(&pace, SECOND, 2).await;
     sleep(Duration::from_secs(10)).await;
     calls(&pace, FIRST, 2).await;
-    // Until the second client's two calls expire, each client has two calls in the window, and the next
-    // call is the first client's.
+    // Each client has two calls in the window, so the call that waits longer is the next one: the first
+    // client's. When the second client's two calls expire, the next call is the second client's.
     let (first, second) = tokio::join!(call(&pace, FIRST), call(&pace, SECOND));
     assert_eq!((first, second), (start + WINDOW, start + WINDOW));
 }
