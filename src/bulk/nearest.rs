@@ -189,7 +189,9 @@ fn add_labels(
         ));
         return Ok(());
     }
-    check_model(file, labels.model.as_deref(), model)?;
+    for of_rows in &labels.models {
+        check_model(file, Some(of_rows), model)?;
+    }
     for hit in hits {
         hit.label = labels.by_row.remove(&hit.row);
     }

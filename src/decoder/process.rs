@@ -130,8 +130,11 @@ impl Process {
             return Err(protocol_violation("sent more than it announced"));
         }
         let status = self.wait().await?;
-        if received < len || !status.success() {
+        if received < len {
             return Err(classify_exit(status, picture, "exited in the middle of its result"));
+        }
+        if !status.success() {
+            return Err(classify_exit(status, picture, "failed after its result"));
         }
         let result = spool.finish().await?;
         let message = || {

@@ -7,14 +7,7 @@
 //! help. To add a value that is read only when the metrics are requested, add a field to
 //! [`Readings`], and register it in `Readings::into_registry`.
 
-use std::{
-    array,
-    borrow::Cow,
-    mem,
-    ops::Deref,
-    sync::{Arc, atomic::AtomicU64},
-    time::Duration,
-};
+use std::{array, borrow::Cow, mem, ops::Deref, sync::Arc, time::Duration};
 
 use prometheus_client::{
     encoding::text::{encode_eof, encode_registry},
@@ -60,7 +53,6 @@ pub struct Metrics {
     saved_bytes: Counter,
     /// Old pictures that were removed.
     pub removed_pictures: Counter,
-    free_bytes: Gauge<u64, AtomicU64>,
     registry: Registry,
 }
 
@@ -165,11 +157,6 @@ impl Metrics {
                 "pictures_removed",
                 "Pictures removed because of their age or the size limit",
             ),
-            free_bytes: unlabelled_bytes(
-                &mut registry,
-                "downloads_free",
-                "Free bytes on the disk of the downloads folder",
-            ),
             registry,
         })
     }
@@ -253,10 +240,6 @@ impl Metrics {
         readings: Readings,
         exposition: Exposition,
     ) -> Result<String, std::fmt::Error> {
-        // If the free space is unknown, the metric retains its last value.
-        if let Some(free_bytes) = readings.free_bytes {
-            self.free_bytes.set(free_bytes);
-        }
         let mut text = String::new();
         encode_registry(&mut text, &self.registry)?;
         encode_registry(&mut text, &readings.into_registry(PREFIX))?;

@@ -36,10 +36,9 @@ pub struct Readings {
 
 impl Readings {
     /// A registry of these values and of the dropped log lines. Their names begin with `prefix`.
-    /// `free_bytes` is not in it: while the value is unknown, its metric keeps the last known one.
     pub(super) fn into_registry(self, prefix: &str) -> Registry {
         let Self {
-            free_bytes: _,
+            free_bytes,
             free_inodes,
             bucket_writable,
             bucket_readable,
@@ -52,8 +51,12 @@ impl Readings {
             tasks,
         } = self;
         let mut registry = Registry::with_prefix(prefix);
-        // If the number of inodes is unknown, there is no such metric: an alert would take a 0 for a
-        // full disk.
+        // There is no metric for an unknown value: an alert would take a 0 for a full disk.
+        if let Some(free_bytes) = free_bytes {
+            let help = "Free bytes on the disk of the downloads folder";
+            let gauge = ConstGauge::new(free_bytes);
+            registry.register_with_unit("downloads_free", help, Unit::Bytes, gauge);
+        }
         optional_gauge(
             &mut registry,
             "downloads_free_inodes",

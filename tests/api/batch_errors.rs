@@ -159,6 +159,13 @@ async fn an_error_of_the_whole_batch_contains_the_invalid_field() {
             "without text",
         ),
         (
+            json!({ "messages": [{ "image": picture, "content": message["content"] }] }),
+            422,
+            "validation_failed",
+            "messages",
+            "in the content of one message",
+        ),
+        (
             json!({ "messages": [message, message] }),
             422,
             "validation_failed",

@@ -1,7 +1,7 @@
 //! Reads the labels for a file that contains only vectors, from the `.jsonl` file beside it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs::File,
     io,
     path::{Path, PathBuf},
@@ -17,8 +17,8 @@ pub(in crate::bulk) struct Labels {
     pub path: PathBuf,
     /// The number of all rows in that file.
     pub rows: u64,
-    /// The model of the last wanted row. `None` if the file has no wanted row.
-    pub model: Option<String>,
+    /// The models of the wanted rows. Empty if the file has no wanted row.
+    pub models: BTreeSet<String>,
     /// The labels by the numbers of their rows, from 1. A row that has no label is not stored.
     pub by_row: HashMap<u64, String>,
 }
@@ -41,7 +41,7 @@ impl Labels {
             Err(error) => return Err(VectorsError::Io(path, error)),
         };
         let mut lines = JsonLines::new(file, &path, reader.clone());
-        let mut labels = Self { path, rows: 0, model: None, by_row: HashMap::new() };
+        let mut labels = Self { path, rows: 0, models: BTreeSet::new(), by_row: HashMap::new() };
         let mut row = Row::default();
         while lines.next_line()? {
             labels.rows += 1;
@@ -49,7 +49,7 @@ impl Labels {
             if wanted.contains(&row_number) {
                 lines.parse_without_vector(&mut row)?;
                 labels.by_row.extend(row.label.take().map(|label| (row_number, label)));
-                labels.model = row.model.take();
+                labels.models.extend(row.model.take());
             }
         }
         Ok(Some(labels))

@@ -1,6 +1,8 @@
 //! Tests that read files in the formats `.jsonl` and `.npy`, and tests of what all formats have in
 //! common.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -241,10 +243,12 @@ fn labels_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
     assert!(Labels::beside(&path, &usual_fields(), &[1]).unwrap().is_none());
     let lines = (1..=4).map(|n| line(&format!("{{\"path\":\"{n}\"}}"), "1,2"));
     let text = lines.collect::<String>() + "{\"path\":\"incomplete";
+    let text = text.replacen("\"model\":\"m\"", "\"model\":\"first\"", 2); // in rows 1 and 2
     fs::write(folder.path().join("v.jsonl"), text).unwrap();
     // There is no row 9, and the incomplete fifth line does not count as a row.
     let labels = Labels::beside(&path, &usual_fields(), &[4, 2, 9]).unwrap().unwrap();
-    assert_eq!((labels.rows, labels.model.as_deref()), (4, Some("m")));
+    assert_eq!(labels.rows, 4);
+    assert_eq!(labels.models, BTreeSet::from(["first".into(), "m".into()]));
     let mut found: Vec<_> = labels.by_row.into_iter().collect();
     found.sort();
     assert_eq!(found, [(2, "2".into()), (4, "4".into())]);

@@ -110,6 +110,9 @@ pub(super) fn find_in_messages(messages: &RawValue) -> Result<&RawValue, Error> 
         let fields: Fields<'_> =
             serde_json::from_str(message.get()).map_err(|_| not_a_picture(place))?;
         fields.refuse_text(place)?;
+        if fields.image.is_some() || fields.image_url.is_some() {
+            return Err(not_a_picture(place)); // a message has its picture in its content
+        }
         if let Some(content) = fields.content {
             pictures.extend(pictures_of(content, place)?);
         }
