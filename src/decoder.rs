@@ -173,7 +173,7 @@ impl Decoder {
         let starting = spawn_blocking(move || Process::start(&program, job, &content, permit));
         let process = timeout_at(deadline, starting).await.map_err(|_| Error::Timeout)???;
 
-        let result = process.read_result(picture, target.max_len(), spool);
+        let result = process.read_result(picture, target.max_result_len(), spool);
         timeout_at(deadline, result).await.unwrap_or(Err(Error::Timeout))
     }
 

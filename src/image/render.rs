@@ -41,8 +41,8 @@ const MAX_TINY_JPEG_BYTES: u64 = 64 << 10;
 pub(super) const SCALING_MEMORY: u64 = 48 << 20;
 
 /// The memory for [`square`], in addition to the decoded picture, in bytes for each pixel of the
-/// square: a copy with four times the side (16 pixels of 3 bytes), and the filter's floating-point
-/// pixels, which are four times as wide as the square (4 pixels of 16 bytes).
+/// square. The averaged copy has 4 × 4 pixels of 3 bytes for each of these. The filter's floating-point
+/// copy has 4 pixels of 16 bytes: it is as high as the square, but 4 times as wide.
 const SQUARING_BYTES_PER_PIXEL: u64 = 4 * 4 * 3 + 4 * 16;
 
 /// What a picture is rendered as. Only the first frame is rendered, and transparent pixels are
@@ -86,9 +86,9 @@ impl Target {
         Ok(estimate_memory(picture)? + scaling)
     }
 
-    /// An upper limit on the bytes that [`Self::render`] returns. A tiny picture may have more than the
-    /// `max_len` of [`Self::Shrunk`].
-    pub fn max_len(self) -> u64 {
+    /// An upper limit on the bytes that [`Self::render`] returns. It may be higher than `max_len`, because
+    /// a tiny JPEG is returned even if it is longer than `max_len`.
+    pub fn max_result_len(self) -> u64 {
         match self {
             Self::Converted { max_len } | Self::Shrunk { max_len } => {
                 (max_len as u64).max(MAX_TINY_JPEG_BYTES)
@@ -135,8 +135,7 @@ fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>
     loop {
         let scaled = scale_down(&image, max_side);
         let upright = Upright::new(&scaled, picture.orientation);
-        // A tiny JPEG of any length ends the loop. The settings accept no `max_len` that is shorter
-        // than a tiny JPEG.
+        // A tiny JPEG of any length ends the loop.
         let accepted_len = if max_side <= TINY_SIDE { usize::MAX } else { max_len };
         if let Some(jpeg) = encode_jpeg(picture.format, &upright, SHRUNK_QUALITY, accepted_len)? {
             return Ok(jpeg);
@@ -149,9 +148,10 @@ fn shrink(picture: &Picture, image: &RgbImage, max_len: usize) -> Result<Vec<u8>
 /// reduced to `4 * side` by averaging, because the memory of the filter grows with the picture's sides.
 fn square(image: &RgbImage, side: u32) -> RgbImage {
     let (width, height) = image.dimensions();
-    let max_filtered = 4 * side;
-    let averaged = (width > max_filtered || height > max_filtered)
-        .then(|| imageops::thumbnail(image, width.min(max_filtered), height.min(max_filtered)));
+    let max_filtered_side = 4 * side;
+    let averaged = (width > max_filtered_side || height > max_filtered_side).then(|| {
+        imageops::thumbnail(image, width.min(max_filtered_side), height.min(max_filtered_side))
+    });
     imageops::resize(averaged.as_ref().unwrap_or(image), side, side, FilterType::Triangle)
 }
 
