@@ -19,7 +19,7 @@ pub struct Limits {
     pub max_image_bytes: u64,
     /// The maximum number of pixels of a picture.
     pub max_image_pixels: u64,
-    /// The maximum memory for the bodies of all requests together, in bytes.
+    /// The maximum memory for the bodies of all requests and of their calls to NVIDIA together, in bytes.
     pub max_buffered_bytes: u64,
     /// The maximum number of received pictures that are read, saved or embedded at the same time.
     pub max_in_flight: usize,

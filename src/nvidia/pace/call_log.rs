@@ -161,8 +161,8 @@ impl CallLog {
         self.calls.front().map(|call| call.time + self.rule.window)
     }
 
-    /// The index of the demand that gets the next call, and the earliest time of that call. The next
-    /// expiry may change both. `None` if there are no demands.
+    /// The index of the demand that gets the next call, and the earliest time of that call. Both may
+    /// change when the next call expires. `None` if there are no demands.
     ///
     /// The next call is the one that may be made earliest. Among equally early ones, it is the call of
     /// the client with the fewest calls in the window, and then that of the first demand.
@@ -228,7 +228,7 @@ impl CallLog {
         self.rule.calls_per_window.saturating_sub(self.calls.len())
     }
 
-    /// Whether this many calls of one client may be made now. Some calls stay free: see [`Rule::spare`].
+    /// Whether the window has room for this many calls of one client, besides the [`Rule::spare`] calls.
     pub(super) fn fits(&self, count: usize) -> bool {
         count.saturating_add(self.rule.spare()) <= self.free()
     }
@@ -253,7 +253,7 @@ impl CallLog {
             && client_calls.count >= self.rule.burst()
         {
             let last_call_to_expiry = expiry.saturating_duration_since(client_calls.last);
-            // The free calls divide this time into equal gaps.
+            // The free calls, without the spare one, divide this time into equal gaps.
             let gaps = (self.free() + 1).saturating_sub(self.rule.spare()).max(1);
             let spacing = divide(window, calls_per_window).max(divide(last_call_to_expiry, gaps));
             time = time.max(client_calls.last + spacing);
@@ -276,7 +276,7 @@ impl Rule {
     }
 
     /// The number of calls in a window that one client leaves free for others: one. But a client uses all
-    /// calls if it is the only client, or if a window has fewer than 20 calls.
+    /// calls if it is the only client, or if the limit is below 20.
     fn spare(self) -> usize {
         usize::from(self.clients == Clients::Many && self.calls_per_window >= 20)
     }
