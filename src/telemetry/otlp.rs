@@ -63,13 +63,13 @@ pub(super) enum Error {
     /// TLS cannot be set up.
     #[error("cannot set up the HTTP client")]
     HttpClient(#[from] reqwest::Error),
-    /// The system refuses a resource.
+    /// The runtime of [`Sender`] cannot be built.
     #[error("cannot set up the exporter")]
     Runtime(#[from] std::io::Error),
 }
 
 /// Returns the layer that collects the spans of traces, and starts to export them. Returns `None` if
-/// no endpoint is set.
+/// no endpoint is set, or if `OTEL_SDK_DISABLED` is true.
 ///
 /// # Errors
 /// [`Error`]
@@ -93,8 +93,8 @@ where
         .with_resource(resource())
         .build();
     let tracer = provider.tracer(SERVICE_NAME);
-    // Tests open the log several times in one process. Only the first layer is used, so only its
-    // provider is kept.
+    // Tests start several services in one process. These share the log that was opened first, so
+    // only its provider is kept.
     let _ = PROVIDER.set(provider);
     let layer = tracing_opentelemetry::layer()
         .with_tracer(tracer)
@@ -106,8 +106,8 @@ where
     Ok(Some(layer.with_filter(dynamic_filter_fn(is_exported))))
 }
 
-/// Whether a span is exported. Work outside of requests, such as the test of the decoder at start,
-/// is not: every such step would be a trace of its own.
+/// Whether a span is exported. Spans outside of requests, such as those of the decoder's self-test,
+/// are not exported: each would be a trace of its own.
 fn is_exported<S>(metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -154,7 +154,7 @@ pub(crate) fn continue_trace(span: &Span, trace_id: &str, parent_id: &str, is_sa
 }
 
 /// Sends batches with the service's own HTTP client, so that there is no second TLS library. Uses no
-/// proxy, like all other calls inside the network.
+/// proxy: the service uses one only for NVIDIA.
 #[derive(Debug)]
 struct Sender {
     http: reqwest::Client,

@@ -10,7 +10,7 @@
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "the unit tests and the API tests use different functions"
+    reason = "the unit tests and the API tests include this file, and use different functions"
 )]
 
 use std::{

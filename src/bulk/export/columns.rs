@@ -1,6 +1,7 @@
-//! Finds the columns for the fields that the rows have from their source, as opposed to the fields that
-//! `embed` adds. Every name of such a field, in any row, becomes a column. The columns are in the order
-//! in which the names first occur. The rows are read twice: first for the names, then for the values.
+//! Finds the columns for the fields of the source. `embed` copies these fields to its rows, and adds
+//! fields of its own, which are not meant here. Every name of a copied field, in any row, becomes a
+//! column. The columns are in the order in which the names first occur. The rows are read twice: first
+//! for the names, then for the values.
 
 use std::{borrow::Cow, collections::HashMap};
 

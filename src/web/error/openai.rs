@@ -57,7 +57,7 @@ pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
 pub(in crate::web) fn is_retry_useless(error: &Error) -> bool {
     match error {
         Error::BatchItem { error, .. } => is_retry_useless(error),
-        // `DownloadFailed` is a 502. Of the other codes, only `DownloadTimeout` is a 5xx, and it may pass.
+        // Of these, only `DownloadFailed` and `DownloadTimeout` are a 5xx. After a timeout, a retry may help.
         Error::Fetch(error) => fetch_code(error) == Code::DownloadFailed && !error.is_transient(),
         // All of these codes have a status of 5xx, after which clients repeat a request.
         _ => matches!(
