@@ -15,16 +15,16 @@ use crate::{
     },
 };
 
-/// Allows 200 connections from one address. The default is 64, but the hundred clients of a test
-/// all connect from 127.0.0.1.
-const ALLOW_A_HUNDRED_CLIENTS: (&str, &str) = ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200");
+/// Allows 200 connections from one address; the default is 64. The hundred clients of a test all connect
+/// from 127.0.0.1, and so does the client that reads the metrics.
+const ALLOW_200_CONNECTIONS: (&str, &str) = ("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "200");
 
 #[tokio::test]
 async fn a_hundred_identical_pictures_at_once_make_one_call() {
     let (release, _) = watch::channel(false);
     let reply = embedding().held_until(&release);
     let nvidia = FakeNvidia::replying(vec![reply]).await;
-    let app = TestApp::builder(&nvidia).settings(&[ALLOW_A_HUNDRED_CLIENTS]).start().await;
+    let app = TestApp::builder(&nvidia).settings(&[ALLOW_200_CONNECTIONS]).start().await;
     let uploads = join_all((0..100).map(|_| app.upload(ROCKET, "a.jpg")));
     let release_reply = async {
         // The reply is released only when all hundred requests wait for the call.
@@ -100,9 +100,9 @@ async fn the_call_for_a_large_picture_finishes_after_the_client_disconnects() {
 }
 
 #[tokio::test]
-async fn a_request_that_joined_a_call_late_succeeds_although_the_call_misses_its_deadline() {
-    // The first call hangs until the leader's deadline. The late request then has 0.3 s left. This is
-    // more than a quarter of its time, which is 1 s, so it makes a call of its own.
+async fn a_request_that_joined_late_succeeds_although_the_call_misses_the_leaders_deadline() {
+    // The first call hangs until the leader's deadline. The late request then has 0.3 s of its
+    // 1 s left. This is more than a quarter, so it makes a call of its own.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
     let upload_late = async {
@@ -139,7 +139,7 @@ async fn a_request_that_joined_a_call_late_succeeds_if_the_call_has_no_time_for_
 async fn a_hundred_requests_that_share_a_hanging_call_make_no_further_call() {
     let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
     let app = TestApp::builder(&nvidia)
-        .settings(&[("IMAGESVC_REQUEST_TIMEOUT", "1s"), ALLOW_A_HUNDRED_CLIENTS])
+        .settings(&[("IMAGESVC_REQUEST_TIMEOUT", "1s"), ALLOW_200_CONNECTIONS])
         .start()
         .await;
     // All requests arrive at about the same time. When the call misses the leader's deadline, the
