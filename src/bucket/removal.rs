@@ -1,7 +1,7 @@
 //! Removes objects that nobody needs, in the background.
 //!
-//! Such an object is usually a picture that, according to the service's answer, is not saved. So while
-//! the bucket fails, a removal waits for up to an hour until the bucket works again.
+//! Such an object is usually a picture that, according to the service's answer, is not saved. To make
+//! this true, a removal waits for up to an hour while the bucket fails.
 
 use std::{
     fmt,
@@ -32,7 +32,8 @@ const MAX_REQUESTS: usize = 8;
 /// How long one removal may take, with all attempts and the wait for a bucket that fails.
 const MAX_TIME: Duration = Duration::from_secs(60 * 60);
 
-/// The pause between two attempts of a removal, and between two checks of the bucket's state.
+/// The pause between two attempts of a removal, and between two checks whether the bucket works or the
+/// service stops.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// When an object is removed.
@@ -40,8 +41,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub enum RemovalTime {
     /// Now: the object exists.
     Now,
-    /// Two seconds after the request, and again 30 seconds after it: the object may still be on its way
-    /// to the bucket.
+    /// Two seconds after the call of [`Bucket::remove`], and again 28 seconds after the first removal: the
+    /// object may still be on its way to the bucket.
     WhenItMayHaveArrived,
 }
 
@@ -72,7 +73,7 @@ impl Default for Removals {
 
 impl Bucket {
     /// Removes an object in the background. If the bucket fails, waits until it works again, for at most
-    /// an hour. If the service stops in the meantime, makes one more attempt.
+    /// an hour. If the service stops during this wait, makes one more attempt.
     pub fn remove(&self, path: String, time: RemovalTime) -> JoinHandle<()> {
         let bucket = self.clone();
         self.0.background.spawn(async move {
@@ -80,13 +81,13 @@ impl Bucket {
             if others >= MAX_REMOVALS {
                 log_remaining(&path, "too many removals wait");
             } else {
-                bucket.remove_repeatedly(&path, time).await;
+                bucket.remove_once_or_twice(&path, time).await;
             }
             bucket.0.removals.count.fetch_sub(1, Ordering::Relaxed);
         })
     }
 
-    async fn remove_repeatedly(&self, path: &str, time: RemovalTime) {
+    async fn remove_once_or_twice(&self, path: &str, time: RemovalTime) {
         for (nth, pause) in time.pauses().iter().enumerate() {
             self.sleep_unless_stopping(Duration::from_secs(*pause)).await;
             // If the service is stopping, the pause was cut short. A second removal would come too
@@ -94,7 +95,7 @@ impl Bucket {
             if nth > 0 && self.is_stopping() {
                 return;
             }
-            if let Err(error) = self.remove_when_it_works(path).await {
+            if let Err(error) = self.remove_when_bucket_works(path).await {
                 return log_remaining(path, error);
             }
         }
@@ -102,10 +103,10 @@ impl Bucket {
 
     /// Tries to remove an object, until an attempt succeeds or is refused, or [`MAX_TIME`] has passed.
     /// While the service is stopping, makes only one attempt.
-    async fn remove_when_it_works(&self, path: &str) -> Result<(), Error> {
+    async fn remove_when_bucket_works(&self, path: &str) -> Result<(), Error> {
         let deadline = Instant::now() + MAX_TIME;
         loop {
-            // `works` is always true for removals, which are never suspended. A bucket that accepts no
+            // This asks about writes, because removals are never suspended. A bucket that accepts no
             // writes is likely to accept no removals either.
             while !self.works(Operation::Write) && !self.is_stopping() && Instant::now() < deadline
             {
