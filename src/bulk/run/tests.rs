@@ -137,7 +137,8 @@ async fn a_run_stops_if_the_service_never_answers() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (outcome, seconds, failures) = send(silent.local_addr().unwrap(), 1000).await;
     assert_eq!(outcome, Outcome::Stopped);
-    // The run stops after 900 s, and then waits for its last requests, for at most 420 s.
+    // `SERVICE_TIMEOUT` stops the run after 900 s. Its last requests then end within 420 s, the
+    // `REQUEST_TIMEOUT`.
     assert!((900..1400).contains(&seconds), "{seconds} s");
     // At most two pictures of one host are sent at once, so at most two fail.
     assert!(failures.len() <= 2, "most pictures must be left for the next run");
@@ -160,9 +161,10 @@ async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_o
         let (outcome, seconds, failures) = send(service.address, 1000).await;
         assert_eq!((outcome, failures.len()), (Outcome::SomeFailed, 1000));
         assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
-        // After 20 consecutive failures of the host, each further picture is sent only once.
+        // The first 4 pictures are sent 5 times each. After these 20 consecutive failures of the host,
+        // each further picture is sent only once.
         assert!((1000..1030).contains(&service.requests()), "{} requests", service.requests());
-        // The waits between the five attempts of the first pictures are 1, 2, 4 and 8 s, together 15 s.
+        // The waits between the five attempts of a picture are 1, 2, 4 and 8 s, together 15 s.
         assert!(
             seconds > 15,
             "the first pictures should be tried again, but the run took {seconds} s"
@@ -181,8 +183,9 @@ async fn the_pause_that_a_host_demands_takes_the_place_of_a_shorter_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_stops_if_the_service_is_always_busy_although_files_that_cannot_be_read_fail() {
+async fn a_run_stops_if_the_service_is_always_busy_even_while_unreadable_files_fail() {
     let service = FakeService::replying(503, "retry-after: 2\r\n", &problem("overloaded")).await;
+    // Between two pauses of the service, the run tries only a few files, so 3000 files outlast the run.
     let files = (0..3000).map(|n| format!("/nothing/here/{n}.jpg"));
     let locations: Vec<_> = urls(1).into_iter().chain(files).collect();
     let (outcome, seconds, failures) = send_pictures(service.address, &locations).await;
@@ -197,7 +200,7 @@ async fn a_run_stops_if_a_proxy_always_answers_in_place_of_the_service() {
     let proxy = FakeService::replying(502, "", "<html>Bad Gateway</html>").await;
     let (outcome, seconds, failures) = send(proxy.address, 1000).await;
     assert_eq!(outcome, Outcome::Stopped);
-    // After 900 s, the last attempts end within the longest wait of 8 s.
+    // An attempt begins with its wait, of at most 8 s. So the last attempts end soon after 900 s.
     assert!((900..930).contains(&seconds), "{seconds} s");
     assert!(!failures.is_empty());
     assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
