@@ -34,8 +34,8 @@ use crate::{
 const MAX_PARTS: usize = 32;
 
 /// The limit for a part's header, which the parser keeps in memory until the header is complete. If
-/// more bytes than this have arrived since the parser last returned a part or a chunk, the next chunk
-/// is an error.
+/// more bytes than this have arrived since the parser last returned a part or bytes of a part, the next
+/// chunk of the body is an error.
 const MAX_HEADER_BYTES: usize = 64 * 1024;
 
 /// How many characters of a part's name an error message quotes.
@@ -52,9 +52,9 @@ pub(in crate::web) fn invalid(msg: &str, detail: impl Into<String>) -> Error {
 /// A multipart form that is being received.
 pub(in crate::web) struct Form {
     parser: Multipart<'static>,
-    /// How many bytes arrived since the parser last returned a part or a chunk.
-    unparsed_bytes: Arc<AtomicUsize>,
-    /// Whether the parser must parse its current chunk before it gets the next chunk.
+    /// How many bytes of the body arrived since the parser last returned a part or bytes of a part.
+    bytes_since_output: Arc<AtomicUsize>,
+    /// Whether the parser must parse its current chunk of the body before it gets the next one.
     is_paused: Arc<AtomicBool>,
     part_count: usize,
 }
@@ -67,8 +67,8 @@ impl Form {
         boundary: &str,
         mut memory: SharePermit,
     ) -> Self {
-        let unparsed_bytes = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&unparsed_bytes);
+        let bytes_since_output = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&bytes_since_output);
         let counted = body.map(move |chunk| {
             let chunk = chunk?;
             let before = counter.fetch_add(chunk.len(), Ordering::Relaxed);
@@ -84,13 +84,18 @@ impl Form {
         });
         let is_paused = Arc::new(AtomicBool::new(false));
         let chunks = one_at_a_time(counted.boxed(), Arc::clone(&is_paused));
-        Self { parser: Multipart::new(chunks, boundary), unparsed_bytes, is_paused, part_count: 0 }
+        Self {
+            parser: Multipart::new(chunks, boundary),
+            bytes_since_output,
+            is_paused,
+            part_count: 0,
+        }
     }
 
     /// Returns the next part, or `None` at the form's end.
     async fn next_part(&mut self) -> Result<Option<Part>, Error> {
         let field = chunk_by_chunk(&self.is_paused, self.parser.next_field()).await?;
-        self.unparsed_bytes.store(0, Ordering::Relaxed);
+        self.bytes_since_output.store(0, Ordering::Relaxed);
         let Some(field) = field else { return Ok(None) };
         self.part_count += 1;
         if self.part_count > MAX_PARTS {
@@ -108,7 +113,7 @@ impl Form {
     async fn next_chunk(&self, part: &mut Part) -> Result<Option<Bytes>, Error> {
         loop {
             let chunk = chunk_by_chunk(&self.is_paused, part.field.chunk()).await?;
-            self.unparsed_bytes.store(0, Ordering::Relaxed);
+            self.bytes_since_output.store(0, Ordering::Relaxed);
             if chunk.as_ref().is_none_or(|bytes| !bytes.is_empty()) {
                 return Ok(chunk);
             }
