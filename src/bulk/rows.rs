@@ -174,7 +174,7 @@ mod tests {
         lines
     }
 
-    /// Why this line is not a row whose added fields are those of the command.
+    /// Why this line is not a row, or why its added fields or its model are refused.
     fn reason(line: impl AsRef<[u8]>) -> String {
         let (lines, reader) = (at_first_line(line.as_ref()), reader(""));
         let check = |row: Row<'_>| row.added_values().and(row.model()).map(|_| ());
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn spaces_between_the_fields_change_nothing() {
+    fn spaces_are_allowed_up_to_the_end_of_the_vector() {
         let line = "{ \"sha256\" : \"ab\" , \"model\": \"m\" ,\t\"vector\" : [1 , 2 ]}\n";
         let (lines, reader) = (at_first_line(line.as_bytes()), reader(""));
         let row = lines.row(&reader).unwrap();
