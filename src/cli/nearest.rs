@@ -11,10 +11,10 @@ use crate::{
 ///
 /// - 0: the rows are printed.
 /// - 1: the picture cannot be embedded, or the rows cannot be printed.
-/// - 2: the file or the service cannot be used, or the system reported an error.
+/// - 2: the file of vectors or the service cannot be used, or the system reported an error.
 /// - 130: a signal interrupted the command.
 pub(super) async fn nearest(arguments: NearestArguments, config: Config) -> ExitCode {
-    // On the heap, because this future is large: it contains the whole service.
+    // On the heap, because this future is large: without `--to`, it also starts the service.
     match Box::pin(bulk::nearest(arguments, config)).await {
         Ok(outcome) => outcome.into(),
         Err(error) => {
