@@ -9,7 +9,7 @@ const SIMILAR: f64 = 0.95;
 /// Vectors whose cosine is lower than this belong to different photographs.
 const DIFFERENT: f64 = 0.9;
 
-/// The cosine of two vectors of length 1.
+/// The cosine of two of the sandbox's vectors, which all have length 1.
 fn cosine(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }

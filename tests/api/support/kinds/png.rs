@@ -57,6 +57,7 @@ fn pixels((width, height): (u32, u32), channels: u32, depth: u32, interlace: Int
     let passes = PASSES.iter().flat_map(|(first_column, first_row, column_step, row_step)| {
         let columns = (*first_column..width).step_by(*column_step).len();
         let rows = (*first_row..height).step_by(*row_step).len();
+        // A pass without columns is empty: it does not even have filter bytes.
         if columns == 0 { Vec::new() } else { lines((columns as u32, rows as u32)) }
     });
     passes.collect()
