@@ -35,8 +35,9 @@ const PICTURE_TIMEOUT: Duration = REQUEST_TIMEOUT;
 /// The shortest wait before another attempt.
 const MIN_WAIT: Duration = Duration::from_secs(1);
 
-/// The longest label that is printed, in characters.
-const MAX_LABEL: usize = 4096;
+/// The most characters of a label, or of the picture's name, that are printed. They are counted before
+/// control characters are escaped.
+const MAX_PRINTED_CHARS: usize = 4096;
 
 /// Embeds the picture, and prints the nearest rows. Returns `Interrupted` if a signal ends the command
 /// earlier.
@@ -59,7 +60,7 @@ async fn find_and_print(arguments: NearestArguments, config: Config) -> Result<(
     let file_reader = reader.clone();
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
     let file = super::on_blocking_thread(open).await?;
-    // Only the vector in the service's answer is used, so the names of the answer's fields need no prefix.
+    // The answer's fields are not added to a row, so their names need no prefix.
     let (save, no_prefix) = (false, "");
     let service = Service::open(to.as_ref(), save, no_prefix, config).await?;
     let embedded = embed(&service.client, &picture, &file).await;
@@ -72,8 +73,8 @@ async fn find_and_print(arguments: NearestArguments, config: Config) -> Result<(
     .await
 }
 
-/// Embeds the picture, unless the file contains vectors of another model. Returns the picture's vector
-/// and the service's model.
+/// Embeds the picture, unless the file's first row has another model than the service. Returns the
+/// picture's vector, and the model that computed it.
 async fn embed(
     client: &ServiceClient,
     picture: &str,
@@ -126,7 +127,8 @@ async fn embed_patiently(client: &ServiceClient, picture: &Picture) -> Result<Em
     }
 }
 
-/// Parses the vector in an answer. It is the last of the added fields, so it follows the last colon.
+/// Parses the vector in an answer. The vector is the last of [`Embedded::fields`], so it follows the last
+/// colon.
 fn vector(embedded: &Embedded) -> Result<Vec<f32>, Failure> {
     let mut vector = Vec::new();
     let text = embedded.fields.rsplit(':').next().unwrap_or_default();
@@ -236,9 +238,9 @@ fn four_decimals(cosine: f64) -> String {
     if text == "-0.0000" { "0.0000".into() } else { text }
 }
 
-/// The beginning of a label, in one line. The characters that control a terminal are escaped.
-fn printable_beginning(label: &str) -> String {
-    let beginning: String = label.chars().take(MAX_LABEL).collect();
+/// The beginning of a text, in one line. The characters that control a terminal are escaped.
+fn printable_beginning(text: &str) -> String {
+    let beginning: String = text.chars().take(MAX_PRINTED_CHARS).collect();
     progress::printable(&beginning).into_owned()
 }
 
@@ -249,7 +251,8 @@ mod tests {
     #[test]
     fn a_printed_label_is_one_short_line_that_cannot_control_a_terminal() {
         assert_eq!(printable_beginning("a \u{1b}[31m\n\u{85}é"), r"a \u001b[31m\u000a\u0085é");
-        assert_eq!(printable_beginning(&"é".repeat(MAX_LABEL + 1)).chars().count(), MAX_LABEL);
+        let longer = "é".repeat(MAX_PRINTED_CHARS + 1);
+        assert_eq!(printable_beginning(&longer).chars().count(), MAX_PRINTED_CHARS);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(super) const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// The speed is the average over this time.
 const SPEED_WINDOW: Duration = Duration::from_secs(60);
 
-/// How often the number of sent rows is stored, to compute the speed from it later.
+/// How often the number of processed rows is recorded, to compute the speed from it later.
 const SPEED_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The bar with [`State::done_text`] as `prefix`, and below it [`State::details_text`] on a second line,
@@ -30,7 +30,8 @@ const SPEED_INTERVAL: Duration = Duration::from_secs(1);
 /// left and the failures. There are no colours.
 ///
 /// Above the bar is an empty line. A terminal shows Ctrl-C as `^C` below the bar, and thereby moves the
-/// cursor down. The removal of the bar then begins one line too low, and does not remove the empty line.
+/// cursor down. The removal of the bar then misses its topmost line. Because that line is empty, nothing of
+/// the bar stays on the terminal.
 const BAR_TEMPLATE: &str = "\n[{wide_bar}] {prefix}\n{wide_msg}";
 
 /// The same lines without the bar itself, while the number of rows is unknown.
@@ -60,7 +61,7 @@ impl Console {
 
     /// Writes a row as one line. The line means the same JSON, although control characters are replaced.
     pub(super) fn write_row(&self, row: &str) {
-        self.write_line(&without_control_spaces(row));
+        self.write_line(&without_tabs_and_line_breaks(row));
     }
 }
 
@@ -102,7 +103,7 @@ impl Progress {
     /// Shows the counts. Without a bar, does so only if a line is due. `total` is the number of all rows, if
     /// it is known. `note` says why the run waits, if it does.
     pub(super) fn update(&mut self, tally: &Tally, total: Option<u64>, note: Option<&str>) {
-        self.speed.record(Instant::now(), tally.sent());
+        self.speed.record(Instant::now(), tally.processed());
         let state = State { tally, total, note, per_second: self.speed.per_second() };
         match &self.console.0 {
             Some(bar) => {
@@ -165,7 +166,7 @@ impl State<'_> {
         let Some(total) = self.total else { return format!("{done} done") };
         let seconds_left = total.saturating_sub(done) as f64 / self.per_second;
         let mut text = format!("{done}/{total} done");
-        // If nothing was sent in the last minute, the number of seconds is infinite or not a number.
+        // If no row was processed in the last minute, the number of seconds is infinite or not a number.
         if let Ok(left) = Duration::try_from_secs_f64(seconds_left) {
             let _ = write!(text, ", {} left", short_time(left)); // a String never fails
         }
@@ -193,17 +194,17 @@ fn summary(tally: &Tally, elapsed: Duration) -> String {
     if *skipped > 0 {
         let _ = write!(line, ", {skipped} skipped"); // a String never fails
     }
-    let per_second = tally.sent() as f64 / elapsed.as_secs_f64().max(0.001);
+    let per_second = tally.processed() as f64 / elapsed.as_secs_f64().max(0.001);
     let _ = write!(line, ", in {} ({per_second:.1} a second)", short_time(elapsed));
     line
 }
 
-/// The number of rows sent per second, over the last minute.
+/// The number of rows processed per second, over the last minute.
 #[derive(Debug)]
 struct Speed {
-    /// Earlier times, and how many rows had been sent by then. Never empty.
+    /// Earlier times, and how many rows had been processed by then. Never empty.
     earlier: VecDeque<(Instant, u64)>,
-    /// The latest time, and how many rows have been sent by now.
+    /// The latest time, and how many rows had been processed by then.
     latest: (Instant, u64),
 }
 
@@ -212,9 +213,9 @@ impl Speed {
         Self { earlier: VecDeque::from([(now, 0)]), latest: (now, 0) }
     }
 
-    /// Records that `sent` rows have been sent since the start.
-    fn record(&mut self, now: Instant, sent: u64) {
-        self.latest = (now, sent);
+    /// Records that `processed` rows have been processed since the start.
+    fn record(&mut self, now: Instant, processed: u64) {
+        self.latest = (now, processed);
         if self.earlier.back().is_some_and(|(last, _)| now - *last >= SPEED_INTERVAL) {
             self.earlier.push_back(self.latest);
         }
@@ -224,8 +225,9 @@ impl Speed {
     }
 
     fn per_second(&self) -> f64 {
-        let ((first, sent_then), (last, sent_now)) = (self.earlier[0], self.latest);
-        sent_now.saturating_sub(sent_then) as f64 / (last - first).as_secs_f64().max(0.001)
+        let ((first, processed_then), (last, processed_now)) = (self.earlier[0], self.latest);
+        processed_now.saturating_sub(processed_then) as f64
+            / (last - first).as_secs_f64().max(0.001)
     }
 }
 
@@ -248,7 +250,7 @@ pub(super) fn write_line(line: &str) {
 
 /// Escapes control characters, so that a file's name or an error message cannot control the terminal.
 /// The escapes are those of JSON, so in a JSON string they mean the same characters. Between the tokens
-/// of JSON they are not allowed: see [`without_control_spaces`].
+/// of JSON they are not allowed: see [`without_tabs_and_line_breaks`].
 pub(super) fn printable(line: &str) -> Cow<'_, str> {
     // The ranges are the characters that change the direction of writing.
     let is_control =
@@ -269,7 +271,7 @@ pub(super) fn printable(line: &str) -> Cow<'_, str> {
 
 /// Replaces tabs and line breaks by spaces. In valid JSON, they are only between tokens, where an escape
 /// is not allowed.
-fn without_control_spaces(row: &str) -> String {
+fn without_tabs_and_line_breaks(row: &str) -> String {
     row.replace(['\t', '\n', '\r'], " ")
 }
 
@@ -328,12 +330,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_speed_is_the_average_of_the_last_minute() {
         let mut speed = Speed::new(Instant::now());
-        let mut sent = 0;
+        let mut processed = 0;
         let mut run_for = async |seconds: u64, per_second: u64| {
             for _ in 0..seconds * 4 {
                 advance(Duration::from_millis(250)).await;
-                sent += per_second / 4;
-                speed.record(Instant::now(), sent);
+                processed += per_second / 4;
+                speed.record(Instant::now(), processed);
             }
             (speed.per_second(), speed.earlier.len())
         };
@@ -373,7 +375,7 @@ mod tests {
     #[test]
     fn a_printed_row_stays_the_same_json_and_cannot_control_a_terminal() {
         let row = "{\t\"a\u{9b}\u{202e}\" :\t\"b\\tc\u{7f}\",\r\n\"n\":\t1.50}";
-        let spaced = without_control_spaces(row);
+        let spaced = without_tabs_and_line_breaks(row);
         let printed = printable(&spaced);
         let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
         assert_eq!(parse(&printed), parse(row), "{printed}");

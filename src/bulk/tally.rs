@@ -52,15 +52,14 @@ impl Tally {
         *count += 1;
     }
 
-    /// The rows that were embedded or failed. This includes rows that failed without being sent, because
-    /// they contain no picture.
-    pub(super) fn sent(&self) -> u64 {
+    /// The rows that were embedded or failed in this run.
+    pub(super) fn processed(&self) -> u64 {
         self.embedded + self.failed
     }
 
     /// The rows for which nothing is left to do in this run.
     pub(super) fn done(&self) -> u64 {
-        self.sent() + self.skipped
+        self.processed() + self.skipped
     }
 
     /// One line for each cause of failures, the most frequent cause first.
