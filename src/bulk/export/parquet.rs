@@ -1,5 +1,5 @@
-//! Writes a Parquet file. The columns of the source's fields are texts. The columns of the fields that
-//! `embed` adds have the types of their values.
+//! Writes a Parquet file. The fields that a row has from its source, a folder or a list, become columns of
+//! texts. The columns of the fields that `embed` adds have the types of their values.
 //!
 //! A row group stays in memory until it is complete, so its rows and its bytes are limited. Nothing is
 //! compressed: a vector is hardly compressible, and each codec would make the program larger.
@@ -57,16 +57,15 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
         }
         columns.add_all(&line.row.source_members)
     })?;
-    // Without rows, the columns are those for NVIDIA's vectors.
-    let length = length.unwrap_or(DIMENSIONS);
-    let vector_length = i32::try_from(length).map_err(|_| {
-        ExportError::Columns(format!("vectors of {length} numbers are too long for Parquet"))
+    // Without rows, this is the length of NVIDIA's vectors.
+    let dimensions = *length.get_or_insert(DIMENSIONS);
+    let vector_length = i32::try_from(dimensions).map_err(|_| {
+        ExportError::Columns(format!("vectors of {dimensions} numbers are too long for Parquet"))
     })?;
     let schema = schema(&columns, vector_length, rows.reader);
     let properties = properties(rows.reader);
     let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
     let mut batch = Batch::new(columns, schema);
-    let mut length = Some(length);
     let count = rows.for_each(|line| {
         batch.add(&line, &mut length)?;
         rows.count_exported_row();
@@ -145,7 +144,7 @@ impl Batch {
         self.rows >= MAX_BATCH_ROWS || self.bytes >= MAX_BATCH_BYTES
     }
 
-    /// Adds a row. `length` is that of every vector.
+    /// Adds a row. Every vector must have this `length`.
     fn add(&mut self, line: &Line<'_>, length: &mut Option<usize>) -> Result<(), ExportError> {
         let [sha256, model, prepared, width, height] = line.added_values()?;
         let cells = self.columns.cells(&line.row.source_members);
