@@ -14,7 +14,7 @@ pub(super) enum Plan {
     SendInline,
     /// Upload it as an asset, and refer to the asset in the request.
     Upload,
-    /// Re-encode it as a JPEG of the same width and height, then plan again.
+    /// Re-encode it as an upright JPEG, in full size if possible, then plan again.
     Reencode,
     /// Re-encode it as a JPEG that is small enough to be sent inline, then plan again.
     Shrink,
@@ -29,8 +29,8 @@ pub(super) fn can_be_sent_as_is(picture: &Picture) -> bool {
     is_accepted_format && picture.is_upright()
 }
 
-/// Chooses what to do next with a picture of `len` bytes. Without `may_upload`, a picture of more than
-/// `largest_inline` bytes is shrunk.
+/// Chooses what to do next with a picture of `len` bytes. At most `largest_inline` bytes can be sent
+/// inline.
 pub(super) fn plan(
     can_be_sent_as_is: bool,
     len: u64,
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_depends_on_the_format_the_length_and_whether_uploads_are_possible() {
+    fn the_plan_depends_on_can_be_sent_as_is_the_length_and_whether_uploads_are_possible() {
         use Plan::{Reencode, SendInline, Shrink, Upload};
         for (can_be_sent_as_is, len, with_uploads, without_uploads) in [
             (true, 1, SendInline, SendInline),

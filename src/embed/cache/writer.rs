@@ -38,7 +38,7 @@ impl Writer {
     /// Writes an embedding. Returns when the embedding is written, or when it is clear that it will
     /// not be written. If the queue is full, that is at once.
     pub(super) async fn write(&self, key: CacheKey, cached: CachedEmbedding) {
-        // Always an error: nothing is sent through the channel, which closes at the end.
+        // Always an error: the channel closes without a message.
         let _ = self.enqueue(key, cached).await;
     }
 

@@ -52,7 +52,7 @@ pub(super) fn into_rgb(
 }
 
 /// Returns the colour for each value of an 8-bit sample, or no colours if the picture has no palette. The
-/// samples are indices into the palette, but they were scaled to 8 bits like all samples.
+/// samples were indices into the palette, until all samples were scaled to 8 bits.
 fn read_palette(tiff: &Tiff, reader: &mut Reader) -> io::Result<Vec<[u8; 3]>> {
     let Some(map) = tiff.color_map else { return Ok(Vec::new()) };
     let map = map.read(reader, tiff.order, map.count)?;
@@ -63,7 +63,8 @@ fn read_palette(tiff: &Tiff, reader: &mut Reader) -> io::Result<Vec<[u8; 3]>> {
     let color_count = map.len() / 3;
     let color =
         |index| [0, 1, 2].map(|channel| (map[channel * color_count + index] >> shift) as u8);
-    // Scaling to 8 bits has multiplied each index by this factor.
+    // Scaling to 8 bits has multiplied each index by this factor. A palette has 2, 4, 16 or 256 colours:
+    // `header::tiff` refuses all others.
     let factor = 255 / (color_count - 1);
     Ok((0..=255).map(|sample| color(sample / factor)).collect())
 }
