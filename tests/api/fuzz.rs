@@ -104,7 +104,7 @@ fn random_urls_and_file_names_get_no_500() {
     assert_answered((any::<String>(), any::<String>()), async |app, (url, name)| {
         let answer = app.by_url(&url).await;
         if ![400, 403, 502].contains(&answer.status) {
-            // `assert_answered` checks only the returned answer. This one is unusual for a random URL.
+            // Only the returned answer is checked, so an unexpected one is returned at once.
             return answer;
         }
         let body =
@@ -129,6 +129,7 @@ async fn unusual_json_is_refused_with_a_422() {
     let app = TestApp::start(&nvidia).await;
     // The depth could overflow the stack of a recursive parser.
     let nested = |open: &str, close: &str| format!("{}{}", open.repeat(9000), close.repeat(9000));
+    // Each body is shorter than the 64 KiB that `/vectorize-image` accepts.
     for body in [
         format!(r#"{{"image_url": {}}}"#, nested("[", "]")),
         format!(r#"{{"other": {}, "image_url": 1}}"#, nested("[", "]")),
@@ -143,6 +144,7 @@ async fn unusual_json_is_refused_with_a_422() {
         "null".into(),
         "{}{}".into(),
     ] {
+        // For the other two routes, `image_url` is an unknown field, and the required one is missing.
         for path in ["/vectorize-image", "/vectorize-image-base64", "/v1/embeddings"] {
             let answer = app.post(path, "application/json", body.clone()).await;
             assert_eq!(answer.status, 422, "{body:.60}: {}", answer.text());
