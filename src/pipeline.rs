@@ -98,7 +98,8 @@ pub struct Pipeline {
     pub embedder: Embedder,
     /// The limits of a request.
     pub limits: Limits,
-    /// Limits the memory for bodies of all requests together, in bytes.
+    /// Limits the memory of all requests together, in bytes: for bodies, and then for preparing and
+    /// sending the pictures.
     pub memory: Shares,
     /// Limits how many received pictures are at work, that is, read, saved or embedded.
     pub at_work: Shares,
@@ -160,8 +161,9 @@ pub struct Vectorized {
     pub sha256: Sha256,
     /// The embedding.
     pub embedding: Embedding,
-    /// Protects the saved file from retention. Dropping the guard removes a provisional file.
-    file: Option<SavedGuard>,
+    /// Retention does not remove the saved file before this guard is dropped. Dropping the guard removes
+    /// a provisional file.
+    guard: Option<SavedGuard>,
 }
 
 /// Whether a picture is saved or only embedded.
@@ -173,12 +175,12 @@ pub enum SaveMode {
     Discard,
 }
 
-/// When a saved file becomes permanent.
+/// Whether a saved file stays if the request fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FileMode {
-    /// As soon as it is saved. It is then removed only if the picture cannot be decoded.
+    /// It stays, unless the picture cannot be decoded.
     Final,
-    /// When the whole batch has succeeded. If the batch fails or is dropped, the file is removed.
+    /// It is removed if the batch fails or is dropped.
     Provisional,
 }
 
@@ -262,15 +264,15 @@ impl Pipeline {
         let (sha256, len) = (spooled.sha256, picture.content.len());
         let (saved, when_saved) = oneshot::channel();
         let save = async {
-            let file = match save_mode {
+            let guard = match save_mode {
                 SaveMode::Save => {
                     let save = self.store.save(spooled, picture.format, deadline, permits_for_file);
-                    let mut file = in_span(span!("save"), save).await?;
+                    let mut guard = in_span(span!("save"), save).await?;
                     if file_mode == FileMode::Final {
-                        file.confirm();
+                        guard.confirm();
                         self.metrics.record_saved(len);
                     }
-                    Some(file)
+                    Some(guard)
                 }
                 // The staging file is removed while the picture is still being embedded, so that no
                 // file remains if the process is killed. The embedder has the file open and can
@@ -284,21 +286,20 @@ impl Pipeline {
                     None
                 }
             };
-            // An error means that the embedding does not wait for the file.
+            // This fails if the embedding does not wait for the file.
             let _ = saved.send(());
-            Ok::<_, Error>(file)
+            Ok::<_, Error>(guard)
         };
-        // If saving fails, the request fails at once. If embedding fails, a file in
-        // `FileMode::Final` stays, and the error contains its name.
+        // If saving fails, the request fails at once. If embedding fails, saving continues.
         let embed = embed(WhenSaved::new(when_saved));
-        let (file, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
-        let saved = file.as_ref().map(|file| Saved { saved_as: file.name().to_owned() });
+        let (guard, embedded) = tokio::try_join!(save, async { Ok(embed.await) })?;
+        let saved = guard.as_ref().map(|guard| Saved { saved_as: guard.name().to_owned() });
         let Picture { format, width, height, .. } = picture;
         match (embedded, file_mode) {
             (Ok(embedding), _) => {
-                Ok(Vectorized { saved, format, width, height, len, sha256, embedding, file })
+                Ok(Vectorized { saved, format, width, height, len, sha256, embedding, guard })
             }
-            // The picture cannot be decoded, so its file is removed. Dropping `file` removes a
+            // The picture cannot be decoded, so its file is removed. Dropping `guard` removes a
             // provisional one.
             (Err(error), _) if error.is_about_the_picture() => {
                 if let (Some(saved), FileMode::Final) = (saved, file_mode) {
@@ -353,6 +354,7 @@ impl Pipeline {
             let needed = if is_in_memory { received } else { MEMORY_STEP };
             memory.grow_to(needed).map_err(no_memory)?;
             spool.write(&chunk).await.map_err(spool_error)?;
+            // Shrinks the permit if the write has moved the picture from memory to a staging file.
             memory.shrink_to(needed);
         }
         let spooled = spool.finish().await.map_err(spool_error)?;

@@ -310,10 +310,10 @@ impl Pipeline {
 
     /// Makes a picture's provisional file permanent.
     fn confirm(&self, vectorized: &mut Vectorized) {
-        if let Some(file) = &mut vectorized.file
-            && !file.is_confirmed()
+        if let Some(guard) = &mut vectorized.guard
+            && !guard.is_confirmed()
         {
-            file.confirm();
+            guard.confirm();
             self.metrics.record_saved(vectorized.len);
         }
     }
