@@ -28,7 +28,7 @@ const MAX_HEADERS: usize = 1000;
 
 /// The number of bytes that are read from a file at once. Each read is a switch to a blocking thread and
 /// back: with pieces of 16 KiB, a picture of 2 MB took 1.6 times the processor time. For each picture
-/// that it sends, hyper holds pieces until they have more than 400 KiB together: four of this size.
+/// that it sends, hyper asks for pieces until it holds more than 400 KiB: four pieces of this size.
 const READ_SIZE: usize = 128 * 1024;
 
 /// A picture as the body of a request. A file is streamed, so its bytes are never all in memory.

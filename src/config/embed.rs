@@ -17,7 +17,8 @@ pub(super) const LARGE_IMAGES: Setting<LargeImages> = Setting::new(
 pub(super) const INLINE_LIMIT: Setting<usize> = Setting::new(
     "NVIDIA_INLINE_LIMIT",
     "200000",
-    // A lower limit would be too low even for a thumbnail. NVIDIA refuses a longer text than the upper end.
+    // Below the lower end, even a thumbnail may be too long to be sent inline.
+    // NVIDIA refuses a longer text than the upper end.
     |text| parse::number(text, 20_000..=200_000),
     "Pictures whose Base64 text has at least this many characters count as large",
 );
@@ -43,8 +44,8 @@ pub(super) const CACHE_DISK: Setting<u64> = Setting::new(
     "The most disk space for cached vectors; 0 turns the cache on disk off",
 );
 
-/// Reads the settings for embedding. The cache's folder is inside the downloads folder, so both
-/// folders share one reserve of free disk space.
+/// Reads the settings for embedding. The cache's folder is inside the downloads folder, so the store's
+/// `space` also grants the space for cached vectors.
 pub(super) fn resolve(
     reader: &mut Reader<'_>,
     store: &store::Settings,

@@ -22,8 +22,8 @@ use tokio::{
 /// The most time that a connection lingers.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most bytes to read while a connection lingers. With the default settings, no route accepts a
-/// longer body.
+/// The most bytes to read while a connection lingers. By default, this is the longest body of a batch, and
+/// no other route accepts a longer one.
 const MAX_LINGER_BYTES: u64 = 32 << 20;
 
 /// A stream that can linger, such as a `TcpStream`.
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_closes_at_once_when_the_client_has_closed_its_side() {
+    async fn a_lingering_connection_closes_as_soon_as_the_client_closes_its_side() {
         let (client, closed) = lingering().await;
         drop(client);
         assert_eq!(time_until(closed).await, Duration::ZERO);
