@@ -65,7 +65,7 @@ fn page_text(folder: &Path, name: &str) -> String {
 }
 
 #[test]
-fn the_help_of_every_command_fits_80_columns_also_if_it_is_not_written_to_a_terminal() {
+fn the_help_of_every_command_fits_80_columns_when_it_is_not_written_to_a_terminal() {
     let commands = commands();
     assert!(commands.len() >= 4, "{commands:?}");
     for command in commands.iter().map(|name| Some(name.as_str())).chain([None]) {
@@ -101,7 +101,11 @@ fn the_short_help_lists_the_commands_and_only_the_five_settings_that_come_first(
     for (entry, start) in entries.iter().zip(starts) {
         assert!(entry.starts_with(start), "{start}: {entry}");
     }
-    assert_eq!(settings()[0].1.len(), 5, "the first group should have the same five settings");
+    assert_eq!(
+        settings()[0].1.len(),
+        5,
+        "the first group of .env.example should have five settings, too"
+    );
 }
 
 #[test]
@@ -114,7 +118,7 @@ fn the_long_help_lists_every_flag_under_the_heading_of_its_group_and_also_the_se
             let (_, group) = rest.split_once(&format!("\n{heading}:\n")).unwrap_or_else(|| {
                 panic!("{arguments:?}: the heading {heading} should come next: {rest}")
             });
-            // The next heading also begins with "Settings".
+            // Every heading begins with "Settings", so the next one ends the group.
             let (group, _) = group.split_once("\n\nSettings ").unwrap_or((group, ""));
             let group = group.split_whitespace().collect::<Vec<_>>().join(" ");
             for name in &names {
