@@ -64,7 +64,7 @@ impl Bucket {
         let write = self.request(Operation::Write, &path, Some(&object), deadline()).await;
         let read = self.request(Operation::Read, &path, None, None).await;
         let read_missing = match &read {
-            // If nothing can be read, this read would blame the permission to list the bucket as well.
+            // `read_missing` would be refused too, and would blame the permission to list the bucket.
             Err(error) if error.is_refusal() => Ok(None),
             _ => self.request(Operation::ReadMissing, &missing_path, None, None).await,
         };

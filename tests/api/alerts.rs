@@ -219,7 +219,7 @@ async fn a_bucket_that_fails_for_five_minutes_raises_the_bucket_alert() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
     let before = app.get("/metrics").await.text();
-    bucket.fail(|_| Some(FakeBucket::refusal(403, "AccessDenied")));
+    bucket.fail(|_| Some(FakeBucket::error(403, "AccessDenied")));
     assert_eq!(app.upload(ROCKET, "a.jpg").await.status, 503);
     let after = app.get("/metrics").await.text();
     // The bucket fails from minute 5 on.

@@ -175,7 +175,7 @@ async fn a_batch_that_fails_leaves_no_picture_in_the_bucket() {
     // The bucket refuses PNGs. Only the last picture of the next batch is a PNG.
     bucket.fail(|request| {
         let is_png = request.header("content-type") == Some("image/png");
-        is_png.then(|| FakeBucket::refusal(403, "AccessDenied"))
+        is_png.then(|| FakeBucket::error(403, "AccessDenied"))
     });
     let last = data_url(&tiny(0));
     let failed_batch = app.batch(&json!({ "input": [pictures[0], pictures[1], last] })).await;

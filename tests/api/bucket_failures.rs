@@ -21,9 +21,9 @@ type FailingReply = fn(&Received) -> Reply;
 
 /// The ways in which a bucket fails.
 const FAULTS: [(&str, FailingReply); 6] = [
-    ("denied", |_| FakeBucket::refusal(403, "AccessDenied")),
-    ("no such bucket", |_| FakeBucket::refusal(404, "NoSuchBucket")),
-    ("slow down", |_| FakeBucket::refusal(503, "SlowDown")),
+    ("denied", |_| FakeBucket::error(403, "AccessDenied")),
+    ("no such bucket", |_| FakeBucket::error(404, "NoSuchBucket")),
+    ("slow down", |_| FakeBucket::error(503, "SlowDown")),
     ("an error page", |_| Reply::new(502, &[], "<html>Bad gateway</html>")),
     ("no answer", |_| Reply::Hang),
     ("cut off", |_| Reply::CloseAfter(b"HTTP/1.1 200 OK\r\ncontent-length: 9".to_vec())),
@@ -128,7 +128,7 @@ async fn a_picture_whose_write_failed_without_an_answer_is_removed() {
 #[tokio::test]
 async fn a_picture_is_removed_if_the_answer_to_its_first_put_was_lost_and_its_second_refused() {
     let (_nvidia, bucket, app) = start().await;
-    bucket.store_then_break_off_the_first("PUT", || FakeBucket::refusal(403, "AccessDenied"));
+    bucket.lose_first_answer_to("PUT", || FakeBucket::error(403, "AccessDenied"));
     assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
     assert_eq!(bucket.objects_in("downloads").len(), 1, "the first attempt should have arrived");
     bucket.recover();
@@ -138,8 +138,7 @@ async fn a_picture_is_removed_if_the_answer_to_its_first_put_was_lost_and_its_se
 #[tokio::test]
 async fn a_removal_is_repeated_until_it_succeeds() {
     let (_nvidia, bucket, app) = start().await;
-    bucket
-        .fail(|request| (request.method == "DELETE").then(|| FakeBucket::refusal(503, "SlowDown")));
+    bucket.fail(|request| (request.method == "DELETE").then(|| FakeBucket::error(503, "SlowDown")));
     // A picture is saved before it is decoded. If it cannot be decoded, it is removed again.
     let mut damaged = converted(ROCKET, ImageFormat::WebP);
     damaged.truncate(damaged.len() / 2);
@@ -174,7 +173,7 @@ async fn if_no_vector_can_be_written_only_the_shared_cache_is_lost() {
     let (_nvidia, bucket, app) = start().await;
     bucket.fail(|request| {
         let is_vector = request.method == "PUT" && request.target.contains("/vectors/");
-        is_vector.then(|| FakeBucket::refusal(403, "AccessDenied"))
+        is_vector.then(|| FakeBucket::error(403, "AccessDenied"))
     });
     for n in 0..5 {
         assert_x_cache(&app, &tiny(n), "miss").await;
@@ -190,9 +189,8 @@ async fn if_no_vector_can_be_written_only_the_shared_cache_is_lost() {
 #[tokio::test]
 async fn the_first_batch_after_the_bucket_fails_is_not_paid() {
     let (nvidia, bucket, app) = start().await;
-    bucket.fail(|request| {
-        (request.method == "PUT").then(|| FakeBucket::refusal(403, "AccessDenied"))
-    });
+    bucket
+        .fail(|request| (request.method == "PUT").then(|| FakeBucket::error(403, "AccessDenied")));
     let batch = app.batch(&json!({ "input": [data_url(&tiny(0)), data_url(&tiny(1))] })).await;
     assert_problem(&batch, 503, "storage_unavailable");
     assert_eq!(nvidia.count(), 0);
@@ -242,7 +240,7 @@ async fn a_failing_bucket_does_not_make_the_service_unready() {
     let (nvidia, bucket, app) = start().await;
     let ready = app.get("/ready").await.json();
     assert_eq!(ready["bucket"], json!({ "writable": true, "readable": true }));
-    bucket.fail(|_| Some(FakeBucket::refusal(503, "SlowDown")));
+    bucket.fail(|_| Some(FakeBucket::error(503, "SlowDown")));
     assert_problem(&app.upload(ROCKET, "a.jpg").await, 503, "storage_unavailable");
     let ready = app.get("/ready").await;
     assert_eq!((ready.status, &ready.json()["ready"]), (200, &json!(true)));
@@ -262,7 +260,7 @@ async fn a_bucket_that_refuses_stops_the_start_and_names_the_setting_or_the_perm
         (403, "AccessDenied", "s3:PutObject"),
     ] {
         let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
-        bucket.fail(move |_| Some(FakeBucket::refusal(status, code)));
+        bucket.fail(move |_| Some(FakeBucket::error(status, code)));
         let error = TestApp::builder(&nvidia).bucket(&bucket).build().await.unwrap_err();
         assert!(matches!(error, BuildError::Bucket { .. }), "{error}");
         assert!(error.to_string().contains(name), "{code}: {error}");
@@ -278,7 +276,7 @@ async fn a_bucket_that_denies_reading_or_listing_stops_the_start_and_names_the_p
     ] {
         let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
         bucket.fail(move |request| {
-            is_denied(&request.line()).then(|| FakeBucket::refusal(403, "AccessDenied"))
+            is_denied(&request.line()).then(|| FakeBucket::error(403, "AccessDenied"))
         });
         let error = TestApp::builder(&nvidia).bucket(&bucket).build().await.unwrap_err();
         assert!(error.to_string().contains(permission), "{error}");
@@ -304,7 +302,7 @@ async fn one_failed_attempt_of_a_write_is_repeated_and_the_picture_is_saved() {
     bucket.fail(move |request| {
         let is_first = request.target.contains("/downloads/")
             && !has_failed.swap(true, std::sync::atomic::Ordering::SeqCst);
-        is_first.then(|| FakeBucket::refusal(503, "SlowDown"))
+        is_first.then(|| FakeBucket::error(503, "SlowDown"))
     });
     let answer = app.upload(HUBBLE, "a.jpg").await;
     answer.assert_success();

@@ -274,7 +274,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
             app.send(picture_request()).await
         }
         Stimulus::BucketFails => {
-            bucket.fail(|_| Some(FakeBucket::refusal(403, "AccessDenied")));
+            bucket.fail(|_| Some(FakeBucket::error(403, "AccessDenied")));
             app.send(picture_request()).await
         }
         Stimulus::Url(url) if matches!(route, Route::Url | Route::Batch) => {

@@ -30,9 +30,9 @@ enum Behaviour {
     LosingAnswers(&'static str),
     /// The first request of this method has its effect, but its connection is closed without an answer.
     /// Later requests of this method get this reply, and have no effect.
-    BreakingOff {
+    LosingFirstAnswer {
         method: &'static str,
-        has_broken_off: AtomicBool,
+        has_lost_answer: AtomicBool,
         later: Box<dyn Fn() -> Reply + Send>,
     },
     /// Every answer is delayed by this time. With zero, the bucket works normally.
@@ -64,9 +64,9 @@ impl FakeBucket {
             {
                 return reply;
             }
-            if let Behaviour::BreakingOff { method, has_broken_off, later } = &*current
+            if let Behaviour::LosingFirstAnswer { method, has_lost_answer, later } = &*current
                 && request.method == *method
-                && has_broken_off.load(Ordering::SeqCst)
+                && has_lost_answer.load(Ordering::SeqCst)
             {
                 return later();
             }
@@ -78,7 +78,7 @@ impl FakeBucket {
                 }
                 "GET" => match objects.get(&name) {
                     Some(object) => Reply::new(200, &[], object),
-                    None => Self::refusal(404, "NoSuchKey"),
+                    None => Self::error(404, "NoSuchKey"),
                 },
                 "DELETE" => {
                     objects.remove(&name);
@@ -88,10 +88,10 @@ impl FakeBucket {
             };
             match &*current {
                 Behaviour::LosingAnswers(method) if request.method == *method => Reply::Hang,
-                Behaviour::BreakingOff { method, has_broken_off, .. }
+                Behaviour::LosingFirstAnswer { method, has_lost_answer, .. }
                     if request.method == *method =>
                 {
-                    has_broken_off.store(true, Ordering::SeqCst);
+                    has_lost_answer.store(true, Ordering::SeqCst);
                     Reply::CloseAfter(Vec::new())
                 }
                 Behaviour::Slow(delay) if !delay.is_zero() => reply.after(*delay),
@@ -113,8 +113,8 @@ impl FakeBucket {
         ]
     }
 
-    /// An error response in the format of S3, also for an object that is missing.
-    pub fn refusal(status: u16, code: &str) -> Reply {
+    /// An error response in the format of S3.
+    pub fn error(status: u16, code: &str) -> Reply {
         let body = format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code></Error>");
         Reply::new(status, &[("content-type", "application/xml")], body)
     }
@@ -132,14 +132,14 @@ impl FakeBucket {
 
     /// The next request of this method has its effect, but its connection is closed without an answer.
     /// Later requests of this method get the reply `later`, and have no effect.
-    pub fn store_then_break_off_the_first(
+    pub fn lose_first_answer_to(
         &self,
         method: &'static str,
         later: impl Fn() -> Reply + Send + 'static,
     ) {
-        *self.behaviour.lock().unwrap() = Behaviour::BreakingOff {
+        *self.behaviour.lock().unwrap() = Behaviour::LosingFirstAnswer {
             method,
-            has_broken_off: AtomicBool::new(false),
+            has_lost_answer: AtomicBool::new(false),
             later: Box::new(later),
         };
     }
