@@ -35,7 +35,7 @@ async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
     for answer in join_all(uploads).await {
         answer.assert_success();
     }
-    assert_eq!(nvidia.most_delayed_at_once(), 2);
+    assert_eq!(nvidia.most_delayed_at_once(), 2, "two calls should run at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,7 +115,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
         .for_each(|answer| async move { answer.assert_success() })
         .await;
     let calls_before = nvidia.count();
-    // All pictures are sent at once, so that the queue is still empty when each head arrives.
+    // All requests begin at once. Their heads arrive while the queue is empty, so none is refused early for
+    // its expected wait.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
@@ -137,8 +138,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_beyond_the_limit_on_calls_per_minute_are_not_uploaded_to_nvidia() {
-    // Each upload takes half a second, in which all six requests arrive. The first of the two calls
-    // is made at once, and the second after half a minute.
+    // Each PUT to the asset store takes half a second, in which all six requests arrive. The limit allows
+    // one call at once, and a second one after half a minute.
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -164,8 +165,8 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
         if nth % 7 == 0 { Reply::status(503) } else { embedding() }
     })
     .await;
-    // For this test, the limit counts the calls in 1 s instead of 60 s. In both cases, the window is
-    // 0.5 s longer, as a margin.
+    // For this test, the limit is 20 calls in 1 s instead of 60 s. `pace_window` is 0.5 s longer, as a
+    // margin.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "20")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -180,7 +181,7 @@ async fn no_time_window_contains_more_calls_to_nvidia_than_the_limit_allows() {
     let pictures: Vec<_> = (0..120).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
-    // Windows begin at 0, 1.5, 3 and 4.5 s, and each allows 20 calls.
+    // `pace_window` is 1.5 s: windows begin at 0, 1.5, 3 and 4.5 s, and each allows 20 calls.
     assert!((50..=80).contains(&served), "50 to 80 pictures should be served, not {served}");
     let call_times = call_times.lock().unwrap();
     // The limit allows 20 calls in a second, so 21 calls in a row must take longer.
@@ -200,8 +201,8 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     /// The duration of a call.
     const CALL_DURATION: Duration = Duration::from_millis(100);
     let nvidia = FakeNvidia::replying(vec![embedding().after(CALL_DURATION)]).await;
-    // 256 pictures may be in progress. To embed a queue of that length would take 6.4 s, which is
-    // longer than the timeout.
+    // One client may have 192 pictures in progress: three quarters of 256. To embed them would take 4.8 s,
+    // which is longer than the timeout.
     let max_calls = MAX_CALLS.to_string();
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", max_calls.as_str()),
@@ -304,7 +305,7 @@ async fn one_of_two_bodies_that_together_exceed_the_memory_for_bodies_is_refused
         .start()
         .await;
     let endless = || {
-        // Each body consists of 3.5 MB and does not end. Two of them exceed the limit of 6 MiB.
+        // The client sends 3.5 MB, and does not end the body. Two such bodies exceed the limit of 6 MiB.
         let bytes = bytes::Bytes::from(vec![b' '; 3_500_000]);
         let frames = stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(bytes))]);
         let body = http_body_util::StreamBody::new(frames.chain(stream::pending()));
@@ -343,7 +344,8 @@ async fn connections_beyond_the_total_or_the_peer_limit_are_closed_and_counted()
         // Closes all connections but one, so that the metrics can be read over a new connection.
         open.truncate(1);
         let shed = format!("imagesvc_requests_shed_total{{reason=\"{reason}\"}}");
-        // More than two, if connections for the metrics are refused before the others have ended.
+        // Two of the five were refused. A connection for the metrics is also refused and counted if it
+        // arrives before the service has noticed that the others are closed.
         app.wait_for(|value| value(&shed) >= 2.0).await;
     }
 }
