@@ -105,13 +105,13 @@ async fn paths_on_standard_input_become_rows_on_standard_output_and_failures_on_
     assert!(
         run.stderr.contains(r#"{"path":"photos/missing.png","error":{"code":"unreadable_file","#)
     );
-    // The row of a failure is JSON even if there are tabs between its parts.
+    // The row of a failure is JSON, even if the list's object has tabs between its parts.
     bulk.write("tabs.jsonl", "{\t\"path\":\t\"photos/missing.png\"}\n");
     let run = bulk.run("tabs.jsonl").expect_exit_code(1);
     let row = run.stderr.lines().find(|line| line.starts_with('{')).unwrap();
     let row: Value = serde_json::from_str(row).unwrap();
     assert_eq!(row["error"]["code"], json!("unreadable_file"));
-    // A single picture also becomes a row on standard output. With --save, the service saves it.
+    // With --save, the picture is also saved in `downloads/`.
     let run = bulk.run("photos/0.png --save").expect_exit_code(0);
     assert_eq!(run.stdout.lines().count(), 1);
     assert!(bulk.path("downloads").is_dir(), "{}", run.stderr);
@@ -136,7 +136,7 @@ async fn the_failures_file_can_be_a_source_and_is_removed_after_a_run_without_fa
     let rows = bulk.read("vectors.jsonl");
     assert!(rows.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""), "{rows:.500}");
     assert_eq!(rows.lines().count(), 2);
-    // Otherwise, the failure of the bad line would stay: the new list has no such line to try again.
+    // Without this removal, the failure of the bad line would stay: the new list has no third line.
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
     bulk.write("list.jsonl", "{\"path\": \"a.png\"}\n{\"path\": \"c.png\"}\n");
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(1);

@@ -18,7 +18,7 @@ IMAGESVC = Path(os.environ.get("IMAGESVC_BINARY", ROOT / "target/debug/imagesvc"
 # The longest time for a program, in seconds.
 TIMEOUT = 120
 
-# The list's objects. The texts of numbers and of nested values must arrive unchanged.
+# The lines of list.jsonl. The texts of numbers and of nested values must arrive unchanged.
 PEOPLE = [
     r'{"name": "Ada \"the first\"", "path": "photos/rocket.jpg", "n": 12345678901234567890.10}',
     r'{"name": "Gr\u00fc\u00dfe, 世界 \ud83d\ude80", "path": "photos/chelsea.png", "n": -1E-7, "ok": true}',
@@ -46,7 +46,8 @@ def make_files(folder):
     embed(folder, "list.jsonl", "--out", "people.jsonl")
     with open(folder / "people.jsonl", "a") as rows:
         rows.write(hard_row((folder / "people.jsonl").read_text().splitlines()[0]) + "\n")
-    # For these runs, no picture is left to send. They convert all rows of people.jsonl, also the added one.
+    # With another extension, all rows of people.jsonl are converted, also the added one. No picture is sent,
+    # because each already has a row.
     embed(folder, "list.jsonl", "--out", "people.parquet")
     embed(folder, "list.jsonl", "--out", "people.npy")
 
@@ -67,11 +68,11 @@ def embed(folder, *arguments, code=0):
     assert result.returncode == code, (arguments, result.returncode, result.stderr)
 
 
-def run(program, files):
-    """Runs a program in a copy of the folder with the files. Returns whether it succeeded."""
+def run(program, files_folder):
+    """Runs a program in a copy of `files_folder`. Returns whether it succeeded."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(files, folder, dirs_exist_ok=True)
+        shutil.copytree(files_folder, folder, dirs_exist_ok=True)
         env = os.environ | {"PYTHONPATH": str(FOLDER), "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             subprocess.run([sys.executable, FOLDER / program], cwd=folder, env=env, timeout=TIMEOUT, check=True)
@@ -86,9 +87,9 @@ def run(program, files):
 def main():
     programs = sys.argv[1:] or sorted(path.name for path in FOLDER.glob("with_*.py"))
     assert programs, "there are no programs"
-    with tempfile.TemporaryDirectory() as files:
-        make_files(Path(files))
-        results = [run(program, files) for program in programs]
+    with tempfile.TemporaryDirectory() as files_folder:
+        make_files(Path(files_folder))
+        results = [run(program, files_folder) for program in programs]
     sys.exit(0 if all(results) else 1)
 
 

@@ -39,6 +39,7 @@ fn some(texts: &[&str]) -> Vec<Option<String>> {
 
 #[test]
 fn fields_of_the_source_become_text_columns_in_the_order_in_which_they_first_occur() {
+    // The last row has `b` twice. The last value counts.
     let text = [
         row_of(r#"{"b": 1.50, "b.c": null, "": true}"#, "1,2"),
         row_of("{}", "3,4"),
@@ -62,6 +63,7 @@ fn added_fields_have_their_types_and_the_nearest_f32_of_each_number() {
     let text = row(&format!("{number},-1e-3")) + &row("3,4");
     let batch = read(&RowsFolder::new(&text));
     let size = |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int32Type>();
+    // `row` makes rows with the width 3 and the height 2.
     assert_eq!(size("width").values()[..], [3, 3]);
     assert_eq!(size("height").values()[..], [2, 2]);
     let vectors = batch.column_by_name("vector").unwrap();
@@ -110,7 +112,8 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
     let sizes: Vec<_> =
         file.metadata().row_groups().iter().map(|group| group.total_byte_size() as usize).collect();
     assert!(sizes.len() >= 3, "{sizes:?}");
-    // A group ends with the batch that fills it. A batch ends with the text that reaches 4 MiB: the second.
+    // A batch is full at 4 MiB (`MAX_BATCH_BYTES`), so it has at most two texts. A group ends with the
+    // batch that fills it.
     assert!(sizes.iter().all(|size| *size <= MAX_GROUP_BYTES + 2 * TEXT_BYTES), "{sizes:?}");
     let texts = column(&read(&rows), "a");
     assert!(texts.iter().enumerate().all(|(n, found)| found.as_deref() == Some(&text(n))));
@@ -120,8 +123,8 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
 fn a_row_with_other_types_and_a_row_with_too_many_fields_are_errors() {
     let good = row("1");
     for (line, message) in [
-        (good.replace("\"m\"", "[1]"), "line 2: [1] is not a text"),
-        (good.replace(":3", ":3.5"), "line 2: 3.5 is not a size in pixels"),
+        (good.replace(r#""model":"m""#, r#""model":[1]"#), "line 2: [1] is not a text"),
+        (good.replace(r#""width":3"#, r#""width":3.5"#), "line 2: 3.5 is not a size in pixels"),
     ] {
         let rows = RowsFolder::new(&(good.clone() + &line));
         assert_eq!(rows.make(ExportFormat::Parquet).unwrap_err(), message);

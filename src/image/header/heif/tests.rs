@@ -114,7 +114,7 @@ fn the_error_describes_the_unsupported_kind() {
 }
 
 #[test]
-fn contradictory_headers_are_damaged() {
+fn incomplete_or_contradictory_headers_are_damaged() {
     for name in [
         "bad-grid-uncovered",
         "bad-grid-tile-missing",
@@ -133,6 +133,7 @@ fn contradictory_headers_are_damaged() {
     }
     // The handler of this `meta` box is "soun" (sound) instead of "pict".
     assert_eq!(read_bytes(replaced("generic-brand.heic", b"pict", b"soun")), Err(Damaged));
+    // A `meta` box may contain each of these boxes only once. It must contain `pitm`.
     let primary = boxed(b"pitm", &[0; 6]);
     for (name, body) in [
         (b"pitm", &[0; 6][..]),
@@ -178,6 +179,7 @@ fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
         [&[0; 6][..], &count, &numbers.iter().copied().flat_map(location).collect::<Vec<_>>()]
             .concat()
     };
+    // From item 1, to no other item.
     let reference = |_| boxed(b"thmb", &[0, 1, 0, 0]);
     // The six bytes are the version, the flags, and a count of items that the parser ignores.
     let items = |n| [vec![0; 6], (0..n).flat_map(item).collect()].concat();
