@@ -40,12 +40,12 @@ impl Bench {
             ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000000"),
         ];
         let settings = [&bucket[..], &more].concat();
-        let with_valkey = [&settings[..], &[("IMAGESVC_VALKEY_URL", &*url)]].concat();
+        let settings_with_valkey = [&settings[..], &[("IMAGESVC_VALKEY_URL", &*url)]].concat();
         let folder = self.folder("bucket");
-        let plain = Service::start(&folder, &self.nvidia, &settings);
+        let without_valkey = Service::start(&folder, &self.nvidia, &settings);
         let folder = self.folder("valkey");
-        let shared = Service::start(&folder, &self.nvidia, &with_valkey);
-        // For three seconds after its start, a replica keeps to its share of the limit on calls to NVIDIA.
+        let with_valkey = Service::start(&folder, &self.nvidia, &settings_with_valkey);
+        // For three seconds after its start, a service with a Valkey limits its calls in `Mode::Settling`.
         thread::sleep(Duration::from_secs(4));
 
         self.nvidia.set_delay(CALL_TIME);
@@ -63,13 +63,13 @@ impl Bench {
             let measure = |service| load.run(service, &self.nvidia).latency.p50;
             let mut rounds: Vec<_> = (0..ROUNDS)
                 .map(|_| {
-                    let (plain_ms, shared_ms) = (measure(&plain), measure(&shared));
-                    (shared_ms - plain_ms, plain_ms, shared_ms)
+                    let (without_ms, with_ms) = (measure(&without_valkey), measure(&with_valkey));
+                    (with_ms - without_ms, without_ms, with_ms)
                 })
                 .collect();
             rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let (added_ms, plain_ms, shared_ms) = rounds[rounds.len() / 2];
-            row(&[sent.into()], &[plain_ms, shared_ms, added_ms]);
+            let (added_ms, without_ms, with_ms) = rounds[rounds.len() / 2];
+            row(&[sent.into()], &[without_ms, with_ms, added_ms]);
             let name = format!("Valkey: added latency, 34 KB, {sent}, ms");
             self.report.goal_at_most(&name, added_ms, max_added_ms);
         }
