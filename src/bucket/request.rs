@@ -31,7 +31,8 @@ use crate::{
 /// machine's by minutes.
 const URL_VALIDITY: Duration = Duration::from_secs(15 * 60);
 
-/// Reading an object ends with the chunk that exceeds this many bytes. A vector has less than 1.1 MB.
+/// Reading an object ends with the chunk that exceeds this many bytes. The service reads only vectors,
+/// which have less than 1.1 MB.
 const MAX_OBJECT_LEN: usize = 2 << 20;
 
 /// Reading an error response ends with the chunk that exceeds this many bytes.
@@ -57,7 +58,7 @@ const PAUSE_MILLIS: std::ops::Range<u64> = 50..250;
 /// The header with the SHA-256 of the body. S3 refuses a body that has another SHA-256.
 const CHECKSUM: HeaderName = HeaderName::from_static("x-amz-checksum-sha256");
 
-/// The header of an error response with the bucket's region, if the request was sent to another one.
+/// The header of an error response with the bucket's region, if the request was sent to another region.
 const REGION: &str = "x-amz-bucket-region";
 
 /// The body of an error response.
@@ -192,7 +193,7 @@ impl Bucket {
         }
         let region = response.headers().get(REGION).and_then(|region| region.to_str().ok());
         let region = region.map(str::to_owned);
-        // If the body cannot be read, the status alone decides.
+        // If the body cannot be read, the error has neither a code nor a message.
         let body = read_start(response, MAX_ERROR_LEN).await.unwrap_or_default();
         let body: Option<ErrorBody> =
             std::str::from_utf8(&body).ok().and_then(|body| quick_xml::de::from_str(body).ok());
@@ -231,8 +232,8 @@ async fn read_start(mut response: Response, max_len: usize) -> reqwest::Result<B
     Ok(body)
 }
 
-/// A cause whose detail is the innermost cause of the error. The URL is left out, because it contains a
-/// signature.
+/// Returns [`Cause::Connection`] with the text of the innermost error. The URL is left out, because it
+/// contains a signature.
 fn connection_error(error: reqwest::Error) -> Cause {
     let was_sent = !error.is_connect();
     let error = error.without_url();
