@@ -25,8 +25,8 @@ pub(super) struct Attempts {
     time_limit: Duration,
     /// When the wait after the latest failure ends. `None` before the first failure.
     wait_end: Option<Instant>,
-    /// No attempt is planned for a later time. An attempt that is planned already, but is delayed, may
-    /// still start, with [`MIN_REQUEST_TIMEOUT`]. `None` before the first attempt.
+    /// From then on, [`Self::may_continue`] allows no further attempt. An attempt that is already
+    /// planned still starts, with [`MIN_REQUEST_TIMEOUT`]. `None` before the first attempt.
     deadline: Option<Instant>,
 }
 
@@ -44,7 +44,7 @@ impl Attempts {
     }
 
     /// How much longer to wait before the next attempt. Zero before the first failure. The wait begins at
-    /// the failure, so the time of a pause or in a queue is a part of it.
+    /// the failure, so time in the queue, or in a pause of the host or the service, counts.
     pub(super) fn backoff(&self) -> Duration {
         let now = Instant::now();
         self.wait_end.map_or(Duration::ZERO, |end| end.saturating_duration_since(now))

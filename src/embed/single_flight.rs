@@ -23,7 +23,7 @@ pub(super) struct SingleFlight<K, T>(Arc<Mutex<HashMap<K, Completion<T>>>>);
 pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     /// A call for the same key is running: wait for it.
     Join(Completion<T>),
-    /// No call that this task can join is running: make one.
+    /// No call that this task can join is running: make one with the guard, and wait for it.
     Lead(Completion<T>, LeadGuard<K, T>),
 }
 
@@ -87,7 +87,7 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
         (completion.clone(), Self { sender, completion, entry: EntryGuard { calls_and_key } })
     }
 
-    /// Whether no task waits for the call any more.
+    /// Whether no task waits for the call now. Another task may still join it.
     pub(super) fn is_abandoned(&self) -> bool {
         // The guard has one clone of the completion, and the map of running calls may have another.
         let own_clones = 1 + usize::from(self.entry.calls_and_key.is_some());
@@ -182,7 +182,7 @@ mod tests {
         let Role::Lead(completion, guard) = calls.lead_alone() else {
             panic!("`lead_alone` must not join a call");
         };
-        let _second_call = lead(&calls);
+        let _second_call = lead(&calls); // panics if the first call can be joined
         assert!(!guard.is_abandoned());
         drop(completion);
         assert!(guard.is_abandoned());
