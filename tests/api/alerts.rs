@@ -113,7 +113,7 @@ fn growing_series(before: &str, after: &str) -> BTreeMap<String, String> {
 /// Prometheus sees no increase in a counter that first appears with the value 1, so an alert would miss
 /// the first event.
 #[tokio::test]
-async fn the_counters_that_alerts_use_start_at_zero() {
+async fn at_the_start_the_alert_counters_are_zero_and_an_unset_bucket_or_valkey_has_no_gauge() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let values = series_values(&app.get("/metrics").await.text());
@@ -178,9 +178,9 @@ async fn one_refusal_of_the_nvidia_key_or_of_the_account_raises_the_key_alert() 
 
 #[tokio::test]
 async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() {
-    // The alert fires if, for ten minutes, more than one in twenty requests with one picture
-    // fails with an error 5xx.
-    // To the tiny picture 400, NVIDIA replies with the status 400, and to 503 with 503.
+    // The alert fires if, for ten minutes, more than one in twenty requests to `/vectorize*` fails
+    // with an error 5xx.
+    // NVIDIA replies to the tiny pictures 400 and 503 with their number as the status.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),
         503 => Reply::status(503),
@@ -256,10 +256,9 @@ async fn only_a_disk_that_will_be_full_within_four_days_raises_the_disk_alert() 
     let metric_name = "imagesvc_downloads_free_bytes";
     assert!(series_values(&app.get("/metrics").await.text()).contains_key(metric_name));
     let free_space = |values: &str| BTreeMap::from([(metric_name.to_owned(), values.to_owned())]);
-    // For 30 hours (1800 minutes) the free space shrinks by one gigabyte per hour, which would be
-    // 96 GB in four days. The alert computes this trend from the last day. Of 100 GB, more than
-    // 96 GB are free after 30 minutes, but only 75 GB after 25 hours. Of 1000 GB, more than 96 GB
-    // are always free.
+    // For 30 hours (1800 minutes) the free space shrinks by one gigabyte per hour. At this rate, four
+    // days take 96 GB, so the alert must fire if less than 96 GB are free. Shrinking from 100 GB, more
+    // than 99 GB are free after 30 minutes, and 75 GB after 25 hours. From 1000 GB, over 96 GB stay free.
     let shrinking_from = |gigabytes: u64| {
         free_space(&format!("{}-{}x1800", gigabytes * 1_000_000_000, 1_000_000_000 / 60))
     };

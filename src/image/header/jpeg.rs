@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_size_is_read_from_a_complete_frame_header_before_any_scan_and_the_end_marker() {
+    fn no_size_is_read_from_a_frame_header_that_is_incomplete_or_follows_a_scan_or_the_end() {
         let frame = frame_segment(BASELINE, FULL);
         assert_eq!(size(&[&frame]), Some((640, 480)));
         assert_eq!(size(&[&frame[..8]]), None);
