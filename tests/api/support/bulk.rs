@@ -23,7 +23,7 @@ impl Bulk {
         Self::with_settings(settings.into())
     }
 
-    /// For runs that use the sandbox, the service at `--to` or no service: they need no NVIDIA.
+    /// For runs that call no NVIDIA: with `--sandbox`, with `--to`, or without any service.
     pub fn without_nvidia() -> Self {
         Self::with_settings(Vec::new())
     }

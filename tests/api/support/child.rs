@@ -43,16 +43,17 @@ impl ServiceProcess {
         trace: &Path,
     ) -> Self {
         let mut strace = Command::new("strace");
-        // With `--daemonize`, the child of this process is the program, and not strace.
+        // With `--daemonize`, the process that is spawned becomes the program, and not strace.
         strace.args(["--daemonize", "--follow-forks", "--decode-fds=path"]);
         strace.args(["--trace", system_calls, "--output"]).arg(trace).arg(Self::PROGRAM);
         Self::start_command(strace, folder, settings)
     }
 
-    /// Runs commands in a shell. They must start the program.
-    pub fn start_in_shell(commands: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
+    /// Runs a command in a shell. The shell's process must become the program, because only this process
+    /// is killed. With a single command, bash replaces itself.
+    pub fn start_in_shell(command: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let mut shell = Command::new("bash");
-        shell.args(["-c", commands]);
+        shell.args(["-c", command]);
         Self::start_command(shell, folder, settings)
     }
 

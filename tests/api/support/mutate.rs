@@ -40,14 +40,13 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Rng) {
         }
         // Overwrite up to three bytes.
         2 | 3 => bytes[at..end].iter_mut().take(3).for_each(|byte| *byte = random.u8(..)),
-        // Write one of the edge numbers, or two of its four bytes.
+        // Write one of the edge numbers, or only its two least significant bytes.
         4 | 5 => {
             let edge = EDGES[random.usize(..EDGES.len())];
             let is_big_endian = random.bool();
             let edge = if is_big_endian { edge.to_be_bytes() } else { edge.to_le_bytes() };
-            // A short edge consists of the two lower bytes.
-            let lower_bytes = if is_big_endian { 2..4 } else { 0..2 };
-            let edge = if random.bool() { &edge[..] } else { &edge[lower_bytes] };
+            let least_significant = if is_big_endian { 2..4 } else { 0..2 };
+            let edge = if random.bool() { &edge[..] } else { &edge[least_significant] };
             let len = edge.len().min(bytes.len() - at);
             bytes[at..at + len].copy_from_slice(&edge[..len]);
         }
@@ -76,7 +75,7 @@ fn damage(bytes: &mut Vec<u8>, other: &[u8], random: &mut Rng) {
     }
 }
 
-/// Corrects the checksums of a PNG's chunks. Bytes that are not a complete chunk stay unchanged.
+/// Gives each chunk of a PNG a correct checksum, unless the chunk's data are incomplete.
 fn with_checksums(png: &[u8]) -> Vec<u8> {
     let (signature, mut rest) = png.split_at(8);
     let mut corrected = signature.to_vec();
