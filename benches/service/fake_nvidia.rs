@@ -33,7 +33,7 @@ pub struct FakeNvidia {
 }
 
 struct State {
-    /// The number of requests so far, except those for pictures. Uploads and deletions of assets count too.
+    /// The number of requests to NVIDIA so far: inferences, and creations, uploads and deletions of assets.
     calls: AtomicU64,
     /// The delay of each inference, in microseconds.
     delay_micros: AtomicU64,
@@ -69,7 +69,7 @@ impl FakeNvidia {
     }
 
     /// The URL of a picture of this length, [`SMALL`] or [`LARGE`]. The URL ends in the picture's
-    /// number. It is 0 here, and the load replaces it before each request.
+    /// number: 0, which `Request::set_number` can replace.
     pub fn picture_url(&self, len: usize) -> String {
         let name = if len == SMALL { "small" } else { "large" };
         format!("http://{}/{name}/{:0NUMBER_LEN$}", self.address, 0)

@@ -139,6 +139,7 @@ async fn the_entries_of_an_answer_are_in_the_order_of_the_input_and_describe_eac
 async fn null_and_default_and_unknown_fields_change_nothing() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
+    // Like an absent field, `"dimensions": 0` means all dimensions of the model.
     for fields in [
         json!({ "encoding_format": null, "dimensions": null, "model": null, "normalized": null }),
         json!({ "encoding_format": "float", "dimensions": 0, "messages": null, "modality": null }),
@@ -195,7 +196,8 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", 0)
         .setting("IMAGESVC_CACHE_DISK", 0)
-        // With one call at a time, an equal picture cannot join a running call.
+        // The batch then handles one picture at a time, so an equal picture is handled after the call.
+        // It can get the embedding only from the batch itself.
         .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()
         .await;
@@ -204,7 +206,7 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     let picture_numbers: Vec<_> = embeddings.iter().map(number_in).collect();
     assert_eq!(picture_numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
     let cache_values: Vec<_> = embeddings.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
-    // An entry that shares the call of an equal picture is a hit, too.
+    // An entry that gets the embedding of an equal picture in the batch is a hit, too.
     assert_eq!(cache_values, ["miss", "miss", "hit", "hit", "hit"]);
     assert_eq!(nvidia.count(), 2, "each different picture should be sent once");
     assert_eq!(app.saved().len(), 5, "equal pictures should all be saved");
@@ -231,6 +233,7 @@ async fn the_query_and_cache_control_have_the_same_effect_as_on_the_other_routes
         let request = app.json_request(&format!("/v1/embeddings{path_end}"), &body);
         app.send(request)
     };
+    // The slash before the query has no effect.
     let answer = send("/?save=false&backend=nv_dino", batch_of([1])).await;
     let entry = assert_entries(&answer).remove(0);
     assert!(entry["imagesvc"].get("saved_as").is_none() && entry["imagesvc"].get("path").is_none());

@@ -42,7 +42,7 @@ async fn a_run_that_is_killed_at_fifty_random_moments_loses_and_repeats_no_row()
     let mut longest_wait_ms = 250;
     for _ in 0..KILLS {
         let mut process = bulk.start(&arguments);
-        // The kill may come before the service has started, or after many pictures are embedded.
+        // The kill may come before the first call to NVIDIA, or after many pictures are embedded.
         tokio::time::sleep(Duration::from_millis(random.u64(5..=longest_wait_ms))).await;
         process.kill().unwrap();
         process.wait().unwrap();
@@ -198,8 +198,8 @@ async fn an_output_that_cannot_grow_ends_with_a_complete_row_and_is_continued() 
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(20);
-    // The limit of 100 KiB on the size of files has the same effect as a full disk, because the
-    // program ignores SIGXFSZ. The 20 rows would have about 300 KiB.
+    // The limit of 100 KiB on the size of files has the same effect as a full disk, because `trap ''`
+    // lets the program ignore SIGXFSZ. The 20 rows would have about 300 KiB.
     let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" embed photos --out vectors.jsonl";
     // This command is not run: only its environment is used.
     let environment = bulk.command("");

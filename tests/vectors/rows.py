@@ -59,7 +59,7 @@ def vectors(rows):
 def nearest(text):
     """The 32-bit float that is nearest to a number's text. Of two equally near floats, the even one."""
     guess = numpy.float32(float(text))  # rounds twice, so a neighbour may be nearer
-    with numpy.errstate(over="ignore"):  # the largest float has no finite neighbour
+    with numpy.errstate(over="ignore"):  # above the largest float is only infinity
         below, above = (numpy.nextafter(guess, numpy.float32(end)) for end in ("-inf", "inf"))
     exact = Fraction(text)
 
