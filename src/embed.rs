@@ -121,8 +121,8 @@ struct Inner {
     /// Open while uploads to NVIDIA do not work.
     upload_breaker: CircuitBreaker,
     nvidia: nvidia::Client,
-    /// Decides which replica makes a call. `None` without a Valkey, or without a bucket, where replicas
-    /// find each other's vectors.
+    /// Decides which replica makes a call. `None` unless there are both a Valkey and a bucket: replicas
+    /// find each other's vectors only in the bucket.
     valkey: Option<Valkey>,
     settings: CallSettings,
     /// Tracks the tasks that make the calls.
@@ -157,7 +157,7 @@ impl Embedder {
         Self(Arc::new(Inner {
             cache: Cache::new(settings, source, bucket),
             calls: SingleFlight::default(),
-            // The jobs of this queue need permits, but no memory: both sizes of memory are 0.
+            // The queue manages no memory (0, 0): its jobs need only permits.
             queue: FairQueue::new(settings.call.max_concurrency, 0, 0),
             decoder,
             staging,
@@ -191,9 +191,9 @@ impl Embedder {
         self.0.settings.max_concurrent_calls_per_batch()
     }
 
-    /// Looks in memory, on disk and in the bucket, unless the request bypasses the cache. (Without a
-    /// Valkey, [`Self::embed`] itself does not look in the bucket.) Takes at most two seconds: one for a
-    /// hanging disk, and one for the bucket.
+    /// Looks in memory, on disk and in the bucket, unless the request bypasses the cache. Takes at most
+    /// two seconds: one for a hanging disk, and one for the bucket. [`Self::embed`] looks in the bucket
+    /// only if there is a Valkey.
     pub async fn look_up(&self, sha256: Sha256, cache_mode: CacheMode) -> Option<Embedding> {
         let key = self.0.cache.key(sha256);
         let found = match self.0.look_up_locally(&key, cache_mode).await {
@@ -225,8 +225,8 @@ impl Embedder {
         self.0.nvidia.largest_reservation(at_most, time)
     }
 
-    /// The most calls per minute that this replica may make now. While replicas share the limit through the
-    /// Valkey, this is the whole limit; otherwise, it is the replica's share. `None` means no limit.
+    /// The most calls per minute that this replica may make now. While the Valkey counts the calls of all
+    /// replicas, this is the whole limit; otherwise, it is the replica's share. `None` means no limit.
     pub fn call_limit(&self) -> Option<usize> {
         self.0.nvidia.call_limit()
     }

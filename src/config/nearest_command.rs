@@ -13,7 +13,7 @@ use super::{
 /// The name of the command that finds the vectors nearest to a picture's vector.
 pub(super) const NEAREST: &str = "nearest";
 
-/// The most rows that are printed. All of them are in memory.
+/// The most rows that can be printed. The command keeps them all in memory before it prints them.
 const MAX_COUNT: usize = 10_000;
 
 /// What `imagesvc nearest` should do.
@@ -25,9 +25,10 @@ pub struct NearestArguments {
     pub vectors: PathBuf,
     /// The number of rows to print.
     pub count: NonZeroUsize,
-    /// The field of a row that contains its path or URL. Dots lead into objects.
+    /// The field of a row that contains its path or URL. Dots lead into objects. `None` means the usual
+    /// fields, such as `path`.
     pub field: Option<String>,
-    /// The field to print in place of the path or URL.
+    /// The field to print in place of the path or URL. `None` means that the path or URL is printed.
     pub id: Option<String>,
     /// The beginning of the names of the fields that `embed` has added to the rows.
     pub prefix: String,
@@ -84,7 +85,7 @@ fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
 pub(super) fn arguments(matches: &ArgMatches) -> NearestArguments {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     NearestArguments {
-        // clap refuses the command without `picture` or `in`, so their defaults are never used.
+        // clap requires `picture` and `in`, and has a default for `count`: the fallbacks are never used.
         picture: text("picture").unwrap_or_default(),
         vectors: matches.get_one("in").cloned().unwrap_or_default(),
         count: matches.get_one("count").copied().unwrap_or(NonZeroUsize::MIN),

@@ -62,8 +62,8 @@ impl Client {
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, period))
     }
 
-    /// The most calls per minute that this replica may make now. While replicas share the limit through the
-    /// Valkey, this is the whole limit; otherwise, it is the replica's share. `None` means no limit.
+    /// The most calls per minute that this replica may make now. While the Valkey counts the calls of all
+    /// replicas, this is the whole limit; otherwise, it is the replica's share. `None` means no limit.
     pub fn call_limit(&self) -> Option<usize> {
         self.0.pace.as_ref().map(PaceLimiter::limit)
     }

@@ -14,15 +14,15 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("clie
 pub struct ClientLimitReply {
     /// How long the client must wait; zero if its requests are counted.
     pub wait: Duration,
-    /// By how much the client's theoretical arrival time is ahead of the clock. The theoretical
-    /// arrival time is when its next request would arrive if it had sent its requests at even intervals.
+    /// By how much the client's theoretical arrival time is ahead of the clock after this attempt. This
+    /// arrival time is when the next request would arrive if the client had kept the interval of its limit.
     pub ahead: Duration,
 }
 
 impl Valkey {
-    /// Counts requests of a client, if its limit allows them. `client` is a hash that identifies the client.
-    /// `cost` is the number of requests multiplied by the limit's interval between two requests. `burst` is
-    /// the largest allowed [`ClientLimitReply::ahead`].
+    /// Counts requests of a client, if its limit allows them. `client` is a hash that identifies the client
+    /// and does not reveal its client key. `cost` is the number of requests multiplied by the limit's
+    /// interval between two requests. `burst` is the largest allowed [`ClientLimitReply::ahead`].
     ///
     /// # Errors
     /// [`Unavailable`]
@@ -32,7 +32,7 @@ impl Valkey {
         cost: Duration,
         burst: Duration,
     ) -> Result<ClientLimitReply, Unavailable> {
-        // Half of the hash is enough, and takes less memory. It does not reveal the client's key.
+        // Half of the hash is enough, and takes less memory.
         let hash = client.to_string();
         let script = count_script(&format!("{PREFIX}:client:{}", &hash[..32]), cost, burst);
         let (wait, ahead): (u64, u64) = self.run("client_limit", &script).await?;

@@ -33,7 +33,7 @@ pub(super) fn decode(key: &CacheKey, bytes: &[u8]) -> Option<CachedEmbedding> {
     }
     let prepared = Prepared::ALL.into_iter().find(|known| known.name() == prepared)?;
     let vector = Vector::from_json(serde_json::from_str::<&RawValue>(text).ok()?).ok()?;
-    // Only embeddings without an end of their validity are written.
+    // Only permanent embeddings are written.
     Some(CachedEmbedding { vector, prepared, valid_until: None })
 }
 
