@@ -1,5 +1,6 @@
-//! Tests that the Valkey's scripts count the calls of several replicas as a [`CallLog`] counts the calls of
-//! one replica. The log computes the expected replies. The time is simulated, also in the scripts.
+//! Tests of the [`CallLog`] and of the Valkey's scripts. The scripts must count the calls of several
+//! replicas as a log counts the calls of one: the log computes the expected replies. The time is simulated,
+//! also in the scripts.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -63,7 +64,7 @@ struct Scripts {
     take: Script,
     record: Script,
     give_back: Script,
-    /// Microseconds since 1970.
+    /// Microseconds since 1970. The scripts get this in two keys: see [`with_simulated_time`].
     now: u64,
 }
 
@@ -193,8 +194,9 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
                 for replica in 0..3 {
                     let own = log.own().filter(|call| call.client_network == Some(client(replica)));
                     let calls = own.map(|call| (call.id, micros(now - call.time)));
-                    // A call that has expired meanwhile is not recorded.
-                    count = scripts.record(replica, calls.chain([(u64::MAX, micros(WINDOW))]));
+                    // The script must not record an expired call.
+                    let expired_call = (u64::MAX, micros(WINDOW));
+                    count = scripts.record(replica, calls.chain([expired_call]));
                 }
                 assert_eq!(count, log.calls.len(), "all calls are recorded");
             }
@@ -236,7 +238,7 @@ fn a_client_may_make_half_of_the_calls_at_once_at_all_replicas_together() {
 }
 
 #[test]
-fn a_call_in_the_future_of_a_new_servers_clock_counts_as_made_now() {
+fn a_call_later_than_the_clock_of_a_new_server_counts_as_made_now() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let mut scripts = Scripts::new(&server);
     // The limit is one call. The arguments are this limit, the replica and the call's number.
