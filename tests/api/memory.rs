@@ -22,8 +22,8 @@ use crate::support::{
 
 const MIB: u64 = 1 << 20;
 
-/// While many requests run at once, the memory that no limit of the service counts must grow by less
-/// than this many bytes.
+/// Under load, the service's memory must grow by less than this, in bytes. Memory that a setting limits
+/// is not part of this.
 const MAX_UNCOUNTED_GROWTH: u64 = 48 * MIB;
 
 /// What [`send_concurrently`] measures.
@@ -129,7 +129,8 @@ async fn large_uploads_are_streamed_to_the_bucket() {
         send_concurrently(&settings, route, FORM_CONTENT_TYPE, bodies).await;
     assert!(statuses.iter().all(|status| *status == 200), "{statuses:?}");
     assert_eq!(bucket.discarded(), 64, "every picture should arrive whole");
-    assert_growth_below(32 * MIB, growth); // buffered, the 64 pictures would need 1280 MiB
+    // Half a MiB for each of the 64 pictures. If they were buffered, they would need 20 MiB each.
+    assert_growth_below(32 * MIB, growth);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,7 +193,7 @@ async fn a_header_that_claims_an_enormous_picture_takes_hardly_any_memory() {
         (&gif, &[], 413),
         // A PNG is sent to NVIDIA without being decoded.
         (&png, &high_pixel_limit, 200),
-        // A GIF must be decoded, which would exceed the limit on memory.
+        // A GIF must be decoded, which would exceed `IMAGESVC_MAX_DECODE_BYTES`.
         (&gif, &high_pixel_limit, 413),
     ] {
         let route = "/vectorize-image-upload";

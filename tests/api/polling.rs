@@ -113,8 +113,8 @@ async fn the_pending_result_of_an_asset_is_polled() {
 }
 
 #[tokio::test]
-async fn a_retry_after_on_a_poll_is_passed_to_the_client_if_it_ends_past_the_deadline() {
-    // The default of `IMAGESVC_REQUEST_TIMEOUT` is 60 s.
+async fn the_retry_after_of_a_poll_is_passed_to_the_client_if_it_exceeds_the_deadline() {
+    // 300 s exceed the default of `IMAGESVC_REQUEST_TIMEOUT`, which is 60 s.
     let nvidia =
         FakeNvidia::replying(vec![pending(), Reply::new(429, &[("retry-after", "300")], "")]).await;
     let app = TestApp::start(&nvidia).await;
