@@ -22,11 +22,11 @@ use crate::support::{
 const OTHER_LANGUAGES: [&str; 9] =
     ["ini", "js", "json", "kotlin", "python", "swift", "text", "xml", "yaml"];
 
-/// The page with programs in Python, which `.ci/vectors` runs unchanged. A program that needs a
-/// server is marked as not run.
+/// The page whose Python programs `.ci/vectors` runs, except those that are marked as not run because
+/// they need a server.
 const RECIPES: &str = "docs/databases.md";
 
-/// Also a page with a program in Python. `.ci/clients` runs the program.
+/// The README contains a Python program, which `.ci/clients` runs.
 const README: &str = "README.md";
 
 /// A script in place of Cargo. For `cargo run`, it runs the program that was built for the tests;
@@ -116,8 +116,11 @@ fn every_fenced_block_keeps_the_rules_for_its_language() {
                 "{place}: only commands and the programs of {RECIPES} may be marked as not run"
             );
             if language == "python" {
-                let is_run = is_recipe || page.path == Path::new(README);
-                assert!(is_run, "{place}: CI must run each program, but runs none of this page");
+                let ci_runs_page = is_recipe || page.path == Path::new(README);
+                assert!(
+                    ci_runs_page,
+                    "{place}: CI must run each program, but runs none of this page"
+                );
             }
             if language == "json" {
                 let parsed = serde_json::from_str::<Value>(&text);
