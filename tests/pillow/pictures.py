@@ -22,7 +22,7 @@ LARGE = 480, 320
 class Picture:
     name: str
     data: bytes
-    # The pixels before the encoding, upright and on white. Pillow's must be similar. None: they are not compared.
+    # The pixels before the encoding, upright and on white. Pillow's pixels must be similar, unless this is None.
     original: Image.Image
     # The EXIF orientation that applies: 1 if the file has none or an invalid one.
     orientation: int = 1
@@ -169,8 +169,8 @@ def jpegs():
     yield Picture("jpeg-rgb-adobe", jpeg.encode(planes(original), [once] * 3, adobe=0), original)
     yield Picture("jpeg-rgb-by-names", jpeg.encode(planes(original), [once] * 3, ids=b"RGB"), original)
 
-    # Adobe's programs invert CMYK, but not the YCC of YCCK (libjpeg's jdcolor.c). Pillow and browsers assume
-    # this for every CMYK JPEG, even without Adobe's segment.
+    # Adobe's programs invert all inks of CMYK, but only the black of YCCK (libjpeg's jdcolor.c). Pillow and
+    # browsers assume inverted inks in every CMYK JPEG, even without Adobe's segment.
     inverted = [255 - plane for plane in planes(cmyk)]
     as_ycc = planes(Image.merge("RGB", [Image.fromarray(plane) for plane in planes(cmyk)[:3]]).convert("YCbCr"))
     as_ycck = [*as_ycc, inverted[3]]
@@ -230,10 +230,10 @@ def png_with(image, data, before_pixels):
 
 def webp_with(image, data, **options):
     """A WebP whose EXIF chunk contains exactly `data`, in place of what Pillow writes."""
-    file = encoded(image, "WEBP", exif=exif(6), **{"quality": 95, **options})
+    file = encoded(image, "WEBP", exif=exif(1), **{"quality": 95, **options})
     at = file.index(b"EXIF")
     chunk = b"EXIF" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
-    chunks = file[8:at] + chunk + file[at + 8 + len(exif(6)):]
+    chunks = file[8:at] + chunk + file[at + 8 + len(exif(1)):]
     return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
 
 
@@ -304,7 +304,7 @@ def pngs():
         ("animated", original, {"save_all": True, "append_images": [Image.new("RGB", SIZE)]}),
     ]:
         yield Picture(f"png-{name}", encoded(image, "PNG", **options), None)
-    # 16-bit grey. Its low eight bits are 40, which changes the result of rounding it to eight bits.
+    # 16-bit grey. Where it is bright, rounding it to eight bits gives one less than dropping its low eight bits.
     deep = (np.asarray(original.convert("L")).astype("uint16") << 8) + 40
     yield Picture("png-16-bits", encoded(Image.fromarray(deep), "PNG"), original.convert("L").convert("RGB"))
 
@@ -330,7 +330,7 @@ def gifs():
     palette = original.quantize(128)
     plain = encoded(palette, "GIF", interlace=0)
     # In `local`, the colour table is moved from the file's header to the first frame. Byte 10 has its size.
-    table_len = 3 << (plain[10] & 7) + 1
+    table_len = 3 * 2 ** ((plain[10] & 7) + 1)
     table, rest = plain[13:13 + table_len], plain[13 + table_len:]
     frame = rest.index(b",")
     local = (plain[:10] + bytes([plain[10] & 0x70, 0, 0]) + rest[:frame + 9]
