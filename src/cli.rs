@@ -23,7 +23,7 @@ pub fn run() -> ExitCode {
         return code;
     }
     let (command, config) = Config::from_args_and_env().unwrap_or_else(|errors| errors.exit());
-    // The services of the other commands have no clients but the command, so nobody collects traces.
+    // The other commands start no service, or one only for themselves, so nobody collects its traces.
     let traces = match command {
         Command::Serve => Traces::Export,
         Command::Embed(_) | Command::Nearest(_) | Command::Check { .. } => Traces::Ignore,

@@ -4,8 +4,8 @@
 //! `nsswitch.conf` and `resolv.conf` like every other program on the machine. The disadvantage is
 //! that a look-up blocks a thread and cannot be cancelled. If a name server does not answer, the
 //! thread stays blocked for seconds after the fetch has timed out. Therefore the number of look-ups
-//! at once is limited. If many clients use the service, it is also limited per client: slow look-ups
-//! of a single client do not delay the others.
+//! at once is limited. With [`Clients::Many`], it is also limited per client: slow look-ups of a
+//! single client do not delay the others.
 //!
 //! A resolver inside the service (hickory) could cancel look-ups. But it would add about twenty
 //! crates, and might resolve a name differently than the system.
@@ -27,8 +27,8 @@ use crate::shares::{ClientNetwork, Clients, Shares};
 /// save pictures.
 const MAX_LOOKUPS: u64 = 128;
 
-/// The most look-ups at once for one client, if many clients use the service. Even if each look-up
-/// takes 30 ms, this is enough for a thousand per second.
+/// The most look-ups at once for one client with [`Clients::Many`]. Even if each look-up takes
+/// 30 ms, this is enough for a thousand per second.
 const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
 
 /// The timeout of a look-up, including the wait until [`Resolver::lookup_limit`] allows it. It is
@@ -36,8 +36,8 @@ const MAX_LOOKUPS_PER_CLIENT: u64 = 32;
 const LOOKUP_TIMEOUT: Duration = Duration::from_millis(2500);
 
 tokio::task_local! {
-    /// The client of the service for which the task fetches. The resolver finds the client here,
-    /// because reqwest passes only the host name to the resolver.
+    /// The client whose picture the task fetches. The resolver finds the client here, because
+    /// reqwest passes only the host name to the resolver.
     static CLIENT: ClientNetwork;
 }
 
@@ -115,7 +115,7 @@ impl Resolver {
         let lookup_limit = match clients {
             Clients::Many => Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT),
             Clients::One => {
-                let step = 1; // Permits are not rounded up: each is for one look-up.
+                let step = 1; // no rounding: each permit is for one look-up
                 Shares::undivided(MAX_LOOKUPS, step)
             }
         };

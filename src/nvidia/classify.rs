@@ -24,8 +24,7 @@ pub enum Operation {
     DeleteAsset,
 }
 
-/// The statuses that must alert an operator: NVIDIA refuses the key or the account, and only the
-/// operator can change that.
+/// The statuses that the alert `ImagesvcKeyRefused` in docs/operating.md counts, for all operations.
 pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// The state of a call that has not failed.

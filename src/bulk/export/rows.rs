@@ -18,7 +18,7 @@ use super::{
 /// The `.jsonl` file, to which `imagesvc embed` has written the rows.
 pub(super) struct RowFile<'a> {
     pub file: &'a File,
-    /// Contains the prefix of the names of the fields that `embed` adds to a row.
+    /// Knows the names, with their prefix, of the fields that `embed` adds to a row.
     pub reader: &'a ItemReader,
     /// The number of rows that the exported file has so far, for the progress line.
     pub exported: &'a AtomicU64,

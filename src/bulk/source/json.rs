@@ -22,8 +22,8 @@ pub(super) fn read(
     reader: &ItemReader,
     sink: &mut Sink<'_>,
 ) -> io::Result<bool> {
-    // The limit is outside the buffer, so it counts what the deserializer reads, and not what the buffer
-    // reads ahead.
+    // `Limited` wraps the buffer, so it counts what the deserializer reads, and not what the buffer reads
+    // ahead.
     let (input, allowance) = Limited::new(BufReader::new(input));
     let mut json = serde_json::Deserializer::from_reader(input);
     let mut wants_more = true;

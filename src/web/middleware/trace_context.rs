@@ -8,7 +8,7 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The length of a header of version 00, in bytes. Headers of later versions are at least as long.
 const LENGTH: usize = 55;
 
-/// The flag of a client that records its trace. The other flags have no meaning for this service.
+/// The flag that a client sets if it records the trace. This service ignores the other flags.
 const SAMPLED: u8 = 1;
 
 /// The trace that a request belongs to, and the span that sent it.
@@ -148,7 +148,7 @@ mod tests {
         }
 
         #[test]
-        fn a_header_with_one_changed_character_is_read_only_if_still_valid(
+        fn a_header_with_one_changed_character_is_ignored_unless_it_is_still_valid(
             index in 0usize..LENGTH, character in any::<char>(), trace in 1u128.., span in 1u64..,
         ) {
             let text = format!("00-{trace:032x}-{span:016x}-01");
@@ -158,6 +158,7 @@ mod tests {
             if let Some(context) = TraceContext::parse(&changed) {
                 let ids = format!("-{}-{}-", context.trace_id, context.span_id);
                 prop_assert!(changed.contains(&ids));
+                // A header in which a hyphen replaces a hyphen is unchanged, and therefore valid.
                 prop_assert!(character == '-' || matches!(character, '0'..='9' | 'a'..='f'));
             }
         }
