@@ -12,21 +12,20 @@ use crate::support::{
     tiny,
 };
 
-/// Adds settings. The service uses the last value of a setting that is there twice.
-fn with_added(settings: Vec<Setting>, added: &[(&'static str, &str)]) -> Vec<Setting> {
-    let added = added.iter().map(|(name, value)| (*name, (*value).to_owned()));
-    settings.into_iter().chain(added).collect()
+/// The settings with which the service gets its credentials from this endpoint of an instance's
+/// metadata.
+fn with_metadata_endpoint(moto: &MotoServer, endpoint: String) -> Vec<Setting> {
+    let mut settings = moto.settings_without_credentials(moto.address);
+    settings.push(("AWS_METADATA_ENDPOINT", endpoint));
+    settings
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_role_of_an_instance_gives_the_credentials() {
     let Some(moto) = MotoServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
-    let settings = moto.settings_without_credentials(moto.address);
-    let endpoint = moto.metadata_endpoint();
-    let replica =
-        Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
-            .await;
+    let settings = with_metadata_endpoint(&moto, moto.metadata_endpoint());
+    let replica = Replica::start(&nvidia, &settings).await;
     let saved = replica.upload(ROCKET).await;
     saved.assert_success();
     let key = format!("imagesvc/downloads/{}", saved.saved_as());
@@ -53,11 +52,8 @@ async fn credentials_that_expire_are_replaced_while_pictures_are_uploaded() {
     // The service asks for new credentials five minutes before the old ones expire: after three seconds.
     let lifetime = Duration::from_secs(300 + 3);
     let metadata = FakeMetadata::start(first.clone(), lifetime).await;
-    let settings = moto.settings_without_credentials(moto.address);
-    let endpoint = metadata.endpoint();
-    let replica =
-        Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
-            .await;
+    let settings = with_metadata_endpoint(&moto, metadata.endpoint());
+    let replica = Replica::start(&nvidia, &settings).await;
     assert_eq!(metadata.credential_requests(), 1);
     metadata.rotate(second, Duration::from_secs(3600));
     let started = Instant::now();
@@ -88,15 +84,12 @@ async fn without_credentials_the_service_starts_with_a_warning_that_says_where_t
     let nvidia = FakeNvidia::healthy().await;
     // Nobody listens at this endpoint.
     let endpoint = format!("http://{}", free_address().await);
-    let settings = moto.settings_without_credentials(moto.address);
-    let replica =
-        Replica::start(&nvidia, &with_added(settings, &[("AWS_METADATA_ENDPOINT", &endpoint)]))
-            .await;
+    let replica = Replica::start(&nvidia, &with_metadata_endpoint(&moto, endpoint)).await;
     assert_problem(&replica.upload(ROCKET).await, 503, "storage_unavailable");
     replica.upload_unsaved(ROCKET).await.assert_success();
     let (_, log) = replica.stop().await;
-    let warning = "the bucket cannot be written to";
-    let warning = log.iter().find(|line| line.contains(warning)).unwrap();
+    let message = "the bucket cannot be written to";
+    let warning = log.iter().find(|line| line.contains(message)).unwrap();
     assert!(warning.contains("AWS_ACCESS_KEY_ID") && warning.contains("role"), "{warning}");
 }
 
@@ -134,6 +127,7 @@ async fn with_an_unusable_bucket_the_start_exits_with_1_and_names_the_setting_or
         // The user's policy allows nothing outside of the prefix in `moto.settings()`.
         ("s3:PutObject", vec![("IMAGESVC_BUCKET", format!("s3://{}/other", moto.bucket))]),
     ] {
+        // Of two values for one setting, the later one counts.
         let settings = [moto.settings(), added].concat();
         let log = log_of_refused_start(&nvidia, settings).await;
         assert!(log.contains("IMAGESVC_BUCKET cannot be used") && log.contains(name), "{log}");

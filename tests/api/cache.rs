@@ -42,7 +42,7 @@ pub async fn assert_x_cache(app: &TestApp, picture: &[u8], x_cache: &str) -> Ans
 }
 
 #[tokio::test]
-async fn a_picture_that_is_sent_again_is_a_cache_hit_on_every_route_and_is_saved_again() {
+async fn on_every_route_for_one_picture_a_repeated_picture_is_a_cache_hit_and_is_saved_again() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).may_fetch_from(&picture_server).start().await;
@@ -79,7 +79,8 @@ async fn a_cache_hit_reports_how_its_picture_was_prepared_and_another_preparatio
     // The hit of a new service with the same folder comes from the disk.
     let app = shrinking_service().folder(app.stop().await).start().await;
     assert_eq!(assert_x_cache(&app, HUBBLE, "hit").await.prepared(), "shrunk");
-    // NVIDIA_LARGE_IMAGES changes the vector, so the cache's key depends on this setting.
+    // By default, HUBBLE is uploaded. Its vector is then another one, so the cache's key depends on
+    // NVIDIA_LARGE_IMAGES.
     let app = TestApp::builder(&nvidia).folder(app.stop().await).start().await;
     assert_eq!(assert_x_cache(&app, HUBBLE, "miss").await.prepared(), "original");
 }
@@ -107,8 +108,8 @@ async fn at_start_the_cache_removes_unfinished_files_and_keeps_its_vectors() {
     let staging_folder = folder.path().join(".vectors/.staged");
     fs::write(staging_folder.join("17"), "half a vector").unwrap();
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
-    let is_removed = async || fs::read_dir(&staging_folder).unwrap().next().is_none();
-    wait_for("the staging folder", Duration::from_secs(20), is_removed).await;
+    let is_empty = async || fs::read_dir(&staging_folder).unwrap().next().is_none();
+    wait_for("the staging folder", Duration::from_secs(20), is_empty).await;
     assert_x_cache(&app, ROCKET, "hit").await;
 }
 

@@ -3,7 +3,7 @@
 import numpy
 import rows
 
-# Four pictures of the folder can be embedded. The list has four pictures, and run.py adds a row.
+# Four pictures of the folder can be embedded. people.jsonl has the list's four rows and one that run.py adds.
 for name, count in [("folder", 4), ("people", 5)]:
     expected = rows.vectors(rows.read(f"{name}.jsonl"))
     for mmap_mode in [None, "r"]:
