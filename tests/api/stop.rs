@@ -13,7 +13,7 @@ use tokio::{
 use crate::support::{FakeNvidia, Reply, ServiceProcess, embedding, tiny};
 
 /// Sends the picture [`tiny`]`(n)`. Returns the response's status and body.
-async fn upload(service: &ServiceProcess, n: usize) -> reqwest::Result<(u16, String)> {
+async fn send_picture(service: &ServiceProcess, n: usize) -> reqwest::Result<(u16, String)> {
     let request = service.base64_request(&reqwest::Client::new(), &tiny(n));
     let response = request.send().await?;
     Ok((response.status().as_u16(), response.text().await?))
@@ -29,7 +29,7 @@ async fn connect_stalled_client(service: &ServiceProcess) -> TcpStream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered() {
+async fn under_load_and_with_a_stalled_client_every_complete_request_is_answered() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
@@ -40,7 +40,7 @@ async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered
     let _stalled = connect_stalled_client(&service).await;
     let mut idle = TcpStream::connect(service.address).await.unwrap();
 
-    let uploads_before_stop = join_all((0..20).map(|n| upload(&service, n)));
+    let requests_before_stop = join_all((0..20).map(|n| send_picture(&service, n)));
     let stopping = async {
         nvidia.wait_for(20).await;
         service.terminate();
@@ -55,16 +55,16 @@ async fn under_load_and_with_a_stalled_client_every_accepted_request_is_answered
             (503, &"close".parse().unwrap())
         );
         assert!(answer.text().await.unwrap().contains("draining"));
-        let upload_after_stop = upload(&service, 20);
+        let request_after_stop = send_picture(&service, 20);
         let release_reply = async {
             nvidia.wait_for(21).await;
             release.send(true).unwrap();
         };
-        tokio::join!(upload_after_stop, release_reply).0
+        tokio::join!(request_after_stop, release_reply).0
     };
-    let (answers_before_stop, answer_after_stop) = tokio::join!(uploads_before_stop, stopping);
+    let (answers_before_stop, answer_after_stop) = tokio::join!(requests_before_stop, stopping);
     for answer in answers_before_stop.into_iter().chain([answer_after_stop]) {
-        let (status, body) = answer.expect("every upload should be answered");
+        let (status, body) = answer.expect("every complete request should be answered");
         assert_eq!(status, 200, "{body:.300}");
     }
     let mut rest = Vec::new();
@@ -108,14 +108,14 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
         (answered, lost)
     };
     let clients = join_all((0..20).map(|_| client()));
-    let running_upload = upload(&service, 1);
+    let running_request = send_picture(&service, 1);
     let stopping = async {
         nvidia.wait_for(1).await;
         service.terminate();
     };
     let all_clients = async {
         let (counts, ()) = tokio::join!(clients, stopping);
-        // The listener is closed now, although `running_upload` still runs.
+        // The listener is closed now, although `running_request` still runs.
         let total_answered: usize = counts.iter().map(|(answered, _)| answered).sum();
         let lost: usize = counts.iter().map(|(_, lost)| lost).sum();
         assert!(total_answered > 20, "some of the 20 clients should get several answers");
@@ -125,8 +125,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
         assert!(lost <= 3, "at most 3 connections should be lost, not {lost}");
         release.send(true).unwrap();
     };
-    let (uploaded, ()) = tokio::join!(running_upload, all_clients);
-    assert_eq!(uploaded.unwrap().0, 200);
+    let (answer, ()) = tokio::join!(running_request, all_clients);
+    assert_eq!(answer.unwrap().0, 200);
     assert_eq!(service.wait().0.code(), Some(0));
 }
 
@@ -140,7 +140,7 @@ async fn requests_still_running_at_the_drain_timeout_are_answered_with_503_and_l
         nvidia.wait_for(1).await;
         service.terminate();
     };
-    let (answer, ()) = tokio::join!(upload(&service, 1), stopping);
+    let (answer, ()) = tokio::join!(send_picture(&service, 1), stopping);
     let (status, body) = answer.unwrap();
     let problem: serde_json::Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, problem["code"].as_str()), (503, Some("shutting_down")));
@@ -157,8 +157,8 @@ async fn at_the_drain_timeout_the_log_says_that_only_background_tasks_are_left()
     let service =
         ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_TIMEOUT", "200ms")]);
     tokio::select! {
-        _ = upload(&service, 1) => panic!("no answer may precede NVIDIA's reply"),
-        _ = nvidia.wait_for(1) => {} // drops the upload, which disconnects its client
+        _ = send_picture(&service, 1) => panic!("no answer may precede NVIDIA's reply"),
+        _ = nvidia.wait_for(1) => {} // drops the request, which disconnects its client
     }
     service.terminate();
     let (status, log) = service.wait();
@@ -174,8 +174,8 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     let folder = tempfile::tempdir().unwrap();
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     tokio::select! {
-        _ = upload(&service, 1) => panic!("no answer may precede NVIDIA's reply"),
-        _ = nvidia.wait_for(1) => {} // drops the upload, which disconnects its client
+        _ = send_picture(&service, 1) => panic!("no answer may precede NVIDIA's reply"),
+        _ = nvidia.wait_for(1) => {} // drops the request, which disconnects its client
     }
     service.terminate();
     release.send(true).unwrap();
@@ -183,8 +183,8 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     assert_eq!(status.code(), Some(0));
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
-    assert_eq!(upload(&service, 1).await.unwrap().0, 200);
-    assert_eq!(nvidia.count(), 1, "the second upload should be answered from the cache");
+    assert_eq!(send_picture(&service, 1).await.unwrap().0, 200);
+    assert_eq!(nvidia.count(), 1, "the second request should be answered from the cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -201,7 +201,7 @@ async fn a_second_sigterm_or_sigint_ends_the_service_at_once() {
             while reqwest::get(service.url("/ready")).await.unwrap().status() == 200 {}
             service.signal(signal);
         };
-        let (answer, ()) = tokio::join!(upload(&service, 1), stopping);
+        let (answer, ()) = tokio::join!(send_picture(&service, 1), stopping);
         assert!(answer.is_err(), "the second signal should end the running request");
         let (status, log) = service.wait();
         assert_eq!(status.code(), Some(0));
