@@ -13,7 +13,7 @@ use clap_complete::{
     shells::{Bash, Zsh},
 };
 use clap_mangen::Man;
-use imagesvc::config::{ABOUT_VARIABLES, documented_command_line, secrets};
+use imagesvc::config::{ABOUT_SETTINGS, documented_command_line, secrets};
 use roff::{Roff, bold, roman};
 
 fn main() -> io::Result<()> {
@@ -84,7 +84,7 @@ fn see_imagesvc() -> Roff {
 fn environment() -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["ENVIRONMENT"]);
-    section.text([roman(ABOUT_VARIABLES)]);
+    section.text([roman(ABOUT_SETTINGS)]);
     for (name, help) in secrets() {
         section.control("TP", []);
         section.text([bold(name)]);

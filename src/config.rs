@@ -40,7 +40,7 @@ mod upstream;
 mod valkey;
 mod web;
 
-pub use command::{ABOUT_VARIABLES, Command, command_line, documented_command_line, secrets};
+pub use command::{ABOUT_SETTINGS, Command, command_line, documented_command_line, secrets};
 pub use embed_command::{EmbedArguments, ExportFile, ExportFormat};
 pub use nearest_command::NearestArguments;
 pub use raw::RawSettings;

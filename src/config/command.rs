@@ -26,7 +26,7 @@ const FORMAT: &str = "format";
 const HELP_WIDTH: usize = 80;
 
 /// Where settings can be set, and why secrets have no flags. A list of the secrets follows.
-pub const ABOUT_VARIABLES: &str = "A setting is a flag, an environment variable, or a line of the \
+pub const ABOUT_SETTINGS: &str = "A setting is a flag, an environment variable, or a line of the \
      file .env in the working directory. Secrets have no flags, because every process on the machine can \
      read flags. They are variables:";
 
@@ -99,7 +99,7 @@ fn help_of_secrets(settings: impl IntoIterator<Item = &'static SettingInfo>) -> 
     let secrets: Vec<_> = secrets_of(settings).collect();
     let width = secrets.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     let lines = secrets.iter().map(|(name, help)| format!("\n  {name:width$}  {help}"));
-    format!("{ABOUT_VARIABLES}{}", lines.collect::<String>())
+    format!("{ABOUT_SETTINGS}{}", lines.collect::<String>())
 }
 
 /// Returns all secrets, which have no flags, each with its help.
@@ -132,15 +132,10 @@ fn flag(setting: &'static SettingInfo) -> Arg {
         .long_help(format!("{help}\n{default}[env: {}]", setting.name))
         .action(ArgAction::Set)
         .global(true);
-    match setting.kind {
-        Kind::Switch => arg
-            .num_args(0..=1)
-            .require_equals(true)
-            .default_missing_value("true")
-            .value_name("BOOL"),
-        Kind::Value | Kind::Secret => {
-            arg.value_name("VALUE").value_hint(hint_for_completion(setting))
-        }
+    if setting.kind == Kind::Switch {
+        arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL")
+    } else {
+        arg.value_name("VALUE").value_hint(hint_for_completion(setting))
     }
 }
 
