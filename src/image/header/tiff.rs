@@ -242,7 +242,7 @@ mod tests {
 
     const SIZE: (u64, u64) = (20, 10);
 
-    // After the size: PhotometricInterpretation (1 grey, 2 RGB, 3 palette, 5 CMYK), and each sample's bits.
+    // `Crafted::new`: size, PhotometricInterpretation (1 grey, 2 RGB, 3 palette, 5 CMYK), each sample's bits.
     fn grey() -> Crafted {
         Crafted::new(SIZE, 1, &[8])
     }
@@ -251,7 +251,7 @@ mod tests {
         Crafted::new(SIZE, 2, &[8, 8, 8])
     }
 
-    /// Reads the header of a file with one strip, at offset 16. Its length, 8 bytes, is not checked.
+    /// Reads the header of a file with one strip of 8 bytes, at offset 16. `read` ignores a strip's length.
     fn read_crafted(crafted: &Crafted) -> Result<Tiff, HeaderError> {
         read_file(crafted.file(&[&[0; 8]]))
     }
@@ -336,7 +336,7 @@ mod tests {
             (grey().with(ROWS_PER_STRIP, &[0]), "strips without rows"),
             (grey().with(ROWS_PER_STRIP, &[5]), "only one strip instead of two"),
             (grey().without(STRIP_OFFSETS), "no strips"),
-            (grey().with(STRIP_OFFSETS, &[0; 70_000]), "too many strips"),
+            (grey().with(STRIP_OFFSETS, &[0; 70_000]), "too many offsets"),
             (grey().with(TILE_WIDTH, &[16]), "tiles without a height"),
             (Crafted::new(SIZE, 3, &[8]), "a palette without colours"),
             (Crafted::new(SIZE, 3, &[8]).with(COLOR_MAP, &[0; 3 * 256 - 1]), "a truncated palette"),
@@ -366,7 +366,7 @@ mod tests {
             (grey().with(PREDICTOR, &[9]), "an unknown predictor, but no compression"),
             (rgb().with(BITS_PER_SAMPLE, &[8]), "one number of bits for three samples"),
             (grey().without(PHOTOMETRIC), "no colour space"),
-            (rgb().with(PLANAR_CONFIGURATION, &[0]), "an unknown planar configuration"),
+            (rgb().with(PLANAR_CONFIGURATION, &[0]), "a planar configuration of 0"),
             (
                 grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]),
                 "one length for two strips",
@@ -384,13 +384,13 @@ mod tests {
 
     #[test]
     fn the_tag_extra_samples_decides_which_sample_is_alpha() {
-        // A value for each extra sample: 0 unknown, 1 associated alpha, 2 unassociated. No value: no tag.
+        // A value for each extra sample: 0 unknown, 1 associated alpha, 2 unassociated. `[]`: no tag.
         let alpha = |bits: &[u64], extra: &[u64]| {
             read_crafted(&Crafted::new(SIZE, 2, bits).with(EXTRA_SAMPLES, extra)).unwrap().alpha
         };
         let unassociated = |at| Some(Alpha { at, is_associated: false });
         assert_eq!(alpha(&[8; 3], &[]), None);
-        assert_eq!(alpha(&[8; 4], &[]), unassociated(3)); // as many programs write it
+        assert_eq!(alpha(&[8; 4], &[]), unassociated(3)); // many programs omit the tag
         assert_eq!(alpha(&[8; 4], &[0]), None);
         assert_eq!(alpha(&[8; 4], &[1]), Some(Alpha { at: 3, is_associated: true }));
         assert_eq!(alpha(&[8; 4], &[2]), unassociated(3));

@@ -147,7 +147,7 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().to_owned();
-            let space = DiskSpace::new(path.clone(), 0);
+            let space = DiskSpace::new(path.clone(), 0); // 0: free bytes are not checked
             let settings = Settings { folder: path, space, retention: Retention::default() };
             let store = Store::open(&settings).unwrap();
             let (stops_sender, stops) = channel();
@@ -159,7 +159,7 @@ mod tests {
         /// Receives a picture, and starts a task that saves it on a thread. Returns when the thread
         /// has started.
         async fn start_saving(&mut self) -> JoinHandle<Result<FileGuard, Error>> {
-            let mut spool = self.store.spool(0);
+            let mut spool = self.store.spool(0); // keeps no bytes in memory
             spool.write(&Bytes::from_static(b"picture")).await.unwrap();
             let spooled = spool.finish().await.unwrap();
             let folder = Arc::clone(&self.store.folder);
@@ -200,7 +200,7 @@ mod tests {
         }
     }
 
-    /// The names of the files in a folder, without hidden files and folders.
+    /// The names in a folder that do not begin with a dot.
     fn files(folder: &Path) -> Vec<String> {
         let names = fs::read_dir(folder).unwrap();
         let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -19,6 +19,6 @@ pub fn all() -> Vec<Bomb> {
         "bad-grid-uncovered",
         "bad-alpha-grid-uncovered",
         "bad-two-metas",
-        "overlay",
+        "overlay", // refused as an unsupported kind
     ]
 }
