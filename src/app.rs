@@ -30,7 +30,7 @@ use crate::{
 /// The timeout of the decoder's test at start, which decodes one pixel.
 const DECODER_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The timeout of the write in the bucket's test at start, and of the removal.
+/// The timeout for writing the bucket's test object at start, and for removing it.
 const BUCKET_TEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A service that is bound to its port and ready to serve.
@@ -126,7 +126,7 @@ impl App {
         };
 
         let trust = Trust::probe();
-        // Calls to NVIDIA run as background tasks. The shutdown of the server waits for them.
+        // The shutdown of the server waits for background tasks, such as calls to NVIDIA.
         let background = server.background();
         let valkey = match &config.valkey {
             Some(settings) => {
@@ -210,6 +210,7 @@ async fn test_bucket(bucket: &Bucket) -> Result<(), BuildError> {
         let advice = refusal.advice().unwrap_or_else(|| "see the cause".into());
         return Err(BuildError::Bucket { advice, source: refusal.clone() });
     }
+    // If a write or a read has failed, this starts the tests in the background.
     bucket.record_test(&report);
     Ok(())
 }

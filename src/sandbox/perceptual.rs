@@ -129,7 +129,7 @@ mod tests {
         a.iter().zip(b).map(|(a, b)| a * b).sum()
     }
 
-    /// Whether a vector has as many numbers as the model's, all finite, and the Euclidean length 1.
+    /// Whether a vector has [`DIMENSIONS`] numbers, all finite, and the Euclidean length 1.
     fn is_unit(vector: &[f32]) -> bool {
         vector.len() == DIMENSIONS
             && vector.iter().all(|n| n.is_finite())

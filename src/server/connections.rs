@@ -30,7 +30,7 @@ use crate::telemetry::Metrics;
 /// The size of each buffer of a connection, in bytes. The head of a request must fit into one buffer.
 const BUFFER_BYTES: usize = 32 * 1024;
 
-/// How long a server that stops waits for connections that linger (see `lingering.rs`).
+/// How long the shutdown waits for lingering connections (see `lingering.rs`).
 const LINGER_WAIT: Duration = Duration::from_secs(1);
 
 /// The open connections, and what is needed to serve more.
@@ -102,8 +102,8 @@ impl Connections {
     }
 
     /// Serves the connections in the listener's backlog, and then closes the listener. If the listener
-    /// were closed first, these connections would be reset. The standard library's listener accepts
-    /// them, because Tokio may not have noticed the last connections yet.
+    /// were closed first, these connections would be reset. Tokio may not have noticed the last of
+    /// them yet, so the standard library's listener accepts them.
     pub(super) fn serve_pending(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
         loop {
