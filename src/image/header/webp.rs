@@ -63,8 +63,8 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
         }
         b"VP8X" => {
             let mut chunks = Chunks::default();
-            // The end of the file is no error here: if pixels are missing, the decoder reports
-            // that. `read_bounded`, in which this function runs, reports the other read errors.
+            // The result is always an error. At the end of the file, that is normal, and the decoder
+            // reports missing pixels. `header::read_bounded` returns all other errors.
             let _ = chunks.read(reader);
             let flags = head[FLAGS_AT];
             let orientation = chunks.orientation.filter(|_| flags & HAS_EXIF != 0);
@@ -93,8 +93,8 @@ struct Chunks {
 }
 
 impl Chunks {
-    /// Reads all chunks after `VP8X`. The end of the file is an error, too, so this always returns
-    /// an error.
+    /// Reads all chunks after `VP8X`. Never returns `Ok`: only an error ends the loop, such as the end of
+    /// the file.
     fn read(&mut self, reader: &mut Reader) -> io::Result<()> {
         reader.seek(SeekFrom::Start(SECOND_CHUNK_AT))?;
         loop {
@@ -120,9 +120,9 @@ impl Chunks {
         }
     }
 
-    /// Returns the flags without the flags for metadata, and with the correct flag for alpha. Some
-    /// programs remove or add a chunk but do not update the flags. Decoders that ignore the flags
-    /// accept such files.
+    /// Keeps the flag for animation, corrects the flag for alpha, and clears all others. Some programs
+    /// remove or add a chunk but do not update the flags. The decoder that the service uses refuses flags
+    /// that announce a missing chunk; some other decoders accept them.
     fn correct_flags(&self, flags: u8) -> u8 {
         let has_alpha_flag = flags & HAS_ALPHA != 0;
         let has_alpha = if flags & ANIMATED != 0 {
@@ -236,8 +236,9 @@ mod tests {
             vec![longer_than_the_file, exif.clone()],
             vec![chunk(b"EXIF", b"II*\0"), exif.clone()],
             vec![exif[..20].to_vec()],
-            // More than the 64 KiB of EXIF that are read.
+            // Zeros are not valid EXIF data. Only the first 64 KiB of them are read.
             vec![chunk(b"EXIF", &[0; 70_000])],
+            // Many chunks, but none with EXIF data.
             vec![chunk(b"ALPH", &[]); 10],
             vec![],
         ] {
@@ -277,6 +278,7 @@ mod tests {
         ) {
             let mut bytes =
                 extended(flags, &[chunk(b"VP8L", &[0; 9]), chunk(b"EXIF", EXIF)]);
+            // The file has 82 bytes. Noise that would start after them changes nothing.
             let start = start.min(bytes.len());
             let end = (start + noise.len()).min(bytes.len());
             bytes[start..end].copy_from_slice(&noise[..end - start]);
