@@ -98,7 +98,7 @@ fn more_rows_than_one_batch_are_read() {
 }
 
 #[test]
-fn labels_come_from_texts_numbers_and_fields_within_json() {
+fn the_label_of_a_row_is_its_id_or_else_its_path_or_url() {
     let bytes = file(&[
         ("url", texts(&[Some("http://a"), None, Some(" ")])),
         ("file", texts(&[Some("f1"), Some("f2"), None])),
@@ -108,9 +108,13 @@ fn labels_come_from_texts_numbers_and_fields_within_json() {
         ("vector", fixed(3)),
     ]);
     for (field, id, expected) in [
+        // Of the usual fields, `url` is preferred to `file`. The blank URL does not count.
         (None, None, [Some("http://a"), Some("f2"), None]),
+        // The id is preferred. The second row has no id.
         (None, Some("n"), [Some("7"), Some("f2"), Some("-9")]),
+        // With `--field`, only this field is the path or URL. Here it is in the JSON of a column.
         (Some("images.big.x"), None, [Some("y"), None, None]),
+        // No row has the field for the id.
         (Some("file"), Some("missing"), [Some("f1"), Some("f2"), None]),
     ] {
         let [field, id] = [field, id].map(|name: Option<&str>| name.map(str::to_owned));
@@ -122,7 +126,10 @@ fn labels_come_from_texts_numbers_and_fields_within_json() {
         let labels: Vec<_> = rows.iter().map(|(_, label, _)| label.as_deref()).collect();
         assert_eq!(labels, expected);
     }
-    // With a prefix, the columns for models and vectors have other names.
+}
+
+#[test]
+fn the_columns_of_models_and_vectors_are_found_by_their_names_with_the_prefix() {
     let prefixed = file(&[("p_model", models(1)), ("p_vector", fixed(1))]);
     assert!(rows_of(prefixed, &ItemReader { prefix: "p_".into(), ..usual_fields() }).is_ok());
 }
@@ -154,7 +161,7 @@ fn a_file_without_usable_models_or_vectors_is_refused_with_the_reason() {
         ),
         (
             vec![("model", models(2)), ("vector", list_of_floats(&[&[1.0], &[f32::NAN]]))],
-            "row 2: the vector contains a number that is infinite",
+            "row 2: the vector contains a number that is infinite or NaN",
         ),
         (vec![("model", models(0)), ("vector", fixed(0))], "it contains no vectors"),
     ] {
@@ -168,7 +175,7 @@ fn an_incomplete_file_is_refused_wherever_it_ends() {
     let complete = small_file();
     for end in 0..complete.len() {
         let error = rows_of(complete[..end].to_vec(), &usual_fields()).unwrap_err();
-        // The error names no row: the file is refused before its first row is read.
+        // The file is refused before its first row is read. Later errors begin with `v.parquet, row`.
         assert!(error.starts_with("v.parquet: "), "the file ended at {end}: {error}");
     }
 }
