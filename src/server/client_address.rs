@@ -122,8 +122,12 @@ mod tests {
     #[test]
     fn the_address_of_a_client_behind_several_trusted_proxies_is_found() {
         assert_eq!(client("127.0.0.1", &["9.9.9.9, 198.51.100.1, 10.1.2.3"]), "198.51.100.1");
-        // All addresses belong to trusted proxies.
+    }
+
+    #[test]
+    fn if_all_addresses_belong_to_trusted_proxies_the_last_one_found_counts_as_the_client() {
         assert_eq!(client("127.0.0.1", &["10.1.2.3"]), "10.1.2.3");
+        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
     }
 
     #[test]
@@ -133,7 +137,6 @@ mod tests {
         }
         assert_eq!(client("127.0.0.1", &["6.6.6.6", "\u{ff}"]), "127.0.0.1");
         assert_eq!(client("127.0.0.1", &["6.6.6.6", "\u{ff}, 198.51.100.1"]), "198.51.100.1");
-        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1");
     }
 
     #[test]
