@@ -47,6 +47,7 @@ impl Feeder {
     #[cfg(test)]
     pub(super) fn of(events: mpsc::Receiver<SourceEvent>) -> Self {
         let reader = ItemReader { location_field: None, id_field: None, prefix: String::new() };
+        // The rows of standard input are not counted, so nothing is read here.
         let counter = Counter::start(vec!["-".into()], reader).unwrap();
         Self { events, skipped: Arc::default(), counter, limit: None }
     }
@@ -93,8 +94,8 @@ impl Feeder {
         self.skipped.load(Ordering::Relaxed)
     }
 
-    /// The number of rows that will have been skipped or passed on at the end. `None` until all rows are
-    /// counted. With a limit, skipping a row may increase this number.
+    /// The number of rows that are expected to be skipped or passed on in all. `None` while the rows are not
+    /// counted. With a limit, this number may grow: skipped rows do not count toward the limit.
     pub(super) fn total(&self) -> Option<u64> {
         let rows = self.counter.rows()?;
         Some(match self.limit {

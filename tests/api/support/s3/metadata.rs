@@ -28,7 +28,7 @@ const TOKEN_HEADER: &str = "x-aws-ec2-metadata-token";
 const LIFETIME_HEADER: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
 impl FakeMetadata {
-    /// The token that the metadata demands.
+    /// The token that the metadata demands. The credentials contain another one.
     pub const TOKEN: &str = "session-token-of-the-fake-metadata";
 
     /// Hands out these credentials, which expire after `lifetime`.

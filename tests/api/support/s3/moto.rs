@@ -170,7 +170,8 @@ impl MotoServer {
     }
 
     /// Calls an operation of S3, such as `put_object`, as the user. The parameters have the names of
-    /// boto3. Returns `ok`, the code of the error, or the name of boto3's error.
+    /// boto3. Returns `ok`, the error code that the server answers, or else the name of the exception in
+    /// Python.
     pub async fn attempt(&self, operation: &str, parameters: &Value) -> String {
         self.attempt_as(&self.user, self.address, operation, parameters).await
     }
