@@ -16,22 +16,22 @@
 //!
 //! 1. **[`server`]** accepts a connection if the limits allow it, and finds the client's address.
 //! 2. **[`web`]** gives the request an id, checks the request's key, origin and other headers, and
-//!    calls the route. Each route turns its request into a file name and a stream of the picture's
-//!    bytes. The upload route reads a form. The Base64 route reads JSON. The URL route calls
-//!    [`fetch`], which connects to public addresses only. All routes then call the same pipeline.
+//!    calls the route. All routes call the same pipeline.
 //! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses a picture if there
-//!    is not enough time, disk space or memory for it.
+//!    is not enough time, disk space or memory for it. Then the route turns the request into a file
+//!    name and a stream of the picture's bytes. The upload route reads a form. The Base64 route reads
+//!    JSON. The URL route calls [`fetch`], which connects to public addresses only.
 //! 4. The pipeline *receives* the bytes. [`spool`] counts and hashes them as they arrive, and
 //!    writes them to a file in `downloads/.incoming/`; only small pictures stay in memory.
 //!    [`image`] then reads the picture's header: its format, size and orientation. Nothing is
 //!    decoded.
 //! 5. The pipeline *saves* and *embeds* the picture at the same time, because the call to NVIDIA
 //!    takes longest. [`store`] syncs the file and renames it, so that the file is complete or
-//!    absent.
+//!    absent. If the picture cannot be decoded, the file is removed again.
 //! 6. **[`embed`]** looks in the cache (memory, then disk), or joins a running call for the same
 //!    picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.) Without a
-//!    cached vector or a running call, it prepares the picture. Upright JPEGs and PNGs are sent
-//!    unchanged. [`decoder`] turns all others into an upright JPEG, in a child process with strict
+//!    cached vector or a running call, it prepares the picture. Upright JPEGs and upright PNGs
+//!    are sent unchanged. [`decoder`] turns all others into an upright JPEG, in a child process with strict
 //!    limits: a hostile picture may need far more memory and time than its header suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it
 //!    is large. The call has retries, one deadline, and a limit on calls per minute. No other
@@ -43,15 +43,15 @@
 //! # Which module may import which
 //!
 //! A module imports only modules further down in this table. Modules of the last row may also import
-//! each other. There are no circular imports. Also, [`web`] and [`sandbox`] do not import each other,
+//! each other, but not in a circle. Also, [`web`] and [`sandbox`] do not import each other,
 //! nor do [`embed`], [`store`] and [`fetch`].
 //!
 //! | Module | What it does |
 //! |---|---|
-//! | [`cli`] | runs a command: serve, check, embed or nearest |
+//! | [`cli`] | runs one of the commands `serve`, `check`, `embed` and `nearest` |
 //! | [`bulk`] | embeds the pictures of folders and lists, and finds similar ones, as a client of the service |
 //! | [`app`] | builds the service from the settings, and binds its port |
-//! | [`config`] | parses and checks all settings |
+//! | [`config`] | parses and checks all settings, and prints them for the command `settings` |
 //! | [`web`] | HTTP: middleware, extractors, routes, and errors as clients see them |
 //! | [`sandbox`] | the stand-in for NVIDIA |
 //! | [`server`] | TCP: connections, their limits and timeouts, shutdown, the client's address |
