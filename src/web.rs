@@ -73,7 +73,7 @@ pub fn router(
 /// 1. `close_when_draining` adds `Connection: close` to responses while the service is stopping.
 /// 2. `access_log` assigns request ids, and logs and counts requests. It also writes the bodies of
 ///    errors, which contain the request id. It must be outside of all layers that return errors.
-/// 3. `discard_unread_body` reads and discards the rest of a body that no inner layer has read.
+/// 3. `discard_unread_body` reads and discards what the inner layers have left of a body.
 /// 4. `check_head` refuses requests whose head violates HTTP. Inner layers can rely on a valid head.
 /// 5. The CORS layer responds to preflight requests, and lets allowed pages read the responses of
 ///    all inner layers, including errors.
@@ -137,7 +137,7 @@ mod tests {
         let body = to_bytes(response.into_body(), 10_000).await.unwrap();
         let problem: serde_json::Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(problem["code"], "internal");
-        assert!(problem["detail"].as_str().unwrap().contains("request_id"));
+        assert!(problem["detail"].as_str().unwrap().contains("Tell its operator the request_id"));
         assert!(!String::from_utf8_lossy(&body).contains("message"));
     }
 }

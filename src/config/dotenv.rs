@@ -34,8 +34,8 @@ pub(super) fn parse(text: &str) -> Vec<Result<(&str, &str), LineError<'_>>> {
     parsed_lines
 }
 
-/// Parses a line into a name and a value. An error consists of the name, or `None` if the
-/// name is invalid or there is no `=`, and the reason.
+/// Parses a line into a name and a value. An error consists of the name, if the line has a valid one,
+/// and the reason.
 fn parse_line(text: &str) -> Result<(&str, &str), (Option<&str>, &'static str)> {
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')

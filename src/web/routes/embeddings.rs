@@ -198,8 +198,7 @@ fn log_error(error: Error) -> Error {
     error
 }
 
-/// If the error is that the batch has too many pictures that are not cached, turns it into an error
-/// of the field `input`.
+/// Turns [`pipeline::Error::BatchTooLarge`] into an error of the field `input`. Returns other errors unchanged.
 fn explain_batch_size(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::BatchTooLarge { max, .. }) => {
@@ -242,8 +241,8 @@ fn picture_bytes(
         Source::Url(url) => {
             let app = app.clone();
             let fetched = async move {
-                // Only eight pictures of a batch are fetched at the same time. If their hosts are slow,
-                // the last fetches would otherwise begin after the client has given up.
+                // The pipeline receives only some pictures of a batch at the same time. If their hosts
+                // are slow, the last fetches would otherwise begin after the client has given up.
                 if Instant::now() > latest_fetch_start {
                     return Err(fetch::Error::Timeout.into());
                 }
