@@ -77,10 +77,10 @@ struct TestPicture {
     expected: Vec<RgbImage>,
 }
 
-/// What Pillow reports of a picture.
+/// What `reference.py` reports of a picture.
 #[derive(Clone, Deserialize)]
 struct Reference {
-    /// The size before the orientation is applied.
+    /// The size that the service should report.
     width: u32,
     height: u32,
     orientation: u8,

@@ -7,8 +7,8 @@ for each:
     {"name": …, "reference": {"width": …, "height": …, "orientation": …, "scaled": [360, 270]}}
     {"name": …, "error": "why Pillow cannot decode it"}
 
-Width and height are those in the file, before the orientation is applied. A large picture is also written
-at the widths in `scaled`, as `<name>.expected.<width>.png`."""
+Width and height are those that the service should report. A large picture is also written at the widths in
+`scaled`, as `<name>.expected.<width>.png`."""
 
 import io, json, pathlib, sys
 
@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 
 from pictures import SIZE, Picture, all_pictures, on_white
 
-# The largest mean difference, of 255, between the pixels that Pillow decodes and the original. Lossy
-# formats cause it.
+# The mean difference between the samples (0 to 255) that Pillow decodes and the original ones must be smaller
+# than this. Lossy formats cause a difference.
 MAX_LOSS = 12
 
 # The EXIF tag of the orientation.
@@ -55,9 +55,9 @@ def expected_pixels(picture):
     return decoded
 
 
-def size_in_file(picture, expected):
-    """Returns the width and the height that the service reports: before the EXIF orientation is applied. For a
-    HEIC, they are those of the upright picture."""
+def reported_size(picture, expected):
+    """Returns the width and the height that the service should report: before the EXIF orientation is applied,
+    or those of the upright picture for a HEIC."""
     # The orientations from 5 swap the width and the height.
     if picture.orientation >= 5 and "heic" not in picture.name:
         return expected.height, expected.width
@@ -65,7 +65,8 @@ def size_in_file(picture, expected):
 
 
 def scaled_down(expected):
-    """Yields a large picture at 3/4 and at 9/16 of its size. The service scales down by 3/4, once or repeatedly."""
+    """If the picture is large, over twice as wide as most, yields it at 3/4 and at 9/16 of its size. The
+    service scales down by 3/4, once or repeatedly."""
     if expected.width > 2 * SIZE[0]:
         for sixteenths in (12, 9):
             size = expected.width * sixteenths // 16, expected.height * sixteenths // 16
@@ -83,7 +84,7 @@ def report(folder, picture):
     scaled = list(scaled_down(expected))
     for image in scaled:
         save(image, f"expected.{image.width}.png")
-    width, height = size_in_file(picture, expected)
+    width, height = reported_size(picture, expected)
     reference = {"width": width, "height": height, "orientation": picture.orientation}
     return {"name": picture.name, "reference": {**reference, "scaled": [image.width for image in scaled]}}
 
