@@ -104,6 +104,7 @@ async fn assert_outage_is_survived(outage: Outage) {
         let max_time = if n == 0 { TIMEOUT + SLACK } else { SLACK };
         assert!(started.elapsed() < max_time, "picture {n} took {:?}", started.elapsed());
     }
+    // With a bucket, the call to NVIDIA waits until the picture is saved.
     assert_eq!(setup.nvidia.count(), 1, "pictures that cannot be saved should cause no call");
     // Pictures that need not be saved are embedded nevertheless. ROCKET caused the first call to NVIDIA, so
     // these pictures cause the calls 2 to 5.
@@ -117,12 +118,13 @@ async fn assert_outage_is_survived(outage: Outage) {
     }
 
     outage.end(&setup.moto, &mut setup.proxy).await;
-    let recovery = setup.replica.wait_for_bucket(true, RECOVERY).await;
+    let recovery = setup.replica.wait_until_bucket_works(RECOVERY).await;
     println!("{outage:?}: the service recovered after {recovery:?}");
     let saved_after = setup.replica.upload(&tiny(1)).await;
     saved_after.assert_success();
     assert_eq!((saved_after.header("x-cache"), setup.nvidia.count()), ("miss", 6));
-    // A deleted bucket loses ROCKET and its vector. Those of the last picture are written afterwards.
+    // The last picture and its vector are in the bucket, and so are ROCKET and its vector unless the bucket
+    // was deleted. The vectors that were computed during the outage were not written.
     let is_lost = matches!(outage, Outage::Deleted);
     let expected = if is_lost { 1 } else { 2 };
     // A picture that was answered with 503 may have arrived in the bucket. The service then removes it.
@@ -210,7 +212,7 @@ async fn reads_without_an_answer_delay_a_request_by_at_most_a_second() {
     let ready = setup.replica.get("/ready").await.json();
     assert_eq!(ready["bucket"], serde_json::json!({ "writable": true, "readable": false }));
     setup.proxy.clear().await;
-    setup.replica.wait_for_bucket(true, RECOVERY).await;
+    setup.replica.wait_until_bucket_works(RECOVERY).await;
     let (_, log) = setup.replica.stop().await;
     assert_eq!(count_lines(&log, "the bucket cannot be read"), 1, "{log:#?}");
     assert_eq!(count_lines(&log, "the bucket cannot be written to"), 0, "{log:#?}");
@@ -223,11 +225,11 @@ async fn a_service_whose_bucket_cannot_be_reached_starts_with_warnings_and_recov
     let nvidia = FakeNvidia::healthy().await;
     proxy.set(Fault::Refuse).await;
     let replica = Replica::start(&nvidia, &moto.settings_through(proxy.address)).await;
-    replica.wait_for_bucket(false, SLACK).await;
+    replica.wait_until_bucket_fails(SLACK).await;
     assert_problem(&replica.upload(ROCKET).await, 503, "storage_unavailable");
     assert_eq!(nvidia.count(), 0);
     proxy.clear().await;
-    replica.wait_for_bucket(true, RECOVERY).await;
+    replica.wait_until_bucket_works(RECOVERY).await;
     replica.upload(ROCKET).await.assert_success();
     let (_, log) = replica.stop().await;
     let warnings = bucket_warnings(&log);

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 /// Runs `imagesvc embed` on a terminal of this width, with util-linux's `script`. Returns what the terminal
-/// received. The exit code of `embed` is in its last line.
+/// received. The last line contains the exit code of `embed`; `script` itself exits with that of `echo`.
 fn run_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String {
     let program = ServiceProcess::PROGRAM;
     let commands = format!("'{program}' embed {arguments}; echo \"exit code $?\"");
@@ -53,7 +53,7 @@ fn interrupt_on_terminal(bulk: &Bulk, columns: usize, arguments: &str) -> String
             break;
         }
         output.extend(&part[..length]);
-        // The line below the bar says how many pictures are done " a second".
+        // The line below the bar contains the speed, for example `6.7 a second`.
         if !is_interrupted && String::from_utf8_lossy(&output).contains(" a second") {
             keyboard.write_all(b"\x03").unwrap();
             is_interrupted = true;
@@ -79,6 +79,7 @@ async fn slow_nvidia() -> Option<FakeNvidia> {
 /// A source with 20 pictures and two files that are no pictures. The name of one contains a
 /// command that would change the title of a terminal.
 fn bulk_with_failures(nvidia: &FakeNvidia) -> Bulk {
+    // One call at a time: the 20 calls to a slow NVIDIA take 3 seconds.
     let bulk = Bulk::new(nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1);
     bulk.write_pictures(20);
     bulk.write("photos/\u{1b}]0;title\u{7}.png", "no picture");

@@ -237,7 +237,7 @@ async fn assert_no_credentials_leak(
             assert_no_secret(path, &replica.get(path).await.text());
         }
         proxy.clear().await;
-        replica.wait_for_bucket(true, Duration::from_secs(20)).await;
+        replica.wait_until_bucket_works(Duration::from_secs(20)).await;
     }
     let is_signed = proxy.lines().iter().all(|line| line.contains("X-Amz-Signature"));
     assert!(is_signed, "every request should have a signature that could leak");

@@ -105,11 +105,20 @@ impl Replica {
         send(self.client.get(self.process.url(path))).await.unwrap()
     }
 
-    /// If `works`, waits until the replica reports that its bucket can be written to and read;
-    /// otherwise, until it reports that neither is possible. Returns how long that took.
-    pub async fn wait_for_bucket(&self, works: bool, patience: Duration) -> Duration {
+    /// Waits until the replica reports that its bucket can be written to and read. Returns how long
+    /// that took.
+    pub async fn wait_until_bucket_works(&self, patience: Duration) -> Duration {
+        self.wait_for_bucket(json!({ "writable": true, "readable": true }), patience).await
+    }
+
+    /// Waits until the replica reports that its bucket can neither be written to nor read.
+    pub async fn wait_until_bucket_fails(&self, patience: Duration) {
+        self.wait_for_bucket(json!({ "writable": false, "readable": false }), patience).await;
+    }
+
+    /// Waits until the replica reports this state of its bucket. Returns how long that took.
+    async fn wait_for_bucket(&self, expected: Value, patience: Duration) -> Duration {
         let started = Instant::now();
-        let expected = json!({ "writable": works, "readable": works });
         wait_for("the bucket's state", patience, async || {
             let ready: Value = self.get("/ready").await.json();
             assert_eq!(ready["ready"], true, "the bucket must not change the readiness");
