@@ -198,7 +198,8 @@ fn log_error(error: Error) -> Error {
     error
 }
 
-/// Turns [`pipeline::Error::BatchTooLarge`] into an error of the field `input`. Returns other errors unchanged.
+/// Turns [`pipeline::Error::BatchTooLarge`] into an error of the field `input`. Returns other errors
+/// unchanged.
 fn explain_batch_size(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::BatchTooLarge { max, .. }) => {
