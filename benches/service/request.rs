@@ -44,9 +44,9 @@ impl Request {
         Self::new("/vectorize-image-base64", "application/json", body.as_bytes(), body_end.len())
     }
 
-    /// A batch of `count` different pictures of about `len` bytes each, as Base64. Each call with the same
-    /// arguments returns the same request. [`Self::set_number`] must not be called, because it would
-    /// overwrite other bytes.
+    /// A batch of `count` different pictures of about `len` bytes each, as Base64. The same arguments give
+    /// the same pictures, so the cache can answer a repeated batch. [`Self::set_number`] must not be called,
+    /// because it would overwrite other bytes.
     pub fn batch(len: usize, count: u64) -> Self {
         let pictures = (0..count).map(|number| {
             // A multiple of three, as in `base64`.
