@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use crate::{
     config::{Command, Config},
     decoder,
-    telemetry::{self, Traces},
+    telemetry::{self, TraceExport},
 };
 
 mod check;
@@ -24,11 +24,11 @@ pub fn run() -> ExitCode {
     }
     let (command, config) = Config::from_args_and_env().unwrap_or_else(|errors| errors.exit());
     // The other commands start no service, or one only for themselves, so nobody collects its traces.
-    let traces = match command {
-        Command::Serve => Traces::Export,
-        Command::Embed(_) | Command::Nearest(_) | Command::Check { .. } => Traces::Ignore,
+    let trace_export = match command {
+        Command::Serve => TraceExport::On,
+        Command::Embed(_) | Command::Nearest(_) | Command::Check { .. } => TraceExport::Off,
     };
-    telemetry::open_log(&config.telemetry, traces);
+    telemetry::open_log(&config.telemetry, trace_export);
     let _log = LogGuard;
     let result = Runtime::new().map_err(Into::into).and_then(|runtime| {
         let result = runtime.block_on(run_command(command, config));

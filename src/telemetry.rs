@@ -10,7 +10,7 @@ mod traces;
 
 pub use exposition::Exposition;
 pub(crate) use log::panic_text;
-pub use log::{Format, Settings, Traces, close as close_log, open as open_log, parse_filter};
+pub use log::{Format, Settings, TraceExport, close as close_log, open as open_log, parse_filter};
 pub use metrics::{InFlightGuard, Metrics};
 #[cfg(feature = "otlp")]
 pub(crate) use otlp::continue_trace;

@@ -89,17 +89,17 @@ pub fn parse_filter(text: &str) -> Result<String, String> {
 
 /// Whether traces are exported, in a build that can export them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Traces {
+pub enum TraceExport {
     /// Export traces if the environment names a collector.
-    Export,
+    On,
     /// Do not export traces.
-    Ignore,
+    Off,
 }
 
 /// Opens the log on standard error, and starts to export traces. A second call in the same process
 /// does nothing. While the log is open, panics are logged instead of printed, because printing would
 /// block if the program that reads standard error stalls.
-pub fn open(settings: &Settings, traces: Traces) {
+pub fn open(settings: &Settings, trace_export: TraceExport) {
     // The spans of traces are not for the log, whatever its level is.
     let filter = EnvFilter::builder().parse_lossy(format!("{},{TRACES}=off", settings.filter));
     let is_terminal = io::stderr().is_terminal();
@@ -110,15 +110,15 @@ pub fn open(settings: &Settings, traces: Traces) {
         .finish(io::stderr());
     let dropped_lines = writer.error_counter();
     let opened = match settings.format {
-        Format::Text => start(text_layer(writer, is_terminal), filter, traces),
-        Format::Auto if is_terminal => start(text_layer(writer, is_terminal), filter, traces),
+        Format::Text => start(text_layer(writer, is_terminal), filter, trace_export),
+        Format::Auto if is_terminal => start(text_layer(writer, is_terminal), filter, trace_export),
         Format::Auto | Format::Json => {
             let layer = fmt::layer()
                 .json()
                 .flatten_event(true)
                 .with_current_span(true)
                 .with_span_list(false);
-            start(layer.with_writer(writer), filter, traces)
+            start(layer.with_writer(writer), filter, trace_export)
         }
     };
     // Tests start several services in one process. These share the log that was opened first.
@@ -133,13 +133,13 @@ pub fn open(settings: &Settings, traces: Traces) {
 
 /// Starts to log with a layer that writes lines, and to export traces.
 #[cfg(feature = "otlp")]
-fn start<L>(lines: L, filter: EnvFilter, traces: Traces) -> Result<(), TryInitError>
+fn start<L>(lines: L, filter: EnvFilter, trace_export: TraceExport) -> Result<(), TryInitError>
 where
     L: Layer<Registry> + Send + Sync,
 {
-    let exporter = match traces {
-        Traces::Export => super::otlp::layer(),
-        Traces::Ignore => Ok(None),
+    let exporter = match trace_export {
+        TraceExport::On => super::otlp::layer(),
+        TraceExport::Off => Ok(None),
     };
     let registry = tracing_subscriber::registry();
     match exporter {
@@ -157,7 +157,7 @@ where
 
 /// Starts to log with a layer that writes lines.
 #[cfg(not(feature = "otlp"))]
-fn start<L>(lines: L, filter: EnvFilter, _traces: Traces) -> Result<(), TryInitError>
+fn start<L>(lines: L, filter: EnvFilter, _trace_export: TraceExport) -> Result<(), TryInitError>
 where
     L: Layer<Registry> + Send + Sync,
 {
