@@ -1,9 +1,9 @@
 //! One call to NVIDIA for the embedding of one picture: prepares the picture as
 //! [`plan`](super::plan) chooses, and sends it inline or as an asset.
 //!
-//! Some errors mean that uploads do not work; `nvidia/classify.rs` decides which errors these are.
-//! After such an error, the picture is shrunk and sent inline. A picture is decoded before its call
-//! takes a permit, so that no permit is held during the decoding.
+//! If sending an asset fails, [`nvidia::Error::may_succeed_inline`] decides whether the picture is shrunk
+//! and sent inline, or the call fails. A picture is decoded before its call takes a permit, so that no
+//! permit is held during the decoding.
 
 use std::time::Duration;
 
@@ -58,8 +58,9 @@ impl Inner {
     /// none.
     ///
     /// # Errors
-    /// [`Error`] if the limit on calls per minute or the queue would delay the last call past the
-    /// deadline.
+    /// [`Error::Nvidia`] if the limit on calls per minute or a `Retry-After` would delay the last call past
+    /// the deadline. [`Error::QueueTooLong`] if the first call must wait for a permit, and the calls would
+    /// probably take too long.
     pub(super) fn reserve(
         &self,
         client: ClientNetwork,
@@ -78,8 +79,8 @@ impl Inner {
     }
 
     /// Estimates how long the calls of a batch take from the start of the first call. The estimate
-    /// is based on how long recent calls took. It is zero for a single picture: that is refused
-    /// only if its call cannot start in time.
+    /// is based on how long recent calls took. It is zero for a single picture, which is refused only
+    /// if its call cannot start in time.
     fn expected_time(&self, count: usize) -> Duration {
         if count <= 1 {
             return Duration::ZERO;
@@ -145,10 +146,10 @@ impl Inner {
                 },
                 Plan::Reencode => {
                     let jpeg = encode_as(converted, Prepared::Jpeg).await?;
-                    // The decoder returns no bytes if a JPEG of the same width and height is longer
-                    // than `max_len` at every quality.
+                    // The decoder returns no bytes if a JPEG of the same width and height is
+                    // impossible or too long: see `Target::Converted`.
                     payload = if jpeg.content.is_empty() {
-                        // Not temporary: the JPEG would be too long for an upload as well.
+                        // Not temporary: even if uploads work, this picture must be shrunk.
                         encode_as(shrunk, Prepared::Shrunk).await?
                     } else {
                         jpeg
