@@ -45,8 +45,8 @@ const DECODE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the paid call to NVIDIA may take.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Runs all checks, prints each result, and returns true if no check found a fault. If `live` is true, and
-/// the service would call NVIDIA, one check makes a paid call.
+/// Runs all checks, prints each result, and returns true if no check found a fault. If `live` is true, one
+/// check makes a paid call, but not with the sandbox.
 pub(super) async fn check(config: &Config, live: bool) -> bool {
     let mut findings = vec![Finding::new("settings", State::Ok, "all are valid")];
     for warning in &config.warnings {

@@ -109,7 +109,7 @@ pub(super) fn host(text: &str) -> Result<IpAddr, String> {
     }
 }
 
-/// Parses a host name without a port.
+/// Parses a host name for `IMAGESVC_HOSTS`, without a port.
 pub(super) fn host_name(text: &str) -> Result<String, String> {
     match Host::parse(text) {
         Ok(Host::Domain(name)) if !name.contains('*') => {
@@ -133,7 +133,7 @@ pub(super) fn endpoint(text: &str) -> Result<Url, String> {
     if is_endpoint { Ok(url) } else { Err(INVALID.into()) }
 }
 
-/// Parses a path. Every text is a valid path.
+/// Parses a path. Every text is a valid path, even with control characters.
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }

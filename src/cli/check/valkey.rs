@@ -9,8 +9,8 @@ use crate::{
     valkey::{Probe, Settings, probe},
 };
 
-/// How far the server's clock may be from this machine's before the check says so. The service itself
-/// uses only the server's clock.
+/// A larger difference between the server's clock and this machine's is noted. It is not a fault,
+/// because the service uses only the server's clock.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
 
 /// Checks the Valkey.
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finding_names_what_is_wrong_with_the_server() {
+    fn a_fault_or_note_names_its_cause_and_no_finding_contains_the_password() {
         for (policy, round_trip_ms, clock, state, part) in [
             (Some("noeviction"), 1, NOW, State::Ok, "cache.example:6379"),
             (Some("volatile-lru"), 1, NOW + 5, State::Ok, "cache.example:6379"),
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(found[0].state, State::Fault);
         assert!(found[0].text.contains("check the user and the password"), "{}", found[0]);
         assert!(!found[0].text.contains("wrong"), "{}", found[0]);
-        // This user may do everything except a command of one script.
+        // This user may run every command except one that the scripts need.
         let client = redis::Client::open(url("right")).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.unwrap();
         let mut create = redis::cmd("ACL");
