@@ -1,5 +1,5 @@
-//! Pictures with an EXIF orientation are turned upright before they are sent to NVIDIA: JPEG, PNG,
-//! WebP and TIFF, small or large.
+//! How pictures are prepared for NVIDIA. JPEG, PNG, WebP and TIFF with an EXIF orientation are turned
+//! upright. If the JPEG of a picture is too long or impossible, its quality is lowered or it is shrunk.
 
 use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 
@@ -160,10 +160,10 @@ async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let picture = corners(1600, 800);
-    // The orientation 1 is left out: an upright JPEG that is too long is always shrunk.
+    // The orientation 1 is left out: a JPEG that need not be turned is shrunk at once.
     for orientation in 2..=8 {
-        // The zeros after the end make this JPEG too long to be sent inline. The JPEG of the turned
-        // picture is short enough.
+        // At most 149,997 bytes can be sent inline. The zeros after the end make this JPEG longer. The
+        // JPEG of the turned picture is short enough.
         let bytes = [jpeg_with_orientation(&picture, orientation), vec![0; 200_000]].concat();
         let answer = app.upload(&bytes, "picture.jpg").await;
         assert_eq!(answer.prepared(), "jpeg", "the picture must be turned, but not shrunk");
@@ -215,7 +215,7 @@ async fn a_picture_with_an_orientation_has_nearly_the_vector_of_the_upright_pict
 }
 
 #[tokio::test]
-async fn a_png_webp_or_gif_whose_jpeg_is_over_the_size_limit_is_encoded_at_a_lower_quality() {
+async fn the_quality_is_lowered_if_the_jpeg_of_a_png_webp_or_gif_is_over_the_limit_for_pictures() {
     let mut random = fastrand::Rng::with_seed(3);
     // Noise of two colours is short as a PNG, but long as a JPEG.
     let noise = RgbImage::from_fn(400, 300, |_, _| Rgb([255, 0, 0].map(|c| c * random.u8(..2))));
@@ -296,7 +296,7 @@ async fn a_picture_is_shrunk_if_it_is_too_wide_for_a_jpeg_or_its_jpeg_is_too_lon
 }
 
 #[tokio::test]
-async fn an_unusual_but_decodable_jpeg_is_sent_unchanged() {
+async fn an_unusual_jpeg_is_sent_unchanged_and_decoded_correctly() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let sandbox = TestApp::sandbox().start().await;

@@ -38,7 +38,7 @@ async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (answer, words) in [
-        // curl -F file=photo.jpg, and curl -F file=
+        // curl -F file=photo.jpg, and curl -F file=: these parts have no `filename`.
         (app.upload_parts(&[("name=\"file\"", b"photo.jpg")]).await, "@"),
         (app.upload_parts(&[("name=\"file\"", b"")]).await, "@"),
         // curl -F image=@photo.jpg
@@ -72,7 +72,7 @@ async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
 }
 
 #[tokio::test]
-async fn a_picture_without_a_file_name_is_accepted_and_the_answer_contains_no_file_name() {
+async fn a_picture_without_a_file_name_is_accepted_and_the_answer_has_no_original_filename() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload_parts(&[("name=\"file\"\r\nContent-Type: image/jpeg", ROCKET)]).await;
@@ -94,7 +94,7 @@ async fn the_file_name_is_read_from_part_headers_as_real_clients_write_them() {
         ("name=\"file\"; filename=\"_.jpg\"; filename*=utf-8'de'%c3%a4.jpg", Some("ä.jpg")),
         ("name=file; filename=my photo.jpg", Some("my photo.jpg")),
         ("name = \"file\" ; filename=\"a\\\"b.jpg\"", Some("a\"b.jpg")),
-        // Control characters are removed. An empty name counts as no name.
+        // Control characters are removed. The answer omits an empty name.
         ("name=\"file\"; filename*=UTF-8''%0d%0a%1b.jpg", Some(".jpg")),
         ("name=\"file\"; filename=\"\"", None),
     ] {
@@ -109,7 +109,8 @@ async fn the_file_name_is_read_from_part_headers_as_real_clients_write_them() {
 async fn empty_files_are_skipped_only_if_the_form_also_contains_a_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // Browsers send such a part for a file input that the user left empty.
+    // Browsers send such a part for a file input that the user left empty. It has a `filename`, so it
+    // does not count as text.
     let empty =
         ("name=\"file\"; filename=\"\"\r\nContent-Type: application/octet-stream", &b""[..]);
     let picture = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
@@ -163,8 +164,8 @@ async fn a_form_with_too_many_parts_or_a_too_long_header_is_refused() {
     let many_parts = vec![("name=\"a\"", &b"1"[..]); 40];
     let problem = assert_problem(&app.upload_parts(&many_parts).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("32 parts"));
-    // At most 64 KiB may arrive before a part's header is complete. The service checks this only
-    // when more bytes arrive, so this header is much longer.
+    // A part's header may have 64 KiB. The service checks this only when the next chunk of the body
+    // arrives, so this header is long enough for several chunks.
     let long_header = format!("name=\"{}\"", "a".repeat(700_000));
     let problem =
         assert_problem(&app.upload_parts(&[(&long_header, b"1")]).await, 422, "validation_failed");
@@ -189,11 +190,11 @@ async fn file_names_are_returned_unchanged_except_for_invisible_characters() {
 }
 
 #[tokio::test]
-async fn a_picture_in_an_unsupported_format_and_without_a_file_name_is_an_unsupported_image() {
+async fn an_avif_without_a_file_name_is_refused_as_an_unsupported_image_and_not_as_text() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // The service takes a part without a file name for text if it does not recognize the bytes. But it
-    // recognizes AVIF.
+    // Without a file name, bytes of an unknown format count as text. The service does not decode AVIF,
+    // but recognizes it.
     let answer = app.upload_parts(&[("name=\"file\"", &avif())]).await;
     assert_problem(&answer, 415, "unsupported_image");
 }
@@ -209,9 +210,9 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 }
 
 #[tokio::test]
-async fn the_error_for_a_body_far_over_the_limit_states_the_limit_for_pictures() {
-    // The limits for bodies are higher than that for pictures, because a body is longer than its picture.
-    // The body with this picture of 3.6 MB exceeds them, too.
+async fn the_error_for_a_body_over_the_limit_for_bodies_states_the_limit_for_pictures() {
+    // A body is longer than its picture, so the two routes have higher limits for bodies. A picture of
+    // 3.6 MB exceeds these as well.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;
     let picture = noise_png(1200, 1000);
