@@ -49,17 +49,17 @@ class LikeAmazon:
 
     def hide_missing_objects(self, environ, start_response):
         """Lets moto answer. If an object is missing, a client that may not list the bucket gets 403, not 404."""
-        # moto may change `environ`, so these names are read before moto runs.
-        access_key_id = credential_of(environ)[0]
-        bucket, _, key = environ["PATH_INFO"].lstrip("/").partition("/")
+        request = dict(environ)  # a copy, because moto may change `environ`
+        access_key_id = credential_of(request)[0]
+        bucket, _, key = request["PATH_INFO"].lstrip("/").partition("/")
         status_and_headers = []
         body = self.app(environ, lambda *response: status_and_headers.extend(response))
-        is_read = environ["REQUEST_METHOD"] in ("GET", "HEAD")
+        is_read = request["REQUEST_METHOD"] in ("GET", "HEAD")
         if status_and_headers[0].startswith("404") and is_read and key:
             body = [b"".join(body)]
             # A 404 to HEAD has no body, so it does not say whether the object or the bucket is missing.
-            is_missing_object = b"NoSuchKey" in body[0] or environ["REQUEST_METHOD"] == "HEAD"
-            if is_missing_object and access_key_id and not may_list(access_key_id, bucket, environ):
+            is_missing_object = b"NoSuchKey" in body[0] or request["REQUEST_METHOD"] == "HEAD"
+            if is_missing_object and access_key_id and not may_list(access_key_id, bucket, request):
                 return refuse(environ, start_response, "403 Forbidden", "AccessDenied", "Access Denied")
         start_response(*status_and_headers)
         return body
