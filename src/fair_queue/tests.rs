@@ -79,7 +79,7 @@ async fn the_expected_wait_follows_from_the_queue_and_the_typical_time_of_a_perm
     let _taken = take_all(&queue, first).await;
     assert_eq!(wait_seconds(first), 2.0, "one of two permits should be free after 4 s / 2");
     let waiting = queue_up(&queue, first, 0, 3).await;
-    // The fourth job in the queue waits for four permits, one every 2 s.
+    // A fourth job in the queue would wait for four permits, one every 2 s.
     assert_eq!((queue.waiting(), wait_seconds(first)), (3, 8.0));
     assert_eq!(wait_seconds(second), 2.0, "the second client should go before the queued jobs");
     drop(waiting);
@@ -107,7 +107,7 @@ async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wa
         let _permit = take_now(&queue, client(1), 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
-    // A permit is now typically in use for 4 s, which is more than the second before the deadline.
+    // A permit is now typically in use for 4 s. Each deadline below is only 1 s away.
     let before = queue.0.typical_permit_time();
     for _ in 0..20 {
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -184,11 +184,12 @@ async fn jobs_ended_before_newcomer(
 #[tokio::test]
 async fn a_newcomer_that_needs_more_memory_than_a_flood_is_served_soon() {
     for permits in [1, 2, 3, 4, 8] {
-        // Large jobs get at most 75 of the 100 bytes. Two jobs of 36 bytes fit into 75 bytes. A job
-        // of 36 and one of 41 do not fit, and neither does a large job beside one of 75.
+        // Large jobs get at most 75 of the 100 bytes: two jobs of 36, but not one of 36 and one of 41.
+        // A newcomer of 75 bytes needs all 75. Jobs of 10 and 20 bytes are small.
         for (flood_memory, newcomer_memory) in [(36, 41), (20, 75), (26, 75), (10, 20)] {
             let queue = with_memory(permits);
             let ended = jobs_ended_before_newcomer(&queue, 1, flood_memory, newcomer_memory).await;
+            // At most the jobs that hold a permit should end first. Two more are tolerated.
             assert!(
                 ended <= permits + 2,
                 "served after {ended} jobs with {permits} permits; the flood's jobs need \
@@ -253,13 +254,12 @@ async fn small_jobs_get_only_the_reserved_memory_while_a_large_job_waits() {
     let _large = take_now(&queue, client(1), 60).await;
     let mut waiting_large = start_taking(&queue, client(1), 60);
     assert!(poll!(&mut waiting_large).is_pending());
-    let small = take_now(&queue, client(1), 20).await;
+    let _small = take_now(&queue, client(1), 20).await;
     let outcome = poll!(start_taking(&queue, client(1), 6));
     assert!(outcome.is_pending(), "small jobs of 20 and 6 bytes must not exceed the reserved 25");
     // While no large job waits, small jobs also get memory that is not reserved.
     drop(waiting_large);
     let _second_small = take_now(&queue, client(1), 20).await;
-    drop(small);
 }
 
 #[tokio::test]
@@ -274,9 +274,8 @@ async fn a_large_job_may_use_the_only_permit() {
 #[tokio::test]
 async fn a_job_may_use_all_memory_if_none_is_reserved_for_small_jobs() {
     let queue = FairQueue::new(2, 100, 0);
-    let all = take_now(&queue, client(1), 100).await;
+    let _all = take_now(&queue, client(1), 100).await;
     assert!(poll!(start_taking(&queue, client(1), 1)).is_pending());
-    drop(all);
 }
 
 #[tokio::test]
@@ -290,7 +289,7 @@ async fn an_endless_stream_of_small_jobs_does_not_block_a_large_job() {
     assert!(poll!(&mut large).is_pending());
     for ended in 1..=5 {
         let mut next = start_taking(&queue, client(1), 20);
-        assert!(poll!(&mut next).is_pending(), "this memory should be left to the large job");
+        assert!(poll!(&mut next).is_pending(), "small jobs must leave memory to the large job");
         drop(small.remove(0));
         // The next small job fits into the reserved memory only when all five have ended.
         assert_eq!(poll!(&mut next).is_ready(), ended == 5, "after {ended} of 5 jobs");
