@@ -52,7 +52,7 @@ impl Bucket {
     async fn try_read(&self, key: &str) -> Option<Vec<u8>> {
         match self {
             Self::Moto(moto) => moto.read(&format!("imagesvc/{key}")).await,
-            Self::Rclone(rclone, _) => std::fs::read(rclone.file_of(key)).ok(),
+            Self::Rclone(rclone, _) => std::fs::read(rclone.path_of(key)).ok(),
         }
     }
 

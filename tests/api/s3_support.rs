@@ -36,7 +36,7 @@ async fn the_user_of_moto_may_list_the_bucket_and_use_only_objects_in_the_prefix
         assert_eq!(moto.attempt(operation, &parameters).await, expected, "{operation}");
     }
     moto.deny(&["s3:PutObject"]).await;
-    // Not as the user: `write`, `read`, `keys` and `delete` have all permissions.
+    // `write`, `read`, `keys` and `delete` have all permissions, unlike the user.
     moto.write("imagesvc/b", b"b").await;
     let put = object_with_body("imagesvc/c");
     assert_eq!(moto.attempt("put_object", &put).await, "AccessDenied");
@@ -69,7 +69,7 @@ async fn moto_and_rclone_refuse_a_wrong_secret() {
     // `keys_in` leaves out the prefix and the folder.
     assert_eq!(moto.keys_in("downloads").await, ["a"]);
     assert_eq!(rclone.keys_in("downloads"), ["a"]);
-    assert_eq!(std::fs::read(rclone.file_of("downloads/a")).unwrap(), b"0123456789");
+    assert_eq!(std::fs::read(rclone.path_of("downloads/a")).unwrap(), b"0123456789");
 }
 
 #[tokio::test]
@@ -147,9 +147,9 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     let fetch = async |endpoint: &str| {
         let request = client.put(format!("{endpoint}/latest/api/token"));
         let request = request.header("x-aws-ec2-metadata-token-ttl-seconds", "600");
-        let token = request.send().await.unwrap().text().await.unwrap();
+        let metadata_token = request.send().await.unwrap().text().await.unwrap();
         let get = async |url: String| {
-            let request = client.get(url).header("x-aws-ec2-metadata-token", &token);
+            let request = client.get(url).header("x-aws-ec2-metadata-token", &metadata_token);
             request.send().await.unwrap().error_for_status().unwrap().text().await.unwrap()
         };
         let role = get(format!("{endpoint}/{path}/")).await;
@@ -169,8 +169,9 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     for endpoint in &endpoints {
         assert_eq!(attempt(&fetch(endpoint).await).await, "ok");
     }
-    let without_token = client.get(format!("{}/{path}/", endpoints[0])).send().await.unwrap();
-    assert_eq!(without_token.status(), 401);
+    let without_metadata_token =
+        client.get(format!("{}/{path}/", endpoints[0])).send().await.unwrap();
+    assert_eq!(without_metadata_token.status(), 401);
     metadata.rotate(second.clone(), lifetime);
     assert_eq!(fetch(&endpoints[0]).await, second);
     assert_eq!(metadata.credential_requests(), 2);

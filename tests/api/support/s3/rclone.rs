@@ -77,14 +77,14 @@ impl RcloneServer {
         [settings, self.user.settings()].concat()
     }
 
-    /// The path of the file that contains an object. `key` is the object's key without the prefix.
-    pub fn file_of(&self, key: &str) -> PathBuf {
+    /// The path of an object's file, or of a folder of objects. `key` does not begin with the prefix.
+    pub fn path_of(&self, key: &str) -> PathBuf {
         self.folder.path().join("objects").join(BUCKET).join(PREFIX).join(key)
     }
 
     /// The keys of the objects in `<prefix>/<folder>/`, sorted, without that beginning.
     pub fn keys_in(&self, folder: &str) -> Vec<String> {
-        let Ok(entries) = std::fs::read_dir(self.file_of(folder)) else { return Vec::new() };
+        let Ok(entries) = std::fs::read_dir(self.path_of(folder)) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
         names.sort();
