@@ -144,7 +144,7 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
     match ((write_index - start) % 4, padding) {
         _ if write_index == start => Err(Base64Error::Empty),
         // The last group may have two or three characters instead of four. The padding may be missing or
-        // too long. But a group of two characters needs two `=`, so with one `=` the text was cut.
+        // too long. But a single `=` after a group of two characters means that the text was cut.
         (0 | 3, _) | (2, 0 | 2..) => Ok(start..write_index),
         _ => Err(Base64Error::Length),
     }
@@ -209,9 +209,8 @@ fn unescape(text: &mut [u8]) -> usize {
                     b'n' => b'\n',
                     b'r' => b'\r',
                     b't' => b'\t',
-                    // Backspace and form feed are not Base64. They become a byte 0, which is
-                    // `INVALID`, too.
-                    b'b' | b'f' => 0,
+                    // Backspace and form feed are not Base64, and neither is NUL.
+                    b'b' | b'f' => b'\0',
                     itself => itself,
                 };
                 (byte, 2)

@@ -208,18 +208,18 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes the oldest files until the remaining files take at most `max_bytes`. Sets
+    /// Removes the oldest files until the remaining files take at most `max_total` bytes. Sets
     /// `key_prefixes`. Returns the size of the remaining files.
     ///
     /// A file whose size cannot be read is not counted. A file that cannot be removed stays.
     /// Neither is an error: one bad file must not turn the cache off.
-    fn evict(&self, max_bytes: u64) -> io::Result<u64> {
+    fn evict(&self, max_total: u64) -> io::Result<u64> {
         let Listing { mut files, is_complete } = self.files()?;
         files.sort_unstable();
         let mut total: u64 = files.iter().map(|file| file.bytes).sum();
         let mut key_prefixes = HashSet::new();
         for CacheFile { key, bytes, .. } in files {
-            if total > max_bytes {
+            if total > max_total {
                 let path = self.path(&key);
                 match fs::remove_file(&path) {
                     Ok(()) => {
