@@ -59,10 +59,10 @@ def make_root(folder):
     cargo.chmod(0o755)
 
 
-def run(command, folder, program):
+def run(command, folder, imagesvc):
     """Runs a command, and returns its standard output."""
     path = f"{folder}/bin{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PROGRAM": program, "XDG_CACHE_HOME": f"{folder}/.cache"}
+    environment = {**os.environ, "PATH": path, "PROGRAM": imagesvc, "XDG_CACHE_HOME": f"{folder}/.cache"}
     finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     if finished.returncode != 0:
         sys.exit(f"{command} failed:\n{finished.stdout}{finished.stderr}")
@@ -85,7 +85,7 @@ def check(heading, found, expected):
 
 
 def main():
-    program = str(Path(sys.argv[1]).resolve())
+    imagesvc = str(Path(sys.argv[1]).resolve())
     counts = {"run": 0, "not run": 0}
     with tempfile.TemporaryDirectory() as folder_name:
         folder = Path(folder_name)
@@ -94,14 +94,14 @@ def main():
         for heading, language, is_run, text in blocks():
             start = time.monotonic()
             if language == "bash" and is_run:
-                run(["bash", "-e", "-c", text], folder, program)
-                nearest = [program, "nearest", "image.png", "--in", "vectors.jsonl", "--sandbox"]
-                expected = rows(run(nearest, folder, program))
+                run(["bash", "-e", "-c", text], folder, imagesvc)
+                nearest = [imagesvc, "nearest", "image.png", "--in", "vectors.jsonl", "--sandbox"]
+                expected = rows(run(nearest, folder, imagesvc))
                 cosine, path = expected[0]
-                # The folder has three pictures. The query is a copy of chelsea.png.
+                # The folder `photos` has three pictures. The query is a copy of chelsea.png.
                 assert path == "photos/chelsea.png" and cosine > 0.98 and len(expected) == 3, expected
             elif language == "python" and is_run:
-                check(heading, rows(run([sys.executable, "-c", text], folder, program)), expected)
+                check(heading, rows(run([sys.executable, "-c", text], folder, imagesvc)), expected)
                 counts["run"] += 1
                 print(f"ok  {heading}  {time.monotonic() - start:.1f} s")
             elif language == "python":

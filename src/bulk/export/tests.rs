@@ -60,7 +60,7 @@ pub(super) fn row(vector: &str) -> String {
     row_of("{}", vector)
 }
 
-/// A row with the fields of `object`, as if a list contained them, and the fields that `embed` adds.
+/// A row with the source's fields, given as `object`, and the fields that `embed` adds.
 /// `vector` contains the numbers of its vector.
 pub(super) fn row_of(object: &str, vector: &str) -> String {
     let added = format!(
@@ -233,7 +233,7 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
     for format in formats() {
         let export = rows.export("out.file", format);
         export.write(&AtomicBool::new(false)).unwrap();
-        let line = progress_line(Path::new("out.npy"), &export.exported);
-        assert_eq!(line, "making out.npy: 7 rows are written", "{format:?}");
+        let line = progress_line(Path::new("out.file"), &export.exported);
+        assert_eq!(line, "making out.file: 7 rows are written", "{format:?}");
     }
 }
