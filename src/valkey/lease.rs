@@ -61,7 +61,7 @@ pub struct Lease {
 }
 
 impl Valkey {
-    /// While its holder runs and reaches the Valkey, a lease is always valid for at least this long.
+    /// While its holder runs and reaches the Valkey, a lease always has at least this much time left.
     pub fn lease_reserve(&self) -> Duration {
         EXPIRY.saturating_sub(RENEWAL_INTERVAL + LATENESS + self.0.timeout)
     }

@@ -1,5 +1,5 @@
-//! Searches all orders in which three replicas take their steps for the same picture, and in which they
-//! are killed, suspended, and lose replies.
+//! Searches all orders of the steps that three replicas take for the same picture, and of the faults:
+//! kills, suspensions, lost replies, and outages of the Valkey.
 //!
 //! The model's replicas decide with [`Step`], as the real ones do. A payment is a call to NVIDIA. After a
 //! failed command, a replica does not use the Valkey until it has connected again, as in `Valkey`. Time is
@@ -19,8 +19,7 @@ enum State {
     /// It has not looked in the bucket yet.
     New,
     Next(Step),
-    /// It pays next.
-    Confirmed(Position),
+    AboutToPay(Position),
     Paid(Position),
     Written(Position),
     /// It has the vector.
@@ -31,7 +30,7 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Replica {
     state: State,
-    /// Whether it has looked in the bucket since the last time that more than the reserve passed.
+    /// Whether it has looked in the bucket, and since then less time than the reserve has passed.
     looked_recently: bool,
     is_suspended: bool,
     /// Whether it uses the Valkey: no command has failed since it last connected.
@@ -120,10 +119,10 @@ impl World {
         }
     }
 
-    /// Whether the replica may call or has called, so that it does not ask for the lease again.
+    /// Whether the replica is about to pay or has paid, so that it does not ask for the lease again.
     fn relies_on_lease(&self, replica: usize) -> bool {
         let state = self.replicas[replica].state;
-        matches!(state, State::Confirmed(_) | State::Paid(_) | State::Written(_))
+        matches!(state, State::AboutToPay(_) | State::Paid(_) | State::Written(_))
     }
 
     /// All worlds that can follow without a fault.
@@ -238,7 +237,7 @@ impl World {
                     Err(Unavailable)
                 };
                 let mut world = match Step::after_confirmation(is_held) {
-                    Step::Call(position) => with(State::Confirmed(position)),
+                    Step::Call(position) => with(State::AboutToPay(position)),
                     step => with(State::Next(step)),
                 };
                 world.replicas[index].is_connected = is_held.is_ok();
@@ -255,8 +254,8 @@ impl World {
                 }
                 vec![world]
             }
-            State::Next(Step::Call(position)) => vec![with(State::Confirmed(position))],
-            State::Confirmed(position) => {
+            State::Next(Step::Call(position)) => vec![with(State::AboutToPay(position))],
+            State::AboutToPay(position) => {
                 let mut world = with(State::Paid(position));
                 world.payments += 1;
                 vec![world]
@@ -294,7 +293,7 @@ impl World {
     }
 
     /// All worlds that can follow a fault.
-    fn faults(&self) -> Vec<Self> {
+    fn after_fault(&self) -> Vec<Self> {
         let mut next = Vec::new();
         for index in 0..REPLICAS {
             let Replica { state, is_suspended, .. } = self.replicas[index];
@@ -304,10 +303,10 @@ impl World {
             if self.faults.kills > 0 {
                 let mut world = *self;
                 world.faults.kills -= 1;
-                // The lease may have expired before the kill. `expire_lease` would not count that later.
-                let has_lost_lease = self.relies_on_lease(index)
+                // A lease that may expire can do so after the kill, when `expire_lease` does not count it.
+                let may_lose_lease = self.relies_on_lease(index)
                     && matches!(self.lease, LeaseKey::Held { by, may_expire: true } if by == Some(index));
-                world.allowed += usize::from(matches!(state, State::Paid(_)) || has_lost_lease);
+                world.allowed += usize::from(matches!(state, State::Paid(_)) || may_lose_lease);
                 world.replicas[index].state = State::Killed;
                 next.push(world);
             }
@@ -341,7 +340,7 @@ fn search(faults: Faults) -> (usize, usize) {
         let most = world.most_payments();
         assert!(world.payments <= most, "there must be at most {most} payments: {world:?}");
         let after_steps = world.steps().into_iter().map(|next| (next, false));
-        let after_faults = world.faults().into_iter().map(|next| (next, true));
+        let after_faults = world.after_fault().into_iter().map(|next| (next, true));
         for (next, is_fault) in after_steps.chain(after_faults) {
             let index = *indexes.entry(next).or_insert_with(|| {
                 worlds.push(next);
@@ -378,9 +377,9 @@ fn without_faults_three_replicas_pay_once() {
 }
 
 #[test]
-fn a_replica_that_is_killed_or_suspended_costs_at_most_one_more_payment() {
+fn each_kill_or_suspension_costs_at_most_one_more_payment() {
     let (_, payments) = search(Faults { kills: 2, suspensions: 2, ..NO_FAULTS });
-    // At worst, both killed replicas paid, and so did the last one.
+    // `search` checks the limit. At worst, both killed replicas paid, and so did the last one.
     assert_eq!(payments, 3);
 }
 
