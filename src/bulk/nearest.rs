@@ -184,8 +184,8 @@ fn add_labels(
 ) -> Result<(), BulkError> {
     let row_numbers: Vec<_> = hits.iter().map(|hit| hit.row).collect();
     let Some(mut labels) = Labels::beside(&file.path, reader, &row_numbers)? else { return Ok(()) };
-    if labels.rows != rows {
-        let (path, found) = (labels.path.display(), labels.rows);
+    if labels.row_count != rows {
+        let (path, found) = (labels.path.display(), labels.row_count);
         write_line(&format!(
             "{path} has {found} rows, not {rows}, so only the numbers of the rows are printed"
         ));

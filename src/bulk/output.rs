@@ -113,7 +113,7 @@ pub(super) fn read(
     let io_error = |error| OutputError::Io(path.to_owned(), error);
     let mut lines = Lines::new(input);
     let mut existing = Existing::default();
-    // An incomplete last line is not a row: the run that wrote it was interrupted.
+    // An incomplete last line is not a row. Only a dry run finds one, because `open` removes it.
     while lines.advance().map_err(io_error)? == Found::Line {
         let line = lines.number();
         let not_a_row =
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_skipped_as_often_as_the_output_contains_it() {
+    fn an_identity_is_taken_as_often_as_the_output_contains_it() {
         // The first two rows have the same path, and therefore the same identity.
         let text = output_with(&[r#"{"path":"a"}"#, r#"{"n": 1, "path": "a"}"#, r#"{"path":"b"}"#]);
         let mut existing = read_text(&text).unwrap();
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn an_incomplete_last_line_is_removed_wherever_it_ends() {
+    fn an_incomplete_last_line_is_removed_and_is_not_read_as_a_row_wherever_it_ends() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.jsonl");
         let text = output_with(&[r#"{"path":"a"}"#, r#"{"path":"b"}"#]);

@@ -8,7 +8,8 @@ use super::{
     limited::Limited,
 };
 
-/// Reads the rows, and turns each into a JSON object of strings. `place` is the name of the list.
+/// Reads the rows, and turns each into a JSON object of strings. `place` is the list's path, for
+/// messages.
 /// Returns whether the sink wants more items.
 ///
 /// # Errors

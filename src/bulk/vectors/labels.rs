@@ -16,7 +16,7 @@ pub(in crate::bulk) struct Labels {
     /// The file from which the labels were read.
     pub path: PathBuf,
     /// The number of all rows in that file.
-    pub rows: u64,
+    pub row_count: u64,
     /// The models of the wanted rows. Empty if the file has no wanted row.
     pub models: BTreeSet<String>,
     /// The labels by the numbers of their rows, from 1. A row that has no label is not stored.
@@ -41,11 +41,12 @@ impl Labels {
             Err(error) => return Err(VectorsError::Io(path, error)),
         };
         let mut lines = JsonLines::new(file, &path, reader.clone());
-        let mut labels = Self { path, rows: 0, models: BTreeSet::new(), by_row: HashMap::new() };
+        let mut labels =
+            Self { path, row_count: 0, models: BTreeSet::new(), by_row: HashMap::new() };
         let mut row = Row::default();
         while lines.next_line()? {
-            labels.rows += 1;
-            let row_number = labels.rows;
+            labels.row_count += 1;
+            let row_number = labels.row_count;
             if wanted.contains(&row_number) {
                 lines.parse_without_vector(&mut row)?;
                 labels.by_row.extend(row.label.take().map(|label| (row_number, label)));

@@ -12,8 +12,8 @@ use crate::bulk::json_object::append;
 /// A row as the tests compare it: its number, its label and its vector.
 pub(super) type ReadRow = (u64, Option<String>, Vec<f32>);
 
-/// The fields that are read without options: a row's label is its path or URL, and the added fields have
-/// no prefix.
+/// What is read without `--field`, `--id` and `--prefix`: a row's label is its path or URL, and the added
+/// fields have no prefix.
 pub(super) fn usual_fields() -> ItemReader {
     ItemReader { location_field: None, id_field: None, prefix: String::new() }
 }
@@ -102,7 +102,7 @@ fn the_label_of_a_row_of_a_jsonl_file_is_its_id_or_else_its_path_or_url() {
         let expected: Vec<_> = numbered.map(|((n, label), vector)| (n, label, vector)).collect();
         assert_eq!(read("v.jsonl", &text, &fields).unwrap(), expected);
     }
-    // The names of the added fields may have a prefix.
+    // The names of the added fields may have a prefix. Only these three fields are looked up.
     let prefixed = text.replace("\"vector\"", "\"p_vector\"").replace("\"sha256\"", "\"p_sha256\"");
     let prefixed = prefixed.replace("\"model\"", "\"p_model\"");
     let fields = ItemReader { prefix: "p_".into(), ..usual_fields() };
@@ -157,8 +157,9 @@ fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
     }
     let not_utf8 = [good.as_bytes(), b"{\"path\":\"\xff\",", &good.as_bytes()[1..]].concat();
     assert!(read("v.jsonl", not_utf8, &usual_fields()).unwrap_err().contains("line 2: "));
-    let many = line("{}", &vec!["0"; MAX_LENGTH + 1].join(","));
-    assert!(read("v.jsonl", many, &usual_fields()).unwrap_err().contains("more than 1048576"));
+    let too_many_numbers = line("{}", &vec!["0"; MAX_LENGTH + 1].join(","));
+    let error = read("v.jsonl", too_many_numbers, &usual_fields()).unwrap_err();
+    assert!(error.contains("more than 1048576 numbers"), "{error}");
 }
 
 #[test]
@@ -247,7 +248,7 @@ fn labels_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
     fs::write(folder.path().join("v.jsonl"), text).unwrap();
     // There is no row 9, and the incomplete fifth line does not count as a row.
     let labels = Labels::beside(&path, &usual_fields(), &[4, 2, 9]).unwrap().unwrap();
-    assert_eq!(labels.rows, 4);
+    assert_eq!(labels.row_count, 4);
     assert_eq!(labels.models, BTreeSet::from(["first".into(), "m".into()]));
     let mut found: Vec<_> = labels.by_row.into_iter().collect();
     found.sort();
