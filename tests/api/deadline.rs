@@ -8,7 +8,7 @@ use crate::support::{
     pending, variant,
 };
 
-/// The time that a request has in most of these tests.
+/// The time that a request has in the tests that set [`DEADLINE_SETTING`].
 const DEADLINE: Duration = Duration::from_millis(700);
 /// [`DEADLINE`] as the value of a setting.
 const DEADLINE_SETTING: &str = "700ms";
@@ -134,7 +134,7 @@ async fn waiting_for_the_concurrency_or_the_rate_limit_counts_against_the_deadli
             .setting("IMAGESVC_REQUEST_TIMEOUT", DEADLINE_SETTING)
             .settings(&[setting])
             .configure(|config| {
-                // Replaces the minute of `NVIDIA_REQUESTS_PER_MINUTE`. With this limit, the second
+                // Replaces the minute of `NVIDIA_REQUESTS_PER_MINUTE`. With the rate limit, the second
                 // picture's call waits for 400 ms, and then hangs until the deadline. If the wait
                 // were longer than `DEADLINE`, the second picture would be refused at once.
                 config.nvidia.pace_window = Duration::from_millis(400);

@@ -13,8 +13,8 @@ use crate::support::{
 #[allow(clippy::large_enum_variant, reason = "a test has only one or two of these")]
 enum Bucket {
     Moto(MotoServer),
-    /// The moto is not the bucket's server. Tests use its S3 client to replace objects through rclone, which
-    /// would not notice a file that is replaced directly on the disk.
+    /// rclone serves the bucket, and the S3 client of this moto replaces objects in it. rclone would not
+    /// notice a file that is replaced directly on the disk.
     Rclone(RcloneServer, MotoServer),
 }
 
@@ -36,6 +36,7 @@ impl Bucket {
         }
     }
 
+    /// The keys of the objects in a folder, without `imagesvc/` and the folder.
     async fn keys_in(&self, folder: &str) -> Vec<String> {
         match self {
             Self::Moto(moto) => moto.keys_in(folder).await,
@@ -43,12 +44,13 @@ impl Bucket {
         }
     }
 
+    /// The bytes of an object. Here and below, `key` includes the folder, but not `imagesvc/`.
     async fn read(&self, key: &str) -> Vec<u8> {
         self.try_read(key).await.unwrap()
     }
 
-    /// Like [`Self::read`], but returns `None` if there is no such object. On rclone, this is so for a
-    /// moment while an object is replaced.
+    /// Like [`Self::read`], but returns `None` if there is no such object. On rclone, an object is
+    /// missing for a moment while it is replaced.
     async fn try_read(&self, key: &str) -> Option<Vec<u8>> {
         match self {
             Self::Moto(moto) => moto.read(&format!("imagesvc/{key}")).await,
@@ -65,7 +67,7 @@ impl Bucket {
         assert_eq!(client.attempt_as(user, address, "put_object", &put).await, "ok");
     }
 
-    /// Waits until this many vectors are in the bucket, and returns their keys.
+    /// Waits until this many vectors are in the bucket, and returns their keys as [`Self::keys_in`] does.
     async fn wait_for_vectors(&self, count: usize) -> Vec<String> {
         let condition = async || self.keys_in("vectors").await.len() == count;
         wait_for("the number of vectors", PATIENCE, condition).await;
@@ -80,8 +82,9 @@ fn assert_vector(answer: &Answer, x_cache: &str) -> Vec<f64> {
     vector
 }
 
-/// Asserts that the object has the form of `src/embed/cache/format.rs`, and that its key is `key`. The form
-/// is a line with the version, how the picture was prepared, the length and the checksum; then the vector.
+/// Asserts that the object has the form of `src/embed/cache/format.rs`, and contains `vector`. The form is a
+/// line with the version, how the picture was prepared, the length and the checksum; then the vector. The
+/// checksum also covers the key.
 fn assert_is_whole_vector(key: &str, bytes: &[u8], vector: &[f64]) {
     let text = std::str::from_utf8(bytes).unwrap();
     let (first_line, rest) = text.split_once('\n').unwrap();

@@ -19,7 +19,7 @@ impl Terminal {
     }
 
     /// Shows a program's output. Calls `watch` before each control sequence, and thus also before a line is
-    /// redrawn.
+    /// cleared.
     pub fn show(&mut self, output: &str, mut watch: impl FnMut(&Self)) {
         let mut chars = output.chars();
         while let Some(c) = chars.next() {

@@ -58,9 +58,9 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
         bits.put(1, 4); // one symbol, zero
     }
     for _ in 0..groups {
-        // The code for green: all 2^length symbols have codes of `length` bits. These lengths are
-        // coded, too. Of the 4 + 11 symbols of that second code, only `length` is used. So it needs no
-        // bits, and none follow for the lengths.
+        // The code for green: all 2^length symbols have codes of `length` bits. A second code encodes
+        // these lengths. Of its 4 + 11 symbols, only `length` is used, so each of the lengths takes no
+        // bits.
         bits.put(11 << 1, 5);
         ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
         // The number of symbols, minus 2, in 2 + 2 * 5 bits.
