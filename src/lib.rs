@@ -27,15 +27,17 @@
 //!    decoded.
 //! 5. The pipeline *saves* and *embeds* the picture at the same time, because the call to NVIDIA
 //!    takes longest. [`store`] syncs the file and renames it, so that the file is complete or
-//!    absent. If the picture cannot be decoded, the file is removed again.
+//!    absent. If the picture cannot be decoded, the file is removed again. A picture for a
+//!    bucket is sent to NVIDIA only after the bucket has it.
 //! 6. **[`embed`]** looks in the cache (memory, then disk), or joins a running call for the same
 //!    picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.) Without a
 //!    cached vector or a running call, it prepares the picture. Upright JPEGs and upright PNGs
-//!    are sent unchanged. [`decoder`] turns all others into an upright JPEG, in a child process with strict
-//!    limits: a hostile picture may need far more memory and time than its header suggests.
+//!    are sent unchanged. [`decoder`] turns all others into an upright JPEG, in a child process
+//!    with strict limits: a hostile picture may need far more memory and time than its header
+//!    suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it
-//!    is large. The call has retries, one deadline, and a limit on calls per minute. No other
-//!    module can read NVIDIA's key.
+//!    is large. The call has retries, one deadline, and a limit on calls per minute. NVIDIA's
+//!    key is in a type that only this module can read.
 //! 8. The answer or an error returns to [`web`]. The inner modules have their own error types,
 //!    without any HTTP. [`web::error`] maps each error to a code, a status and a sentence. The
 //!    outermost layer logs the error once.
