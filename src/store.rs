@@ -32,7 +32,7 @@ pub use folder::OpenError;
 pub use readiness::NotReadyReason;
 pub use retention::{Retention, SweepReport};
 
-/// How long a request waits for the removal of a refused picture.
+/// How long [`Store::remove`] waits for the removal.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where pictures are saved.
@@ -187,8 +187,8 @@ impl Store {
         Ok(self.space.check_space().await?)
     }
 
-    /// Removes a saved picture. Waits for the removal at most a second; after that, the removal
-    /// continues in the background.
+    /// Removes a picture that was saved before decoding showed that it must be refused. Waits for the
+    /// removal at most a second; after that, the removal continues in the background.
     pub async fn remove(&self, name: String) {
         if let Some(bucket) = &self.bucket {
             let removal = bucket.remove(object::path(&name), RemovalTime::Now);

@@ -43,7 +43,7 @@ pub enum RemovalTime {
     Now,
     /// Two seconds after the call of [`Bucket::remove`], and again 28 seconds after the first removal: the
     /// object may still be on its way to the bucket.
-    WhenItMayHaveArrived,
+    Later,
 }
 
 impl RemovalTime {
@@ -51,7 +51,7 @@ impl RemovalTime {
     fn pauses(self) -> &'static [u64] {
         match self {
             Self::Now => &[0],
-            Self::WhenItMayHaveArrived => &[2, 28],
+            Self::Later => &[2, 28],
         }
     }
 }

@@ -71,7 +71,7 @@ impl Bucket {
         let remove = match &write {
             // The object may still arrive. A background task removes it later, so the test need not wait.
             Err(error) if error.may_have_written() => {
-                drop(self.remove(path, RemovalTime::WhenItMayHaveArrived));
+                drop(self.remove(path, RemovalTime::Later));
                 Ok(None)
             }
             Err(_) => Ok(None),

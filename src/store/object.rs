@@ -96,7 +96,7 @@ impl Drop for ObjectGuard {
         let time = match self.state {
             _ if self.is_confirmed => return,
             State::Missing => return,
-            State::MayExist => RemovalTime::WhenItMayHaveArrived,
+            State::MayExist => RemovalTime::Later,
             State::Exists => RemovalTime::Now,
         };
         // Without a runtime, the process is ending, and nothing can be removed.
