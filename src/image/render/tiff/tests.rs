@@ -8,9 +8,9 @@ use super::*;
 use crate::image::{
     Content,
     header::tiff::{
-        BITS_PER_SAMPLE, COLOR_MAP, COMPRESSION, EXTRA_SAMPLES, FILL_ORDER, JPEG_TABLES,
-        PLANAR_CONFIGURATION, PREDICTOR, ROWS_PER_STRIP, SAMPLE_FORMAT, STRIP_BYTE_COUNTS,
-        STRIP_OFFSETS, TILE_LENGTH, TILE_WIDTH, crafted::Crafted,
+        COLOR_MAP, COMPRESSION, EXTRA_SAMPLES, FILL_ORDER, JPEG_TABLES, PLANAR_CONFIGURATION,
+        PREDICTOR, ROWS_PER_STRIP, SAMPLE_FORMAT, STRIP_BYTE_COUNTS, STRIP_OFFSETS, TILE_LENGTH,
+        TILE_WIDTH, crafted::Crafted,
     },
     probe,
 };
@@ -158,7 +158,7 @@ fn floating_point_numbers_and_cmyk_are_converted_to_rgb() {
 }
 
 #[test]
-fn a_predictor_is_undone_if_pixels_have_extra_samples() {
+fn a_predictor_is_undone_even_if_pixels_have_extra_samples() {
     let picture = Crafted::new((2, 1), RGB, &[8; 4]).with(EXTRA_SAMPLES, &[NO_ALPHA]);
     let picture = picture.with(PREDICTOR, &[DIFFERENCE]);
     let strip = [10, 20, 30, 99, 1, 2, 253, 7];
@@ -174,18 +174,19 @@ fn a_predictor_is_undone_if_pixels_have_extra_samples() {
 fn predictors_are_undone_for_samples_of_several_bytes_in_both_byte_orders() {
     let grey_16 = Crafted::new((3, 1), GREY, &[16]).with(PREDICTOR, &[DIFFERENCE]);
     let grey_16 = grey_16.with(COMPRESSION, &[DEFLATE]);
-    // The sums are 0x12ff, 0x1301 (with a carry) and 0x1201.
+    // The sums are 0x12ff, 0x1301 (with a carry) and 0x1201. Divided by 257, they are 18.9, 18.9 and 17.9.
     let differences = [0x12ff_u16, 2, 0xff00];
     for (picture, strip) in [
         (grey_16.clone(), differences.map(u16::to_le_bytes).concat()),
         (grey_16.big_endian(), differences.map(u16::to_be_bytes).concat()),
     ] {
-        assert_eq!(pixels(&picture, &zlib(&strip)), grey(&[0x13, 0x13, 0x12]));
+        assert_eq!(pixels(&picture, &zlib(&strip)), grey(&[19, 19, 18]));
     }
     let float = Crafted::new((2, 1), RGB, &[32; 3]).with(SAMPLE_FORMAT, &[FLOAT; 3]);
     let float = float.with(COMPRESSION, &[DEFLATE]).with(PREDICTOR, &[FLOAT_DIFFERENCE]);
     let samples = [0.0_f32, 0.25, 1.0, 1.0, 0.5, 0.75];
-    // The first byte of every sample, then the second byte of every sample, and so on.
+    // The most significant byte of every sample, then the next byte of every sample, and so on. The file's
+    // byte order changes nothing.
     let mut strip: Vec<u8> =
         (0..4).flat_map(|byte| samples.map(|sample| sample.to_be_bytes()[byte])).collect();
     for at in (3..strip.len()).rev() {
@@ -273,8 +274,9 @@ fn truncated_pixels_are_broken() {
         let result = decoded(picture.file(&[&strip[..strip.len() / 2]]));
         assert!(matches!(result, Err(Error::Broken { .. })), "{result:?}");
     }
-    // Without compression, the length of a strip is ignored, so a shorter strip would be read on into
-    // the tags after it. So this file ends with a second copy, which lacks 68 of the 768 bytes.
+    // Without compression, the decoder ignores the strip's length: it would also read the tags that follow
+    // a short strip. So the short strip, which lacks 68 of the 768 bytes, is the end of this file. The
+    // complete strip before it is not used.
     let mut file = picture.with(STRIP_OFFSETS, &[4000]).file(&[&values]);
     file.resize(4000, 0);
     file.extend(&values[..700]);
@@ -302,7 +304,7 @@ proptest! {
             }
             6 => rgb.with(TILE_WIDTH, &[16]).with(TILE_LENGTH, &[16]).file(&[&values[..]; 2]),
             _ => {
-                let fax = Crafted::new((20, 10), GREY, &[1]).with(BITS_PER_SAMPLE, &[1]);
+                let fax = Crafted::new((20, 10), GREY, &[1]);
                 fax.with(COMPRESSION, &[GROUP_4]).file(&[&values])
             }
         };
