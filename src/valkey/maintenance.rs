@@ -94,13 +94,12 @@ impl Valkey {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(command_timeout))
             .set_response_timeout(Some(command_timeout));
-        // The thread holds the permit until the thread ends, even if this future is dropped earlier.
         // Nothing closes the semaphore, so `permit` is never `None`.
         let permit = Arc::clone(&self.0.may_connect).acquire_owned().await.ok();
         // With TLS, `redis` reads the system's certificates from files, which blocks.
         let runtime = Handle::current();
         let connect = spawn_blocking(move || {
-            let _permit = permit;
+            let _permit = permit; // held until this thread ends, even if the future is dropped earlier
             runtime.block_on(client.get_multiplexed_async_connection_with_config(&config))
         });
         // `redis` stops connecting after one timeout, but cannot interrupt the reading of files.
@@ -112,9 +111,9 @@ impl Valkey {
         self.replica_count().store(was_known, replicas, Instant::now());
         // A request that finds the connection must find the new generation as well.
         let mut connection = self.connection();
-        let number = *self.0.generation.borrow() + 1;
-        self.0.generation.send_replace(number);
-        *connection = Some(Connection { number, commands });
+        let generation = *self.0.generation.borrow() + 1;
+        self.0.generation.send_replace(generation);
+        *connection = Some(Connection { number: generation, commands });
         Ok(())
     }
 
@@ -148,7 +147,8 @@ impl Valkey {
     pub async fn leave(&self) {
         // Otherwise, the task would report that this replica runs.
         drop(self.maintenance().take());
-        // Waits for a thread that still connects, because it would panic when the runtime ends.
+        // Waits for a thread that still connects, because it would panic when the runtime ends. The thread
+        // needs little more than one timeout, unless the reading of files hangs.
         let _ = timeout(3 * self.0.timeout, self.0.may_connect.acquire()).await;
         // With this expiry, the replica counts as stopped at once. If the report fails, the replica
         // counts as stopped after `REPLICA_EXPIRY`.
