@@ -43,7 +43,7 @@ pub use stop_signal::stop_signal;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long the server waits for the first requests on the connections that it accepted last.
-const LAST_REQUEST_WAIT: Duration = Duration::from_millis(100);
+const FIRST_REQUEST_WAIT: Duration = Duration::from_millis(100);
 
 /// How long the server waits for the last responses after the drain timeout.
 const LAST_RESPONSE_WAIT: Duration = Duration::from_secs(1);
@@ -121,8 +121,7 @@ impl Server {
 
     /// Serves until `stop` completes. Then stops in two steps. During the drain delay, the server
     /// still accepts requests, but `/ready` responds with 503. After that, the server closes the
-    /// listener and waits for running requests, at most for little more than the drain timeout and
-    /// a second.
+    /// listener and waits for running requests, at most about a second longer than the drain timeout.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>) {
         let connections = Connections::new(router, &self.settings, Arc::clone(&self.metrics));
         let _watchdog = Watchdog::from_environment();
@@ -158,12 +157,12 @@ impl Server {
         self.accept_until(sleep(delay), connections).await;
     }
 
-    /// Closes the listener, and waits for running requests and background tasks, at most for little
-    /// more than the drain timeout and a second.
+    /// Closes the listener, and waits for running requests and background tasks, at most about a second
+    /// longer than the drain timeout.
     async fn shut_down(self, connections: Connections) {
         connections.serve_pending(self.listener); // also closes the listener
         // The last clients may have connected without sending their request yet.
-        sleep(LAST_REQUEST_WAIT).await;
+        sleep(FIRST_REQUEST_WAIT).await;
         // Ends no task, but `wait` returns only after this call.
         self.background.close();
         Phase::Finishing.announce(&self.shutdown);
