@@ -46,8 +46,8 @@ pub use nearest_command::NearestArguments;
 pub use raw::RawSettings;
 pub use upstream::Upstream;
 
-/// How the warning about missing client keys begins. [`Config::for_own_client`] recognizes the
-/// warning by this beginning.
+/// How the warning about missing client keys begins. [`Config::for_own_client`] removes the warning
+/// that begins with this text.
 const NO_CLIENT_KEYS: &str = "no client keys are set";
 
 /// All settings of the service, parsed and checked.
@@ -189,8 +189,8 @@ impl Config {
 
     /// Adds an error if settings are valid individually, but not together.
     fn check_combinations(&self, reader: &mut Reader<'_>) {
-        // The Base64 route reads a whole body into memory. The memory of all requests together must
-        // be large enough for one such body.
+        // A Base64 request needs memory for its whole body, and for sending its picture to NVIDIA. The
+        // limit for all requests together must be large enough for one such request.
         let inline_memory = self.embed.call.inline_memory();
         let needed_bytes = max_request_memory(self.limits.max_image_bytes, inline_memory);
         // The error states whole MiB.

@@ -50,7 +50,7 @@ pub(super) const MAX_BATCH: Setting<usize> = Setting::new(
 pub(super) const MAX_BUFFERED_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_BUFFERED_BYTES",
     "128MiB",
-    // `Config::check_combinations` also demands enough for a Base64 body of the largest picture.
+    // `Config::check_combinations` also demands enough for a Base64 request with the largest picture.
     |text| parse::size_within(text, 1 << 20..=1 << 40),
     "The most memory for bodies, for all requests together",
 );
@@ -65,6 +65,6 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Limits {
         max_batch: reader.value(&MAX_BATCH),
         request_timeout: reader.value(&REQUEST_TIMEOUT),
         body_timeout: reader.value(&BODY_TIMEOUT),
-        clients: Clients::Many, // `Config::for_own_client` replaces this by `One`
+        clients: Clients::Many, // `Config::for_own_client` sets `One` for `embed` and `nearest`
     }
 }
