@@ -65,7 +65,7 @@ async fn a_picture_that_is_broken_or_crashes_its_decoder_is_unsupported_and_not_
         // A Rust program exits with this code after a panic.
         "exit 101",
         &aborts_halfway,
-        // The decoder itself reports a broken picture, or a panic.
+        // The decoder itself reports a broken picture, or a panic, with the message `wrong`.
         &format!("{}printf wrong", header('b', 5)),
         &format!("{}printf wrong", header('p', 5)),
     ] {
@@ -79,13 +79,13 @@ async fn a_picture_that_is_broken_or_crashes_its_decoder_is_unsupported_and_not_
 #[tokio::test]
 async fn a_picture_whose_decoder_is_killed_or_cannot_limit_itself_is_saved_and_answered_503() {
     let killed_halfway = format!("{}printf abc; kill -KILL $$", header('d', 100));
-    let cannot_lower_limits = format!("{}printf never", header('l', 5));
+    let cannot_lower_limits = format!("{}printf wrong", header('l', 5));
     // The signals KILL and TERM come from outside, for example if the machine runs out of memory. They
     // say nothing about the picture.
     for script in ["kill -KILL $$", "kill -TERM $$", &killed_halfway, &cannot_lower_limits] {
         let (answer, app, _folder) = decode_with(script).await;
         assert_problem(&answer, 503, "overloaded");
-        // Five seconds are the usual wait, which the service also sends if it is busy.
+        // The default in seconds, because the error contains no time of its own.
         assert_eq!(answer.header("retry-after"), "5");
         assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture must be saved");
         let metrics = app.get("/metrics").await.text();
@@ -259,7 +259,7 @@ async fn a_decoder_inherits_no_variables_sockets_or_files_and_can_only_read_its_
     assert!(!inherited.contains("socket:"), "the decoder must inherit no socket: {inherited}");
     let input = inherited.lines().find(|line| line.contains(" 0 -> ")).unwrap();
     assert!(input.starts_with("lr-x"), "the file must be open for reading only: {input}");
-    // `ls` prints the name that the file has now. The picture may already have its final name.
+    // The service saves a picture while it decodes it, so the file may already have its final name.
     assert!(input.contains("/.incoming/") || input.contains(".bmp"), "{input}");
     let downloads = app.folder().to_str().unwrap();
     let open_downloads: Vec<_> =

@@ -10,7 +10,7 @@ const BASELINE: u8 = 0xc0;
 const EXTENDED: u8 = 0xc1;
 const PROGRESSIVE: u8 = 0xc2;
 
-/// The scans of a JPEG that is not progressive.
+/// The scans of a baseline or extended JPEG. A progressive JPEG always has the same scans.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scans {
     /// One scan with all components.
