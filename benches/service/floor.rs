@@ -44,8 +44,8 @@ impl InMemory {
 }
 
 impl Bench {
-    /// Compares each route with nginx, which passes on the inference requests that the service sends for a
-    /// picture of 34 KB (also in the row of 2 MB).
+    /// Compares each route with nginx. nginx always passes on the inference request for a picture of 34 KB,
+    /// even if the route receives 2 MB.
     pub fn floor(&mut self) {
         let folder = self.folder("nginx");
         let Some(nginx) = nginx::start(&folder, self.nvidia.address) else { return };

@@ -15,6 +15,7 @@ use crate::bulk::{
 pub(super) struct JsonLines {
     lines: Lines<File>,
     path: PathBuf,
+    /// Knows the names of the rows' fields.
     reader: ItemReader,
 }
 
