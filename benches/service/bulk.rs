@@ -22,7 +22,7 @@ use crate::{
     samples::jpeg,
 };
 
-/// The number of pictures in the folder, all different.
+/// The number of pictures in the folder that [`Bench::folder_of_pictures`] embeds. All are different.
 const PICTURES: u32 = 10_000;
 
 /// The number of different pictures in the long list, which repeats them.

@@ -201,6 +201,7 @@ async fn concurrent_uploads_never_use_the_disk_reserve_and_are_refused_without_f
     let pictures: Vec<_> =
         (0..16).map(|n| if n % 2 == 0 { variant(&large, n) } else { variant(ROCKET, n) }).collect();
     let mut answers = Vec::new();
+    // The second round starts with the files of the first on the disk.
     for _ in 0..2 {
         let uploads = pictures.iter().map(|picture| app.upload(picture, "a.png"));
         answers.extend(join_all(uploads).await);

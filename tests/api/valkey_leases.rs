@@ -34,8 +34,8 @@ const SUSPENSION: Duration = Duration::from_secs(12);
 /// The number of the picture that comes to all replicas.
 const PICTURE: usize = 1;
 
-/// The number of a picture whose call ends only after [`Setup::release`], so that it keeps the holder's
-/// only permit.
+/// The number of a picture whose call ends only after [`Setup::release`]. Until then, the call keeps the
+/// holder's only permit for calls to NVIDIA.
 const BLOCKER: usize = 2;
 
 /// What NVIDIA does with the first call for [`PICTURE`].
@@ -95,7 +95,7 @@ impl Setup {
         received.iter().filter(|request| try_picture_number(request) == Some(PICTURE)).count()
     }
 
-    /// Sends the holder a picture that is not saved, and waits until NVIDIA has been called for it.
+    /// Uploads a picture to the holder with `save=false`, and waits until NVIDIA has been called for it.
     async fn send_to_holder(&self, picture: usize) -> JoinHandle<reqwest::Result<Answer>> {
         let upload = self.holder.start_unsaved_upload(&tiny(picture));
         let is_called = async || {
@@ -206,7 +206,7 @@ async fn refuse_the_picture_once(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Refuse).await;
     let picture = setup.send_to_holder(PICTURE).await;
     let started = Instant::now();
-    setup.serve_others(async { setup.release.send_modify(|released| *released = true) }).await;
+    setup.serve_others(async { _ = setup.release.send_replace(true) }).await;
     assert!(started.elapsed() < LEASE, "the holder should release its lease after a failed call");
     assert_eq!(picture.await.unwrap().unwrap().status, 422);
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");

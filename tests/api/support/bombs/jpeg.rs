@@ -64,8 +64,8 @@ pub(super) fn endless() -> Vec<Bomb> {
     vec![("jpeg-extended-xmp", extended_xmp())]
 }
 
-/// Appends an empty scan of all components, and the end of the picture. In a progressive picture, a scan
-/// of several components contains only the DC coefficients, with the number 0.
+/// Appends an empty scan of all components, and the end of the picture. In a progressive picture, such a
+/// scan may contain only coefficient 0 of each block, the DC coefficient.
 fn with_empty_scan(head: Vec<u8>) -> Vec<u8> {
     let components: Vec<u8> = (1..=3).collect();
     let last_coefficient =
@@ -105,7 +105,7 @@ fn frame_grows() -> Vec<u8> {
     with_empty_scan([jpeg_head(BASELINE, (16, 16), &[0x11; 3]), second].concat())
 }
 
-/// 15,000 pieces of extended XMP, of which the last is missing, and then 300,000 other segments (XMP
+/// 15,000 equal pieces of an extended XMP that stays incomplete, and then 300,000 other segments (XMP
 /// specification, part 3, 1.1.3.1). Some decoders sort and compare all pieces after each segment.
 fn extended_xmp() -> Vec<u8> {
     let mut piece = b"http://ns.adobe.com/xmp/extension/\0".to_vec();
