@@ -40,7 +40,7 @@ codes! {
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY;
     /// `image_url` is not an absolute http(s) URL, or contains a user name or password.
     InvalidUrl = "invalid_url", BAD_REQUEST;
-    /// The settings forbid the URL, or a URL that it redirects to.
+    /// The URL, or a URL that it redirects to, is not allowed: for example a private address.
     UrlNotAllowed = "url_not_allowed", FORBIDDEN;
     /// The download failed. For example, the host is unknown, it refused the connection, TLS failed,
     /// the status was neither 200 nor 203, or the body ended early.
