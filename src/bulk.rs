@@ -97,8 +97,8 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
     let model = service.client.model().await?;
     match (&arguments.out, &existing.model) {
         (Some(path), Some(existing_model)) if *existing_model != model => {
-            let (path, of_rows) = (path.clone(), existing_model.clone());
-            return Err(OutputError::OtherModel { path, of_rows, of_service: model }.into());
+            let (path, row_model) = (path.clone(), existing_model.clone());
+            return Err(OutputError::OtherModel { path, row_model, service_model: model }.into());
         }
         _ => {}
     }

@@ -191,8 +191,8 @@ fn add_labels(
         ));
         return Ok(());
     }
-    for of_rows in &labels.models {
-        check_model(file, Some(of_rows), model)?;
+    for row_model in &labels.models {
+        check_model(file, Some(row_model), model)?;
     }
     for hit in hits {
         hit.label = labels.by_row.remove(&hit.row);
@@ -200,18 +200,18 @@ fn add_labels(
     Ok(())
 }
 
-/// Refuses the file if its rows have another model than the service. `of_rows` is `None` if the rows'
+/// Refuses the file if its rows have another model than the service. `row_model` is `None` if the rows'
 /// model is not known.
 fn check_model(
     file: &VectorFile,
-    of_rows: Option<&str>,
-    of_service: &str,
+    row_model: Option<&str>,
+    service_model: &str,
 ) -> Result<(), VectorsError> {
-    match of_rows {
-        Some(of_rows) if of_rows != of_service => Err(VectorsError::OtherModel {
+    match row_model {
+        Some(row_model) if row_model != service_model => Err(VectorsError::OtherModel {
             path: file.path.clone(),
-            of_rows: of_rows.to_owned(),
-            of_service: of_service.to_owned(),
+            row_model: row_model.to_owned(),
+            service_model: service_model.to_owned(),
         }),
         _ => Ok(()),
     }

@@ -22,10 +22,10 @@ pub(super) enum OutputError {
     #[error("{path}, line {line}: this is not a row of this command: {detail}")]
     NotARow { path: PathBuf, line: u64, detail: String },
     #[error(
-        "{path} contains vectors of {of_rows}, but this service computes vectors of {of_service}: vectors \
-         of different models cannot be compared, so choose another --out"
+        "{path} contains vectors of {row_model}, but this service computes vectors of \
+         {service_model}: vectors of different models cannot be compared, so choose another --out"
     )]
-    OtherModel { path: PathBuf, of_rows: String, of_service: String },
+    OtherModel { path: PathBuf, row_model: String, service_model: String },
 }
 
 /// The rows that the output already contains.

@@ -48,10 +48,10 @@ pub(super) enum VectorsError {
     #[error("{path}, {place}: {detail}")]
     Row { path: PathBuf, place: String, detail: String },
     #[error(
-        "{path} contains vectors of {of_rows}, but this service computes vectors of {of_service}: vectors \
-         of different models cannot be compared"
+        "{path} contains vectors of {row_model}, but this service computes vectors of \
+         {service_model}: vectors of different models cannot be compared"
     )]
-    OtherModel { path: PathBuf, of_rows: String, of_service: String },
+    OtherModel { path: PathBuf, row_model: String, service_model: String },
 }
 
 /// Reads the rows of a file, in the file's format.
@@ -75,7 +75,7 @@ impl VectorFile {
     /// with any other extension is read like a `.jsonl` file. Blocks the thread.
     ///
     /// # Errors
-    /// The file cannot be read, has no rows, or is not a file of this format with vectors.
+    /// The file cannot be read, has no rows, or does not contain vectors in its format.
     pub(super) fn open(path: &Path, reader: &ItemReader) -> Result<Self, VectorsError> {
         let io_error = |error| VectorsError::Io(path.to_owned(), error);
         // Opening a named pipe would block until another program writes to it.
@@ -154,11 +154,11 @@ impl Rows {
     }
 }
 
-/// The label of a row. `members` are those of the source's object, without the fields that `embed` adds.
-fn label(reader: &ItemReader, members: &[Member<'_>]) -> Option<String> {
-    let id = reader.id_field.as_ref().and_then(|id| json_object::field(members, id));
+/// The label of a row. `source_members` are the row's members without those that `embed` added.
+fn label(reader: &ItemReader, source_members: &[Member<'_>]) -> Option<String> {
+    let id = reader.id_field.as_ref().and_then(|id| json_object::field(source_members, id));
     let id = id.map(|id| json_object::as_string(id).unwrap_or_else(|| id.get().to_owned()));
-    id.or_else(|| reader.location(members))
+    id.or_else(|| reader.location(source_members))
 }
 
 #[cfg(test)]
