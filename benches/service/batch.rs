@@ -27,8 +27,8 @@ impl Bench {
     }
 
     /// Compares the processor time of a batch of cached pictures with that of single requests for as
-    /// many pictures. Every request has a fixed cost, which is all that a health check costs. A batch has
-    /// it once, so it is subtracted from each single request, and added once.
+    /// many pictures. Every request has a fixed cost: that of a health check. A batch has this cost only
+    /// once, so the sum for the single requests contains it only once, too.
     fn cpu_of_batch(&mut self) {
         heading(
             "4 clients, keep-alive; pictures that are in the cache",
@@ -47,15 +47,19 @@ impl Bench {
         let health = cpu_per_request("health", Request::health());
         let single = cpu_per_request("base64", Request::base64(SMALL));
         let batch = cpu_per_request("batch", Request::batch(SMALL, PICTURES));
-        let one_by_one = PICTURES as f64 * (single - health) + health;
-        self.report.goal_at_most("CPU of a batch against single requests", batch / one_by_one, 1.6);
+        let single_requests = PICTURES as f64 * (single - health) + health;
+        self.report.goal_at_most(
+            "CPU of a batch against single requests",
+            batch / single_requests,
+            1.6,
+        );
     }
 
     /// Measures how long an upload takes while the pictures of a batch wait for calls to NVIDIA.
     fn single_picture_beside_batch(&mut self) {
         let folder = self.folder("beside");
-        // A batch makes at most three quarters of these calls at once. So its 32 pictures need six
-        // rounds of calls, 2.4 s. If the upload had to wait for all of them, it would take about 2.6 s.
+        // Of the eight calls that may run at once, a batch makes at most six. So its 32 pictures need
+        // six rounds of calls, 2.4 s. An upload that waits for all six rounds takes about 2.6 s.
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));
@@ -81,8 +85,8 @@ impl Bench {
         self.report.goal_at_most("a single picture beside a batch, s", single_s, 1.3);
     }
 
-    /// Measures the time from the last byte of a batch to its refusal. The limit on calls per
-    /// minute is too low for such a batch at any time.
+    /// Measures the time from the last byte of a batch to its refusal. The batch needs more calls than
+    /// the limit on calls per minute allows within one request's time.
     fn refusal_of_batch(&mut self) {
         let folder = self.folder("refusal");
         let settings = [("NVIDIA_REQUESTS_PER_MINUTE", "10")];

@@ -158,8 +158,8 @@ impl Service {
         })
     }
 
-    /// The process ids of the decoders. Leaves out a child that does not run the decoder's program yet,
-    /// because it still has the memory of the service.
+    /// The process ids of the decoders. Leaves out a child between fork and exec, because it still has
+    /// the memory of the service.
     fn decoders(&self) -> impl Iterator<Item = u32> {
         let threads = fs::read_dir(self.proc_path("task")).unwrap().flatten();
         let children =
