@@ -29,7 +29,7 @@ pub(super) struct Header {
     /// The height in pixels, like `width`.
     pub(super) height: u32,
     /// The number of pixels that are decoded: `width` × `height`, but more if a HEIC is cropped, or if
-    /// its only tile is larger.
+    /// one of its tiles is larger than the picture.
     pub(super) pixels: u64,
     /// The transformation that turns the picture upright.
     pub(super) orientation: Orientation,

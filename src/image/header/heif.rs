@@ -71,8 +71,7 @@ impl Heif {
     pub(super) fn header(&self) -> Result<Header, HeaderError> {
         let (width, height) = self.size;
         let header = Header::new(width, height, Orientation::NoTransforms).ok_or(Damaged)?;
-        // A stream may have more pixels than the picture: for example, the only tile of a small
-        // grid.
+        // A tile may have more pixels than the whole picture.
         Ok(Header { pixels: self.coded_pixels().max(area(self.stream_size)), ..header })
     }
 
@@ -201,8 +200,8 @@ fn read_tiles(
 struct GridLayout {
     rows: u32,
     columns: u32,
-    /// As stored: the numbers may be zero.
-    size: Size,
+    /// The width and height as stored: unlike in a [`Size`], they may be zero.
+    size: (u32, u32),
 }
 
 /// Reads the layout from the data of the grid item.
