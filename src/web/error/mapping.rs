@@ -1,5 +1,5 @@
-//! Maps the errors of the inner modules, which know nothing of HTTP, and of the extractors `head` and
-//! `body` to codes and sentences.
+//! Maps errors to codes and sentences: those of the inner modules, which know nothing of HTTP, and those
+//! of the extractors `head` and `body`.
 //!
 //! A sentence says what is wrong and, where possible, what to do. `code.rs` maps codes to statuses.
 
@@ -84,7 +84,7 @@ pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
             Code::StorageUnavailable
         }
         Error::Store(_) => Code::StorageFailed,
-        // `Undecodable` contains the error of `embed`, which decodes pictures.
+        // `embed` has pictures decoded, so `Undecodable` contains one of its errors.
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_code(error),
         Error::BatchTooLarge { .. } => Code::ValidationFailed,
         Error::Panicked(_) => Code::Internal,

@@ -1,6 +1,6 @@
 //! Refuses requests whose head violates HTTP, before inner layers use the head: a proxy and the
 //! service might understand such a head differently. Also refuses bodies with a coding that the
-//! service does not decode.
+//! service does not decode, and replaces the `Host` with the host in the request line, if any.
 
 use axum::{extract::Request, middleware::Next, response::Response};
 
