@@ -34,7 +34,8 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
     """Encodes planes of values from 0 to 255. All planes have the picture's size.
 
     `sampling` contains each plane's sampling factors, horizontal and vertical. `scans` lists the planes of
-    each scan; by default, one scan contains all planes. `ids` are the components' ids. `adobe` is the colour
+    each scan; by default, one scan contains all planes. In a progressive file, these scans contain only DC
+    coefficients, and scans of single planes follow. `ids` are the components' ids. `adobe` is the colour
     transform in the APP14 segment. `restart` is the number of units (MCUs) between two restart
     markers, or 0 for none."""
     height, width = planes[0].shape
@@ -57,7 +58,7 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
         file += segment(0xDD, struct.pack(">H", restart))
 
     scans = scans or [range(len(planes))]
-    # The planes, the first coefficient and the last coefficient of each pass over the picture.
+    # One pass writes one scan of the file: its planes, and their first and last coefficient.
     passes = [(scan, 0, 63) for scan in scans]
     if frame == PROGRESSIVE:
         single_planes = [[plane] for plane in range(len(planes))]
@@ -86,7 +87,7 @@ def transform(plane, units, max_factors, factors):
 def scan_units(scan, blocks, sampling, units, size, max_factors):
     """Yields the units of a scan (MCUs). Each is a list of pairs of a plane and a block."""
     if len(scan) == 1:
-        # In a scan of one plane, each unit is one block, and there is no padding to whole units (A.2.2).
+        # In a scan of one plane, each unit is one block, and blocks of only padding are left out (A.2.2).
         plane = scan[0]
         across, down = (-(-size[axis] * sampling[plane][axis] // max_factors[axis]) for axis in (0, 1))
         for row in range(-(-down // 8)):
