@@ -1,4 +1,5 @@
-//! Checks keys: the text after `Bearer ` in an Authorization header.
+//! Checks the keys in the configuration: NVIDIA's key and the client keys. A key is the text after
+//! `Bearer ` in an Authorization header.
 //!
 //! A mistake in the configuration often yields an invalid key: quotes around the key, a variable
 //! that was not substituted, or a whole line of a file. With such a key, the service would refuse

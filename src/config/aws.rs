@@ -26,13 +26,13 @@ impl AwsVariables {
     }
 
     /// Whether the variable is part of an access key.
-    pub(super) fn is_of_access_key(name: &str) -> bool {
+    pub(super) fn is_access_key_part(name: &str) -> bool {
         ACCESS_KEY.contains(&name)
     }
 
     /// Forgets the access key, so that its parts are not combined with those of another one.
     pub(super) fn forget_access_key(&mut self) {
-        self.0.retain(|(name, _)| !Self::is_of_access_key(name));
+        self.0.retain(|(name, _)| !Self::is_access_key_part(name));
     }
 
     /// Whether the variable is set.

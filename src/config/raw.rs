@@ -40,10 +40,10 @@ impl RawSettings {
         let mut raw = Self::default();
         raw.add_dotenv(dotenv);
         let environment: Vec<_> = environment.into_iter().collect();
-        // An access key of the environment must not be combined with a secret or a token of `.env`.
-        let is_of_access_key =
-            |name: &OsString| name.to_str().is_some_and(AwsVariables::is_of_access_key);
-        if environment.iter().any(|(name, _)| is_of_access_key(name)) {
+        // An AWS access key must not have some parts from the environment and others from `.env`.
+        let is_access_key_part =
+            |name: &OsString| name.to_str().is_some_and(AwsVariables::is_access_key_part);
+        if environment.iter().any(|(name, _)| is_access_key_part(name)) {
             raw.aws_variables.forget_access_key();
         }
         for (name, value) in environment {

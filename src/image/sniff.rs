@@ -98,10 +98,10 @@ pub enum Unsupported {
     Pdf,
     /// HTML
     WebPage,
-    /// An unsupported variant of any supported format except JPEG. The text is the variant's name with
-    /// an article.
+    /// An unsupported kind of any supported format except JPEG. The text names the kind, with an
+    /// article.
     Kind(&'static str),
-    /// An unsupported variant of JPEG. The text is the variant's name with an article.
+    /// An unsupported kind of JPEG. The text names the kind, with an article.
     Jpeg(&'static str),
     /// Anything else.
     Unknown,

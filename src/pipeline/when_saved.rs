@@ -1,23 +1,23 @@
-//! Lets the call to NVIDIA wait until the picture is saved in the bucket. A call for a picture that
-//! cannot be saved would cost money for nothing.
+//! With a bucket, the call to NVIDIA waits until the picture is saved. A call for a picture that cannot
+//! be saved would cost money for nothing.
 
 use std::future::pending;
 
 use tokio::sync::oneshot;
 
-/// Lets the embedding of a picture wait until the picture is saved.
+/// Tells the embedding of a picture when the picture is saved.
 #[derive(Debug)]
 pub(super) struct WhenSaved(oneshot::Receiver<()>);
 
 impl WhenSaved {
-    /// `saved` receives a message when the picture is saved, or is discarded on purpose. If saving fails,
-    /// the sender is dropped.
+    /// `saved` receives a message when the picture is saved, or discarded because of `SaveMode::Discard`.
+    /// If that fails, the sender is dropped.
     pub(super) fn new(saved: oneshot::Receiver<()>) -> Self {
         Self(saved)
     }
 
-    /// Returns when the picture is saved, or is discarded on purpose. If saving fails, this never returns:
-    /// the request fails at once, which drops this future.
+    /// Returns when the picture is saved, or discarded because of `SaveMode::Discard`. If that fails, this
+    /// never returns: the request fails at once, which drops this future.
     pub(super) async fn wait(self) {
         if self.0.await.is_err() {
             pending::<()>().await;
