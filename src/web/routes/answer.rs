@@ -49,7 +49,7 @@ pub(super) struct Answer {
     height: u32,
     /// The SHA-256 of the picture's bytes.
     sha256: String,
-    /// What was sent to NVIDIA. With another value, the picture's vector would be slightly different.
+    /// What was sent to NVIDIA. Each value gives a slightly different vector.
     #[schema(value_type = PreparedName)]
     prepared: &'static str,
     /// The model that computed the vector.

@@ -59,8 +59,9 @@ struct EmbeddingEntry {
     /// The picture's position in the request.
     #[schema(example = 0)]
     index: usize,
-    /// A list of 1536 numbers, with the digits that NVIDIA sent unless `normalized` is true; with
-    /// `encoding_format: base64`, Base64 of 1536 little-endian 32-bit floats, which rounds each number.
+    /// A list of 1536 numbers. They have the digits that NVIDIA sent, unless `normalized` is true. With
+    /// `encoding_format: base64`, a string: the Base64 of 1536 little-endian 32-bit floats, which rounds
+    /// each number.
     #[schema(value_type = EmbeddingValue)]
     embedding: EncodedVector,
     imagesvc: Description,
@@ -91,8 +92,7 @@ struct Description {
     /// The picture's format, determined from its bytes.
     #[schema(example = "image/jpeg")]
     content_type: &'static str,
-    /// What was sent to NVIDIA. With another value, the picture's vector would be slightly
-    /// different.
+    /// What was sent to NVIDIA. Each value gives a slightly different vector.
     #[schema(value_type = PreparedName)]
     prepared: &'static str,
     /// `miss` if the service called NVIDIA for this picture, else `hit`.
@@ -195,7 +195,7 @@ impl BatchAnswer {
     ///
     /// # Errors
     /// [`BodyError::NoMemory`] if the client's memory limit leaves no space for the answer. The
-    /// vectors are already in the cache.
+    /// vectors stay in the cache, if it is on.
     pub(super) fn into_response(self, mut memory: SharePermit) -> Result<Response, Error> {
         let mut body =
             serde_json::to_vec(&self).map_err(|error| Error::Internal(error.to_string()))?;
