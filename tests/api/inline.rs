@@ -9,7 +9,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_small_jpeg_is_sent_in_one_call_with_exactly_this_line_these_headers_and_this_body() {
+async fn a_small_jpeg_is_sent_in_one_call_with_exactly_this_request_line_headers_and_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.assert_success();
@@ -28,6 +28,7 @@ async fn a_small_jpeg_is_sent_in_one_call_with_exactly_this_line_these_headers_a
             concat!("user-agent: imagesvc/", env!("CARGO_PKG_VERSION")).to_owned(),
         ]
     );
+    // `sorted_headers` leaves out `host`.
     assert_eq!(received[0].header("host"), Some(nvidia.address.to_string().as_str()));
 }
 
@@ -92,7 +93,7 @@ async fn the_answer_contains_the_path_name_type_size_hash_and_model_of_the_pictu
     assert!(answer.text().ends_with("]}\n"), "the vector must be the last field, before a newline");
     let body = answer.json();
     let saved_as = body["saved_as"].as_str().unwrap();
-    // The path begins with `downloads/`, even if the folder has another name.
+    // The path begins with `downloads/`, although the test's folder has another name.
     assert_eq!(body["path"], format!("downloads/{saved_as}"));
     assert_eq!(app.saved(), [saved_as]);
     assert_eq!(app.saved_bytes(saved_as), ROCKET);

@@ -40,7 +40,7 @@ async fn every_number_has_the_value_that_nvidia_sent() {
 }
 
 #[tokio::test]
-async fn a_response_whose_only_field_is_metadata_is_accepted_even_with_a_second_item_in_it() {
+async fn a_response_needs_only_metadata_and_items_after_the_first_are_ignored() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
@@ -70,9 +70,8 @@ async fn a_response_without_exactly_1536_finite_numbers_or_longer_than_1_mib_is_
         Reply::json(200, r#"{"metadata":null}"#),
         Reply::json(200, r#"{"metadata":[{"embedding":"#),
         Reply::json(200, "{}"),
-        // This text is no web page, because it does not begin with `<`. The service would repeat
-        // the call after a web page. `assert_problem` checks that no answer contains
-        // `upstream-secret`.
+        // If this text began with `<`, it would count as a web page, and the service would repeat the
+        // call. `assert_problem` checks that no answer contains `upstream-secret`.
         Reply::new(200, &[("content-type", "text/html")], "no page: upstream-secret"),
         Reply::status(200),
         // Valid, but longer than the 1 MiB that the service reads.

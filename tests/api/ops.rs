@@ -8,7 +8,7 @@ use tokio::{
 use crate::support::{FakeNvidia, ROCKET, Reply, TestApp, embedding, form, post_head};
 
 #[tokio::test]
-async fn health_and_readiness_are_json_and_readiness_reports_that_nvidia_refused_the_key() {
+async fn health_and_readiness_are_json_and_a_refused_nvidia_key_is_reported_without_a_503() {
     let nvidia = FakeNvidia::replying(vec![Reply::status(401)]).await;
     let app = TestApp::start(&nvidia).await;
     assert_eq!(app.get("/health").await.json(), serde_json::json!({ "status": "ok" }));
@@ -28,7 +28,7 @@ async fn metrics_count_requests_calls_retries_and_saved_pictures() {
     let nvidia = FakeNvidia::replying(vec![Reply::status(503), embedding()]).await;
     let app = TestApp::start(&nvidia).await;
     app.upload(ROCKET, "rocket.jpg").await.assert_success();
-    app.get("/some/raw/path").await;
+    app.get("/an/unknown/path").await;
     let metrics = app.get("/metrics").await;
     assert!(metrics.header("content-type").starts_with("application/openmetrics-text"));
     let text = metrics.text();
@@ -49,7 +49,7 @@ async fn metrics_count_requests_calls_retries_and_saved_pictures() {
             "the metrics should contain {line}\n{text}"
         );
     }
-    assert!(!text.contains("/some/raw/path"), "metrics must not contain unknown paths");
+    assert!(!text.contains("/an/unknown/path"), "metrics must not contain unknown paths");
     assert!(text.ends_with("# EOF\n"));
 }
 

@@ -1,5 +1,5 @@
-//! Checks the Markdown pages: the files, links, settings and tests that they mention exist, and the
-//! program prints the messages that `docs/upgrading.md` quotes.
+//! Checks the Markdown pages at the repository's root and in `docs/`: the files, links, settings and
+//! tests that they mention exist, and the program prints the messages that `docs/upgrading.md` quotes.
 
 use std::{
     collections::BTreeSet,
@@ -60,7 +60,7 @@ fn test_names() -> BTreeSet<String> {
 }
 
 #[test]
-fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
+fn every_row_of_docs_security_md_lists_a_file_and_existing_tests() {
     let tests = test_names();
     let page = Document::read("docs/security.md").text;
     let threats = rows(&page);
@@ -71,7 +71,7 @@ fn every_row_of_docs_security_md_contains_a_source_file_and_existing_tests() {
         let mut words = code_spans(guard);
         assert!(
             words.any(|word| word.starts_with("src/") || word.starts_with("deploy/")),
-            "a source file should be listed for this threat: {threat}"
+            "a file of src/ or deploy/ should be listed for this threat: {threat}"
         );
         assert!(
             code_spans(proofs).next().is_some(),
@@ -198,8 +198,7 @@ fn every_setting_that_a_markdown_page_mentions_exists() {
                 .iter()
                 .any(|prefix| word.len() > prefix.len() && word.starts_with(prefix))
         });
-        // This variable is the client's key for `imagesvc embed --to`, and not a setting of the
-        // service.
+        // `IMAGESVC_API_KEY` is the key that `imagesvc embed --to` sends, and no setting of the service.
         for name in mentioned.filter(|name| *name != "IMAGESVC_API_KEY") {
             // In `.env.example`, every setting is commented out.
             assert!(

@@ -11,11 +11,12 @@ use tokio::{
 use crate::support::{FakeNvidia, ROCKET, ServiceProcess, TestApp, connect_from, form, post_head};
 
 /// What a stalling client sends before it stops: nothing, a part of a header, or a header and a
-/// part of a body. The fourth is the start of HTTP/2, which the service does not support.
+/// part of a body.
 const OPENINGS: [&[u8]; 6] = [
     b"",
     b"G",
     b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\n",
+    // The start of HTTP/2, which the service does not support.
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     b"POST /vectorize-image HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"image_url\":",
     b"POST /vectorize-image-upload HTTP/1.1\r\nhost: x\r\n\
@@ -137,10 +138,9 @@ async fn the_connection_of_a_client_that_reads_no_response_is_closed() {
             .await
             .unwrap();
     }
-    let started = std::time::Instant::now();
-    timeout(Duration::from_secs(40), app.stop()).await.unwrap();
+    let stopped = timeout(Duration::from_secs(30), app.stop()).await;
     assert!(
-        started.elapsed() < Duration::from_secs(30),
+        stopped.is_ok(),
         "the write timer should close the connection, so that the service stops within 30 s"
     );
 }

@@ -137,7 +137,7 @@ impl InlinePicture {
     }
 }
 
-/// The number from which `tiny` has made the picture in an inline inference. `tiny` appends it to the
+/// The `n` of the inline picture, which `tiny(n)` or `variant(…, n)` made. Both append `n` to the
 /// picture's bytes.
 pub fn picture_number(request: &Received) -> usize {
     try_picture_number(request).unwrap()
