@@ -319,33 +319,34 @@ fn read_alpha(
             name == b"auxC" && ALPHA_TYPES.contains(&auxiliary_type)
         })
     };
-    let (mut alpha_sizes, mut alpha_grid_count) = (BTreeMap::new(), 0);
+    // By the item of each alpha, its size and whether it is transformed.
+    let (mut alphas, mut alpha_grid_count) = (BTreeMap::new(), 0);
     for (alpha, masters) in meta.auxiliaries() {
         let masters: Vec<u32> = masters.filter(|item| picture.items.contains(item)).collect();
         if masters.is_empty() || !is_alpha(alpha) {
             continue;
         }
         // Several references may name the same alpha, which is read only once.
-        let (alpha_width, alpha_height) = match alpha_sizes.get(&alpha) {
-            Some(size) => *size,
+        let ((alpha_width, alpha_height), is_transformed) = match alphas.get(&alpha) {
+            Some(read) => *read,
             None => {
                 let alpha_picture = CodedPicture::read(reader, meta, alpha)?;
                 let coded_size = alpha_picture.coded_size;
                 let (_, is_transformed) = transformed_size(meta, alpha, coded_size)?;
-                // The decoder would transform this alpha twice: when it decodes the alpha, and when
-                // it transforms the whole grid.
-                if is_transformed && picture.is_grid && masters.contains(&meta.primary) {
-                    return Err(unsupported(
-                        "a tiled HEIC picture whose transparency is cropped, turned or mirrored",
-                    ));
-                }
                 alpha_grid_count += usize::from(alpha_picture.is_grid);
                 if alpha_grid_count > 1 {
                     return Err(unsupported("a HEIC picture with several grids of transparency"));
                 }
-                *alpha_sizes.entry(alpha).or_insert(coded_size)
+                *alphas.entry(alpha).or_insert((coded_size, is_transformed))
             }
         };
+        // The decoder would transform this alpha twice: when it decodes the alpha, and when it
+        // transforms the whole grid.
+        if is_transformed && picture.is_grid && masters.contains(&meta.primary) {
+            return Err(unsupported(
+                "a tiled HEIC picture whose transparency is cropped, turned or mirrored",
+            ));
+        }
         for item in masters {
             let (width, height) = meta.size(item).ok_or(Damaged)?;
             // The encoder may have added padding to the alpha.
@@ -357,7 +358,7 @@ fn read_alpha(
             }
         }
     }
-    Ok(if alpha_sizes.is_empty() {
+    Ok(if alphas.is_empty() {
         Alpha::None
     } else if picture.items.iter().any(|item| meta.is_premultiplied(*item)) {
         Alpha::Premultiplied
