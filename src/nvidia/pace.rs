@@ -6,8 +6,8 @@
 //! Clients share the calls. The next call is made for the client with the fewest calls in the window, so
 //! a new client does not wait behind the calls of others. After a client has made half of a window's
 //! calls, its further calls are spread evenly, so that a new client soon finds a free call. (With several
-//! replicas, or if the service has only one client, calls are spread earlier.) The calls of a batch are
-//! made at once if they all fit into the window.
+//! replicas, or with [`Clients::One`], calls are spread earlier: see [`Rule::burst`].) Batches are an
+//! exception: the calls of a batch are made at once if they all fit into the window.
 
 use std::{
     mem,
@@ -48,8 +48,8 @@ struct Inner {
     /// `None` if there is no Valkey.
     shared: Option<SharedPace>,
     state: Mutex<State>,
-    /// Notified when another waiting call may have become the next one, or may be made earlier than
-    /// before.
+    /// Notified when a different waiting call may be the next one, or when the next one may be made
+    /// earlier than before.
     changed: Notify,
 }
 
@@ -70,8 +70,9 @@ enum Action<'a> {
 }
 
 impl PaceLimiter {
-    /// A limiter of `calls_per_window` calls in any period of length `window`. With a Valkey, the limit
-    /// is for the calls of all replicas together, and this must be called in a runtime.
+    /// A limiter of `calls_per_window` calls in any period of length `window`, which is [`WINDOW`] except
+    /// in tests. With a Valkey, the limit is for the calls of all replicas together, and this must be
+    /// called in a runtime.
     pub(super) fn new(
         calls_per_window: u32,
         window: Duration,
@@ -79,6 +80,7 @@ impl PaceLimiter {
         shared: Option<SharedLimit>,
     ) -> Self {
         let calls_per_window = usize::try_from(calls_per_window).unwrap_or(usize::MAX);
+        // With a Valkey, `apply_mode` sets the number of replicas in the state's copy of the rule.
         let rule = Rule { calls_per_window, window, replicas: 1, clients };
         let inner = Arc::new(Inner {
             rule,
@@ -125,8 +127,8 @@ impl PaceLimiter {
         (1..=at_most).rev().find(|count| fits(*count)).unwrap_or(0)
     }
 
-    /// Waits until a call may be made. `is_spread` is false only for a call of a batch whose calls all
-    /// fit into the window.
+    /// Waits until a call may be made. `is_spread`, as in [`Demand`], is false only for a call of a batch
+    /// whose calls all fit into the window.
     ///
     /// # Errors
     /// How long the call would have to wait, if that is too long for the deadline. This is usually
@@ -161,7 +163,7 @@ impl PaceLimiter {
                 let step = state.step(guard.id, now);
                 if step == Step::WaitForOthers {
                     // If this call was the next one before, another call may be the next one now, for
-                    // example after an expiry. That call's task must wake up.
+                    // example because an old call has left the window. The other call's task must wake up.
                     if mem::take(&mut was_next) {
                         self.0.changed.notify_waiters();
                     }
@@ -212,7 +214,7 @@ impl PaceLimiter {
     }
 
     /// The most calls that this replica may make in a window now: the whole limit, or only the replica's
-    /// share while it does not share the limit with other replicas.
+    /// share while the Valkey cannot be used, and shortly after that.
     pub(super) fn limit(&self) -> usize {
         self.0.state(Instant::now()).limit()
     }
