@@ -43,8 +43,8 @@ pub(in crate::web) async fn discard_unread_body(request: Request, next: Next) ->
         None => {}
         // The body is not read here if the client still waits for `100 Continue`, because reading would
         // send that. Nor is it read if it has already arrived too slowly (status 408). A connection with
-        // an unread body cannot be used again, so it is closed. If bytes arrive nevertheless, the server
-        // discards them while the connection lingers.
+        // an unread body cannot be used again, so it is closed. If bytes arrive nevertheless,
+        // `server::lingering` discards them.
         Some(rest)
             if (is_continue_expected && !rest.was_polled)
                 || response.status() == StatusCode::REQUEST_TIMEOUT =>

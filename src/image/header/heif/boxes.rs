@@ -8,7 +8,7 @@ use super::{
 };
 use crate::image::Reader;
 
-/// The longest `meta` box, in bytes. In a phone's file, the box has a few thousand bytes.
+/// The most bytes that a `meta` box may contain. In a phone's file, it contains a few thousand.
 const MAX_META: u64 = 1 << 20;
 
 /// The maximum number of boxes at the top level of the file. Further boxes are ignored. A phone's
@@ -87,8 +87,8 @@ impl<'a> Iterator for Boxes<'a> {
     }
 }
 
-/// Reads the boxes at the top level of the file. Returns the contents of the `meta` box, and the
-/// offset where the last complete box ends.
+/// Reads the boxes at the top level of the file, up to [`MAX_BOXES`]. Returns the contents of the `meta`
+/// box, and the offset where the last complete box among them ends.
 pub(super) fn read_meta_box(reader: &mut Reader) -> Result<(Vec<u8>, u64), HeaderError> {
     let file_end = reader.seek(SeekFrom::End(0)).map_err(|_| Damaged)?;
     let (mut at, mut meta, mut has_movie) = (0, None, false);
@@ -119,7 +119,7 @@ pub(super) fn read_meta_box(reader: &mut Reader) -> Result<(Vec<u8>, u64), Heade
         }
         has_movie |= &name == b"moov";
         if &name == b"meta" {
-            // A file with two `meta` boxes is ambiguous: the decoder would use the last one.
+            // A file may have only one `meta` box. Of several, the decoder would use the last one.
             if meta.is_some() || len - head_len > MAX_META {
                 return Err(Damaged);
             }
