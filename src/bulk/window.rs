@@ -24,7 +24,8 @@ impl Window {
         (self.size as usize).clamp(1, self.max_size)
     }
 
-    /// How often the window has been halved. Each request keeps this number from its start.
+    /// The number of halvings so far. Each request stores the number at its start, for
+    /// [`Self::halve_after_refusal`].
     pub(super) fn halvings(&self) -> u64 {
         self.halvings
     }
@@ -60,10 +61,15 @@ mod tests {
             window.halve_after_refusal(0);
         }
         assert_eq!((window.size(), window.halvings()), (4, 1));
-        for halvings in 1..9 {
+    }
+
+    #[test]
+    fn a_window_never_becomes_smaller_than_one() {
+        let mut window = Window::new(8);
+        for halvings in 0..9 {
             window.halve_after_refusal(halvings);
         }
-        assert_eq!(window.size(), 1, "a window should never become smaller than 1");
+        assert_eq!(window.size(), 1);
     }
 
     #[test]

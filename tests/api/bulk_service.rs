@@ -39,6 +39,7 @@ fn problem(status: u16, code: &str, headers: &[(&str, &str)]) -> Reply {
 async fn a_running_service_is_used_with_one_of_its_keys() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "first,second").start().await;
+    // A `/` at the end of the URL makes no difference.
     let arguments = format!("photos --out vectors.jsonl --to {}", app.url("/"));
     // No key and a wrong key are refused.
     for wrong_key in ["", "third"] {
@@ -49,7 +50,7 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
     }
     let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", "second");
     bulk.write_pictures(20);
-    // The command sends a file of more than 128 KiB in parts. This file has 270 KB.
+    // The command streams a file of more than 128 KiB in chunks. This file has 270 KB.
     bulk.write("photos/large.png", noise_png(300, 300));
     let run = bulk.run(&arguments).expect_exit_code(0);
     assert!(run.stderr.contains("21 embedded"), "{}", run.stderr);
@@ -61,10 +62,9 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_limits_for_other_clients_do_not_apply_to_the_command() {
+async fn the_service_that_the_command_starts_ignores_keys_limits_and_host() {
     let nvidia = FakeNvidia::healthy().await;
-    // The service that the command starts ignores these settings. This machine does not have the address
-    // 192.0.2.1, so no service could listen on it.
+    // This machine does not have the address 192.0.2.1, so no service could listen on it.
     let bulk = Bulk::new(&nvidia)
         .setting("IMAGESVC_API_KEYS", "first")
         .setting("IMAGESVC_RATE_LIMIT_PER_MINUTE", 1)
