@@ -50,7 +50,8 @@ fn two_clients_that_take_units_in_turn_get_half_of_the_units_each() {
 
 #[test]
 fn a_client_never_exceeds_a_capped_share() {
-    let shares = Shares::capped(10, 4);
+    let (total, share) = (10, 4);
+    let shares = Shares::capped(total, share);
     let permits: Vec<_> = (1..=4).map(|n| take_all(&shares, client(n))).collect();
     assert_eq!(permits.iter().map(|permit| permit.units).collect::<Vec<_>>(), [4, 4, 2, 0]);
     drop(permits);

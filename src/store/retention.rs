@@ -289,7 +289,8 @@ mod tests {
     #[tokio::test]
     async fn a_picture_is_not_removed_while_its_request_is_running() {
         let (folder, store) = open_store(None, Some(1));
-        let mut spool = store.spool(100);
+        let memory_limit = 100; // more than the picture needs
+        let mut spool = store.spool(memory_limit);
         spool.write(&Bytes::from_static(b"picture")).await.unwrap();
         let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         let mut saved =

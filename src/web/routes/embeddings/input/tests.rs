@@ -78,7 +78,7 @@ fn any_field_value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn each_item_of_any_batch_is_a_picture_or_has_an_error_sentence(
+    fn each_item_of_any_batch_has_a_source_or_an_error_sentence(
         value in any_field_value()
             .prop_filter("a field that is null counts as absent", |value| !value.is_null()),
         is_messages in any::<bool>(),
@@ -91,6 +91,7 @@ proptest! {
                 for item in &batch.items {
                     prop_assert!(item.place.starts_with(field));
                 }
+                // `sources_in` panics if a Base64 text cannot be decoded.
                 for source in sources_in(&body) {
                     if let Err(detail) = source {
                         prop_assert!(detail.ends_with('.'), "{}", detail);
