@@ -40,11 +40,11 @@ pub(super) enum Action {
     Fail(Failure),
     /// The picture may be sent again.
     TryAgain(Failure),
-    /// The service accepts no pictures for this time. The picture itself may be good.
+    /// The service accepts no pictures for this long. The picture itself may be good.
     PauseService(Failure, Duration),
     /// The host of the picture has failed. It may answer soon.
     HostFailed(Failure),
-    /// The host of the picture sends no pictures for this time.
+    /// The host of the picture sends no pictures for this long.
     PauseHost(Failure, Duration),
     /// Every further picture would fail in the same way.
     StopRun(Failure),
@@ -83,12 +83,12 @@ impl Action {
     }
 }
 
-/// Classifies an error response. `is_final` is true if the service says that it is useless to send the
-/// picture again soon.
+/// Classifies an error response. `is_retry_useless` is true if the service says that it is useless to send
+/// the picture again soon.
 pub(super) fn response(
     status: StatusCode,
     retry_after: Option<Duration>,
-    is_final: bool,
+    is_retry_useless: bool,
     problem: Option<Problem>,
 ) -> Action {
     let is_busy = matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
@@ -115,8 +115,9 @@ pub(super) fn response(
     match (code.as_str(), retry_after) {
         ("download_failed", Some(wait)) => Action::PauseHost(failure(true), wait),
         // For example, the host has no such picture.
-        ("download_failed", None) if is_final => Action::Fail(failure(false)),
+        ("download_failed", None) if is_retry_useless => Action::Fail(failure(false)),
         ("download_failed" | "download_timeout", _) => Action::HostFailed(failure(true)),
+        // `not_found` means that the service lacks the route, not that a host lacks the picture.
         (
             "unauthorized"
             | "embedding_unauthorized"
@@ -133,7 +134,7 @@ pub(super) fn response(
         // Its status 408 is not that of a server error, so the arms below would not try it again.
         ("request_timeout", _) => Action::TryAgain(failure(true)),
         // After a server error, a later run may still succeed.
-        _ if is_final => Action::Fail(failure(status.is_server_error())),
+        _ if is_retry_useless => Action::Fail(failure(status.is_server_error())),
         _ if status.is_server_error() => Action::TryAgain(failure(true)),
         _ => Action::Fail(failure(false)),
     }
@@ -177,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_download_with_retry_after_pauses_its_host() {
+    fn only_a_failed_download_with_retry_after_pauses_its_host() {
         let paused = action(502, "download_failed", Some(3));
         assert!(matches!(paused, Action::PauseHost(_, wait) if wait.as_secs() == 3));
         assert!(matches!(action(502, "download_failed", None), Action::HostFailed(_)));
     }
 
     #[test]
-    fn a_download_is_tried_again_unless_the_service_says_that_this_is_useless() {
+    fn a_failed_download_is_a_failure_of_the_host_unless_the_service_calls_a_retry_useless() {
         for (status, code) in [(502, "download_failed"), (504, "download_timeout")] {
             let Action::HostFailed(failure) = action(status, code, None) else { panic!("{code}") };
             assert!(failure.may_succeed_later);
@@ -192,7 +193,7 @@ mod tests {
         let problem = Problem { code: "download_failed".into(), detail: "404".into() };
         let Action::Fail(failure) = response(StatusCode::BAD_GATEWAY, None, true, Some(problem))
         else {
-            panic!("a missing picture should be final")
+            panic!("a missing picture should fail at once")
         };
         assert!(!failure.may_succeed_later);
     }

@@ -181,12 +181,12 @@ impl ServiceClient {
         let has_header =
             |name, text| response.headers().get(name).is_some_and(|value| value == text);
         let is_cached = has_header("x-cache", "hit");
-        let is_final = has_header("x-should-retry", "false");
+        let is_retry_useless = has_header("x-should-retry", "false");
         let body = read_body(response).await;
         let body = body.map_err(|error| classify::connection_error(&error, &cause(&error)))?;
         if !status.is_success() {
             let problem: Option<Problem> = serde_json::from_slice(&body).ok();
-            return Err(classify::response(status, retry_after, is_final, problem));
+            return Err(classify::response(status, retry_after, is_retry_useless, problem));
         }
         let answer: Answer<'_> = serde_json::from_slice(&body).map_err(|_| {
             let detail = "The service's answer contains no vector.";

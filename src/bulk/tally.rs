@@ -10,7 +10,7 @@ const MAX_LABEL: usize = 120;
 /// The longest detail of an example, in characters.
 const MAX_DETAIL: usize = 300;
 
-/// The most causes that are counted separately. A cause is an error code of the service or of this command.
+/// The most causes that are counted separately. A cause is an error code of the service or of `embed`.
 /// The limit protects the memory if another program answers in place of the service.
 const MAX_CAUSES: usize = 100;
 
