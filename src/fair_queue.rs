@@ -4,8 +4,8 @@
 //! A free permit goes to the waiting client that has the fewest permits. Among clients with equally
 //! many permits, it goes to the client whose last permit was granted longest ago. Each client's
 //! jobs are served in the order of their arrival. While only one client has jobs, it can thus use
-//! all permits. A new client gets the next free permit, even if other clients have queued many
-//! jobs.
+//! all permits. A new client has no permit, so it goes before clients that have one, however many
+//! jobs they have queued.
 //!
 //! Jobs that need much memory must not block jobs that need little, and the other way round. Some
 //! memory is therefore reserved for small jobs, and one permit too if there are several permits. A
@@ -89,8 +89,8 @@ struct QueuedJob {
     grant: oneshot::Sender<()>,
 }
 
-/// Owned by the caller that submitted a [`QueuedJob`]. Dropping the guard removes the job from the
-/// queue, or releases its permit if the caller has not received it.
+/// Owned by the caller that submitted a [`QueuedJob`]. Dropping the guard removes its job from the
+/// queue, or releases a permit that was granted but not received.
 struct QueueGuard {
     queue: Arc<Inner>,
     client: ClientNetwork,
@@ -298,7 +298,7 @@ impl State {
 
     /// The state of a client. A client that is not stored is treated as if it got its last permit
     /// just before the most recent grant. Among clients with equally many permits, such a client
-    /// goes before the client that was served last, but not before clients that have waited longer.
+    /// goes before the client that was served last, but after the others that already wait.
     fn client_state(&self, client: ClientNetwork) -> ClientState {
         let last_grant = self.grant_count.saturating_sub(1);
         let new_client = ClientState { last_grant, ..ClientState::default() };
@@ -314,8 +314,8 @@ impl State {
         } else if self.capacity.is_large(memory) {
             // Small jobs overtake the large job if they fit into the reserved memory.
             let reserved = self.capacity.memory_reserved_for_small_jobs;
-            self.first_job(|memory| {
-                self.memory_of_small_jobs + memory <= reserved && self.can_grant(memory)
+            self.first_job(|other_memory| {
+                self.memory_of_small_jobs + other_memory <= reserved && self.can_grant(other_memory)
             })
         } else {
             None
@@ -347,8 +347,8 @@ impl State {
     }
 
     /// How many queued jobs would be served before a job that this client submits now. All queued
-    /// jobs of the client itself go first. Jobs of another client go first until the other client
-    /// has more permits than this client.
+    /// jobs of the client itself go first. Jobs of another client go first until both clients have
+    /// equally many permits. Then one more goes first unless the other client's last grant is newer.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client_state(client);
         // How many permits the client has when all of its queued jobs have got one.
