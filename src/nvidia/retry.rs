@@ -17,7 +17,7 @@ use crate::{shares::ClientNetwork, telemetry::Metrics};
 /// How often and after which waits the calls for one picture are retried.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
-    /// The most attempts, including the first.
+    /// After this many transient errors of the calls for one picture, no call is retried.
     pub max_attempts: u32,
     /// The longest backoff before the second attempt. Before each further attempt, the longest
     /// backoff doubles.
@@ -159,8 +159,8 @@ impl RetryState<'_> {
         error: Error,
         deadline: Instant,
     ) -> Result<(), Error> {
-        // A permanent error is not counted. After such an error of an upload, the picture may be sent
-        // inline, and the inline call may use all attempts.
+        // A permanent error is not counted. It must not cost an attempt of the inline call that may
+        // follow a failed upload.
         self.transient_failures += u32::from(error.kind.is_transient());
         let Error { kind, retry_after, .. } = error;
         let transient_failures = self.transient_failures;
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_follows_only_a_transient_error_of_an_early_attempt_before_the_deadline() {
+    fn only_a_transient_error_is_retried_if_attempts_and_time_are_left() {
         let policy = RetryPolicy::default();
         let wait_of = |seconds| Some(Duration::from_secs(seconds));
         let time_left = Duration::from_secs(10);

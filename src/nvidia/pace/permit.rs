@@ -12,7 +12,7 @@ use crate::shares::ClientNetwork;
 pub(in crate::nvidia) struct ReservationGuard {
     pub(super) pace: Arc<Inner>,
     pub(super) client_network: ClientNetwork,
-    /// See [`super::call_log::Demand::is_spread`].
+    /// Whether the calls are spread over time. False only for a batch whose calls all fit into the window.
     pub(super) is_spread: bool,
     /// The number of reserved calls.
     pub(super) count: usize,
@@ -27,9 +27,8 @@ pub(in crate::nvidia) struct PacePermit {
     /// When the Valkey was asked for a turn. `None` if it was not asked. A turn is the Valkey's permission
     /// for a call, which replicas need while they share the limit.
     pub(super) asked: Option<Instant>,
-    /// True if dropping the permit changes nothing: its call was made, or no reply granted a turn.
-    /// (`Inner::take_turn` creates the permit before it asks, so that a cancelled request gives the turn
-    /// back.)
+    /// True if a drop has nothing to undo: the call was made, or the Valkey was asked and no turn arrived.
+    /// False while the reply is awaited, so that a drop gives back a turn that is on its way.
     pub(super) is_done: bool,
 }
 
