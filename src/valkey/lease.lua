@@ -1,13 +1,14 @@
--- Takes the lease of a picture's call, if it is free.
--- KEYS[1]: the lease. It contains its holder's token, or 'done' for a while after the vector was
+-- Takes the lease of a picture's call, if the lease is free.
+-- KEYS[1]: the lease. Its value is its holder's token, or 'done' for a while after the vector was
 --          written to the bucket.
--- ARGV: the token; after how many milliseconds the lease expires; whether 'done' counts as free (1 or 0)
--- Returns 'acquired'; 'held' if another call holds the lease; or 'done' if it does not count as free.
-local holder = redis.call('GET', KEYS[1])
-if holder == 'done' and ARGV[3] == '0' then
+-- ARGV: the caller's token; the milliseconds until the lease expires; whether 'done' counts as free (1 or 0)
+-- Returns 'acquired'; 'held' if another call holds the lease; or 'done' if the value is 'done' and does not
+--          count as free.
+local value = redis.call('GET', KEYS[1])
+if value == 'done' and ARGV[3] == '0' then
   return 'done'
 end
-if holder and holder ~= 'done' then
+if value and value ~= 'done' then
   return 'held'
 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
