@@ -1,6 +1,6 @@
 //! A picture that is too large to be sent inline needs three calls to NVIDIA, and a fourth to
 //! delete the asset. These tests check the request lines, all headers and the bodies of these calls.
-//! Of a picture that the service converts, they check only the format and size.
+//! Of a picture that the service converts, they check only the format, width and height.
 //!
 //! "Large" means too large to be sent inline: more than about 150 KB.
 
@@ -22,8 +22,8 @@ enum Expected {
     Jpeg,
 }
 
-/// Uploads a picture to the service, and asserts that the service uploads it to NVIDIA as expected
-/// and with this media type.
+/// Uploads a picture to the service, and asserts that the service uploads it to NVIDIA as expected,
+/// with this media type, and without the key.
 async fn assert_uploaded(picture: &[u8], expected: Expected, media_type: &str) {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;

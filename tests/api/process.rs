@@ -50,8 +50,7 @@ fn all_invalid_flags_variables_and_dotenv_lines_are_reported_together() {
 async fn a_user_agent_of_several_words_is_read_from_a_dotenv_file_written_on_windows() {
     let picture_server = FakeServer::serving(ROCKET).await;
     let readme = Document::read("README.md").text;
-    // The user agent in README.md. Like the second one below, it contains spaces, but has no quotes
-    // in `.env`.
+    // The first agent is from README.md. Both agents contain spaces, but `.env` has no quotes around them.
     let (_, rest) = readme.split_once("`my-app").unwrap();
     let documented_agent = format!("my-app{}", rest.split('`').next().unwrap());
     for agent in

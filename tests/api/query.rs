@@ -48,7 +48,7 @@ fn assert_has_no_path(answer: &Answer) {
 
 #[tokio::test]
 async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
-    // These pictures are sent inline, sent as an asset, and re-encoded, in this order.
+    // The service sends the first picture inline and the second as an asset. It re-encodes the third.
     for picture in [ROCKET.to_vec(), HUBBLE.to_vec(), converted(CHELSEA, ImageFormat::WebP)] {
         let nvidia = FakeNvidia::healthy().await;
         let picture_server = FakeServer::serving(&picture).await;
@@ -106,7 +106,7 @@ async fn with_save_false_an_error_leaves_no_file_and_the_answer_contains_no_path
 }
 
 #[tokio::test]
-async fn an_unsupported_file_is_not_saved_whether_save_is_true_or_false() {
+async fn an_unsupported_or_damaged_file_is_not_saved_whether_save_is_true_or_false() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     // A GIF whose header is valid, but whose pixels are not.
@@ -126,9 +126,9 @@ async fn an_unsupported_file_is_not_saved_whether_save_is_true_or_false() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
     let (release, _) = watch::channel(false);
-    let released = release.clone();
+    let shared_release = release.clone();
     let nvidia = FakeNvidia::healthy_except(move |request| {
-        (request.line() == INFER).then(|| embedding().held_until(&released))
+        (request.line() == INFER).then(|| embedding().held_until(&shared_release))
     })
     .await;
     let folder = tempfile::tempdir().unwrap();
@@ -155,7 +155,7 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
         }
     }
     assert!(files(&downloads).is_empty());
-    // The call goes on without a client: its result is cached, although the picture's file has no name.
+    // The call goes on without a client, and the service caches the vector.
     release.send(true).unwrap();
     let again = with_query(child.upload_request(&client, &picture), "save=false");
     let again = again.send().await.unwrap();
@@ -203,6 +203,7 @@ async fn with_save_false_the_disk_reserve_still_applies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_save_false_the_log_contains_no_name_of_a_saved_file() {
+    // Every call for the second picture gets the status 402.
     let nvidia = FakeNvidia::replying(vec![embedding(), Reply::status(402)]).await;
     let folder = tempfile::tempdir().unwrap();
     let child = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
