@@ -53,7 +53,7 @@
 //! | [`cli`] | runs one of the commands `serve`, `check`, `embed` and `nearest` |
 //! | [`bulk`] | embeds the pictures of folders and lists, and finds similar ones, as a client of the service |
 //! | [`app`] | builds the service from the settings, and binds its port |
-//! | [`config`] | parses and checks all settings, and prints them for the command `settings` |
+//! | [`config`] | parses, checks and lists all settings |
 //! | [`web`] | HTTP: middleware, extractors, routes, and errors as clients see them |
 //! | [`sandbox`] | the stand-in for NVIDIA |
 //! | [`server`] | TCP: connections, their limits and timeouts, shutdown, the client's address |
