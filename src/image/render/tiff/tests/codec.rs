@@ -47,18 +47,18 @@ fn bits(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn fax_groups_3_and_4_are_decoded_unless_a_row_is_too_short() {
+fn fax_is_decoded_unless_a_group_3_row_is_too_short_or_group_4_has_no_rows() {
     const END_OF_ROW: &str = "000000000001";
     let fax = |compression: u64, photometric| {
         Crafted::new((8, 3), photometric, &[1]).with(COMPRESSION, &[compression])
     };
-    // The first and the last row have four white, three black and one white pixel: these are the three
-    // codes of `row`. The second row has eight white pixels.
+    // The first and the last row have four white (1011), three black (10) and one white pixel (000111).
+    // The second row has eight white pixels.
     let (row, white_row) = ("1011 10 000111", "10011");
     let group_3 = [END_OF_ROW, row, END_OF_ROW, white_row, END_OF_ROW, row].concat();
-    // The codes have these modes: horizontal and vertical in the first and third row, pass and vertical
-    // in the second.
-    let group_4 = format!("001 {} {} 1  0001 1  001 {} {} 1", "1011", "10", "1011", "10");
+    // The modes: 001 is horizontal, with two runs after it, 1 is vertical, and 0001 is pass.
+    let group_4_row = "001 1011 10 1";
+    let group_4 = [group_4_row, "0001 1", group_4_row].concat();
     let outer_row = [255, 255, 255, 255, 0, 0, 0, 255];
     let expected = [outer_row, [255; 8], outer_row].concat();
     for (compression, strip) in [(GROUP_3, bits(&group_3)), (GROUP_4, bits(&group_4))] {
@@ -78,12 +78,14 @@ fn fax_groups_3_and_4_are_decoded_unless_a_row_is_too_short() {
         let strip = [END_OF_ROW, row, END_OF_ROW, short_row, END_OF_ROW, row, END_OF_ROW].concat();
         assert!(decoded(fax_3.file(&[&bits(&strip)])).is_err(), "{short_row}");
     }
-    // If Group 4 ends early, the other rows are white, as in libtiff. A fax without rows is refused.
+    // In Group 4, two codes for the end of a row end the fax. The missing rows are then white, as in
+    // libtiff. A fax without rows is refused.
+    let end_of_fax = END_OF_ROW.repeat(2);
     let fax_4 = fax(GROUP_4, WHITE_IS_ZERO);
-    let one_row = bits(&format!("001 1011 10 1 {END_OF_ROW}{END_OF_ROW}"));
+    let one_row = bits(&format!("{group_4_row} {end_of_fax}"));
     let expected = [&outer_row[..], &[255; 16]].concat();
     assert_eq!(pixels(&fax_4, &one_row), grey(&expected));
-    assert!(decoded(fax_4.file(&[&bits(&END_OF_ROW.repeat(2))])).is_err());
+    assert!(decoded(fax_4.file(&[&bits(&end_of_fax)])).is_err());
 }
 
 /// The samples of a picture whose colours change gradually, and the picture's JPEG.
