@@ -54,14 +54,15 @@ fn open(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, length))
 }
 
-/// A piece of the form's body: text, or the content of the file.
+/// A piece of the form: text, or the content of the file.
 enum Piece {
     Text(Bytes),
     /// A file, and how many of its bytes are not sent yet.
     File(File, u64),
 }
 
-/// Streams the pieces, from the last one in the list to the first one.
+/// Streams the pieces, from the last one in the list to the first one. Fails if the file has become
+/// shorter; the service then sees an incomplete request.
 fn frames(pieces: Vec<Piece>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + Send + Sync {
     stream::try_unfold(pieces, |mut pieces| async move {
         let bytes = match pieces.pop() {
@@ -80,8 +81,7 @@ fn frames(pieces: Vec<Piece>) -> impl Stream<Item = io::Result<Frame<Bytes>>> + 
     })
 }
 
-/// Reads the next bytes of a file. Fails if the file has become shorter; the service then sees an
-/// incomplete request.
+/// Reads the next `length` bytes of a file. Fails if there are fewer.
 async fn read_chunk(mut file: File, length: u64) -> io::Result<(File, Bytes)> {
     spawn_blocking(move || {
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];

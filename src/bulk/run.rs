@@ -97,8 +97,8 @@ impl Run {
     /// Sends all rows, and prints the summary.
     ///
     /// # Errors
-    /// The first row already has a field that `embed` adds, no row can be read because a source is
-    /// broken, or the output cannot be written.
+    /// The first row already has a field that `embed` adds, a source breaks before the feeder has passed
+    /// on a row, or the output cannot be written.
     pub(super) async fn send_all(
         mut self,
         feeder: Feeder,
@@ -114,7 +114,7 @@ impl Run {
         }
     }
 
-    /// Sends all rows. Returns whether a signal has interrupted the run.
+    /// Sends rows until none is left or the run ends early. Returns whether a signal has interrupted the run.
     async fn send_rows(
         &mut self,
         mut feeder: Feeder,
@@ -149,7 +149,8 @@ impl Run {
                             }
                             let detail = "the rest of this source was not read";
                             let failure = Failure::permanent("unreadable_source", detail);
-                            self.tally.add_failure(&reason, &failure);
+                            let label = reason; // it contains the source's name
+                            self.tally.add_failure(&label, &failure);
                         }
                         None => has_more = false,
                     }
@@ -208,6 +209,7 @@ impl Run {
         } else if is_interrupted {
             write_line("interrupted: run the same command again to continue");
         }
+        // If a signal has interrupted the run, this decides the exit code, even if there is a stop reason.
         Ok(match self.tally.failed {
             _ if is_interrupted => Outcome::Interrupted,
             _ if self.stop_reason.is_some() => Outcome::Stopped,
@@ -333,7 +335,7 @@ impl Run {
             Action::PauseHost(failure, pause) => {
                 self.lanes.pause(lane, now + pause, failure.clone());
                 job.attempts.add_failure();
-                // The next attempt starts after the pause, and after its own wait if that is longer.
+                // The next attempt starts when the pause and the backoff of this failure are both over.
                 self.try_again(job, failure, now + pause).await;
             }
             Action::StopRun(failure) => {

@@ -167,6 +167,7 @@ pub(super) fn arguments(matches: &ArgMatches) -> EmbedArguments {
         prefix: text("prefix").unwrap_or_default(),
         to: matches.get_one("to").cloned(),
         concurrency: matches.get_one("concurrency").copied(),
+        // The argument has a default, so it is never missing.
         per_host: matches.get_one("per-host").copied().unwrap_or(NonZeroUsize::MIN),
         limit: matches.get_one("limit").copied(),
         dry_run: matches.get_flag("dry-run"),
