@@ -1,5 +1,5 @@
-//! What the leader of a call does. It looks in the cache once more, and agrees with the other replicas
-//! which of them calls NVIDIA. If this replica does, the leader makes the call and writes the vector.
+//! What the task that leads a call does. It looks in the cache once more, and agrees with the other
+//! replicas which replica calls NVIDIA. If it is this one, the task makes the call and writes the vector.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::{
 use crate::{nvidia::Reservation, telemetry::span, valkey::Lease};
 
 impl Embedder {
-    /// Spawns the leader's task. Unless the request bypasses the cache, the task makes the call only
+    /// Spawns the task that leads a call. Unless the request bypasses the cache, the task makes the call only
     /// if the embedding is not in the cache, and no other replica is known to compute it.
     pub(super) fn spawn_call(
         &self,
@@ -94,8 +94,8 @@ impl Inner {
     }
 
     /// Decides whether this replica makes the call. If there is no Valkey, or if the request bypasses
-    /// the cache, this replica makes the call without asking the others. `looked_in_bucket_at` is when it last
-    /// looked in the bucket.
+    /// the cache, this replica makes the call without asking the others. `looked_in_bucket_at` is when this
+    /// replica last looked in the bucket.
     async fn decide(
         &self,
         job: &Job,

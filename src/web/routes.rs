@@ -62,8 +62,8 @@ struct BaseDocument;
 #[openapi(paths(models::get_model))]
 struct ModelDocument;
 
-/// Creates a counter for each status that the document lists for a `POST`; all these are picture routes.
-/// Alerts can then see the counter at 0 before the first response with this status.
+/// Creates a counter for each status that the document lists for a picture route; these are the routes
+/// with `POST`. Alerts can then see the counter at 0 before the first response with this status.
 fn initialize_counters(metrics: &Metrics, document: &Document) {
     for (route, item) in &document.paths.paths {
         let responses = item.post.iter().flat_map(|post| post.responses.responses.keys());
@@ -114,11 +114,11 @@ fn without_document(routes: &[DescribedRoute], metrics: &Metrics) -> Router<AppS
 pub(super) fn router(
     state: &AppState,
     settings: &Settings,
-    rules: &Arc<PageRules>,
+    page_rules: &Arc<PageRules>,
     extra: Router,
 ) -> Router {
     let open = without_document(&OPEN, &state.metrics)
-        .merge(home::router(Arc::clone(rules)))
+        .merge(home::router(Arc::clone(page_rules)))
         .merge(docs::router(document, state.sample_url.clone()))
         .method_not_allowed_fallback(async || Error::MethodNotAllowed);
     let limit = settings.rate_limit.map(|limit| {
