@@ -16,7 +16,7 @@ use crate::support::{
 /// The largest picture that the service of [`start_limited`] accepts, in bytes.
 const MAX_PICTURE_BYTES: usize = 1 << 20;
 
-/// How many times each test sends a body. A faulty service that resets connections would lose the answer
+/// How many times most tests send each body. A faulty service that resets connections would lose the answer
 /// only in some of these rounds.
 const ROUNDS: usize = 100;
 
@@ -182,7 +182,8 @@ async fn a_client_that_waits_for_100_continue_receives_the_413_before_it_sends_t
         );
         stream.write_all(head.as_bytes()).await.unwrap();
         let mut answer = String::new();
-        // The service should close the connection at once, because it needs no body to refuse it.
+        // The service should close the connection at once, because it can refuse the request without
+        // the body.
         let read = timeout(Duration::from_secs(3), stream.read_to_string(&mut answer));
         read.await.expect("the service should close the connection within 3 s").unwrap();
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
