@@ -30,7 +30,7 @@ pub(super) struct Header {
     pub(super) height: u32,
     /// The number of pixels that are decoded: `width` × `height`, but more if a HEIC is cropped, or if
     /// one of its tiles is larger than the picture.
-    pub(super) pixels: u64,
+    pub(super) decoded_pixels: u64,
     /// The transformation that turns the picture upright.
     pub(super) orientation: Orientation,
 }
@@ -39,8 +39,8 @@ impl Header {
     /// Creates the header of a picture with `width` × `height` decoded pixels. Returns `None` if there
     /// are no pixels.
     fn new(width: u32, height: u32, orientation: Orientation) -> Option<Self> {
-        let pixels = u64::from(width) * u64::from(height);
-        (pixels > 0).then_some(Self { width, height, pixels, orientation })
+        let decoded_pixels = u64::from(width) * u64::from(height);
+        (decoded_pixels > 0).then_some(Self { width, height, decoded_pixels, orientation })
     }
 }
 

@@ -17,7 +17,7 @@ pub struct Picture {
     /// The format, according to the first bytes.
     pub format: Format,
     /// The width in pixels before `orientation` is applied. In a HEIC, the properties that crop and
-    /// turn the picture are already applied.
+    /// turn the picture are already applied, so `orientation` is `NoTransforms`.
     pub width: u32,
     /// The height in pixels, like `width`.
     pub height: u32,
@@ -49,9 +49,9 @@ pub fn probe(content: Content, max_pixels: u64) -> Result<Picture, Error> {
     }
     let format = sniff(&content.read_at(0, MAX_SNIFF_LEN)?).map_err(Error::Unsupported)?;
     let header = header::read(format, &content)?;
-    let Header { width, height, pixels, orientation } = header;
-    if pixels > max_pixels {
-        return Err(Error::TooManyPixels { pixels, limit: max_pixels });
+    let Header { width, height, decoded_pixels, orientation } = header;
+    if decoded_pixels > max_pixels {
+        return Err(Error::TooManyPixels { pixels: decoded_pixels, limit: max_pixels });
     }
     Ok(Picture { content, format, width, height, orientation })
 }

@@ -72,7 +72,7 @@ impl Heif {
         let (width, height) = self.size;
         let header = Header::new(width, height, Orientation::NoTransforms).ok_or(Damaged)?;
         // A tile may have more pixels than the whole picture.
-        Ok(Header { pixels: self.coded_pixels().max(area(self.stream_size)), ..header })
+        Ok(Header { decoded_pixels: self.coded_pixels().max(area(self.stream_size)), ..header })
     }
 
     /// The number of pixels of the whole picture before it is cropped.
