@@ -41,6 +41,7 @@ struct Chunk {
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let tiff = header::read_bounded(picture.format, &picture.content, tiff::read)?;
     let mut reader = picture.content.reader();
+    // Both sizes are from the header, so they differ only if the file was changed in between.
     if (tiff.width, tiff.height) != (picture.width, picture.height) {
         return Err(broken("its size differs from its header"));
     }
@@ -126,7 +127,7 @@ fn read_chunk(
         return Ok(());
     }
     let stored_samples_per_pixel = tiff.samples_of_a_pixel_in_one_chunk();
-    let all_samples_are_needed = stored_samples_per_pixel == needed_samples.len() as u64;
+    let can_copy_whole_pixels = stored_samples_per_pixel == needed_samples.len() as u64;
 
     let bits_per_pixel = stored_samples_per_pixel * tiff.depth.bits();
     let row_len = (u64::from(tiff.chunks.width) * bits_per_pixel).div_ceil(8);
@@ -150,7 +151,7 @@ fn read_chunk(
         let end_pixel = first_pixel + chunk.columns as usize;
         let pixel_len = needed_samples.len();
         let output = &mut pixels[first_pixel * pixel_len..end_pixel * pixel_len];
-        if all_samples_are_needed {
+        if can_copy_whole_pixels {
             output.copy_from_slice(&samples[..output.len()]);
             continue;
         }
