@@ -23,8 +23,8 @@ const MAX_ROWS: usize = 10_000;
 /// With this many bytes of rows in the queue, no new row is added.
 const MAX_BYTES: usize = 32 << 20;
 
-/// From this many consecutive failures of a host on, a picture of that host that fails is not tried
-/// again. Otherwise, a long list with a host that no longer exists would keep the run busy for days.
+/// Once a host has failed this often in a row, its pictures that fail are not tried again. Otherwise, a
+/// long list with a host that no longer exists would keep the run busy for days.
 const MAX_CONSECUTIVE_FAILURES: u32 = 20;
 
 /// The failures of at most this many hosts are counted. If more hosts fail, some counts are lost, and
@@ -184,16 +184,16 @@ impl Lanes {
         self.ready.retain(|ready| ready != name);
     }
 
-    /// Takes a queued job whose host stays paused for `longest` or more: the caller must not start it.
+    /// Takes a queued job whose host stays paused for `too_long` or more: the caller must not start it.
     /// Returns the job with the failure of the host.
     pub(super) fn take_paused_too_long(
         &mut self,
         now: Instant,
-        longest: Duration,
+        too_long: Duration,
     ) -> Option<(Job, Failure)> {
         let (_, name) = self
             .paused
-            .range((now + longest, String::new())..)
+            .range((now + too_long, String::new())..)
             .find(|(_, name)| self.lanes.get(name).is_some_and(|lane| !lane.queue.is_empty()))?;
         let name = name.clone();
         let lane = self.lanes.get_mut(&name)?;
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_of_a_host_are_counted_across_times_without_its_pictures() {
+    fn failures_of_a_host_are_still_counted_after_its_lane_is_removed() {
         let now = Instant::now();
         let mut lanes = Lanes::new(1);
         let mut fail_next_picture = || {
@@ -352,10 +352,10 @@ mod tests {
         lanes.pause("a:80", now + Duration::from_secs(3600), failure());
         // The job of this host stays: its pause is short enough.
         lanes.pause("b:80", now + Duration::from_secs(5), failure());
-        let longest = Duration::from_secs(300);
-        assert!(lanes.take_paused_too_long(now, longest).is_some());
-        assert!(lanes.take_paused_too_long(now, longest).is_some());
-        assert!(lanes.take_paused_too_long(now, longest).is_none());
+        let too_long = Duration::from_secs(300);
+        assert!(lanes.take_paused_too_long(now, too_long).is_some());
+        assert!(lanes.take_paused_too_long(now, too_long).is_some());
+        assert!(lanes.take_paused_too_long(now, too_long).is_none());
         assert_eq!(lanes.rows, 1);
     }
 }
