@@ -12,8 +12,8 @@ use crate::{
 /// The only backend. The Python service that this service replaces uses the same name.
 const BACKEND: &str = "nv_dino";
 
-/// The options in the query of every route for pictures: `save` and `backend`. Options with other names are
-/// ignored. `backend` has no field, because it has only one value.
+/// The options `save` and `backend`, which every route for pictures reads from its query. This type ignores
+/// all other options. `backend` has no field, because it has only one value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::web) struct PictureOptions {
     /// Whether to save the picture, from the option `save`.
@@ -197,7 +197,7 @@ mod tests {
             "save=",
             "save=0",
             "save=no",
-            "save=fal%73",
+            "save=fal%73", // `fals`
             "save=%zz",
             "save=+true",
             "save=true&save=false",

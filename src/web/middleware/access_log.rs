@@ -98,9 +98,9 @@ pub(in crate::web) async fn access_log(
     };
     let span = tracing::info_span!("request", request_id = %entry.id);
 
-    // A call to NVIDIA may outlive its request, and keeps the innermost span until the call ends. It
-    // must not keep the trace's span, which would then seem to last as long as the call. So the log's
-    // span is inside the trace's span.
+    // A call to NVIDIA may outlive its request, and keeps the innermost span until the call ends. That
+    // must not be the trace's span, which would then seem to last as long as the call. So the log's
+    // span is innermost. It is not a child of the trace's span, because a child would keep its parent.
     let mut response = next.run(request).instrument(span).instrument(trace_span).await;
 
     let error = response.extensions_mut().remove::<ErrorExtension>();

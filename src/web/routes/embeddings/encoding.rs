@@ -29,7 +29,7 @@ pub(super) struct Encoding {
 pub(super) enum EncodedVector {
     /// The numbers with the digits that NVIDIA sent.
     Unchanged(Vector),
-    /// Numbers scaled to a Euclidean length of 1; zeros stay as they are.
+    /// The vector scaled to a Euclidean length of 1. A vector of zeros stays as it is.
     Normalized(Vec<f64>),
     /// Base64 of little-endian 32-bit floats.
     Base64(String),
@@ -46,7 +46,7 @@ impl Encoding {
             Some(format) => match &*json::text(format, "encoding_format")? {
                 "float" => false,
                 // If `base64` were ignored, openai-node would return wrong vectors: it requests Base64
-                // by default, and decodes a list as `[0, 0]` without an error.
+                // by default, and decodes a list into wrong numbers without an error.
                 "base64" => true,
                 _ => {
                     return Err(Error::UnsupportedParameter {
