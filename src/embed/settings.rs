@@ -67,7 +67,8 @@ impl CallSettings {
     }
 
     /// The most memory that one picture needs until its inline request has been sent, in bytes: for
-    /// the original, for the JPEG made from the original, and for the request.
+    /// the original, for the JPEG made from the original, and for the request. An original or a JPEG
+    /// that is larger than [`Self::largest_inline`] is in a file instead.
     pub fn inline_memory(&self) -> u64 {
         (2 * self.largest_inline() + self.inline_limit) as u64
     }

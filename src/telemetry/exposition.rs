@@ -28,8 +28,8 @@ impl Exposition {
 /// `untyped`. The lines `# UNIT` and `# EOF` are removed.
 pub(super) fn to_prometheus(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    // The line `# HELP` precedes `# TYPE`, but its name needs the suffix of the type. So it is kept
-    // until then.
+    // `# HELP` precedes `# TYPE`, but the type decides which suffix the name in `# HELP` gets. So the
+    // help is kept until `# TYPE`.
     let mut help = "";
     for line in text.lines() {
         if let Some(name_and_help) = line.strip_prefix("# HELP ") {
