@@ -44,7 +44,8 @@ pub struct Error {
     /// What was requested.
     pub operation: Operation,
     pub(super) cause: Cause,
-    /// Whether any attempt may have written the object. `cause` is only that of the last attempt.
+    /// After a failed write: whether any attempt may have written the object. `cause` is only that of the
+    /// last attempt.
     pub(super) may_have_written: bool,
 }
 
@@ -67,7 +68,8 @@ pub(super) enum Cause {
     /// There was no answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// The deadline of the client's request passed before the bucket's own timeout.
+    /// The client's deadline passed, after too short a wait to blame the bucket. After a longer wait, the
+    /// cause is `Timeout`.
     #[error("the request's deadline passed")]
     DeadlinePassed,
     /// An object that was just written is missing or differs.
@@ -140,7 +142,7 @@ impl Cause {
         }
     }
 
-    /// Whether the attempt that ended with this cause may have written the object.
+    /// Whether an attempt to write the object may have succeeded although it ended with this cause.
     pub(super) fn may_have_written(&self) -> bool {
         match self {
             Self::ErrorResponse(response) => response.status >= 500,
@@ -170,8 +172,8 @@ impl Error {
         Self { operation, may_have_written: cause.may_have_written(), cause }
     }
 
-    /// Whether the server refused the request, or lost the object that was just written: neither ends by
-    /// itself. An outage, an overload and a wrong clock may end by themselves, and are no refusals.
+    /// Whether the server refused the request. `Lost` counts as a refusal, because it does not end by
+    /// itself either. An outage, an overload and a wrong clock may end by themselves, and are no refusals.
     pub fn is_refusal(&self) -> bool {
         match &self.cause {
             Cause::ErrorResponse(response) => {
@@ -184,7 +186,7 @@ impl Error {
         }
     }
 
-    /// Whether the object may have been written although the request failed.
+    /// Whether the object may have been written although the write failed.
     pub fn may_have_written(&self) -> bool {
         self.may_have_written
     }
@@ -194,8 +196,8 @@ impl Error {
         matches!(&self.cause, Cause::ErrorResponse(response) if response.is_about_the_object())
     }
 
-    /// Whether the error shows that the bucket fails. `false` if a client's deadline passed, if the request
-    /// was suspended, or if the server refuses only this object.
+    /// Whether the error shows that the bucket fails. `false` for `DeadlinePassed` and `Suspended`, and if
+    /// the server refuses only this object.
     pub(super) fn is_about_the_bucket(&self) -> bool {
         let was_stopped_here = matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended);
         !was_stopped_here && !self.is_about_the_object()
@@ -273,9 +275,9 @@ mod tests {
     }
 
     #[test]
-    fn the_advice_names_the_setting_or_the_permission_that_is_wrong() {
+    fn a_refusal_that_is_about_the_bucket_has_advice_that_names_the_setting_or_permission() {
         for (status, code, expected) in [
-            (404, "NoSuchBucket", "IMAGESVC_BUCKET "),
+            (404, "NoSuchBucket", "IMAGESVC_BUCKET is"),
             (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
             (403, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
             (301, "PermanentRedirect", "IMAGESVC_BUCKET_REGION"),
@@ -309,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_is_not_a_refusal_and_may_have_written_the_object() {
+    fn an_outage_is_not_a_refusal_and_may_have_written_the_object_if_the_request_was_sent() {
         let broken = Cause::Connection { detail: "reset".into(), was_sent: true };
         for error in [
             error_response(503, "SlowDown", ""),

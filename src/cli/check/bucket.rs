@@ -12,7 +12,8 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// The longest time for writing the object. Also the longest time for removing it.
+/// The longest time for writing the object. Also the longest time for removing it. The reads have a shorter
+/// limit of their own.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Checks the bucket. Returns a finding for each operation that fails, or one finding if all
