@@ -64,8 +64,9 @@ pub(in crate::image) enum Color {
     /// An index into the table ColorMap.
     Palette,
     Cmyk,
-    /// YCbCr in a JPEG. JPEG has only one kind of YCbCr, so the tags YCbCrCoefficients and
-    /// ReferenceBlackWhite are ignored. libtiff ignores them, too, and lets libjpeg convert the colours.
+    /// YCbCr. It is supported only with JPEG compression. JPEG has only one kind of YCbCr, so the tags
+    /// YCbCrCoefficients and ReferenceBlackWhite are ignored. libtiff ignores them, too, and lets libjpeg
+    /// convert the colours.
     YCbCr,
 }
 
@@ -122,8 +123,8 @@ impl Depth {
             (Some(bits), Some(format)) => (bits, format),
             _ => return Err(unsupported("a TIFF whose samples differ in kind or depth")),
         };
-        // Only grey, palette and YCbCr samples may have fewer bits.
-        let needs_8_bits = matches!(color, Color::Rgb | Color::Cmyk);
+        // YCbCr with less than a byte is refused later: it needs JPEG compression, which needs 8 bits.
+        let needs_whole_bytes = matches!(color, Color::Rgb | Color::Cmyk);
         Err(match (format, bits) {
             // Grey floating-point numbers are not supported: they are often temperatures or heights,
             // which are not from 0 to 1.
@@ -132,7 +133,7 @@ impl Depth {
             (2, _) => unsupported("a TIFF of numbers with a sign"),
             (5 | 6, _) => unsupported("a TIFF of complex numbers"),
             (1 | 4, 8) => return Ok(Self::Bits(8)),
-            (1 | 4, 1 | 2 | 4) if !needs_8_bits => return Ok(Self::Bits(bits as u32)),
+            (1 | 4, 1 | 2 | 4) if !needs_whole_bytes => return Ok(Self::Bits(bits as u32)),
             (1 | 4, 16) if color != Color::Palette => return Ok(Self::Bits(16)),
             (1 | 4, 1..=64) => unsupported("a TIFF with a rare number of bits a sample"),
             // The format is unknown, or the number of bits is impossible.
@@ -161,10 +162,11 @@ fn common_value(values: &[u64], default: u64) -> Option<u64> {
 pub(in crate::image) enum Predictor {
     None,
     /// Each sample is stored as the difference from the corresponding sample of the pixel to the left.
+    /// Floating-point numbers are subtracted as if their bits were integers.
     Difference,
     /// The bytes of a row's floating-point numbers are reordered: first the most significant byte of
-    /// each number, then the next byte of each number, and so on. Each byte is then stored as the
-    /// difference from the corresponding byte of the pixel to the left.
+    /// each number, then the next byte of each number, and so on. In this order, each byte is then stored
+    /// as the difference from the byte that is one pixel's number of samples before it.
     FloatDifference,
 }
 
