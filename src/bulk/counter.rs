@@ -50,7 +50,7 @@ impl Counter {
     }
 }
 
-/// Whether a source is a file or a folder, and not standard input or a pipe.
+/// Whether a source is a regular file or a folder, and not standard input, a pipe or a device.
 fn can_be_read_twice(path: &Path) -> bool {
     let is_file_or_folder = |metadata: fs::Metadata| metadata.is_file() || metadata.is_dir();
     !source::is_standard_input(path) && fs::metadata(path).is_ok_and(is_file_or_folder)

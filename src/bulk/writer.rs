@@ -23,12 +23,12 @@ const MAX_WAITING: usize = 64;
 pub(super) enum Target {
     /// The output file and the file of failures beside it.
     Files(Appender, Failures),
-    /// Rows on standard output, and failures on standard error. The reader knows the name of the field
-    /// `error` in a failure: it may have a prefix.
+    /// Rows on standard output, and failures on standard error. The reader knows the prefix of the
+    /// field `error` in a failure.
     Standard(ItemReader),
 }
 
-/// What the thread writes: a row with its vector, or the row of a failure.
+/// What the thread writes: a row with its vector, or a failure.
 #[derive(Debug)]
 enum Entry {
     Row(Identity, String),

@@ -155,7 +155,7 @@ impl Header {
 }
 
 /// Parses the text of a header: a Python dictionary with strings, Booleans and tuples of integers. Contains
-/// the part of the text that is not parsed yet. `None` means that the text has another form.
+/// the part of the text that is not parsed yet. A method's `None` means that the text has another form.
 struct Parser<'a>(&'a str);
 
 impl<'a> Parser<'a> {
@@ -247,6 +247,7 @@ mod tests {
 
     #[test]
     fn a_header_that_declares_anything_but_rows_of_32_bit_floats_is_refused_with_the_reason() {
+        const CANNOT_BE_PARSED: &str = "not that of a .npy file";
         let header = |descr: &str, order: &str, shape: &str| {
             format!("{{'descr': '{descr}', 'fortran_order': {order}, 'shape': {shape}, }}")
         };
@@ -260,14 +261,17 @@ mod tests {
             (header("<f4", "False", "(3, 0)"), "0 numbers"),
             // The largest `u64` is parsed, but is too large a length. The next number is not parsed.
             (header("<f4", "False", "(3, 18446744073709551615)"), "numbers, not 1 to"),
-            (header("<f4", "False", "(3, 18446744073709551616)"), "not that of"),
-            (header("<f4", "False", "(-3, 4)"), "not that of"),
-            (header("<f4", "None", "(3, 4)"), "not that of"),
-            ("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3,)}".into(), "not that"),
+            (header("<f4", "False", "(3, 18446744073709551616)"), CANNOT_BE_PARSED),
+            (header("<f4", "False", "(-3, 4)"), CANNOT_BE_PARSED),
+            (header("<f4", "None", "(3, 4)"), CANNOT_BE_PARSED),
+            (
+                "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3,)}".into(),
+                CANNOT_BE_PARSED,
+            ),
             ("{'descr': '<f4', 'shape': (3, 4)}".into(), "C order"),
             ("{}".into(), "no descr"),
-            (String::new(), "not that of"),
-            ("{'descr': '<f4".into(), "not that of"),
+            (String::new(), CANNOT_BE_PARSED),
+            ("{'descr': '<f4".into(), CANNOT_BE_PARSED),
         ] {
             let error = shape(&text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
