@@ -101,7 +101,8 @@ struct DiskLevel {
 }
 
 impl Cache {
-    /// Creates the levels that the settings turn on. Call this inside the Tokio runtime.
+    /// Creates the levels that the settings turn on, and the level in `bucket` if there is one. Call this
+    /// inside the Tokio runtime.
     pub(super) fn new(settings: &Settings, source: &Source, bucket: Option<Bucket>) -> Self {
         let memory = (settings.cache_memory > 0).then(|| {
             let entries = settings.cache_memory.div_ceil(TYPICAL_VECTOR_LEN);
@@ -355,7 +356,7 @@ mod tests {
         }
         let memory = cache.memory.as_ref().unwrap();
         assert!(memory.weight() <= 100_000);
-        // One entry needs less than 10 KB, so about ten fit.
+        // One entry needs less than 10 KB, so about ten fit. The test requires half of them.
         assert!(memory.len() >= 5, "the cache contains only {} entries", memory.len());
     }
 }

@@ -43,9 +43,9 @@ const PAGE: &str = "index.html";
 /// example.
 const URL_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
-/// Builds the routes. `document` is called at the first request for the document, and takes about
-/// 2 ms. At the start of the service, this would take more memory than the rest of the start, and most
-/// services are never asked for the document. `sample_url` is as in [`with_sample_url`].
+/// Builds the routes. `document` is called at the first request for the document, and takes about 2 ms. A
+/// call at the start of the service would take more memory than the rest of the start, and most services
+/// are never asked for the document. `sample_url` is as in [`with_sample_url`].
 pub(super) fn router<S>(document: fn() -> OpenApi, sample_url: Option<String>) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
@@ -72,15 +72,15 @@ where
         )
 }
 
-/// The document as JSON.
+/// The body of the response at `/openapi.json`.
 fn json(document: &OpenApi, sample_url: Option<&str>) -> Bytes {
     let mut document = with_sample_url(document, sample_url);
     paragraphs::join_in_descriptions(&mut document);
     document.to_string().into()
 }
 
-/// The document as JSON. If there is a `sample_url`, it replaces the URL of the example. In the sandbox,
-/// it is the URL of the sample picture, because the sandbox must work without a network.
+/// The document as a JSON value. In the sandbox, which must work without a network, `sample_url` is the URL
+/// of the sample picture. It replaces the URL of the example. Outside of the sandbox, it is `None`.
 fn with_sample_url(document: &OpenApi, sample_url: Option<&str>) -> Value {
     // The document contains only values that JSON can represent, so serializing it never fails.
     let mut document = serde_json::to_value(document).unwrap_or_default();
