@@ -1,4 +1,5 @@
-//! BMP, GIF and WebP files with unusual headers, and with errors that other decoders tolerate.
+//! BMP, GIF and WebP files with unusual headers, and with errors that imagesvc tolerates as other
+//! decoders do.
 
 use image_rs::{ImageFormat, RgbImage, imageops};
 
@@ -32,9 +33,9 @@ fn mean_difference(a: &RgbImage, b: &RgbImage) -> u64 {
     total / a.len() as u64
 }
 
-/// Uploads pictures, each with its name and with its size before the EXIF orientation is applied.
-/// Asserts that each becomes a JPEG and that the answers contain these sizes. Returns the pixels
-/// that NVIDIA received.
+/// Uploads pictures. Each is given as its name, its bytes, and its size before the EXIF orientation is
+/// applied. Asserts that the answers contain these sizes, and that each picture becomes a JPEG. Returns the
+/// pixels that NVIDIA received.
 async fn upload_all(pictures: &[(&str, Vec<u8>, [u32; 2])]) -> Vec<RgbImage> {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
@@ -97,7 +98,7 @@ async fn a_gif_without_a_palette_is_grey_and_a_frame_beyond_the_canvas_is_not_cr
     let pictures = [
         // In turn, the frame fills the canvas, exceeds it, and has a canvas of 0 × 0 pixels.
         ("grey.gif", [screen(60, 40), frame(0, 0)].concat(), [60, 40]),
-        ("beyond-canvas.gif", [screen(30, 20), frame(4, 2)].concat(), [64, 42]),
+        ("beyond-canvas.gif", [screen(30, 20), frame(4, 2)].concat(), [4 + 60, 2 + 40]),
         ("no-canvas.gif", [screen(0, 0), frame(0, 0)].concat(), [60, 40]),
     ];
     // The left and the upper edge of the frame in each picture.
