@@ -31,9 +31,9 @@ BUCKET = "test-pictures"
 PREFIX = "imagesvc"
 USER = "service"
 ROLE = "service-role"
-ADMIN_POLICY = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
+ADMIN_STATEMENTS = [{"Effect": "Allow", "Action": "*", "Resource": "*"}]
 # The permissions that the service needs.
-SERVICE_POLICY = [
+SERVICE_STATEMENTS = [
     {
         "Effect": "Allow",
         "Action": ["s3:PutObject", "s3:GetObject", "s3:DeleteObject"],
@@ -58,9 +58,9 @@ class Admin:
         settings.INITIAL_NO_AUTH_ACTION_COUNT = float("inf")
         iam = self.client("iam", "any", "any")
         access_keys = {}
-        for name, policy in (("admin", ADMIN_POLICY), (USER, SERVICE_POLICY)):
+        for name, statements in (("admin", ADMIN_STATEMENTS), (USER, SERVICE_STATEMENTS)):
             iam.create_user(UserName=name)
-            iam.put_user_policy(UserName=name, PolicyName="main", PolicyDocument=document(policy))
+            iam.put_user_policy(UserName=name, PolicyName="main", PolicyDocument=document(statements))
             access_key = iam.create_access_key(UserName=name)["AccessKey"]
             access_keys[name] = (access_key["AccessKeyId"], access_key["SecretAccessKey"])
         iam.create_role(
@@ -69,13 +69,13 @@ class Admin:
                 [{"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": "*"}}]
             ),
         )
-        iam.put_role_policy(RoleName=ROLE, PolicyName="main", PolicyDocument=document(SERVICE_POLICY))
+        iam.put_role_policy(RoleName=ROLE, PolicyName="main", PolicyDocument=document(SERVICE_STATEMENTS))
         services = ("iam", "sts", "s3")
         self.iam, self.sts, self.s3 = (self.client(name, *access_keys["admin"]) for name in services)
-        self.user = access_keys[USER]
+        self.user_key_id, self.user_secret = access_keys[USER]
         self.create_bucket()
-        # moto's instance metadata always returns the constant credentials below. They become valid because
-        # an assumed role gets them.
+        # moto's instance metadata always returns the credentials below. moto accepts them only if they
+        # belong to an assumed role.
         self.assume_role()
         metadata_role = assumed_roles()[-1]
         metadata_role.access_key_id, metadata_role.secret_access_key = "test-key", "test-secret-key"
@@ -130,13 +130,13 @@ class Admin:
 
     def deny(self, actions):
         """Denies these actions to the user and the role, in place of those of an earlier call."""
-        statements = list(SERVICE_POLICY)
+        statements = list(SERVICE_STATEMENTS)
         if actions:
             statements.append({"Effect": "Deny", "Action": actions, "Resource": "*"})
         self.set_policy({"Version": "2012-10-17", "Statement": statements})
 
     def attempt(self, endpoint, credentials, operation, parameters):
-        """Calls an operation of S3. Returns `ok`, the error's code, or the name of boto3's error."""
+        """Calls an operation of S3. Returns `ok`, the code of S3's error, or the name of boto3's error."""
         client = self.client("s3", *credentials, endpoint=endpoint)
         # The proxy of the tests does not answer `Expect: 100-continue`, for which boto3 waits a second.
         client.meta.events.unregister("before-call.s3", add_expect_header)
@@ -219,8 +219,8 @@ def main():
             "region": REGION,
             "bucket": BUCKET,
             "prefix": PREFIX,
-            "key_id": admin.user[0],
-            "secret": admin.user[1],
+            "key_id": admin.user_key_id,
+            "secret": admin.user_secret,
         }
     )
     for line in sys.stdin:
