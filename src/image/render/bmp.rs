@@ -73,7 +73,7 @@ fn write_headers(bmp: &Bmp, signed_height: i32) -> Vec<u8> {
         planes_and_bits,
         bmp.compression,
     ]);
-    // The fourth is the number of colours: zero means one for each value of a pixel. The decoder ignores
+    // The fourth zero means that the palette has a colour for each value of a pixel. The decoder ignores
     // the others: the length of the pixels, two resolutions, and the number of important colours.
     put(&[0, 0, 0, 0, 0]);
     put(&bmp.masks);
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_in_headers_are_corrected_except_a_nonzero_pixel_offset_within_the_headers() {
+    fn wrong_values_in_headers_are_tolerated_except_a_nonzero_pixel_offset_within_the_headers() {
         assert_eq!(File { planes: 0, ..FILE }.pixels(), PIXELS);
         assert_eq!(File { data_at: Some(0), ..FILE }.pixels(), PIXELS);
         // With a palette, the offset of the pixels is zero, or it is the offset of the palette.
@@ -249,7 +249,8 @@ mod tests {
             let file = File { data_at: Some(data_at), ..INDEXED };
             assert_eq!(file.pixels(), INDEXED_PIXELS, "{data_at}");
         }
-        // The number of colours is too low, or higher than the bits of a pixel allow. Zero means all.
+        // Two is too low, so the third colour is black. More than 256 are too many for eight bits. Zero means
+        // all colours.
         for colors in [0, 2, 300, u32::MAX] {
             let expected = if colors == 2 { [BLACK, B, A, B] } else { INDEXED_PIXELS };
             assert_eq!(File { colors, ..INDEXED }.pixels(), expected, "{colors}");

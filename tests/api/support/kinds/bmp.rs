@@ -3,7 +3,7 @@
 use super::{Kind, packed};
 use crate::support::craft::bmp;
 
-// Values of the field `compression` in the second header.
+// Values of the field `compression` in the second header, which follows the file header.
 const NONE: u32 = 0;
 const RLE8: u32 = 1;
 const RLE4: u32 = 2;
@@ -22,6 +22,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
         .collect::<Vec<u8>>()
     };
     // The fourth argument of `bmp` is the palette's number of colours. 0 means all that the depth allows.
+    // The fifth argument is the palette or the masks.
     let with_masks = |depth: u16, masks: [u32; 3], pixels: &[u8]| {
         bmp(size, depth, BITFIELDS, 0, &masks.map(u32::to_le_bytes).concat(), pixels)
     };
