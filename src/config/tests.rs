@@ -10,7 +10,7 @@ fn resolve(pairs: &[(&str, &str)]) -> Result<Config, SettingErrors> {
 
 #[test]
 fn the_nvidia_key_is_the_only_required_setting_and_missing_client_keys_cause_a_warning() {
-    let config = resolve(&[("NVIDIA_API_KEY", "Bearer nvapi-1")]).unwrap();
+    let config = resolve(&[("NVIDIA_API_KEY", "nvapi-1")]).unwrap();
     assert!(matches!(config.upstream, Upstream::Nvidia(_)));
     assert_eq!(config.server.listen, "0.0.0.0:8000".parse().unwrap());
     assert_eq!(config.limits.max_image_bytes, 20 << 20);
@@ -71,11 +71,12 @@ fn an_empty_value_is_an_error_for_settings_that_protect_the_service() {
         resolve(&[sandbox, ("IMAGESVC_CORS_ORIGINS", "")]).is_ok(),
         "an empty list of origins must not be an error, because it allows no other site"
     );
+    // An empty NVIDIA key counts as unset, but a key is required.
     assert!(resolve(&[("NVIDIA_API_KEY", "")]).is_err());
 }
 
 #[test]
-fn the_error_without_a_key_mentions_the_key_and_the_sandbox() {
+fn the_error_of_a_missing_key_names_its_setting_and_the_sandbox_flag() {
     let errors = resolve(&[]).unwrap_err().to_string();
     assert!(errors.contains("NVIDIA_API_KEY") && errors.contains("--sandbox"), "{errors}");
 }
@@ -134,19 +135,20 @@ fn every_default_parses_and_is_used_if_the_setting_is_not_set() {
 
 #[test]
 fn an_invalid_value_is_reported_with_the_name_of_its_setting() {
-    // A control character is invalid in every setting except the folder, which may be any text.
-    let folder = store::DOWNLOADS_DIR.info.name;
-    for setting in settings::all().filter(|setting| setting.name != folder) {
+    // A control character is invalid in every setting except the downloads folder, which may be any text.
+    let downloads_dir = store::DOWNLOADS_DIR.info.name;
+    for setting in settings::all().filter(|setting| setting.name != downloads_dir) {
         let errors = resolve(&[(setting.name, "\u{7}")]).unwrap_err().to_string();
         assert!(errors.contains(&format!("  - {} ", setting.name)), "{}: {errors}", setting.name);
     }
-    let config = resolve(&[(folder, "pictures"), ("IMAGESVC_SANDBOX", "true")]).unwrap();
+    let config = resolve(&[(downloads_dir, "pictures"), ("IMAGESVC_SANDBOX", "true")]).unwrap();
     assert_eq!(config.store.folder.to_str(), Some("pictures"));
     assert_eq!(config.embed.cache_folder.to_str(), Some("pictures/.vectors"));
 }
 
 #[test]
-fn a_misspelt_variable_is_reported_together_with_the_errors() {
+fn errors_include_the_warning_about_a_misspelt_variable() {
+    // The misspelt variable alone causes only a warning. The error is the missing key.
     let errors = resolve(&[("IMAGESVC_SANBOX", "true")]).unwrap_err().to_string();
     assert!(errors.contains("IMAGESVC_SANBOX is not a setting"), "{errors}");
 }
@@ -186,7 +188,7 @@ fn each_replica_gets_an_equal_part_of_the_calls_per_minute() {
 }
 
 #[test]
-fn with_a_valkey_a_part_of_the_calls_may_be_less_than_one() {
+fn with_a_valkey_the_calls_per_minute_are_not_divided_and_may_be_fewer_than_the_replicas() {
     let values = [
         ("IMAGESVC_SANDBOX", "true"),
         ("NVIDIA_REQUESTS_PER_MINUTE", "2"),
