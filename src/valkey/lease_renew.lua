@@ -1,6 +1,6 @@
--- Renews a lease, if its holder still has it.
--- KEYS[1]: as in lease.lua
--- ARGV: the token; after how many milliseconds the lease expires
+-- Renews a lease, if the caller still holds it.
+-- KEYS[1]: the lease. Its value is its holder's token.
+-- ARGV: the caller's token; the milliseconds until the lease expires
 -- Returns 1 if the lease was renewed, else 0.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then
   return 0

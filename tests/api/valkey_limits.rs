@@ -14,7 +14,7 @@ use crate::support::{
     tiny,
 };
 
-/// The window of the limit on calls. The service itself adds half a second.
+/// The window of the limit on calls. The service's own window is half a second longer.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The limit of these tests on calls per minute.
@@ -64,9 +64,10 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
         replica.wait_for_metric("imagesvc_call_limit", LIMIT as f64).await;
     }
 
-    // The first replica takes ten turns. It uses one, and gives nine back after five seconds, because
-    // the call for the blocker keeps the only permit. The other replicas have 28 pictures for the 20
-    // turns that are left, so some pictures wait for the nine turns.
+    // A turn is the Valkey's permission for one call. The first replica takes ten turns. It uses one for
+    // the blocker, whose call never ends. Since this replica makes one call at a time, it gives the other nine
+    // back after five seconds. The other replicas have 28 pictures for the 20 turns that are left, so some
+    // pictures wait for the nine turns.
     let blocker = first.start_unsaved_upload(&tiny(BLOCKER));
     nvidia.wait_for(1).await;
     let embedded = join!(upload(&first, 0..9), upload(&second, 100..114), upload(&third, 200..214));
@@ -79,7 +80,7 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
     let calls = times.lock().unwrap().clone();
     assert_eq!(calls.len(), 1 + 28);
     let elapsed = calls[28] - calls[0];
-    assert!(elapsed < MINUTE / 2, "turns were not used before {elapsed:?}");
+    assert!(elapsed < MINUTE / 2, "the last of 29 calls was made only after {elapsed:?}");
 
     // One turn is left in this minute. So one of these three pictures is embedded at once. The other two
     // wait until the first calls are a minute old.
@@ -112,7 +113,8 @@ async fn the_limit_of_a_client_holds_for_all_replicas_together() {
     }))
     .await;
     let admitted = answers.into_iter().filter(|is_admitted| *is_admitted).count();
-    // The limit allows one more request each second. A tenth of the limit is added as a tolerance.
+    // The limit allows a burst of a minute's requests, and then one request each second. This test tolerates
+    // a tenth of the limit in addition.
     let most = PER_MINUTE + PER_MINUTE / 10 + started.elapsed().as_secs() as usize;
     assert!((PER_MINUTE..=most).contains(&admitted), "{admitted} requests were admitted");
 }
