@@ -16,8 +16,7 @@ use crate::{
 
 const HTML: &[u8] = b"<!doctype html><title>A page</title>";
 
-/// A part of the error for tokens, which are numbers: the option with which LangChain sends strings
-/// instead.
+/// A part of the error for an input of numbers, which are tokens. With this option, LangChain sends strings.
 const TOKENS_REFUSED: &str = "check_embedding_ctx_length=False";
 
 /// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the
@@ -58,6 +57,7 @@ async fn the_error_of_an_item_contains_the_index_of_the_item() {
         (json!(""), 422, "validation_failed", text_refused),
         (json!("word"), 422, "validation_failed", text_refused),
         (json!(text_as_base64), 422, "validation_failed", text_refused),
+        // Without `//` after the colon, this counts as text, not as a URL.
         (json!("http:example.com/a.jpg"), 422, "validation_failed", text_refused),
         (json!("ftp://example.com/a.jpg"), 400, "invalid_url", "input[1]"),
         (json!("file:///etc/passwd"), 400, "invalid_url", "input[1]"),
@@ -340,12 +340,12 @@ async fn errors_have_the_openai_shape_on_the_openai_paths_only() {
 #[tokio::test]
 async fn x_should_retry_is_false_for_errors_that_only_the_operator_can_resolve() {
     // If a retry may help, the header is absent, which is an empty text here.
-    for (status, code, expected_header) in [
+    for (nvidia_status, code, expected_header) in [
         (402, "embedding_exhausted", "false"),
         (401, "embedding_unauthorized", "false"),
         (503, "embedding_unavailable", ""),
     ] {
-        let nvidia = FakeNvidia::replying(vec![Reply::status(status)]).await;
+        let nvidia = FakeNvidia::replying(vec![Reply::status(nvidia_status)]).await;
         let app = TestApp::start(&nvidia).await;
         let answer = app.batch(&batch_of([1])).await;
         assert_eq!(answer.json()["code"], code);
