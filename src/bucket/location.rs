@@ -22,7 +22,8 @@ impl fmt::Display for Location {
 }
 
 impl Location {
-    /// Parses `s3://bucket` or `s3://bucket/prefix`. The bucket's name must follow S3's rules:
+    /// Parses `s3://bucket` or `s3://bucket/prefix`. The bucket's name must follow S3's rules,
+    /// except those on reserved beginnings and endings:
     /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html>. A prefix may
     /// contain only slashes and the characters that S3 calls safe, except `*`:
     /// <https://docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html>.

@@ -76,7 +76,7 @@ mod tests {
             assert!(error.to_string().contains(name), "{error}");
         }
         fs::write(at("other.jsonl"), "").unwrap();
-        // An output may be inside a folder that is a source.
+        // An output may be inside a folder that is a source. This check refuses no folder.
         for name in ["other.jsonl", "missing.jsonl", "nested"] {
             check(&sources, &[&at(name)]).unwrap();
         }

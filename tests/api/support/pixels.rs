@@ -9,8 +9,8 @@ use image_rs::RgbImage;
 pub struct Difference {
     /// The mean of the absolute differences of all samples.
     pub mean: f64,
-    /// For each square of 8 × 8 pixels, the averages of a channel in both pictures are compared.
-    /// This is their largest difference. Noise hardly changes an average, but a wrong patch does.
+    /// How much the two pictures differ at most in the average of one channel over a square of 8 × 8
+    /// pixels. Noise hardly changes an average, but a wrong patch does.
     pub worst_square: f64,
 }
 
