@@ -13,15 +13,15 @@ use crate::{
 /// The shortest time between two checks.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest time that a request waits for a check.
+/// How long a check may take. Once a check has taken longer, requests do not wait for it.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why pictures cannot be saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotReadyReason {
-    /// With another picture, fewer bytes than the reserve would be free.
+    /// One more picture would leave fewer free bytes than the reserve.
     BytesUnderReserve,
-    /// With another picture, fewer inodes than the reserve would be free.
+    /// One more picture would leave fewer free inodes than the reserve.
     InodesUnderReserve,
     /// No file can be created, or the free space is unknown.
     NotWritable,
@@ -42,8 +42,8 @@ impl NotReadyReason {
 }
 
 impl Store {
-    /// The reasons why pictures cannot be saved, found by a check that began at most a second ago or
-    /// was still running. The list is empty if pictures can be saved.
+    /// The reasons why pictures cannot be saved. The list is empty if pictures can be saved. Starts a
+    /// check only if none is running and the last one began at least a second ago.
     pub async fn not_ready_reasons(&self) -> Vec<NotReadyReason> {
         let store = self.clone();
         let check = move || store.check_readiness();
@@ -61,7 +61,8 @@ impl Store {
             Err(disk_space::Error::Shortage(Shortage::Inodes { .. })) => {
                 Some(NotReadyReason::InodesUnderReserve)
             }
-            // While the free space is unknown, the service refuses all pictures.
+            // While the free space is unknown, the service refuses all pictures. This measurement has no
+            // timeout of its own, so `MeasurementTimedOut` does not occur here.
             Err(disk_space::Error::Unknown(_) | disk_space::Error::MeasurementTimedOut) => {
                 return vec![NotReadyReason::NotWritable];
             }
