@@ -75,10 +75,14 @@ mod tests {
     /// A graphic control extension: colour 1 is transparent.
     const TRANSPARENT_1: &[u8] = b"!\xf9\x04\x01\0\0\x01\0";
 
-    /// The headers of a file, before its blocks. `table` is empty or contains four colours.
+    /// The headers of a file, before its blocks. `table` is empty, or contains two or four colours.
     fn screen(width: u16, height: u16, table: &[u8]) -> Vec<u8> {
         // 0x80 announces a table. The lowest bits are 0 for two colours, and 1 for four.
-        let flags = if table.is_empty() { 0 } else { 0x81 };
+        let flags = match table.len() / 3 {
+            0 => 0,
+            2 => 0x80,
+            _ => 0x81,
+        };
         let size = [width.to_le_bytes(), height.to_le_bytes()].concat();
         [b"GIF89a", &size[..], &[flags, 0, 0], table].concat()
     }
@@ -120,8 +124,7 @@ mod tests {
         assert_eq!(pixels(&[&screen(4, 1, &[]), &with_local_table, b";"]), expected);
         let grey = [[0; 3], [1; 3], [2; 3], [3; 3]];
         assert_eq!(pixels(&[&screen(4, 1, &[]), &without_table, b";"]), grey);
-        let mut screen_of_two_colors = screen(4, 1, &TABLE[..6]);
-        screen_of_two_colors[10] = 0x80; // the flags for a table of two colours
+        let screen_of_two_colors = screen(4, 1, &TABLE[..6]);
         let expected = [A, B, [0; 3], [0; 3]]; // colours beyond the table are black
         assert_eq!(pixels(&[&screen_of_two_colors, &without_table, b";"]), expected);
     }
@@ -183,10 +186,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_complete_frame_is_refused() {
+    fn a_frame_that_is_missing_empty_incomplete_or_beyond_the_largest_canvas_is_refused() {
         let complete = encoded_frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
         let without_rows = encoded_frame([0, 0, 4, 0], &[], &[]);
-        let too_far_right = encoded_frame([65_535, 0, 4, 1], &[], &[0, 1, 2, 3]);
+        let beyond_largest_canvas = encoded_frame([65_535, 0, 4, 1], &[], &[0, 1, 2, 3]);
         let without_second_row = encoded_frame([0, 0, 4, 2], &[], &[0, 1, 2, 3]);
         for parts in [
             &[&b";"[..]][..],
@@ -196,7 +199,7 @@ mod tests {
             &[&complete[..7]],  // ends in the header
             &[&complete[..12]], // ends before the pixels
             &[&without_rows],
-            &[&too_far_right],
+            &[&beyond_largest_canvas],
             &[&without_second_row],
         ] {
             let file = [&screen(4, 1, &TABLE), &parts.concat()[..]].concat();
