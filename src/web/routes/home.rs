@@ -1,7 +1,7 @@
 //! `/` is a page on which people can send pictures, and see that similar pictures have similar vectors.
 //!
-//! The page is one file, and needs no others. Its style and its script are files of their own in the
-//! sources, so that each stays short.
+//! The page is sent as one file that contains its style and its script. In the sources, these are
+//! separate files, so that each stays short.
 
 use std::sync::{Arc, LazyLock};
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_has_one_placeholder_for_the_sample_and_the_formats_and_two_for_the_host() {
+    fn the_page_has_the_placeholders_for_sample_and_formats_once_and_for_the_host_twice() {
         for (placeholder, count) in
             [(SAMPLE_PLACEHOLDER, 1), (FORMATS_PLACEHOLDER, 1), (HOST_PLACEHOLDER, 2)]
         {
