@@ -46,7 +46,7 @@ async fn pictures_are_in_the_bucket_byte_for_byte_and_not_in_the_folder() {
     app.wait_for(|_| incoming_count(&app) == 0).await;
     assert!(
         bucket.objects_in("checks").is_empty(),
-        "the service's check at its start must remove its object"
+        "the check at the service's start must remove the object that it wrote"
     );
 }
 
@@ -155,8 +155,8 @@ async fn a_vector_under_another_pictures_key_is_not_returned() {
 async fn a_picture_that_cannot_be_decoded_is_removed_from_the_bucket() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
-    // The first half of the file contains the whole header, so the picture is saved before it is
-    // decoded.
+    // The first half of the file contains the whole header, so the service accepts the picture. With
+    // a bucket, it saves a picture before it decodes it.
     let mut damaged = converted(ROCKET, ImageFormat::WebP);
     damaged.truncate(damaged.len() / 2);
     let answer = app.upload(&damaged, "a.webp").await;

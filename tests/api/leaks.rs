@@ -168,9 +168,9 @@ async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_t
 async fn no_log_line_answer_or_metric_contains_the_password_of_the_valkey_even_at_trace_level() {
     let Some(mut valkey) = ValkeyServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
-    // More requests than this test sends. With these limits, the replica uses the Valkey.
     let other_settings = [
         ("IMAGESVC_LOG", "trace".to_owned()),
+        // With these limits, the replica uses the Valkey. The test sends fewer requests.
         ("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned()),
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000".to_owned()),
     ];
@@ -213,7 +213,7 @@ async fn assert_no_credentials_leak(
             assert!(!text.contains(secret.as_str()), "{source} contains {secret}: {text}");
         }
     };
-    let signatures = ["X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"];
+    let signature_parameters = ["X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"];
     settings.push(("IMAGESVC_LOG", "trace".to_owned()));
     settings.push(("IMAGESVC_BUCKET_TIMEOUT", "1s".to_owned()));
     let nvidia = FakeNvidia::healthy().await;
@@ -245,8 +245,8 @@ async fn assert_no_credentials_leak(
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");
     assert!(log.contains("the bucket cannot be written to"), "{log}");
-    for signature in signatures {
-        assert!(!log.contains(signature), "the log contains {signature}");
+    for parameter in signature_parameters {
+        assert!(!log.contains(parameter), "the log contains {parameter}");
     }
     assert_no_secret("the log", &log);
 }

@@ -119,7 +119,7 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
 }
 
 #[test]
-fn the_label_of_a_row_is_its_path_or_the_field_that_id_or_field_names() {
+fn the_label_of_a_row_is_its_path_or_the_field_given_with_the_option_id_or_field() {
     let bulk = photographs();
     // The first name contains a line break, which is printed as `\u000a`.
     bulk.write(
@@ -246,7 +246,7 @@ async fn if_the_picture_fails_the_error_code_and_the_sentence_are_printed_and_th
         ("text.jpg", "imagesvc nearest: text.jpg: unsupported_image: "),
         ("missing.jpg", "imagesvc nearest: missing.jpg: unreadable_file: The file cannot be read"),
         (".", "imagesvc nearest: .: unreadable_file: "),
-        // The service does not fetch from this loopback address.
+        // The service does not fetch from loopback addresses.
         ("http://127.0.0.1:9/a.jpg", "imagesvc nearest: http://127.0.0.1:9/a.jpg: "),
     ] {
         let run = bulk.nearest(&format!("{picture} --in vectors.jsonl")).expect_exit_code(1);
@@ -257,8 +257,9 @@ async fn if_the_picture_fails_the_error_code_and_the_sentence_are_printed_and_th
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_answers_503_or_502_is_asked_again_and_rows_are_printed_by_their_cosine() {
-    // The first request is for the model. Of the three requests with the picture, two fail.
-    let service = FakeServer::start(|request, nth| match (request.line().as_str(), nth) {
+    // The first request is for the model. Of the three requests with the picture, two fail. `earlier` is
+    // the number of requests before this one.
+    let service = FakeServer::start(|request, earlier| match (request.line().as_str(), earlier) {
         ("GET /v1/models", _) => Reply::json(200, r#"{"data":[{"id":"m"}]}"#),
         (_, 1) => Reply::new(503, &[("retry-after", "1")], r#"{"code":"overloaded","detail":"Busy."}"#),
         (_, 2) => Reply::new(502, &[], r#"{"code":"embedding_unavailable","detail":"Down."}"#),

@@ -1,4 +1,4 @@
-"""Checks the answer that a client received for one picture by a route for single pictures."""
+"""Checks an answer of a route for single pictures."""
 
 import math
 import re

@@ -240,6 +240,7 @@ fn wide_tile_of_floats() -> Vec<u8> {
     ]);
     entries.extend([
         (tag::TILE_OFFSETS, tag::LONG, vec![DATA_AT]),
+        // The tile is only the first 1000 bytes of the data.
         (tag::TILE_BYTE_COUNTS, tag::LONG, vec![1000]),
     ]);
     sorted_tiff(&zlib_zeros(1 << 28), entries)
@@ -271,8 +272,8 @@ fn far_entries(count: usize) -> Vec<u8> {
     entries.resize(count, (tag::BITS_PER_SAMPLE, tag::SHORT, vec![DATA_AT, 0, 0, 0]));
     let mut file = big_tiff(&[8, 0].repeat(DATA_LEN / 2), &entries);
     for entry in 2..count {
-        // Four SHORTs fit into the entry. Eight do not, so with a count of eight, a decoder reads
-        // the same bytes as an offset: `DATA_AT`, far before the directory. The directory begins
+        // Four SHORTs fit into the entry, eight do not. So with a count of eight, a decoder reads
+        // the four SHORTs as one offset: `DATA_AT`, far before the directory. The directory begins
         // with the number of entries, in 8 bytes. An entry has 20 bytes, and its count follows the
         // 4 bytes of the tag and the type.
         file[DATA_AT as usize + DATA_LEN + 8 + entry * 20 + 4] = 8;
