@@ -19,7 +19,7 @@ pub const MAX_URL_LEN: usize = 8192;
 pub struct Policy {
     /// The allowed ports.
     pub ports: Vec<u16>,
-    /// The only allowed hosts; `None` allows every public host.
+    /// The only allowed hosts, also for exceptions. `None` allows every public host.
     pub hosts: Option<Vec<HostPattern>>,
     /// Exceptions to the rules about addresses. An [`Exception::Server`] is also an exception
     /// to the rule about ports.
@@ -35,7 +35,7 @@ pub enum HostPattern {
     Subdomains(String),
 }
 
-/// A network or server that is allowed although the rules deny it.
+/// An exception to the rules about addresses or ports: see [`Policy::exceptions`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Exception {
     /// A network: `10.1.0.0/16`.

@@ -175,7 +175,7 @@ fn an_exception_allows_only_its_own_network_or_server() {
         &[],
         &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"],
     );
-    // The exception for its network allows this URL.
+    // An exception for a network allows this URL, not one for its server.
     assert_eq!(server_is_exception(&policy, "http://10.1.2.3/"), Ok(false));
     assert!(is_denied(&policy, "http://10.2.0.1/"));
     // An exception for a network does not allow further ports.
@@ -338,8 +338,8 @@ fn spelling() -> impl Strategy<Value = String> {
             3 => format!("{a:#o}.{b:#x}.{c}.{d}").replace("0o", "0"),
             4 => format!("{a}.{}", bits & 0x00ff_ffff),
             5 => format!("[::ffff:{a}.{b}.{c}.{d}]"),
-            // A percent-encoded first digit, and a trailing dot. The digits of `a` are in another order,
-            // so this is another address than that of `bits`, which does not matter here.
+            // A percent-encoded first digit, and a trailing dot. The first digit is the last one of `a`, so
+            // this is often another address than that of `bits`, or not an address.
             _ => format!("%{:02x}{}.{b}.{c}.{d}.", b'0' + a % 10, a / 10),
         }
     })
