@@ -15,8 +15,8 @@ pub struct Embedding {
     pub provenance: Provenance,
     /// The number of inference calls for this request. Zero if it needed no call of its own.
     pub attempts: u32,
-    /// When the embedding expires in the cache. `None` if it never does. It expires if the picture was
-    /// shrunk only because uploads did not work.
+    /// When the embedding expires in the cache. `None` if it never does. The only embeddings that expire
+    /// are those of pictures that were shrunk because uploads did not work.
     pub valid_until: Option<Instant>,
 }
 

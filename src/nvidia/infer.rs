@@ -61,7 +61,7 @@ impl Client {
         self.infer_with_retries(&inference, retry_state).await
     }
 
-    /// Waits until the next inference may be sent: NVIDIA has asked for no further wait, and the
+    /// Waits until the next inference may be sent: every `Retry-After` of NVIDIA has passed, and the
     /// limit on calls per minute allows the call. The module `embed` waits here before it takes one of its
     /// permits for simultaneous calls, so that no such permit is idle during the wait.
     ///
@@ -82,8 +82,8 @@ impl Client {
             if let Some(pace) = &self.0.pace
                 && retry_state.pace_permit.is_none()
             {
-                // The permit replaces the reservation. A call without a reservation (a retry) is spread:
-                // only the reserved calls of a batch may be made all at once (see `pace.rs`).
+                // The permit replaces the reservation. Only reserved calls of a batch may be made all at
+                // once. All other calls, such as retries, are spread over time.
                 let reservation = retry_state.reservation.take();
                 let is_spread = reservation.as_ref().is_none_or(ReservationGuard::is_spread);
                 drop(reservation);
@@ -222,8 +222,8 @@ fn is_gateway_error(status: StatusCode) -> bool {
 }
 
 impl Error {
-    /// The error for a limit on calls per minute that allows the next call only after `wait`, and so only
-    /// after the deadline.
+    /// The error if the limit on calls per minute does not allow the call before the deadline. The limit
+    /// would allow the call after `wait`.
     pub(super) fn no_call_before_deadline(operation: Operation, wait: Duration) -> Self {
         let log_detail =
             "NVIDIA_REQUESTS_PER_MINUTE allows no further call before the deadline".into();
