@@ -70,8 +70,7 @@ pub(super) fn resolve(
     Some(Settings { location: location?, endpoint, region, timeout, aws_variables })
 }
 
-/// Adds an error for each setting for the removal of old pictures, if it is set: none of these settings
-/// applies to a bucket.
+/// Adds an error for each retention setting that is set: these settings do not apply to a bucket.
 fn add_retention_errors(reader: &mut Reader<'_>, retention: Retention) {
     for (setting, is_set) in [
         (&store::DOWNLOADS_MAX_AGE.info, retention.max_age.is_some()),
@@ -121,7 +120,7 @@ mod tests {
             ("IMAGESVC_BUCKET", "s3://photos/imagesvc"),
             ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
             ("AWS_SECRET_ACCESS_KEY", "secret-example"),
-            ("AWS_PROFILE", "not used"),
+            ("AWS_PROFILE", "x"), // not one of `bucket::AWS_VARIABLES`
         ]);
         let config = config.unwrap();
         let bucket = config.bucket.as_ref().unwrap();
@@ -130,6 +129,7 @@ mod tests {
         assert_eq!(names, ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]);
         let printed = format!("{config:?}");
         assert!(!printed.contains("AKIDEXAMPLE") && !printed.contains("secret-example"));
+        // Variables of AWS alone do not set a bucket.
         assert!(resolve(&[("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")]).unwrap().bucket.is_none());
     }
 

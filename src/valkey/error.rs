@@ -23,7 +23,7 @@ impl From<RedisError> for Failure {
     }
 }
 
-/// Why the service does not start with the Valkey.
+/// Why the Valkey prevents the start of the service.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The client cannot be created from the URL.
@@ -88,8 +88,8 @@ impl Failure {
             || error.detail().is_some_and(is_in_script)
     }
 
-    /// If the server refuses this client, returns the error that ends the start, as `Ok`. Returns every
-    /// other failure unchanged, as `Err`: the server cannot be reached, or the failure may pass.
+    /// If the server refuses this client, returns the [`StartError`] as `Ok`. Returns every other failure
+    /// unchanged, as `Err`: the server cannot be reached, or the failure may pass.
     pub(super) fn into_start_error(self) -> Result<StartError, Self> {
         let is_refusal = match &self {
             Self::Timeout | Self::Task(_) => false,
