@@ -16,9 +16,8 @@ pub(crate) const REQUEST_SPAN: &str = "http_request";
 /// The field with the outcome of a span, as `tracing-opentelemetry` names it.
 const STATUS: &str = "otel.status_code";
 
-/// Creates a span of a trace from a name and fields. `otel.status_code` is `STATUS`, which
-/// `mark_failed` may set later. The other fields have the names of OpenTelemetry's
-/// semantic conventions where these have one.
+/// Creates a span of a trace from a name and fields. The span also has the field `STATUS`, which
+/// `mark_failed` may set later. A field that OpenTelemetry's semantic conventions define has the name there.
 macro_rules! span {
     ($name:expr $(, $($fields:tt)+)?) => {
         tracing::debug_span!(
@@ -41,7 +40,7 @@ pub(crate) fn in_span<T, E>(
     work.instrument(span.clone()).inspect_err(move |_| mark_failed(&span))
 }
 
-/// Records that what a span measures has failed.
+/// Marks a span as failed.
 pub(crate) fn mark_failed(span: &Span) {
     span.record(STATUS, "error");
 }
