@@ -71,7 +71,7 @@ async fn no_picture_is_fetched_from_a_host_during_its_retry_after_and_other_host
     assert_eq!(bulk.rows("vectors.jsonl").len(), 6 + 20);
     let times = times.lock().unwrap();
     assert_eq!(times.len(), 2 + 6, "only the two refused pictures should be requested again");
-    // The first request after the two refused ones.
+    // Until the first request after the two refused ones.
     let pause = times[2] - times[1];
     assert!(pause >= Duration::from_secs(2), "the pause should be the Retry-After, not {pause:?}");
 }
@@ -97,8 +97,8 @@ async fn a_download_is_tried_again_only_if_it_may_succeed_soon() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|request, nth| match (request.target.as_str(), nth) {
         // With `--per-host 6`, the first six requests are for the six pictures of the list, because a run
-        // waits before it requests a picture again. For three of them, the server first sends an error,
-        // breaks off in the middle of the picture, or breaks off in the middle of the head.
+        // waits before it requests a picture again. The first replies for three pictures are an error, a part
+        // of the picture, and a part of a head.
         ("/0", 0..6) => Reply::status(500),
         ("/1", 0..6) => picture_reply("/1").broken_off(),
         ("/2", 0..6) => Reply::new(200, &[], "").broken_off(),

@@ -1,6 +1,6 @@
 //! Sends damaged pictures of every format. Each picture must be answered in time, with an embedding
-//! or with an error about the picture. At the end, the service must have no more open files and
-//! hardly more memory than after the first quarter of the run.
+//! or with an error about the picture. The number of open files and the memory of the service must
+//! hardly grow after the first quarter of the run.
 //!
 //! CI runs this for half a minute. To run it for ten minutes:
 //!
@@ -164,8 +164,8 @@ async fn damaged_pictures_of_every_format_are_answered_and_leak_no_files_and_har
     let corpora = load_corpora();
     let folder = tempfile::tempdir().unwrap();
     // The sandbox decodes every picture. The pictures that the service converts or shrinks are
-    // decoded twice. The request timeout is longer than `MAX_DURATION`, so a slow answer is a
-    // failure of its own.
+    // decoded twice. The request timeout is longer than `MAX_DURATION`, so a slow answer is
+    // reported as slow.
     let service = ServiceProcess::start(
         folder.path(),
         &[
@@ -213,8 +213,8 @@ async fn damaged_pictures_of_every_format_are_answered_and_leak_no_files_and_har
             requests.buffer_unordered(max_concurrent).collect::<()>().await;
         }
     };
-    // `when_idle` measures after each pause, until two measurements are equal. Before the second one,
-    // the service closes its idle connections: it does so after 10 s, and two pauses take longer.
+    // `when_idle` measures after each pause, until two measurements are equal. The service closes idle
+    // connections after 10 s, and so before the second measurement, which is after 12 s.
     let pause = Duration::from_secs(6);
     send_pictures(duration / 4).await;
     let before = ResourceUsage::when_idle(&service, pause).await;

@@ -144,7 +144,7 @@ async fn a_fetched_web_page_is_reported_as_a_web_page() {
 }
 
 #[tokio::test]
-async fn the_error_says_whether_a_download_ended_before_the_response_before_the_picture_or_in_it() {
+async fn the_error_says_whether_the_response_the_picture_or_only_its_end_is_missing() {
     for response in [Vec::new(), b"no http".to_vec()] {
         assert!(
             download_error(Reply::CloseAfter(response))

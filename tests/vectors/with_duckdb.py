@@ -7,7 +7,7 @@ import rows
 database = duckdb.connect()
 for name in ["folder", "people"]:
     expected_rows = rows.read(f"{name}.jsonl")
-    json_lines = rows.lines(f"{name}.jsonl")  # for the exact text of nested values
+    json_lines = rows.lines(f"{name}.jsonl")  # `cell` takes the texts of nested values from them
     vectors = rows.vectors(expected_rows)
     source_columns = rows.source_columns(expected_rows)
     # DuckDB ignores the case of names. So after "name", it renames "Name" to "Name_1".
@@ -17,7 +17,7 @@ for name in ["folder", "people"]:
     assert names == expected_names, names
     text_columns = source_columns + ["sha256", "model", "prepared"]
     assert types[:-1] == ["VARCHAR"] * len(text_columns) + ["INTEGER"] * 2, types  # the two are width and height
-    assert types[-1] == "FLOAT[]", "if DuckDB now has a type with the lists' length, say so in docs/bulk.md"
+    assert types[-1] == "FLOAT[]", "if DuckDB now reads the length of the vectors, say so in docs/bulk.md"
 
     table = database.sql(f"SELECT * FROM '{name}.parquet'").fetchall()
     for row, expected_row, line, vector in zip(table, expected_rows, json_lines, vectors, strict=True):
