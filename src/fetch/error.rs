@@ -16,7 +16,7 @@ pub enum Error {
     NoSuchHost(#[source] reqwest::Error),
     /// The system's resolver failed, so it is unknown whether the host name has an address.
     #[error("the host name could not be looked up")]
-    NoResolver(#[source] reqwest::Error),
+    LookupFailed(#[source] reqwest::Error),
     /// The connection or its TLS handshake failed.
     #[error("could not connect to the host")]
     Connect(#[source] reqwest::Error),
@@ -31,7 +31,8 @@ pub enum Error {
         /// The connection's error.
         source: io::Error,
     },
-    /// The host sent too many bytes, counted before decompression.
+    /// The host sent too many bytes, counted before decompression. The reader of the stream limits the
+    /// decompressed bytes.
     #[error("the host sent more than {limit} bytes")]
     TooManyBytes {
         /// The most bytes that a picture may have.
@@ -80,7 +81,7 @@ impl Error {
         let lookup = causes(&error).find_map(|cause| cause.downcast_ref::<LookupError>());
         match lookup.map(LookupError::means_no_address) {
             Some(true) => Self::NoSuchHost(error),
-            Some(false) => Self::NoResolver(error),
+            Some(false) => Self::LookupFailed(error),
             None if error.is_timeout() => Self::Timeout,
             None if error.is_connect() => Self::Connect(error),
             None => Self::NoAnswer(error),
@@ -90,7 +91,7 @@ impl Error {
     /// Whether another attempt within minutes may succeed.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NoResolver(_)
+            Self::LookupFailed(_)
             | Self::Connect(_)
             | Self::NoAnswer(_)
             | Self::Interrupted { .. }

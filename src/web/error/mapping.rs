@@ -130,7 +130,7 @@ pub(super) fn fetch_code(error: &fetch::Error) -> Code {
         Error::Timeout => Code::DownloadTimeout,
         Error::TooManyBytes { .. } => Code::ImageTooLarge,
         Error::NoSuchHost(_)
-        | Error::NoResolver(_)
+        | Error::LookupFailed(_)
         | Error::Connect(_)
         | Error::NoAnswer(_)
         | Error::Interrupted { .. }
@@ -148,7 +148,7 @@ pub(super) fn fetch_detail(error: &fetch::Error) -> String {
         Error::Url(refusal) => refusal.to_string(),
         Error::Timeout => "The host of image_url took too long to deliver the picture.".into(),
         Error::NoSuchHost(_) => "The host of image_url could not be found; check the URL.".into(),
-        Error::NoResolver(_) => {
+        Error::LookupFailed(_) => {
             "The host of image_url could not be looked up just now; try again later.".into()
         }
         Error::Connect(_) => "The service could not connect to the host of image_url.".into(),

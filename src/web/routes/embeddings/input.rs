@@ -185,7 +185,7 @@ fn is_url(content: &str) -> bool {
 /// URL unchanged.
 ///
 /// # Errors
-/// The text is not Base64. If it has no `data:`, the error says that it is not a picture.
+/// The text is not Base64. For [`Source::Base64`], the error says that the string is not a picture.
 fn with_normalized_base64(source: Source, body: &mut [u8], place: &str) -> Result<Source, Error> {
     // `normalize` returns a range inside of the bytes that it gets.
     let in_body =
