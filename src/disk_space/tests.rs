@@ -100,7 +100,7 @@ async fn bytes_that_are_written_during_a_measurement_are_counted() {
     was_read.recv().unwrap();
 
     let mut second = space.empty_permit();
-    // Only two blocks are left above the reserve, so this starts a second measurement.
+    // Near the reserve, each grant needs a new measurement. This starts the second one.
     let mut growing = Box::pin(second.grow_to(8 * BLOCK));
     assert!(poll!(&mut growing).is_pending());
     was_read.recv().unwrap();
@@ -112,7 +112,7 @@ async fn bytes_that_are_written_during_a_measurement_are_counted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn free_space_is_measured_once_a_second_but_near_the_reserve_for_each_check() {
+async fn free_space_is_measured_once_a_second_or_at_each_check_near_the_reserve() {
     // A gibibyte more than the reserve is far from the reserve.
     let disk = FakeDisk::with_free(RESERVE + (1 << 30));
     let space = disk.space();
@@ -149,7 +149,8 @@ async fn inodes_are_limited_if_their_number_is_fixed() {
     };
     // btrfs and many user-space file systems report no number of inodes.
     space(None).check_space().await.unwrap();
-    // One percent of all inodes must stay free: 100 of the 102 that are free.
+    // One percent of all inodes must stay free: 100 of the 102 that are free. So two permits
+    // are granted: a file of any length takes one inode.
     let few = space(Some(Inodes { free: 102, total: 10_000 }));
     let mut permits: Vec<_> = (0..3).map(|_| few.empty_permit()).collect();
     let results = join_all(permits.iter_mut().map(|permit| permit.grow_to(1 << 30))).await;

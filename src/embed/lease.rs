@@ -45,7 +45,7 @@ enum Step {
     Wait,
     /// Look in the bucket.
     Read(Position),
-    /// Call NVIDIA. A holder first checks that it still holds the lease.
+    /// Call NVIDIA. A holder first checks with [`may_call`] that it still holds the lease.
     Call(Position),
 }
 
@@ -74,9 +74,12 @@ impl Step {
     }
 
     /// The step after a reply. `looked_recently` says whether this replica looked in the bucket less
-    /// than [`Valkey::lease_reserve`] before the reply. If so, it need not look again after it has acquired
-    /// the lease: no other replica has written the vector since. If one had, the reply would be `Done`, or
-    /// `Held` if that replica was killed before it released its lease.
+    /// than [`Valkey::lease_reserve`] before the reply. If so, it calls NVIDIA without another look, unless
+    /// the reply is `Held` or `Done`.
+    ///
+    /// After `Acquired`, that look is recent enough: no other replica has written the vector since. If one
+    /// had, the reply would be `Done`. If it had been killed before its release, the reply would be `Held`:
+    /// a lease lasts at least [`Valkey::lease_reserve`] after its holder is killed.
     fn after_reply<L>(reply: &Reply<L>, looked_recently: bool) -> Self {
         match (reply, looked_recently) {
             (Ok(LeaseReply::Acquired(_)), true) => Self::Call(Position::Holder),
@@ -117,9 +120,9 @@ pub(super) enum Decision {
     Call(Option<Lease>),
 }
 
-/// Decides whether this replica calls NVIDIA. Waits while another replica calls it. Gives up the
-/// reservation before the first wait, so that other requests can use it. `looked_in_bucket_at` is when this
-/// replica last began to look in the bucket. `None` means that it must look before it calls NVIDIA.
+/// Decides whether this replica calls NVIDIA. Waits while another replica calls it. Before the first wait,
+/// drops the `reservation`, so that other requests can use the reserved call. `looked_in_bucket_at` is when
+/// this replica last began to look in the bucket. `None` means that it must look before it calls NVIDIA.
 ///
 /// # Errors
 /// [`Error::QueueTimeout`] if another replica still calls NVIDIA at the deadline.

@@ -101,10 +101,10 @@ fn lead(embedder: &Embedder) -> LeadGuard<CacheKey, Outcome> {
 }
 
 #[tokio::test]
-async fn a_request_gets_the_outcome_of_a_completed_call_whose_entry_still_exists() {
+async fn a_request_gets_the_outcome_of_a_completed_call_that_can_still_be_joined() {
     let embedder = new_embedder();
-    // The call's entry, which other requests find, exists until this guard is dropped.
-    let _entry = lead(&embedder).complete(Ok(sample_embedding()));
+    // Other requests can join the completed call until this guard is dropped.
+    let _entry_guard = lead(&embedder).complete(Ok(sample_embedding()));
     let embedding = embedder.embed(new_job(), None).await.unwrap();
     assert_eq!(embedding.provenance, Provenance::Shared);
     assert_eq!(embedding.attempts, 0, "the request itself must not call NVIDIA");
