@@ -242,8 +242,8 @@ async fn hostile_pictures_do_no_harm_when_they_are_shrunk() {
     assert!(outcomes.refused > 10, "more than 10 should be refused, not {}", outcomes.refused);
 }
 
-/// The sandbox decodes every picture. The service saves a picture before it sends it to the
-/// sandbox, so it also saves the pictures that the sandbox rejects.
+/// The sandbox decodes every picture. The pictures that it refuses stay saved, like those that NVIDIA
+/// refuses.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
     let target = Target::sandbox().await;
@@ -261,7 +261,7 @@ async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
 }
 
 /// Sends only two of the endless pictures, because each takes all the processor time that a decoder
-/// may use.
+/// may use. The JPEG is over the inline limit of [`SHRINK`], so it is decoded, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn pictures_that_never_finish_decoding_are_refused_in_time() {
     let names = ["tiff-shared-lzw", "jpeg-extended-xmp"];

@@ -65,8 +65,8 @@ async fn a_picture_is_embedded_after_two_transient_faults() {
     }
 }
 
-/// What is expected if a call that contains the picture gets `status` and NVIDIA's error in JSON.
-/// Returns the number of calls, and the status and the code that the client receives.
+/// What is expected if NVIDIA answers an inline call with `status` and an error in JSON. Returns the
+/// number of calls, and the status and the code that the client receives.
 fn expected_outcome(status: u16) -> (usize, u16, &'static str) {
     match status {
         400 | 413 | 415 | 422 => (1, 422, "embedding_rejected"),
@@ -112,7 +112,7 @@ async fn the_client_gets_an_error_after_three_attempts_with_a_transient_fault() 
             Reply::Bytes(bytes) if bytes.starts_with(b"HTTP/1.1 429") => {
                 (503, "embedding_rate_limited")
             }
-            // The HTML page. A reply that is broken off is a `Reply::CloseAfter`.
+            // `html(200)`. The other faults with this status are `Reply::CloseAfter`.
             Reply::Bytes(bytes) if bytes.starts_with(b"HTTP/1.1 200") => (502, "embedding_invalid"),
             _ => (502, "embedding_unavailable"),
         };
@@ -212,7 +212,7 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
 
 #[tokio::test]
 async fn a_retry_waits_as_long_as_retry_after_asks() {
-    // A date has full seconds, so this wait is between 1.5 s and 2.5 s.
+    // A date has full seconds, so this one is at least 1.5 s ahead, and the wait is longer than 1 s.
     let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
     let seconds = || "1".to_owned();
     let cases = [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)];

@@ -67,8 +67,7 @@ async fn under_concurrent_uploads_only_pictures_that_are_not_in_use_are_removed(
     // larger than `max_bytes`, so all older pictures must be removed.
     app.upload(ROCKET, "large.jpg").await.assert_success();
     let is_removed = async || !app.saved().contains(&first_name);
-    wait_for("the first picture, whose request has ended,", Duration::from_secs(30), is_removed)
-        .await;
+    wait_for("the removal of the first picture", Duration::from_secs(30), is_removed).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -153,11 +153,7 @@ async fn each_step_of_a_request_is_a_span_in_the_trace_of_the_client() {
     assert_eq!(call.attribute("http.request.method"), Some("POST"));
     assert_eq!(call.attribute("server.address"), Some("127.0.0.1"));
     assert_eq!(call.attribute("http.response.status_code"), Some("200"));
-    assert_eq!(
-        spans.len(),
-        7,
-        "the health check and the decoder's test at the start should have no span"
-    );
+    assert_eq!(spans.len(), 7, "the health check and the decoder's self-test should have no span");
     for span in &spans {
         assert_eq!(hex(&span.span.trace_id), TRACE_ID, "{span:?}");
         assert!(!span.has_failed() && span.span.events.is_empty(), "{span:?}");
@@ -207,8 +203,8 @@ async fn failed_steps_have_a_span_with_the_reason() {
     assert_eq!(request.attribute("http.response.status_code"), Some("503"));
     assert_eq!(request.attribute("error.type"), Some("embedding_exhausted"));
     let calls: Vec<_> = spans.iter().filter(|span| span.name() == "infer").collect();
-    let statuses: Vec<_> = calls.iter().map(|call| call.attribute("error.type")).collect();
-    assert_eq!(statuses, [Some("503"), Some("402")], "each call should have a span");
+    let error_types: Vec<_> = calls.iter().map(|call| call.attribute("error.type")).collect();
+    assert_eq!(error_types, [Some("503"), Some("402")], "each call should have a span");
     assert!(calls.iter().all(|call| call.has_failed()));
     assert!(!only_span(&spans, "save").has_failed());
     // An error of the client is no failure of the service.
@@ -314,6 +310,7 @@ async fn a_refusing_or_silent_collector_delays_no_request_and_a_refusal_is_logge
                 refusing.wait_for(n).await;
             }
         }
+        // A request or a stop that waited for the silent collector would take 10 s.
         assert!(started.elapsed() < Duration::from_secs(8), "requests must not wait");
         let stopped = Instant::now();
         let (status, log) = service.stop();
@@ -328,7 +325,7 @@ async fn a_refusing_or_silent_collector_delays_no_request_and_a_refusal_is_logge
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_an_endpoint_with_a_wrong_one_or_if_disabled_the_service_exports_no_traces() {
+async fn no_traces_are_exported_if_the_endpoint_is_missing_or_invalid_or_if_traces_are_disabled() {
     let nvidia = FakeNvidia::healthy().await;
     let collector = collector().await;
     let endpoint = collector.url("");

@@ -15,21 +15,21 @@ pub fn is_missing(program: &str) -> bool {
     !is_installed
 }
 
-/// Returns whether the interpreter `python` lacks any of the `packages`. These complete the statement
-/// `import …`: names separated by commas, and then perhaps `; assert …` with a version. If a package is
-/// missing, prints that the test is skipped, or fails in CI.
-pub fn python_lacks(python: &str, packages: &str) -> bool {
-    /// Whether this interpreter has these packages. Kept, because an import takes half a second.
+/// Returns whether the interpreter `python` cannot run `import {imports}`. `imports` are names separated by
+/// commas. `; assert …` may follow them, to require a version. If the interpreter cannot run the import,
+/// prints that the test is skipped, or fails in CI.
+pub fn python_lacks(python: &str, imports: &str) -> bool {
+    /// Whether an interpreter can run an import. The results are kept: an import takes half a second.
     static KNOWN: LazyLock<Mutex<HashMap<(String, String), bool>>> = LazyLock::new(Mutex::default);
-    let key = (python.to_owned(), packages.to_owned());
-    let has_packages = *KNOWN.lock().unwrap().entry(key).or_insert_with(|| {
-        let import = quiet_command(python).args(["-c", &format!("import {packages}")]).status();
+    let key = (python.to_owned(), imports.to_owned());
+    let can_import = *KNOWN.lock().unwrap().entry(key).or_insert_with(|| {
+        let import = quiet_command(python).args(["-c", &format!("import {imports}")]).status();
         import.is_ok_and(|status| status.success())
     });
-    if !has_packages {
-        report_skip(&format!("Python with {packages}"));
+    if !can_import {
+        report_skip(&format!("Python with {imports}"));
     }
-    !has_packages
+    !can_import
 }
 
 fn quiet_command(program: &str) -> Command {
