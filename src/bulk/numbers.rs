@@ -26,6 +26,7 @@ pub(super) fn append(text: &str, numbers: &mut Vec<f32>) -> Result<(), String> {
         return Err(wrong);
     }
     read.map_err(|error| format!("the vector is not a list of numbers: {error}"))?;
+    // All numbers are finite, but there may be none.
     check(&numbers[start..])
 }
 
@@ -42,6 +43,7 @@ pub(super) fn check(vector: &[f32]) -> Result<(), String> {
     if vector.iter().map(|number| number * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
     }
+    // A 64-bit number that is too large is infinite after its conversion to `f32`.
     Err("the vector contains a number that is infinite or NaN, or too large for 32 bits".into())
 }
 

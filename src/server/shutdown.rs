@@ -24,9 +24,9 @@ pub(super) enum Phase {
     Serving(SocketAddr),
     /// The stop is announced, and the server still accepts connections for this long.
     Draining(Duration),
-    /// The listener is closed, and the server waits for running requests.
+    /// The listener is closed. The server waits for running requests, until the drain timeout has passed.
     Finishing,
-    /// The drain timeout has passed, and running requests end with `shutting_down`.
+    /// Requests that are still running end with `shutting_down`.
     EndingRequests,
 }
 

@@ -158,12 +158,15 @@ mod tests {
     use super::*;
     use crate::shares::{ClientNetwork, Shares};
 
+    /// The step of [`Shares::undivided`]: no rounding.
+    const STEP: u64 = 1;
+
     fn body_limits(max_bytes: u64) -> BodyLimits {
         BodyLimits { max_bytes, content: BodyContent::Url, timeout: Duration::from_secs(300) }
     }
 
     async fn read(max_bytes: u64, body: Body) -> Result<Vec<u8>, BodyError> {
-        let memory = Shares::undivided(1 << 20, 1);
+        let memory = Shares::undivided(1 << 20, STEP);
         body_limits(max_bytes).read(body, &mut memory.empty_permit(ClientNetwork::UNKNOWN)).await
     }
 
@@ -175,7 +178,7 @@ mod tests {
     #[tokio::test]
     async fn the_memory_permit_grows_with_the_received_bytes() {
         // The memory is enough for eight bytes, but nine arrive.
-        let memory = Shares::undivided(8, 1);
+        let memory = Shares::undivided(8, STEP);
         let mut permit = memory.empty_permit(ClientNetwork::UNKNOWN);
         let (sender, mut receiver) = tokio::sync::mpsc::channel::<io::Result<Bytes>>(1);
         let chunks = stream::poll_fn(move |context| receiver.poll_recv(context));

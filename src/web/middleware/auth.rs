@@ -123,7 +123,8 @@ mod tests {
 
     #[test]
     fn invalid_keys_are_refused_with_a_message_that_does_not_contain_them() {
-        // All these keys contain "pl", which must not appear in a message.
+        // The first two texts contain no key. All keys of the others contain "pl", which must not appear
+        // in a message.
         for text in ["", " , \n", "planted key", "pl\u{e4}nted", "planted\", NAME=planted"] {
             let message = ClientKeys::parse(text).unwrap_err();
             assert!(!message.contains("pl"), "{message}");
