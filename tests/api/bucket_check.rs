@@ -46,7 +46,7 @@ async fn each_missing_permission_is_named_and_no_other() {
         ("s3:ListBucket", "FAULT", 1),
         ("s3:DeleteObject", "note", 0),
     ] {
-        moto.deny(&[permission]).await;
+        moto.deny(&[permission]).await; // allows all others
         let (code, results) = check(moto.settings()).await;
         let [only] = &results[..] else { panic!("{permission}: {results:#?}") };
         assert_eq!(code, Some(exit_code), "{only}");

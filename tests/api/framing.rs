@@ -1,5 +1,4 @@
-//! The service refuses requests if the end of the body is ambiguous, or if the body has a coding
-//! that the service does not decode.
+//! How the service finds the end of a request's body, and which codings of the body it refuses.
 
 use serde_json::Value;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -164,12 +163,13 @@ async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request
         &["chunked, chunked"],
         &["chunked", "chunked"],
         &[", chunked"],
+        // The first comma is in quotes, so it does not separate codings.
         &["x;a=\",\"chunked,chunked"],
     ] {
         let headers: String =
             codings.iter().map(|coding| format!("transfer-encoding: {coding}\r\n")).collect();
-        // A parser that is wrong about the end of the body would find a request inside the body or
-        // after it. `parse_answer` refuses a second answer.
+        // There is a request inside the body, and one after it. The service must answer neither:
+        // `parse_answer` refuses a second answer.
         let body = format!(
             "{:x}\r\n{SMUGGLED_REQUEST}\r\n0\r\n\r\n{SMUGGLED_REQUEST}",
             SMUGGLED_REQUEST.len()
@@ -240,8 +240,8 @@ async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
         "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
         "transfer-encoding: chunked\r\ncontent-length: 5\r\ncontent-length: 6\r\n",
     ] {
-        // A parser that uses the length takes `0\r\n\r\n` for the body, and would find a request after
-        // it. `parse_answer` refuses a second answer.
+        // By its chunks and by a length of 5, the body is `0\r\n\r\n`. The service must not answer the
+        // request after it: `parse_answer` refuses a second answer.
         let mut request = request_head("POST /nothing HTTP/1.1", &["x"], framing);
         request.extend(format!("0\r\n\r\n{SMUGGLED_REQUEST}").as_bytes());
         let answer = parse_answer(&exchange(app.address, &request).await);

@@ -54,8 +54,8 @@ struct Shared {
     rule: watch::Receiver<Option<Rule>>,
 }
 
-/// A running proxy. Requests without a fault are forwarded unchanged, except for the header
-/// `Connection`, which may change because it is not signed. Dropping this value closes all connections.
+/// A running proxy. Requests without a fault are forwarded with `Connection: close`, and otherwise
+/// unchanged. S3's signature does not cover that header. Dropping this value closes all connections.
 pub struct FaultProxy {
     pub address: SocketAddr,
     rule: watch::Sender<Option<Rule>>,
@@ -72,16 +72,16 @@ impl FaultProxy {
     pub async fn start(upstream: SocketAddr) -> Self {
         let reservation = bind(SocketAddr::from(([127, 0, 0, 1], 0)));
         let address = reservation.local_addr().unwrap();
-        let (rule, watched) = watch::channel(None);
+        let (rule, rule_receiver) = watch::channel(None);
         let shared = Arc::new(Shared {
             upstream,
             requests: Mutex::default(),
             count: watch::Sender::new(0),
-            rule: watched.clone(),
+            rule: rule_receiver.clone(),
         });
-        let (listens, is_listening) = watch::channel(false);
+        let (listening_sender, is_listening) = watch::channel(false);
         let mut task = JoinSet::new();
-        task.spawn(accept(address, Arc::clone(&shared), watched, listens));
+        task.spawn(accept(address, Arc::clone(&shared), rule_receiver, listening_sender));
         let mut proxy =
             Self { address, rule, shared, is_listening, _task: task, _reservation: reservation };
         proxy.wait_until_listening(true).await;
@@ -136,7 +136,7 @@ impl FaultProxy {
     async fn wait_until_listening(&mut self, expected: bool) {
         let wait =
             timeout(LONGEST_WAIT, self.is_listening.wait_for(|current| *current == expected));
-        wait.await.expect("the proxy should start or stop to listen in time").unwrap();
+        wait.await.expect("the proxy should start or stop listening in time").unwrap();
     }
 }
 
@@ -153,7 +153,7 @@ async fn accept(
     address: SocketAddr,
     shared: Arc<Shared>,
     mut rule: watch::Receiver<Option<Rule>>,
-    listens: watch::Sender<bool>,
+    listening_sender: watch::Sender<bool>,
 ) {
     let refuses = |rule: &Option<Rule>| rule.as_ref().is_some_and(|r| r.fault == Fault::Refuse);
     loop {
@@ -161,7 +161,7 @@ async fn accept(
             return;
         }
         let listener = bind(address).listen(1024).unwrap();
-        listens.send_replace(true);
+        listening_sender.send_replace(true);
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
@@ -181,7 +181,7 @@ async fn accept(
             }
         }
         drop((listener, connections));
-        listens.send_replace(false);
+        listening_sender.send_replace(false);
     }
 }
 
@@ -265,7 +265,7 @@ pub(super) fn parse_head(head: &[u8], peer: SocketAddr) -> Received {
     }
 }
 
-/// The same head, but with a request to close the connection after the response.
+/// The same head, but with the header `Connection: close`.
 fn with_connection_close(head: &[u8]) -> Vec<u8> {
     let head = String::from_utf8(head.to_vec()).unwrap();
     let lines = head.trim_end().split("\r\n");
