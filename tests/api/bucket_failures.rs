@@ -51,7 +51,7 @@ async fn wait_until_the_bucket_works(app: &TestApp) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_that_cannot_be_saved_is_refused_before_nvidia_is_paid() {
-    // All faults are tested at the same time, because each test waits for its bucket to recover.
+    // All faults are tested at the same time: each takes seconds until its bucket works again.
     join_all(FAULTS.map(|(name, fault)| assert_nothing_is_paid(name, fault))).await;
 }
 
@@ -68,6 +68,7 @@ async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
     assert_x_cache(&app, ROCKET, "miss").await;
     app.wait_for(|_| written_count(&bucket) == 2).await;
     bucket.fail(move |request| Some(fault(request)));
+    // HUBBLE is too large to be sent inline, so NVIDIA would first get an upload.
     for picture in [tiny(1), HUBBLE.to_vec()] {
         let answer = app.upload(&picture, "a.png").await;
         assert_problem(&answer, 503, "storage_unavailable");
@@ -143,21 +144,21 @@ async fn a_removal_is_repeated_until_it_succeeds() {
     let mut damaged = converted(ROCKET, ImageFormat::WebP);
     damaged.truncate(damaged.len() / 2);
     assert_problem(&app.upload(&damaged, "a.webp").await, 415, "unsupported_image");
-    let removals = || {
+    let delete_requests = || {
         let lines = bucket.server.lines();
         lines
             .iter()
             .filter(|line| line.starts_with("DELETE") && line.contains("/downloads/"))
             .count()
     };
-    // A request that fails is sent once more. So four requests mean that the removal was repeated.
-    app.wait_for(|_| removals() >= 4).await;
+    // A request that gets a 503 is sent once more. So four requests are two attempts to remove.
+    app.wait_for(|_| delete_requests() >= 4).await;
     bucket.recover();
     app.wait_for(|_| bucket.objects_in("downloads").is_empty()).await;
 }
 
 #[tokio::test]
-async fn a_refused_picture_does_not_make_the_bucket_fail_for_others() {
+async fn a_picture_that_the_bucket_refuses_as_too_large_does_not_affect_others() {
     let (nvidia, bucket, app) = start().await;
     bucket.fail(|request| {
         let is_large = request.body.len() == HUBBLE.len();
@@ -178,6 +179,7 @@ async fn if_no_vector_can_be_written_only_the_shared_cache_is_lost() {
     for n in 0..5 {
         assert_x_cache(&app, &tiny(n), "miss").await;
     }
+    // The writes of all five vectors are refused; those of the pictures succeed.
     assert_eq!(bucket.objects_in("downloads").len(), 5);
     app.wait_for(|series| {
         series("imagesvc_bucket_requests_total{operation=\"write\",outcome=\"403\"}") == 5.0
@@ -187,14 +189,14 @@ async fn if_no_vector_can_be_written_only_the_shared_cache_is_lost() {
 }
 
 #[tokio::test]
-async fn the_first_batch_after_the_bucket_fails_is_not_paid() {
+async fn when_the_bucket_fails_nvidia_is_not_paid_and_the_bucket_gets_no_further_pictures() {
     let (nvidia, bucket, app) = start().await;
     bucket
         .fail(|request| (request.method == "PUT").then(|| FakeBucket::error(403, "AccessDenied")));
     let batch = app.batch(&json!({ "input": [data_url(&tiny(0)), data_url(&tiny(1))] })).await;
     assert_problem(&batch, 503, "storage_unavailable");
     assert_eq!(nvidia.count(), 0);
-    // Now the bucket is known to fail, so further requests on any route send no picture to it.
+    // Now the bucket is known to fail, so further requests send no picture to it.
     let picture_requests =
         || bucket.server.lines().iter().filter(|line| line.contains("/downloads/")).count();
     let picture_requests_before = picture_requests();
@@ -212,10 +214,8 @@ async fn the_first_batch_after_the_bucket_fails_is_not_paid() {
 }
 
 #[tokio::test]
-async fn a_picture_whose_client_disconnects_is_removed() {
-    let (nvidia, bucket) =
-        (FakeNvidia::replying(vec![Reply::Hang]).await, FakeBucket::start().await);
-    let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
+async fn a_picture_whose_client_disconnects_during_its_write_is_removed() {
+    let (_nvidia, bucket, app) = start().await;
     let (release, held) = tokio::sync::watch::channel(false);
     bucket.fail(move |request| {
         let is_picture = request.method == "PUT" && request.target.contains("/downloads/");
@@ -236,7 +236,7 @@ async fn a_picture_whose_client_disconnects_is_removed() {
 }
 
 #[tokio::test]
-async fn a_failing_bucket_does_not_make_the_service_unready() {
+async fn ready_reports_whether_the_bucket_works_but_stays_200_if_it_does_not() {
     let (nvidia, bucket, app) = start().await;
     let ready = app.get("/ready").await.json();
     assert_eq!(ready["bucket"], json!({ "writable": true, "readable": true }));
@@ -270,7 +270,8 @@ async fn a_bucket_that_refuses_stops_the_start_and_names_the_setting_or_the_perm
 #[tokio::test]
 async fn a_bucket_that_denies_reading_or_listing_stops_the_start_and_names_the_permission() {
     for (is_denied, permission) in [
-        // At the start, the service also looks up an object `…-missing` that does not exist.
+        // At the start, the service looks up a missing object, whose name ends with `-missing`. S3
+        // answers 404 only with the permission to list the bucket, else 403.
         ((|line| line.contains("-missing")) as fn(&str) -> bool, "s3:ListBucket"),
         (|line| line.starts_with("GET"), "s3:GetObject"),
     ] {
@@ -312,7 +313,7 @@ async fn one_failed_attempt_of_a_write_is_repeated_and_the_picture_is_saved() {
 #[tokio::test]
 async fn a_slow_bucket_delays_a_picture_but_loses_nothing() {
     let (nvidia, bucket, app) = start().await;
-    // Too slow for a look-up, but fast enough for a write.
+    // A look-up fails after one second. A write may take longer.
     bucket.delay(Duration::from_millis(1500));
     assert_x_cache(&app, ROCKET, "miss").await;
     app.wait_for(|_| written_count(&bucket) == 2).await;
