@@ -1,6 +1,6 @@
-//! A bucket that checks and then discards all large objects and all pictures, so that tests can write
-//! gigabytes. The benchmarks use this file, too. It serves each connection in a blocking thread, which
-//! needs little processor time.
+//! A bucket that keeps the bytes of small objects, but not of pictures and large objects. So tests can
+//! write gigabytes. It compares each object with its checksum. It serves each connection in a blocking
+//! thread, which needs little processor time. The benchmarks use this bucket, too.
 
 use std::{
     collections::BTreeMap,
@@ -27,10 +27,10 @@ pub struct DiscardingBucket {
 
 #[derive(Default)]
 struct State {
-    /// The small objects, by their paths. The pictures among them are empty here.
+    /// The small objects, by their paths. Small pictures are stored without their bytes.
     kept: Mutex<BTreeMap<String, Vec<u8>>>,
     /// The number of large objects.
-    discarded: AtomicUsize,
+    large_count: AtomicUsize,
 }
 
 impl DiscardingBucket {
@@ -62,8 +62,8 @@ impl DiscardingBucket {
 
     /// The number of large objects that arrived whole and with the right checksum.
     #[allow(dead_code, reason = "the benchmarks do not need it")]
-    pub fn discarded(&self) -> usize {
-        self.state.discarded.load(Ordering::SeqCst)
+    pub fn large_count(&self) -> usize {
+        self.state.large_count.load(Ordering::SeqCst)
     }
 }
 
@@ -88,7 +88,7 @@ fn serve(mut stream: &TcpStream, state: &State) -> io::Result<()> {
                         let kept = if path.contains("/downloads/") { Vec::new() } else { start };
                         state.kept.lock().unwrap().insert(path, kept);
                     } else {
-                        state.discarded.fetch_add(1, Ordering::SeqCst);
+                        state.large_count.fetch_add(1, Ordering::SeqCst);
                     }
                     response("200 OK", b"")
                 }
