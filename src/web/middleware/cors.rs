@@ -65,7 +65,7 @@ const EXPOSED_HEADERS: [HeaderName; 5] = [
 #[derive(Debug, Clone, Default)]
 pub struct Origins {
     allows_any: bool,
-    /// In lower case.
+    /// In lower case, as browsers send them.
     allowed: Vec<HeaderValue>,
 }
 
@@ -113,7 +113,7 @@ impl Origins {
             (Some("cross-site"), _) => false,
             (_, None) => return Ok(Page::None),
             // An old browser, which sends only `Origin`.
-            (_, Some(_)) => is_same_host(header_text("origin"), header_text("host")),
+            (_, Some(_)) => is_same_authority(header_text("origin"), header_text("host")),
         };
         if is_own {
             Ok(Page::Own)
@@ -216,9 +216,9 @@ pub(in crate::web) async fn check_page(
     Ok(next.run(request).await)
 }
 
-/// Whether the origin has the host that is in `Host`. The origin may have the scheme `https` although
+/// Whether the origin's host and port are those in `Host`. The origin may have the scheme `https` although
 /// the service receives HTTP, since a proxy may have received the request by HTTPS.
-fn is_same_host(origin: Option<&str>, host: Option<&str>) -> bool {
+fn is_same_authority(origin: Option<&str>, host: Option<&str>) -> bool {
     let (Some(origin), Some(host)) = (origin, host) else { return false };
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     let default_port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_the_service_may_call_it_by_an_ip_address_or_a_configured_host_name() {
+    fn pages_of_the_service_need_a_known_host_name_unless_clients_need_a_key() {
         let rules = |host_names: Option<&[&str]>| PageRules {
             origins: Origins::parse(&["https://app.example.com".to_owned()]).unwrap(),
             host_names: host_names.map(|names| names.iter().map(ToString::to_string).collect()),
@@ -272,7 +272,7 @@ mod tests {
             "images.example.evil.example",
             "localhost.evil.example",
             "127.0.0.1.evil.example",
-            "1",
+            "1", // the system's resolver takes it for 0.0.0.1
         ] {
             let refused = without_client_keys.check(&from_page_of_service(host));
             assert!(matches!(refused, Err(Error::UnknownHost(name)) if name == host), "{host}");
@@ -356,14 +356,9 @@ mod tests {
 
     #[test]
     fn a_malformed_origin_is_refused() {
-        for item in [
-            "app.example.com",
-            "https://",
-            "https://a/path",
-            "://a",
-            "https://*.a",
-            "https://a b\n",
-        ] {
+        for item in
+            ["app.example.com", "https://", "https://a/path", "://a", "https://*.a", "https://a\n"]
+        {
             assert!(Origins::parse(&[item.to_owned()]).is_err(), "{item}");
         }
     }
