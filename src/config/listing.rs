@@ -43,8 +43,8 @@ const ENV_HEAD: &str = "\
 # Settings of imagesvc. Copy this file to .env, and remove the # before each setting that you change.
 # A flag wins over an environment variable, which wins over .env. Write durations as 10s, 2m or a
 # number of seconds, and sizes as 20MiB or a number of bytes. An empty value counts as unset, but is
-# an error for settings that protect the service. Variables are not substituted: put a value that
-# contains a $ in single quotes.
+# an error for settings that protect the service. Put a value that contains a $ in single quotes. The
+# service does not substitute variables, but other programs that read this file do.
 ";
 
 fn markdown() -> String {
