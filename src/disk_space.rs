@@ -190,8 +190,8 @@ impl DiskSpace {
 
     fn try_grant_by_recent_measurement(&self, more: Amount) -> bool {
         // `None` if the system's clock began less than `MAX_AGE` ago: then no measurement is too old.
-        let oldest = Instant::now().checked_sub(MAX_AGE);
-        self.ledger().try_grant_by_recent_measurement(more, self.0.min_free_bytes, oldest)
+        let taken_after = Instant::now().checked_sub(MAX_AGE);
+        self.ledger().try_grant_by_recent_measurement(more, self.0.min_free_bytes, taken_after)
     }
 
     async fn free_space_no_older_than(&self, max_age: Duration) -> Result<FreeSpace, Error> {

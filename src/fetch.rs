@@ -28,8 +28,7 @@ pub use error::Error;
 pub use fetched::Fetched;
 pub use resolver::Lookup;
 
-/// The default User-Agent. Some hosts, such as Wikimedia, refuse requests that do not name their
-/// program.
+/// The default User-Agent. It contains no contact, which some hosts require, such as Wikimedia.
 pub const USER_AGENT: &str =
     concat!("Mozilla/5.0 (compatible; imagesvc/", env!("CARGO_PKG_VERSION"), ")");
 
@@ -90,7 +89,8 @@ impl Fetcher {
     }
 
     /// Requests the picture, and follows redirects. Returns when the status and headers of a
-    /// successful response have arrived. Look-ups of host names count towards the limit of `client`.
+    /// successful response have arrived. Host names are looked up on behalf of `client`, a client of
+    /// the service: see [`Settings::clients`].
     ///
     /// # Errors
     /// [`Error`]

@@ -94,7 +94,7 @@ struct Inner {
     share: u64,
     /// Whether a client may exceed its share if a quarter of all units then stays free.
     may_exceed_share: bool,
-    /// What the units of every permit are rounded up to a multiple of.
+    /// The units of every permit are rounded up to a multiple of this number.
     step: u64,
     in_use: Mutex<Tally>,
     /// Notified whenever units are returned.

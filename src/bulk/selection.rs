@@ -31,7 +31,7 @@ impl Selection {
 
     /// Decides about the next row.
     pub(super) fn select(&mut self, identity: Identity) -> Selected {
-        // If the sources contain an equal row again, it needs another row of the output.
+        // Each row of the output accounts for only one of several equal rows of the sources.
         if self.existing.take(identity) {
             return Selected::Skip;
         }
@@ -64,9 +64,12 @@ mod tests {
         assert_eq!(selection.select(a), Selected::Send);
         assert!(!selection.wants_more());
         assert_eq!(selection.select(b), Selected::LimitReached);
-        let mut none = Selection::new(Existing::of([a]), Some(0));
-        assert_eq!([none.select(a), none.select(b)], [Selected::Skip, Selected::LimitReached]);
-        let mut all = Selection::new(Existing::default(), None);
-        assert!(all.select(a) == Selected::Send && all.wants_more());
+        let mut limit_zero = Selection::new(Existing::of([a]), Some(0));
+        assert_eq!(
+            [limit_zero.select(a), limit_zero.select(b)],
+            [Selected::Skip, Selected::LimitReached]
+        );
+        let mut unlimited = Selection::new(Existing::default(), None);
+        assert!(unlimited.select(a) == Selected::Send && unlimited.wants_more());
     }
 }

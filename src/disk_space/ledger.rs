@@ -179,17 +179,18 @@ impl Ledger {
         Ok(())
     }
 
-    /// Grants `more` if the latest measurement was taken after `oldest`, and if the reserve and
-    /// [`MARGIN`] stay free. If `oldest` is `None`, the measurement may be of any age. Returns
-    /// whether `more` was granted.
+    /// Grants `more` if the latest measurement was taken later than `taken_after`, and if the
+    /// reserve and [`MARGIN`] stay free. If `taken_after` is `None`, the measurement may be of any
+    /// age. Returns whether `more` was granted.
     pub(super) fn try_grant_by_recent_measurement(
         &mut self,
         more: Amount,
         min_free_bytes: u64,
-        oldest: Option<Instant>,
+        taken_after: Option<Instant>,
     ) -> bool {
-        let is_recent =
-            self.latest.is_some_and(|latest| oldest.is_none_or(|oldest| latest.taken_at > oldest));
+        let is_recent = self
+            .latest
+            .is_some_and(|latest| taken_after.is_none_or(|earliest| latest.taken_at > earliest));
         let is_granted = is_recent && self.check_with_margin(more, min_free_bytes, MARGIN).is_ok();
         if is_granted {
             self.granted += more;

@@ -1,8 +1,9 @@
 -- Counts requests of a client if its limit allows them, by the generic cell rate algorithm (ITU-T
 -- I.371).
 -- KEYS[1]: the client's theoretical arrival time, in microseconds since 1970
--- ARGV: the cost: how long the requests take at the client's limit; the burst: by how much the arrival
---       time may be ahead of the clock. Both are in microseconds.
+-- ARGV[1], the cost: the number of requests multiplied by the limit's interval between two requests
+-- ARGV[2], the burst: by how much the arrival time may be ahead of the clock
+-- Both are in microseconds.
 -- Returns how long the client must wait before it tries again, or 0 if the requests are counted; and by
 -- how much the arrival time is now ahead of the clock. Both are in microseconds.
 local cost, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
