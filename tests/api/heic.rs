@@ -180,6 +180,7 @@ async fn the_refusal_of_an_unsupported_kind_names_the_kind_and_nothing_is_saved(
         ("derived.heic", "a HEIC picture that is made from another one"),
         ("essential-unknown.heic", "an unknown essential property"),
         ("alpha-half.heic", "transparency of another size"),
+        ("grid-alpha-turned-of-tile.heic", "transparency is cropped, turned or mirrored"),
     ] {
         let detail = refusal_detail(&app.upload(&file(name), "IMG_0042.HEIC").await);
         assert!(detail.contains(words), "{name}: {detail}");

@@ -338,9 +338,12 @@ fn spelling() -> impl Strategy<Value = String> {
             3 => format!("{a:#o}.{b:#x}.{c}.{d}").replace("0o", "0"),
             4 => format!("{a}.{}", bits & 0x00ff_ffff),
             5 => format!("[::ffff:{a}.{b}.{c}.{d}]"),
-            // A percent-encoded first digit, and a trailing dot. The first digit is the last one of `a`, so
-            // this is often another address than that of `bits`, or not an address.
-            _ => format!("%{:02x}{}.{b}.{c}.{d}.", b'0' + a % 10, a / 10),
+            // A percent-encoded first digit, and a trailing dot.
+            _ => {
+                let a = a.to_string();
+                let (first, rest) = a.split_at(1);
+                format!("%{:02x}{rest}.{b}.{c}.{d}.", first.as_bytes()[0])
+            }
         }
     })
 }

@@ -97,6 +97,8 @@ fn the_error_describes_the_unsupported_kind() {
         ("jpeg", "with a JPEG in it"),
         ("essential-unknown", "essential property"),
         ("alpha-half", "transparency of another size"),
+        ("grid-alpha-turned", "transparency is cropped, turned or mirrored"),
+        ("grid-alpha-turned-of-tile", "transparency is cropped, turned or mirrored"),
     ] {
         let result = read_fixture(name);
         let Err(HeaderError::Unsupported(kind)) = result else {

@@ -78,9 +78,8 @@ pub(super) fn endless() -> Vec<Bomb> {
         // 0x80 means nothing in PackBits. The two zeros are one black pixel.
         ("tiff-shared-packbits", shared(PACKBITS, &[&[0x80; 1 << 20][..], &[0, 0]].concat(), None)),
         ("tiff-shared-lzw", shared_lzw()),
-        // In Group 3, the bytes 0 and 1 are the code that precedes a row.
-        ("tiff-shared-group-3", shared(GROUP_3, &[&[0, 1][..], &empty_runs()].concat(), None)),
-        ("tiff-shared-group-4", shared(GROUP_4, &empty_runs(), None)),
+        ("tiff-shared-group-3", shared(GROUP_3, &empty_runs_of_group_3(), None)),
+        ("tiff-shared-group-4", shared(GROUP_4, &empty_runs_of_group_4(), None)),
     ]
 }
 
@@ -134,17 +133,32 @@ fn clear_codes() -> Vec<u8> {
     bits.finish()
 }
 
-/// Fax data (ITU-T T.6): 400,000 pairs of a white and a black run, each of length 0, and then the
-/// end of the row.
-fn empty_runs() -> Vec<u8> {
+/// A row of a fax (ITU-T T.4): 400,000 pairs of empty runs, and then one white pixel.
+fn empty_runs_of_group_3() -> Vec<u8> {
+    let mut bits = HighBits::default();
+    bits.put(1, 16); // the code that precedes a row
+    for _ in 0..400_000 {
+        put_empty_runs(&mut bits);
+    }
+    bits.put(0b00_0111, 6); // a white run of length 1
+    bits.finish()
+}
+
+/// A row of a fax (ITU-T T.6): 400,000 pairs of empty runs, and then the end of the row.
+fn empty_runs_of_group_4() -> Vec<u8> {
     let mut bits = HighBits::default();
     for _ in 0..400_000 {
         bits.put(0b001, 3); // horizontal mode: two runs follow
-        bits.put(0b0011_0101, 8); // a white run of length 0
-        bits.put(0b00_0011_0111, 10); // a black run of length 0
+        put_empty_runs(&mut bits);
     }
     bits.put(1, 1); // the end of the row
     bits.finish()
+}
+
+/// A white and a black run, each of length 0.
+fn put_empty_runs(bits: &mut HighBits) {
+    bits.put(0b0011_0101, 8);
+    bits.put(0b00_0011_0111, 10);
 }
 
 /// The entries of a grey picture (one sample) or an RGB picture, without those for strips or tiles.
