@@ -34,8 +34,8 @@ const SETTLE_TIME: Duration = Duration::from_secs(3);
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// If the turn for a call was asked for longer ago than this, the call is recorded again just before it is
-/// made. So a call is made at most this much later than the Valkey counts it, or at most one timeout later
-/// if it was recorded again. The margin of [`super::WINDOW`] covers both.
+/// made. So a call is made at most this much later than the Valkey counts it. If it was recorded again, it
+/// is at most one timeout of the Valkey's commands later. The margin of [`super::WINDOW`] covers both.
 const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
 
 /// The margin of [`super::WINDOW`] covers [`MAX_AGE_OF_TURN`] and timeouts of the Valkey's commands up to
@@ -95,8 +95,8 @@ pub(super) struct Sharing {
     pub is_asking: bool,
     /// When a replica with a waiting call asks again which calls others have made.
     pub next_ask: Instant,
-    /// The generation of the Valkey, and when all replicas will have written their calls into it.
-    /// `None` while the Valkey cannot be used.
+    /// The generation of the Valkey, and when all replicas will have written their calls into it. Stays
+    /// set in [`Mode::Shared`]. `None` while the Valkey cannot be used.
     settling: Option<(u64, Instant)>,
 }
 
@@ -115,9 +115,10 @@ impl Sharing {
 
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
-        // A replica notices the failure after its next report at the latest, and then tries to connect
-        // every half second. An attempt that hangs when the Valkey works again takes up to three
-        // timeouts; connecting takes two, the report one, and a command that writes its calls one.
+        // When the Valkey works again, an earlier attempt of another replica to connect may still hang
+        // for three timeouts. Half a second later, that replica tries again: connecting takes up to two
+        // timeouts, the report one, and a command that writes its calls one. The settle time is also
+        // enough for a replica that notices the failure only with its next report, within a second.
         let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 7 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
@@ -126,7 +127,6 @@ impl SharedLimit {
 impl SharedPace {
     pub(super) fn new(limit: SharedLimit, calls_per_window: usize, window: Duration) -> Self {
         let generation = limit.valkey.generation();
-        // The window's margin covers the default timeout.
         let window = window + limit.valkey.timeout().saturating_sub(COVERED_TIMEOUT);
         Self { limit, calls_per_window, window, generation, recorder: OnceLock::new() }
     }
@@ -157,6 +157,7 @@ impl SharedPace {
         }
     }
 
+    /// Takes a turn for the call. Without a call, only asks which calls other replicas have made.
     async fn take_turn(&self, call: Option<CallId>) -> Result<PaceReply, Unavailable> {
         let SharedLimit { valkey, key, .. } = &self.limit;
         valkey.take_turn(key, self.calls_per_window, self.window, call).await
@@ -198,8 +199,8 @@ impl Inner {
         let share = (total / replicas).max(1);
         match mode {
             Mode::Alone => state.log.set_limit(share, 1),
-            // While the limit settles, `Sharing::must_wait_until` enforces the share. The whole limit is
-            // set to predict waits that end after the settle time.
+            // While the limit settles, `Sharing::must_wait_until` enforces the share. The log gets the
+            // whole limit, because it also predicts waits that end after the settle time.
             Mode::Settling | Mode::Shared => state.log.set_limit(total, replicas),
         }
         state.sharing.share = share;
@@ -298,7 +299,7 @@ impl Drop for AskGuard<'_> {
 }
 
 /// Writes the calls of this replica into the Valkey now, and for each further generation of the Valkey.
-/// Ends with the limiter or the Valkey.
+/// Ends with the limiter.
 async fn record_again(pace: Weak<Inner>, mut generation: watch::Receiver<u64>) {
     loop {
         generation.borrow_and_update();
@@ -312,7 +313,7 @@ async fn record_again(pace: Weak<Inner>, mut generation: watch::Receiver<u64>) {
         };
         let mut next = timeout(settle_time, generation.changed()).await;
         if next.is_err() {
-            // The limit has settled. It is now higher than the share, so a waiting call may be made.
+            // The share no longer applies, so a waiting call may be made.
             if let Some(pace) = pace.upgrade() {
                 pace.changed.notify_waiters();
             }
