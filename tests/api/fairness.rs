@@ -19,7 +19,7 @@ use crate::support::{
     picture_number, post_head, tiny, variant,
 };
 
-/// The source address of the clients that send too much.
+/// The source address of the clients that send too much. Each IPv4 address counts as one network.
 const FLOOD: [u8; 4] = [127, 0, 0, 2];
 /// The source address of a client in another network, which must be served nevertheless.
 const OTHER: [u8; 4] = [127, 0, 0, 9];
@@ -50,8 +50,8 @@ async fn assert_served_promptly(
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_send_only_their_head_do_not_block_other_clients() {
     /// The routes of the requests, and the lengths of the bodies that the requests declare. The
-    /// first length is nearly the longest allowed. All declared bodies together would need far more
-    /// memory than the limit of 128 MiB.
+    /// first length is nearly the longest allowed: that of 20 MiB as Base64 with line breaks. All
+    /// declared bodies together would need far more memory than the limit of 128 MiB.
     const HEADS: [(&str, usize); 6] = [
         ("/vectorize-image-base64", 30_300_000),
         ("/vectorize-image-base64", 11_050_000),
@@ -98,7 +98,8 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
     let unfinished_body = vec![b' '; 4_000_000];
     let mut open_connections = Vec::new();
     for round in 1.. {
-        // Only five of these bodies fit into the 20 MiB, so the refusal must come soon.
+        // One network may use 15 of the 20 MiB. Only three of these bodies fit, so the refusal must
+        // come soon.
         assert!(round < 9, "the flood must be refused before its ninth request");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
@@ -113,10 +114,12 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
             break;
         }
     }
-    // Another request of the flood is refused. Its Base64 text has 3.6 million characters.
+    // Another request of the flood is refused: after three bodies, its Base64 text of 3.6 million
+    // characters does not fit into the 15 MiB.
     let refused = app.send_by(&client_from(FLOOD), app.base64_request(&vec![0; 2_700_000])).await;
     assert_problem(&refused, 503, "overloaded");
-    // A request is refused before its body arrives if the declared length exceeds the free memory.
+    // A request is refused before its body arrives if the declared length does not fit into the rest
+    // of the 15 MiB.
     let mut stream = connect_from(FLOOD, app.address).await.unwrap();
     stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
     let mut status = [0; b"HTTP/1.1 503".len()];
@@ -136,8 +139,8 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     // HUBBLE is sent inline at the end of this test, so it must be shrunk.
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
-    // Each route keeps this start of a body in memory. The URL route takes it for JSON, the upload route
-    // for the header of a form's part, and the Base64 route for Base64 text.
+    // Each route keeps this start of a body in memory. The upload route takes it for the header of a
+    // form's part. The other two routes parse their JSON only when the whole body has arrived.
     let start_of_body = [b"--x\r\nContent-Disposition: ".to_vec(), vec![b'a'; 20_000]].concat();
     for route in ["/vectorize-image", "/vectorize-image-upload", "/vectorize-image-base64"] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
@@ -170,7 +173,7 @@ async fn received_bytes_count_towards_the_memory_limit_while_they_are_in_memory(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_network_with_the_most_pictures_at_work_leaves_permits_for_another_network() {
+async fn a_network_that_sends_pictures_until_one_is_refused_leaves_permits_for_another_network() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IN_FLIGHT", "8").start().await;
@@ -241,8 +244,8 @@ async fn a_picture_does_not_wait_for_every_call_of_a_flood_from_another_network(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_network() {
     let nvidia = FakeNvidia::healthy().await;
-    // The window is 1.5 s long, in place of a minute. With 8 calls per window, the limit allows
-    // about 26 calls in 5 s, which is the longest time for a request.
+    // The window is 1.5 s long, in place of a minute. With 8 calls per window, which are mostly
+    // spread evenly, about 26 calls fit into the request timeout of 5 s.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_REQUESTS_PER_MINUTE", "8")
         .setting("IMAGESVC_REQUEST_TIMEOUT", "5s")
@@ -298,7 +301,10 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
         // Waits until all 30 pictures of the flood have arrived.
         app.wait_for(|value| value("imagesvc_pictures_saved_total") >= 30.0).await;
         let decodes_before = read_widths().lines().count();
-        assert!(decodes_before < 20, "most of the flood should still wait: {decodes_before}");
+        assert!(
+            decodes_before < 20,
+            "fewer than 20 of the 30 decodes should have started, not {decodes_before}"
+        );
         let picture = converted(ROCKET, ImageFormat::WebP); // 640 pixels wide
         app.send_by(&other, app.upload_request(&picture, "a.webp")).await.assert_success();
         let widths = read_widths();
@@ -320,8 +326,8 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
 async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() {
     /// How many pictures the single client sends, one after the other.
     const ROUNDS: usize = 5;
-    /// How many pictures the bulk run sends. While the single client is served, fewer than 200 of them are
-    /// embedded, so that more than 100 still wait.
+    /// How many pictures the bulk run sends. Fewer than 40 of them are embedded in each round, so even in
+    /// the last round 100 pictures still wait.
     const PICTURES: usize = 450;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
