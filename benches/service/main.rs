@@ -157,7 +157,7 @@ impl Bench {
         let startup_time = |_| Service::start(&folder, &self.nvidia, &[]).startup_time;
         let startup_times = load::Percentiles::of((0..15).map(startup_time).collect());
         let service = Service::start(&folder, &self.nvidia, &[]);
-        thread::sleep(Duration::from_millis(500)); // until the start is complete
+        thread::sleep(Duration::from_millis(500)); // until the service has cleaned up its folders
         let program_mb = fs::metadata(program()).unwrap().len() as f64 / 1e6;
         self.report.goal_at_most("start to first answer, ms", startup_times.p50, 30.0);
         self.report.goal_at_most("resident after start, MB", service.memory(), 13.0);
@@ -268,7 +268,7 @@ impl Bench {
             request: Request::upload(LARGEST),
             is_fresh: true,
             clients: 64,
-            // So short that each client sends only one request after the warm-up of `Load::run`.
+            // So short that each client sends one request as its warm-up, and one that is measured.
             run_for: Duration::from_millis(1),
         };
         let result = load.run(&service, &self.nvidia);

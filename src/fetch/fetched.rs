@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_recognized_other_compressions_are_refused_and_other_values_are_ignored() {
+    fn gzip_is_recognized_some_values_are_ignored_and_all_others_are_refused() {
         for ignored in
             ["", " ", "identity", "Identity", "aws-chunked", "UTF-8", "none", ",", "base64"]
         {

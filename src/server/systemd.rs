@@ -6,7 +6,7 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Sends a state to systemd. Does nothing if the service was not started by systemd.
+/// Sends a state to systemd. Does nothing if systemd has not set `NOTIFY_SOCKET`.
 pub(super) fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "cannot report the service's state to systemd");

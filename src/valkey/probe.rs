@@ -1,4 +1,4 @@
-//! Tests the Valkey, for `imagesvc check` and for the start of the service.
+//! Tests the Valkey for `imagesvc check`. The service also runs the scripts when it starts.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use super::{
     report::report_script,
 };
 
-/// How long connecting and each command may take. This is longer than in the service, so that
-/// `imagesvc check` can say how slow a server is.
+/// How long connecting and each command of [`probe`] may take. This is longer than in the service, so
+/// that `imagesvc check` can say how slow a server is.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What [`probe`] found out about the server.

@@ -117,9 +117,9 @@ async fn a_host_in_the_request_line_overrides_the_host_header() {
         let headers = "sec-fetch-site: same-origin\r\nconnection: close\r\ncontent-length: 0\r\n";
         parse_answer(&exchange(app.address, &request_head(&line, &[host], headers)).await)
     };
-    // The service refuses web pages under an unknown host name (DNS rebinding), but not under an IP
-    // address. Of the two hosts, one is a name and the other an address, so the status shows which of
-    // them counts. The 422 means that only the empty body was refused.
+    // The service refuses requests from web pages under an unknown host name (DNS rebinding), but not
+    // from those under an IP address. Of the two hosts, one is a name and the other an address, so
+    // the status shows which of them counts. The 422 means that only the empty body was refused.
     assert_problem(&post("http://127.0.0.1", "evil.example").await, 422, "validation_failed");
     let refused =
         assert_problem(&post("http://evil.example:8000", "192.0.2.7").await, 403, "cross_origin");

@@ -133,7 +133,7 @@ async fn a_client_that_is_refused_behind_caddy_always_receives_the_response_of_t
         ("IMAGESVC_SANDBOX", "true"),
         ("IMAGESVC_API_KEYS", CLIENT_KEY),
         ("IMAGESVC_MAX_IMAGE_BYTES", "1MiB"),
-        ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32,::1/128"), // as in the Caddyfile
+        ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32,::1/128"), // as the Caddyfile's comment says
     ];
     let service = ServiceProcess::start(folder.path(), &settings);
     let caddy = Caddy::start(folder.path(), service.address).await;

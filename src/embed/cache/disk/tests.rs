@@ -84,7 +84,8 @@ fn after_a_clean_up_the_cache_knows_which_files_do_not_exist() {
     disk.clean_up();
     assert_eq!(may_contain(), [true, false, false]);
     disk.write(&key_of(2), &cached("0.5"));
-    // A write that would exceed the limit leaves at most seven eighths of it: here one file.
+    // This write would exceed the limit. So old files are removed until all files, with the new one,
+    // take at most seven eighths of the limit: only the new one stays.
     disk.write(&key_of(3), &cached("0.5"));
     assert_eq!(may_contain(), [false, false, true]);
 }
@@ -154,6 +155,7 @@ fn a_clean_up_removes_unfinished_files_and_enforces_a_lowered_limit() {
     fs::write(disk.folder.join(STAGING_FOLDER).join("0"), "unfinished").unwrap();
     let disk = open(&folder, file_size() * 3);
     disk.clean_up();
+    // Unlike a write, a clean-up removes no more files than necessary.
     assert_eq!(total_size(&disk), file_size() * 3);
     assert!((7..10u8).all(|n| disk.read(&key_of(n)).is_some()));
     assert!(entries(&disk.folder.join(STAGING_FOLDER)).unwrap().next().is_none());

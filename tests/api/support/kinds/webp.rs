@@ -1,5 +1,5 @@
-//! WebP: lossless from an encoder, lossy in grey, and both in extended files, with alpha and
-//! animated.
+//! WebP: lossless from an encoder, and lossy in grey. Both are also in extended files, with and without
+//! alpha and animation.
 
 use image_rs::{ImageFormat, RgbImage, RgbaImage};
 
@@ -25,7 +25,7 @@ pub(super) fn all((width, height): (u32, u32)) -> Vec<Kind> {
         (0..height).flat_map(|y| (0..width).map(move |x| byte(x, y, 3))).collect();
     // The filter is in the bits 2 and 3 of the first byte. The other bits are 0: no compression.
     let alpha_chunk = |filter: u8| riff_chunk(b"ALPH", &[&[filter << 2], &raw_alpha[..]].concat());
-    // Two frames, which are the same.
+    // Two frames, which are the same. `ALPHA` is set even if they have no alpha; decoders accept this.
     let animated = |chunks: &[Vec<u8>]| {
         let frame = anmf(width, height, chunks);
         let head = [vp8x(ANIMATED | ALPHA, width, height), riff_chunk(b"ANIM", &[0; 6])];
