@@ -156,7 +156,7 @@ async fn open_target(
     let open = move || {
         let io_error = |error| OutputError::Io(path.clone(), error);
         let file = output::open(&path)?;
-        // `file` is no longer at its start, so the rows are read through another handle.
+        // `output::open` has moved the position in `file`, so the rows are read through another handle.
         let existing = output::read(std::fs::File::open(&path).map_err(io_error)?, &path, &reader)?;
         let export = match export {
             Some(export) => Some(Export::prepare(export, &path, &file, &reader)?),

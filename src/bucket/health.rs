@@ -24,15 +24,15 @@ use super::{Bucket, Inner, TestReport, error::Operation};
 /// that of a test.
 const MAX_FAILED_WRITES: u32 = 1;
 
-/// After this many failures in a row, the bucket is not read until a read succeeds, usually that of a
-/// test. One slow read says little, because reads have only a second.
+/// After requests have failed to read this many times in a row, the bucket is not read until a read
+/// succeeds, usually that of a test. One slow read says little, because reads have only a second.
 const MAX_FAILED_READS: u32 = 3;
 
 /// The time between the starts of two tests of a failing bucket.
 const TEST_INTERVAL: Duration = Duration::from_secs(3);
 
-/// How long the write of a test may take, and how long its removal. Each of the two reads takes at most a
-/// second.
+/// How long a test's write of an object may take, and how long the removal of this object. A test's reads
+/// take at most a second each.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// At most this many tests run at once.
@@ -87,8 +87,8 @@ impl Failures {
             return None;
         }
         let was_failing = self.is_failing;
-        // One failed test suspends reads. A further failed read must not end that, although its
-        // `max_failures` is higher.
+        // One failed read of a test suspends reads. If a request's read fails after that, reads must
+        // stay suspended, although `max_failures` is higher for requests.
         self.is_failing = self.count >= max_failures || (was_failing && has_failed);
         match (was_failing, self.is_failing) {
             (false, true) => Some(Transition::Fails),

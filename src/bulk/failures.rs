@@ -43,13 +43,13 @@ impl Failures {
         let current = current_path(&path);
         // If the last run was killed, this file contains its failures. They replace earlier failures of
         // the same rows.
-        let mut failed_again = HashSet::new();
+        let mut failed_in_killed_run = HashSet::new();
         read(&current, &reader, |identity, _| {
-            failed_again.insert(identity);
+            failed_in_killed_run.insert(identity);
             Ok(())
         })?;
-        merge(&path, &reader, |is_current, identity| {
-            !is_done(identity) && (is_current || !failed_again.contains(&identity))
+        merge(&path, &reader, |in_second_file, identity| {
+            !is_done(identity) && (in_second_file || !failed_in_killed_run.contains(&identity))
         })?;
         let mut earlier = HashSet::new();
         read(&path, &reader, |identity, _| {
@@ -80,8 +80,8 @@ impl Failures {
     /// The system's error.
     pub(super) fn finish(self) -> io::Result<Option<PathBuf>> {
         let earlier = self.earlier;
-        merge(&self.path, &self.reader, |is_current, identity| {
-            is_current || earlier.contains(&identity)
+        merge(&self.path, &self.reader, |in_second_file, identity| {
+            in_second_file || earlier.contains(&identity)
         })?;
         Ok(if self.path.exists() { Some(self.path) } else { None })
     }
@@ -115,9 +115,9 @@ fn merge(
     let merged_path = path.with_extension("jsonl.new");
     let mut merged = BufWriter::new(File::create(&merged_path)?);
     let mut is_empty = true;
-    for (is_current, old_path) in [(false, path.to_owned()), (true, current_path(path))] {
+    for (in_second_file, old_path) in [(false, path.to_owned()), (true, current_path(path))] {
         read(&old_path, reader, |identity, line| {
-            if keep(is_current, identity) {
+            if keep(in_second_file, identity) {
                 is_empty = false;
                 merged.write_all(line)?;
             }
@@ -210,7 +210,8 @@ mod tests {
         let out = folder.path().join("out.jsonl");
         assert_eq!(run(&out, &["a", "b", "c"], &[], End::Finished), "abc");
         assert_eq!(run(&out, &["b"], &["a"], End::Finished), "cb");
-        // A killed run leaves the file as it was. The next run adds the failure of `d`.
+        // A killed run leaves the file as it was. The next run adds the failure of `d`. It also tries
+        // `c` again, because there is no output that contains `c`.
         assert_eq!(run(&out, &["d"], &["c"], End::Killed), "cb");
         assert_eq!(run(&out, &[], &["c"], End::Finished), "bd");
         assert_eq!(run(&out, &[], &["b", "d"], End::Finished), "");

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_is_not_forgotten_when_a_file_that_has_become_shorter_ends() {
+    fn the_end_of_a_shortened_file_stores_no_error_and_keeps_an_earlier_one() {
         let Content::File(file, len) = in_file(&[7; 10]) else { panic!("the content is a file") };
         let mut reader = Content::File(file, len + 1).reader();
         assert!(reader.read(&mut [0]).is_err());

@@ -20,9 +20,10 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let options = heifer::Options {
         // The memory limit of the child process is computed for one thread.
         max_threads: 1,
-        // The limit for each HEVC stream: the whole picture or one of its tiles. A stream has padding,
-        // so it may be larger than a small picture. The limit is too high for a tile. If a tile is
-        // too large, only the limits of the process stop it.
+        // The limit for each HEVC stream, which contains the whole picture or one tile. With its padding,
+        // the stream of a small picture may be larger than the picture. One tile of many needs far less
+        // than this limit. If a tile is larger than the header says, but within this limit, only the
+        // limits of the process stop it.
         max_pixels: header.coded_pixels().max(header.padded_stream_pixels()),
     };
     let image =
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_colours_of_every_fixture_are_close_to_those_that_libheif_decodes() {
+    fn the_mean_colours_of_cells_are_close_to_those_that_libheif_decodes() {
         let mut too_different = Vec::new();
         for line in include_str!("../../../tests/fixtures/heic/expected.txt").lines() {
             // The name, the width, the height, and the mean colours in hexadecimal digits.
