@@ -11,7 +11,7 @@ pub struct LowBits {
 }
 
 impl LowBits {
-    /// Writes the lowest `bits` bits of a value, the least significant bit first.
+    /// Writes a value as `bits` bits, the least significant bit first. The value must fit.
     pub fn put(&mut self, value: u64, bits: u32) {
         self.pending |= value << self.count;
         self.count += bits;
@@ -24,7 +24,7 @@ impl LowBits {
 
     /// Fills the last byte with zeros, if it is incomplete.
     pub fn finish(mut self) -> Vec<u8> {
-        self.put(0, 7); // completes any incomplete byte, and adds none if there is none
+        self.put(0, 7); // enough to complete any byte, but not to fill a new one
         self.bytes
     }
 }
@@ -40,7 +40,7 @@ pub struct HighBits {
 }
 
 impl HighBits {
-    /// Writes the lowest `bits` bits of a value, the most significant bit first.
+    /// Writes a value as `bits` bits, the most significant bit first. The value must fit.
     pub fn put(&mut self, value: u64, bits: u32) {
         self.pending = self.pending << bits | value;
         self.count += bits;
@@ -53,7 +53,7 @@ impl HighBits {
     /// Fills the last byte with ones, if it is incomplete. JPEG requires ones, and the other formats
     /// allow them.
     pub fn finish(mut self) -> Vec<u8> {
-        self.put(0x7f, 7); // completes any incomplete byte, and adds none if there is none
+        self.put(0x7f, 7); // enough to complete any byte, but not to fill a new one
         self.bytes
     }
 }
@@ -92,8 +92,8 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
         bits.put(length, 3);
     }
     // The lengths of the other codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes)
-    // and for the distance 1. The symbols in between have no code, which is the length zero. The
-    // lengths are written as codes too: here, each code is beside its number of bits.
+    // and for the distance 1. The symbols in between have no code, which is the length zero. These
+    // lengths are written with the 4 + 14 codes. Each pair is a code and its number of bits.
     let (length_1, length_2, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
     for ((code, code_bits), run) in [
         (length_2, None),
@@ -342,8 +342,8 @@ pub fn scan_head(components: &[u8], spectrum: (u8, u8), approximation: u8) -> Ve
     segment(0xda, &head)
 }
 
-/// A BMP. `table` is the palette or the masks. `colors` is the length of the palette that the header
-/// declares.
+/// A BMP. `table` is the palette or the masks. `colors` is the number of palette colours that the
+/// header claims.
 pub fn bmp(
     (width, height): (i32, i32),
     depth: u16,
