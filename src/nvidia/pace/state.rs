@@ -24,7 +24,7 @@ pub(super) struct State {
     next_id: u64,
 }
 
-/// Waiting calls of a client: all that are spread, or all that are not.
+/// The waiting calls of one client that have the same `is_spread`.
 #[derive(Debug)]
 struct ClientQueue {
     client_network: ClientNetwork,
@@ -39,7 +39,7 @@ struct ClientQueue {
 pub(super) enum Step {
     /// Makes the call.
     Call,
-    /// Asks the Valkey for a turn for the call.
+    /// Asks the Valkey for a turn: its permission for the call.
     AskForTurn,
     /// Asks the Valkey which calls other replicas have made.
     AskForCalls,
@@ -83,10 +83,11 @@ impl State {
         self.queues.retain(|queue| !queue.ids.is_empty());
     }
 
-    /// The most calls of this replica in a window.
+    /// The most calls that this replica may make in a window.
     pub(super) fn limit(&self) -> usize {
         match self.sharing.mode {
             Mode::Settling => self.sharing.share,
+            // In `Alone`, this is the replica's share: see `Inner::apply_mode`.
             Mode::Alone | Mode::Shared => self.log.limit(),
         }
     }
@@ -109,7 +110,7 @@ impl State {
         if earliest <= now && !needs_turn {
             return Step::Call;
         }
-        // When a call expires, another call may be the next one: see `CallLog::next`.
+        // When the oldest call leaves the window, another waiting call may become the next one.
         let expiry = self.log.next_expiry().unwrap_or(earliest);
         if !needs_turn {
             return Step::Wait { until: expiry.min(earliest), earliest };
@@ -133,8 +134,8 @@ impl State {
         Some((*self.queues.get(index)?.ids.front()?, time))
     }
 
-    /// Whether the calls of a request with `count` calls are spread. This is so for a single call, and
-    /// for a batch that does not fit into the window after the calls that wait or are reserved.
+    /// Whether the calls of a request with `count` calls are spread over time. False only for several
+    /// calls that all fit into the window, after the calls that wait or are reserved.
     pub(super) fn must_spread(&self, count: usize) -> bool {
         let reserved = usize::try_from(self.reserved.total()).unwrap_or(usize::MAX);
         let earlier = self.waiting().saturating_add(reserved);
@@ -144,6 +145,7 @@ impl State {
     /// When the last call of a new demand can be made, if all waiting and reserved calls are made.
     pub(super) fn expected_time(&mut self, demand: Demand, now: Instant) -> Instant {
         let waiting = self.queues.iter().map(ClientQueue::demand);
+        // The tally does not say which reserved calls are spread, so all count as spread.
         let reserved = self.reserved.iter().map(|(client_network, count)| {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             Demand { client_network, is_spread: true, count }
