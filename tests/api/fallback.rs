@@ -53,7 +53,7 @@ async fn assert_falls_back(call: &'static str, reply: Reply) {
     assert_eq!(inline_calls.len(), 1, "{:?}", nvidia.lines());
     let (picture, text_len) = inline_jpeg(&inline_calls[0]);
     assert!(text_len < 200_000, "the text must be within NVIDIA's limit: {text_len}");
-    // Every shrunk picture is within this limit. The original of this one was already.
+    // Both sides of a shrunk picture have at most 1024 pixels. Those of this original do, too.
     assert!(picture.width() <= 1024 && picture.height() <= 1024);
     let calls_before = calls().count();
 

@@ -108,8 +108,8 @@ async fn after_a_long_run_with_the_default_allocator_setting_nothing_has_leaked(
 async fn soak(environment: &[(&str, &str)]) {
     let seconds: u64 = std::env::var("SOAK_SECONDS").map_or(1800, |text| text.parse().unwrap());
     let run_time = Duration::from_secs(seconds);
-    // The client closes its idle connections after 5 s, so each pause is longer. In a long run, a
-    // pause is also longer than the 10 s after which the service closes them.
+    // Each pause is longer than the 5 s after which the client closes its idle connections. In a long
+    // run, it is also longer than the 10 s after which the service closes idle connections.
     let pause = Duration::from_secs(if run_time < LONG_RUN { 6 } else { 15 });
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < MAX_HOSTILE_BYTES).collect();

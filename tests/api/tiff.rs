@@ -74,6 +74,7 @@ async fn an_unsupported_or_damaged_tiff_is_refused_with_the_reason_and_no_decode
     let decode_counts_before = decode_counts().await;
     let short = |number, value: u64| (number, SHORT, vec![value]);
     for (changes, kind) in [
+        // Of the kinds of fax compression, only 3 and 4 are supported.
         (vec![short(tag::COMPRESSION, 2)], "a TIFF with fax compression"),
         (vec![short(tag::COMPRESSION, 6)], "a TIFF with JPEG compression of the old kind"),
         (vec![short(tag::COMPRESSION, 34_712)], "a TIFF with JPEG 2000 compression"),

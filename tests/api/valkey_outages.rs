@@ -72,7 +72,7 @@ impl Outage {
         !matches!(self, Self::ScriptsFlushed | Self::Emptied)
     }
 
-    /// Whether the Valkey does not work until [`Self::end`].
+    /// Whether the Valkey stays unusable until [`Self::end`].
     fn lasts(self) -> bool {
         !matches!(self, Self::Restarted | Self::ScriptsFlushed | Self::Emptied)
     }
@@ -174,8 +174,9 @@ async fn a_replica_stops_without_an_error_while_the_valkey_does_not_answer() {
     assert_eq!(count_lines(&log, "ERROR"), 0, "{log:#?}");
 }
 
+/// The bucket of the first test does not check signatures.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_valkey_fails_no_request_if_the_bucket_checks_signatures() {
+async fn with_a_bucket_that_checks_signatures_a_killed_valkey_makes_no_request_fail() {
     let Some(moto) = MotoServer::start().await else { return };
     suffer(Outage::Killed, &moto.settings()).await;
 }
