@@ -27,8 +27,8 @@ pub fn write(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     generate_to(Bash, &mut documented_command_line(), "imagesvc", folder)?;
     generate_to(Zsh, &mut documented_command_line(), "imagesvc", folder)?;
-    // `build` gives each command the name of its man page, the names of its arguments' values, and
-    // the flags of the settings, which all commands share.
+    // `build` sets the name of each command's man page, and how many values each argument takes. It
+    // also copies the flags of the settings to each command.
     let mut imagesvc = documented_command_line().disable_help_subcommand(true);
     imagesvc.build();
     let settings: BTreeSet<_> = imagesvc

@@ -29,7 +29,8 @@ pub(super) struct Service {
 
 impl Service {
     /// Returns a client of the service at `to`, or starts a service if there is no `to`. `save` says
-    /// whether the service saves the pictures. The added fields' names begin with `prefix`.
+    /// whether the service saves the pictures. The names of the fields that `embed` adds to a row begin
+    /// with `prefix`.
     pub(super) async fn open(
         to: Option<&Url>,
         save: bool,

@@ -65,7 +65,7 @@ const V5: u32 = 124;
 /// The longest side that the decoder in `render` supports, in pixels.
 const MAX_SIDE: u32 = 0xffff;
 
-/// The masks for 32 bits per pixel if the header contains no masks.
+/// The masks for 32 bits per pixel if all masks in the header are zero or missing.
 const DEFAULT_MASKS: [u32; 4] = [0xff_0000, 0xff00, 0xff, 0xff00_0000];
 
 /// Whether this is a valid length of the second header. In version 2 of OS/2, the header may be
