@@ -58,7 +58,7 @@ pub enum Error {
     /// The response has no body.
     #[error("the response has no body")]
     Empty,
-    /// The deadline passed.
+    /// The fetch passed its deadline, or its connect timeout.
     #[error("the fetch ran past its deadline")]
     Timeout,
 }
@@ -74,7 +74,7 @@ fn advice(status: u16) -> &'static str {
 impl Error {
     /// The error of a request that got no response.
     pub(super) fn of_request(error: reqwest::Error) -> Self {
-        // The resolver's own errors are among the causes of reqwest's error.
+        // The resolver returns a `UrlError` or a `LookupError`, and reqwest wraps it.
         if let Some(error) = causes(&error).find_map(|cause| cause.downcast_ref::<UrlError>()) {
             return Self::Url(*error);
         }

@@ -18,7 +18,7 @@ impl ValkeyUrl {
     pub fn parse(text: &str) -> Result<Self, String> {
         let invalid = "is not a URL such as rediss://user:password@host:6379";
         let text = text.trim();
-        // `redis` would not check the server's certificate if the URL ended in `#insecure`.
+        // The crate `redis` would not check the server's certificate if the URL ended in `#insecure`.
         if text.contains('#') {
             return Err("must not contain a #: write %23 in a password".into());
         }

@@ -76,8 +76,8 @@ async fn slow_nvidia() -> Option<FakeNvidia> {
     Some(FakeNvidia::healthy_except(move |_| Some(reply.clone())).await)
 }
 
-/// A source with 20 pictures and two files that are no pictures. The name of one contains a
-/// command that would change the title of a terminal.
+/// A folder `photos` with 20 pictures, and with two files that are no pictures. The name of one of
+/// these two contains a command that would change the title of a terminal.
 fn bulk_with_failures(nvidia: &FakeNvidia) -> Bulk {
     // One call at a time: the 20 calls to a slow NVIDIA take 3 seconds.
     let bulk = Bulk::new(nvidia).setting("NVIDIA_MAX_CONCURRENCY", 1);

@@ -238,8 +238,8 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         Stimulus::Concurrent(count) => {
             let mut answers: futures_util::stream::FuturesUnordered<_> =
                 (0..count).map(|_| app.send(picture_request())).collect();
-            // Returns after the first error, because other requests may wait for NVIDIA for ever.
-            // If all requests succeed, `?` returns `None`.
+            // Takes the first error: with `Reply::Hang`, the other request later fails with another
+            // error. If all requests succeed, `?` returns `None`.
             loop {
                 let answer = futures_util::StreamExt::next(&mut answers).await?;
                 if answer.status != 200 {
@@ -285,7 +285,8 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         }
         Stimulus::InvalidBase64 if matches!(route, Route::Base64 | Route::Batch) => {
             let field = if route == Route::Base64 { "image_base64" } else { "input" };
-            // Without `data:,`, the error of the route for batches would be `validation_failed`.
+            // For a text that is not Base64 and has no `data:,`, the error of the route for batches
+            // is `validation_failed`.
             app.send(post(json!({ field: "data:,***" }).to_string())).await
         }
         Stimulus::BatchField(name, value) if route == Route::Batch => {

@@ -158,7 +158,7 @@ mod tests {
     use super::*;
     use crate::shares::{ClientNetwork, Shares};
 
-    /// The step of [`Shares::undivided`]: no rounding.
+    /// The argument `step` of [`Shares::undivided`]. With a step of 1, units are not rounded.
     const STEP: u64 = 1;
 
     fn body_limits(max_bytes: u64) -> BodyLimits {
@@ -206,12 +206,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_body_that_stops_arriving_is_refused_after_ten_seconds() {
         // The first body may take 10 s. The second one may take 20 s, but pauses for 10 s.
-        for first_bytes in [0, 10 * MIN_BYTES_PER_SECOND as usize] {
+        for sent_bytes in [0, 10 * MIN_BYTES_PER_SECOND as usize] {
             let started = Instant::now();
-            let first = stream::iter([Ok::<_, io::Error>(Bytes::from(vec![0; first_bytes]))]);
-            let stalled = Body::from_stream(first.chain(stream::pending()));
+            let sent = stream::iter([Ok::<_, io::Error>(Bytes::from(vec![0; sent_bytes]))]);
+            let stalled = Body::from_stream(sent.chain(stream::pending()));
             assert!(matches!(read(1 << 20, stalled).await.unwrap_err(), BodyError::TooSlow));
-            assert_eq!(started.elapsed().as_secs(), 10, "after {first_bytes} bytes");
+            assert_eq!(started.elapsed().as_secs(), 10, "after {sent_bytes} bytes");
         }
     }
 

@@ -41,7 +41,7 @@ pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
     }
     serde_json::from_slice(body).map_err(|error| {
         // The position is left out, since it refers to the cleaned body. The rest of the message
-        // describes the syntax, and quotes nothing of the body except field names.
+        // describes the syntax. It quotes only field names if all fields of `T` are `RawValue`s.
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
         Invalid::at(
@@ -56,7 +56,7 @@ pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
 }
 
 /// Returns the raw JSON of a required field. Returns an error if the field is missing, or if its value
-/// does not begin like a string. [`text`] checks the rest of the value.
+/// does not begin like a string. [`text`] checks the rest of the value. `example` is a valid body.
 pub(in crate::web) fn required_string<'a>(
     field: Option<&'a RawValue>,
     name: &str,
