@@ -17,11 +17,11 @@ mod lines;
 /// A function that takes each item. It returns whether it wants more items.
 pub(super) type Sink<'a> = dyn FnMut(Item) -> bool + 'a;
 
-/// Why a source cannot be read, or not to its end.
+/// Why a source cannot be read completely.
 #[derive(Debug, thiserror::Error)]
-#[error("{place}: {detail}")]
+#[error("{path}: {detail}")]
 pub(super) struct SourceError {
-    place: String,
+    path: String,
     detail: String,
 }
 
@@ -76,7 +76,7 @@ pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
     }
     if standard_inputs > 1 {
         let detail = "standard input can be read only once".into();
-        return Err(SourceError { place: "-".into(), detail });
+        return Err(SourceError { path: "-".into(), detail });
     }
     Ok(())
 }
@@ -84,7 +84,7 @@ pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
 /// Reads the items of all sources, until `sink` wants no more. Blocks the thread.
 ///
 /// # Errors
-/// A source that cannot be read, or not to its end. `sink` has got all items before the error.
+/// The first source that cannot be read completely. `sink` has got all items before the error.
 pub(super) fn read(
     sources: &[PathBuf],
     reader: &ItemReader,
@@ -121,7 +121,7 @@ fn open(path: &Path) -> Result<Box<dyn Read>, SourceError> {
 }
 
 fn cannot_read(path: &Path, error: &io::Error) -> SourceError {
-    SourceError { place: path.display().to_string(), detail: error.to_string() }
+    SourceError { path: path.display().to_string(), detail: error.to_string() }
 }
 
 #[cfg(test)]

@@ -37,15 +37,16 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 enum Step {
     /// Try to acquire the lease.
     Acquire {
-        /// Whether to acquire it even if it was released as done, because this replica did not find
-        /// the vector.
+        /// Whether to acquire the lease even if it was released as done. True after this replica has
+        /// looked for the vector in the bucket and has not found it there.
         ignore_done: bool,
     },
     /// Another replica holds the lease: wait a little, then look in the bucket or try again.
     Wait,
     /// Look in the bucket.
     Read(Position),
-    /// Call NVIDIA. A holder first checks with [`may_call`] that it still holds the lease.
+    /// Call NVIDIA. After [`decide`], right before the call, a holder checks with [`may_call`] that it still
+    /// holds the lease.
     Call(Position),
 }
 
@@ -78,8 +79,9 @@ impl Step {
     /// the reply is `Held` or `Done`.
     ///
     /// After `Acquired`, that look is recent enough: no other replica has written the vector since. If one
-    /// had, the reply would be `Done`. If it had been killed before its release, the reply would be `Held`:
-    /// a lease lasts at least [`Valkey::lease_reserve`] after its holder is killed.
+    /// had written it and released its lease, the reply would be `Done`. If it had been killed between the
+    /// two, the reply would be `Held`: a lease lasts at least [`Valkey::lease_reserve`] after its holder is
+    /// killed.
     fn after_reply<L>(reply: &Reply<L>, looked_recently: bool) -> Self {
         match (reply, looked_recently) {
             (Ok(LeaseReply::Acquired(_)), true) => Self::Call(Position::Holder),

@@ -13,7 +13,7 @@ use crate::{
 /// The shortest time between two checks.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a check may take. Once a check has taken longer, requests do not wait for it.
+/// How long a check may take. While it takes longer, requests get [`NotReadyReason::DiskHangs`] at once.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why pictures cannot be saved.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// The most characters of a line, on a terminal or not. Only a line with a single word may be longer.
+/// The most characters of a line, whatever the terminal's width. Only a line whose text is a single word
+/// may be longer.
 const MAX_LINE_WIDTH: usize = 80;
 
 /// The width of the two columns before the text: 6 characters for the state, and 10 for the subject.
