@@ -186,7 +186,8 @@ impl Metrics {
         self.request_seconds.with([route.to_owned()]).observe(duration.as_secs_f64());
     }
 
-    /// Counts a call to NVIDIA. `status` is `None` if there was no response.
+    /// Counts a call to NVIDIA. Each retry counts as another call. `status` is `None` if there was no
+    /// response.
     pub fn record_upstream_call(
         &self,
         operation: &'static str,

@@ -24,7 +24,7 @@ pub struct Readings {
     pub replicas: Option<u32>,
     /// The most calls to NVIDIA per minute that this replica may make now; `None` without a limit.
     pub call_limit: Option<u64>,
-    /// The memory in use for pictures that are received or processed, in bytes.
+    /// The memory in use for pictures that are being received or processed, in bytes.
     pub buffered_bytes: u64,
     /// The number of received pictures whose request or call to NVIDIA has not ended.
     pub pictures_at_work: u64,

@@ -182,7 +182,8 @@ impl<'a> Meta<'a> {
         self.items.get(&item).copied()
     }
 
-    /// The properties of an item, in order: whether the property is essential, its name, its contents.
+    /// The properties of an item, in the order of the file. The parts of each tuple are: whether the
+    /// property is essential, its name, and its contents.
     pub(super) fn properties(
         &self,
         item: u32,
@@ -240,8 +241,8 @@ impl<'a> Meta<'a> {
         self.references.iter().any(is_prem)
     }
 
-    /// Reads the locations of items (ISO/IEC 14496-12, 8.11.3). Ignores the pieces (extents) of an item
-    /// that is stored in several: only the location of a grid is needed, and a grid is stored in one.
+    /// Reads the locations of items (ISO/IEC 14496-12, 8.11.3). An item in several pieces (extents) gets
+    /// `None`. Only the location of a grid is needed, and a grid in several pieces is refused.
     fn read_locations(&mut self, mut fields: Fields<'a>) -> Option<()> {
         let (version @ 0..=2, _) = fields.version_and_flags()? else { return None };
         // The lengths of the fields of each location, in bytes. Each length is stored in four bits.
