@@ -51,7 +51,7 @@ struct Source {
     module: Module,
     /// Paths that begin with `crate`, `self` or `super`, resolved and without the crate.
     paths: BTreeSet<Vec<String>>,
-    /// All other identifiers. They include the names of external crates.
+    /// All identifiers that may name an external crate, such as `axum`.
     identifiers: BTreeSet<String>,
 }
 
@@ -177,7 +177,7 @@ fn read_tree(
     at
 }
 
-/// Reads one item of a `{…}` group.
+/// Reads one part of a `{…}` group, such as `b::c` in `{a, b::c}`.
 fn read_part(part: &[TokenTree], prefix: &[String], source: &mut Source) {
     let mut path = prefix.to_vec();
     match part.first() {
@@ -337,7 +337,7 @@ fn only_the_listed_modules_use_axum_or_import_config() {
 }
 
 #[test]
-fn no_source_file_has_more_than_400_lines() {
+fn no_rust_file_has_more_than_400_lines() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files = Vec::new();
     for folder in ["benches", "deploy", "src", "tests"] {

@@ -49,7 +49,7 @@ def expected_vectors(url, key):
     return vectors
 
 
-def rounded(vector):
+def float32_bytes(vector):
     """The bytes of the numbers as 32-bit floats. An embedding in Base64 contains these bytes."""
     return struct.pack("<1536f", *vector)
 
@@ -63,7 +63,7 @@ def check(url, key, embed_one, embed_batch, is_float):
     for vector, single, reference in zip(batch, singles, expected_vectors(url, key)):
         assert len(vector) == 1536 and all(math.isfinite(number) for number in vector), len(vector)
         assert vector == single
-        assert rounded(vector) == rounded(reference)
+        assert float32_bytes(vector) == float32_bytes(reference)
         if is_float:
             assert vector == reference
 

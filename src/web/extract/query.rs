@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn save_is_read_from_the_query_and_unknown_names_are_ignored() {
+    fn save_and_backend_are_read_and_other_names_are_ignored() {
         for (query, expected) in [
             ("", true),
             ("save=true", true),
@@ -199,7 +199,7 @@ mod tests {
             "save=no",
             "save=fal%73", // `fals`
             "save=%zz",
-            "save=+true",
+            "save=+true", // ` true`
             "save=true&save=false",
         ] {
             assert_eq!(is_saved(query).unwrap_err(), ["query", "save"], "{query}");
