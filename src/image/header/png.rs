@@ -23,7 +23,7 @@ pub(super) fn read(reader: &mut Reader) -> Result<Header, HeaderError> {
     let u32_at =
         |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     // The end of the file is no error here: if pixels are missing, the decoder reports that.
-    // After any other read error, `header::read_bounded` ignores this result and returns the error.
+    // After any other read error, `header::read_bounded` fails, whatever this function returns.
     let orientation = read_orientation(reader).ok().flatten();
     let orientation = orientation.unwrap_or(Orientation::NoTransforms);
     let (width, height) = (u32_at(16), u32_at(20));
@@ -77,6 +77,7 @@ mod tests {
 
     /// EXIF data with the orientation 6, a quarter turn clockwise.
     const EXIF: &[u8; 26] = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
+    /// [`EXIF`] after the prefix that some programs write.
     const PREFIXED_EXIF: &[u8; 32] =
         b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0";
 
@@ -101,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn missing_truncated_invalid_and_far_too_long_chunks_give_no_orientation() {
+    fn missing_and_invalid_exif_and_invalid_lengths_give_no_orientation() {
         let exif = chunk(b"eXIf", EXIF);
         let longer_than_the_file = [&u32::MAX.to_be_bytes()[..], b"tEXt"].concat();
         for chunks in [
             vec![],
             vec![exif[..20].to_vec()],
             vec![longer_than_the_file, exif.clone()],
-            // Only the first 64 KiB of EXIF data are read. Here, they are not valid.
+            // Zeros are not valid EXIF data. Only the first 64 KiB of them are read.
             vec![chunk(b"eXIf", &[0; 70_000])],
             // The second EXIF chunk is ignored even if the first one is invalid.
             vec![chunk(b"eXIf", b"MM"), exif],
@@ -139,6 +140,7 @@ mod tests {
             noise in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
             let mut bytes = png(&[chunk(b"IDAT", &[7; 50]), chunk(b"eXIf", EXIF)]);
+            // The file has 133 bytes. Noise that would start after them changes nothing.
             let start = start.min(bytes.len());
             let end = (start + noise.len()).min(bytes.len());
             bytes[start..end].copy_from_slice(&noise[..end - start]);

@@ -15,8 +15,7 @@ pub(in crate::image) struct WebP {
     width: u32,
     height: u32,
     orientation: Orientation,
-    /// Two flags of an extended WebP: the flag for animation as stored, and the flag for alpha,
-    /// corrected to match the chunks. `None` for a simple WebP.
+    /// The flags of an extended WebP after `Chunks::correct_flags`. `None` for a simple WebP.
     pub(in crate::image) corrected_flags: Option<u8>,
 }
 
@@ -120,9 +119,12 @@ impl Chunks {
         }
     }
 
-    /// Keeps the flag for animation, corrects the flag for alpha, and clears all others. Some programs
+    /// Keeps the flag for animation, and clears all others except that for alpha. Some programs
     /// remove or add a chunk but do not update the flags. The decoder that the service uses refuses flags
     /// that announce a missing chunk; some other decoders accept them.
+    ///
+    /// An animation keeps its flag for alpha. For lossless pixels, the corrected flag says whether they
+    /// use alpha. For lossy pixels, it is cleared if the chunk of alpha is missing, but never set.
     fn correct_flags(&self, flags: u8) -> u8 {
         let has_alpha_flag = flags & HAS_ALPHA != 0;
         let has_alpha = if flags & ANIMATED != 0 {
@@ -185,6 +187,7 @@ mod tests {
 
     #[test]
     fn the_size_of_lossy_lossless_and_extended_pictures_is_read_unless_they_are_truncated() {
+        // `orientation_of_160_by_120` asserts the size.
         let lossy = |scale: u16| {
             let sides = [160 | scale << 14, 120 | scale << 14].map(u16::to_le_bytes).concat();
             riff(&[chunk(b"VP8 ", &[b"\x30\0\0\x9d\x01\x2a", &sides[..], &[0; 8]].concat())])
@@ -250,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_corrected_to_match_the_chunks() {
+    fn the_flag_for_alpha_is_corrected_that_for_animation_kept_and_all_others_cleared() {
         let lossless = |alpha_bit| chunk(b"VP8L", &[0x2f, 159, 0, 0, alpha_bit]);
         let (lossy, alpha) = (chunk(b"VP8 ", &[1; 7]), chunk(b"ALPH", &[0; 3]));
         let corrected = |stored_flags, chunks: &[Vec<u8>]| {
@@ -259,6 +262,7 @@ mod tests {
         // `!ANIMATED` is all flags but that for animation.
         assert_eq!(corrected(!ANIMATED, std::slice::from_ref(&lossy)), Some(0));
         assert_eq!(corrected(!ANIMATED, &[alpha.clone(), lossy.clone()]), Some(HAS_ALPHA));
+        // Without the flag, the decoder ignores a chunk of alpha.
         assert_eq!(corrected(0, &[alpha, lossy]), Some(0));
         for stored_flags in [0, HAS_ALPHA] {
             assert_eq!(corrected(stored_flags, &[lossless(0)]), Some(0));
