@@ -6,7 +6,7 @@ use std::{
     rc::Rc,
 };
 
-/// The most bytes of a row.
+/// The most bytes of a row. [`Limited`] also accepts slightly longer rows.
 pub(super) const MAX_ROW_BYTES: u64 = 4 << 20;
 
 /// How many bytes may be read for a row. A parser also reads what separates two rows, and reads ahead,
@@ -33,8 +33,7 @@ pub(super) fn without_bom(mut input: Box<dyn Read>) -> io::Result<Box<dyn Read>>
     Ok(Box::new(Cursor::new(head).chain(input)))
 }
 
-/// A reader that fails when more than [`MAX_READ_BYTES`] are read for one row. Rows of up to
-/// [`MAX_ROW_BYTES`] never fail.
+/// A reader that fails when more than [`MAX_READ_BYTES`] are read for one row.
 pub(super) struct Limited<R> {
     inner: R,
     /// How many bytes may still be read for this row. [`Allowance`] has the same cell.

@@ -7,7 +7,7 @@ use image_rs::{Rgb, Rgba, codecs::jpeg::JpegEncoder};
 use super::*;
 use crate::image::{Content, probe};
 
-/// No JPEG in these tests is longer than this `max_len`.
+/// No JPEG in these tests has more bytes than this `max_len`.
 const CONVERTED: Target = Target::Converted { max_len: 20 << 20 };
 
 /// No picture in these tests has more pixels.
@@ -110,7 +110,7 @@ fn the_colours_of_sixteen_bit_and_grey_pictures_are_kept() {
 }
 
 #[test]
-fn a_shrunk_picture_is_within_max_len_and_keeps_its_proportions() {
+fn a_shrunk_picture_is_within_max_len_and_max_side_and_keeps_its_proportions() {
     let mut random = fastrand::Rng::with_seed(1);
     let noise =
         RgbImage::from_fn(3000, 1500, |_, _| Rgb([random.u8(..), random.u8(..), random.u8(..)]));
