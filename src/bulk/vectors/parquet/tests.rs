@@ -59,8 +59,8 @@ fn small_file() -> Vec<u8> {
 }
 
 /// Reads a file with these bytes.
-fn rows_of(bytes: Vec<u8>, reader: &ItemReader) -> Result<Vec<ReadRow>, String> {
-    read("v.parquet", bytes, reader)
+fn rows_of(bytes: Vec<u8>, fields: &ItemReader) -> Result<Vec<ReadRow>, String> {
+    read("v.parquet", bytes, fields)
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn an_incomplete_file_is_refused_wherever_it_ends() {
     let complete = small_file();
     for end in 0..complete.len() {
         let error = rows_of(complete[..end].to_vec(), &usual_fields()).unwrap_err();
-        // The file is refused before its first row is read. Later errors begin with `v.parquet, row`.
+        // The file is refused before its first row is read. Errors of a row begin with `v.parquet, row`.
         assert!(error.starts_with("v.parquet: "), "the file ended at {end}: {error}");
     }
 }
