@@ -26,7 +26,7 @@ fn the_nvidia_key_is_the_only_required_setting_and_missing_client_keys_cause_a_w
 }
 
 #[test]
-fn client_keys_are_read_from_a_file_and_the_error_of_an_invalid_value_names_its_setting() {
+fn client_keys_are_read_from_a_file_and_an_error_names_the_setting_and_the_mistake() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "first\nsecond\n").unwrap();
     let path = file.path().to_str().unwrap();
@@ -35,7 +35,7 @@ fn client_keys_are_read_from_a_file_and_the_error_of_an_invalid_value_names_its_
     for (invalid, error) in [
         (&[("IMAGESVC_API_KEYS_FILE", "/nowhere")][..], "cannot be read"),
         (&[("IMAGESVC_API_KEYS_FILE", path), ("IMAGESVC_API_KEYS", "a")], "both set"),
-        (&[("IMAGESVC_API_KEYS", "planted words")], "space"),
+        (&[("IMAGESVC_API_KEYS", "planted key")], "space"),
         (&[("IMAGESVC_TRUSTED_PROXIES", "10.0.0.0/99")], "not a network"),
         (&[("IMAGESVC_CORS_ORIGINS", "app.example.com")], "not an origin"),
         (&[("IMAGESVC_DOWNLOADS_MAX_AGE", "0")], "longer than zero"),
@@ -76,7 +76,7 @@ fn an_empty_value_is_an_error_for_settings_that_protect_the_service() {
 }
 
 #[test]
-fn the_error_of_a_missing_key_names_its_setting_and_the_sandbox_flag() {
+fn the_error_of_a_missing_nvidia_key_names_its_setting_and_the_sandbox_flag() {
     let errors = resolve(&[]).unwrap_err().to_string();
     assert!(errors.contains("NVIDIA_API_KEY") && errors.contains("--sandbox"), "{errors}");
 }
@@ -103,7 +103,7 @@ fn all_errors_are_reported_at_once() {
 }
 
 #[test]
-fn the_sandbox_ignores_a_key_and_adds_a_warning() {
+fn the_sandbox_ignores_the_nvidia_key_and_adds_a_warning() {
     let config = resolve(&[("IMAGESVC_SANDBOX", "true"), ("NVIDIA_API_KEY", "nvapi-1")]).unwrap();
     assert!(matches!(config.upstream, Upstream::Sandbox));
     assert!(config.warnings[0].contains("ignored"));
@@ -119,7 +119,7 @@ fn a_memory_limit_that_is_too_small_for_one_picture_is_an_error() {
 }
 
 #[test]
-fn the_error_of_an_invalid_key_does_not_quote_the_key() {
+fn the_error_of_an_invalid_nvidia_key_does_not_quote_the_key() {
     let errors = resolve(&[("NVIDIA_API_KEY", "nvapi-secret with spaces\u{7}")]).unwrap_err();
     assert!(!errors.to_string().contains("secret"));
 }
@@ -136,11 +136,17 @@ fn every_default_parses_and_is_used_if_the_setting_is_not_set() {
 #[test]
 fn an_invalid_value_is_reported_with_the_name_of_its_setting() {
     // A control character is invalid in every setting except the downloads folder, which may be any text.
+    // The paths of files are invalid here because the files do not exist.
     let downloads_dir = store::DOWNLOADS_DIR.info.name;
     for setting in settings::all().filter(|setting| setting.name != downloads_dir) {
         let errors = resolve(&[(setting.name, "\u{7}")]).unwrap_err().to_string();
         assert!(errors.contains(&format!("  - {} ", setting.name)), "{}: {errors}", setting.name);
     }
+}
+
+#[test]
+fn the_cache_is_in_the_downloads_folder() {
+    let downloads_dir = store::DOWNLOADS_DIR.info.name;
     let config = resolve(&[(downloads_dir, "pictures"), ("IMAGESVC_SANDBOX", "true")]).unwrap();
     assert_eq!(config.store.folder.to_str(), Some("pictures"));
     assert_eq!(config.embed.cache_folder.to_str(), Some("pictures/.vectors"));
@@ -154,7 +160,7 @@ fn errors_include_the_warning_about_a_misspelt_variable() {
 }
 
 #[test]
-fn a_key_is_read_from_a_file_and_setting_the_variable_as_well_is_an_error() {
+fn the_nvidia_key_is_read_from_a_file_and_setting_the_variable_as_well_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "nvapi-2\n").unwrap();
     let path = file.path().to_str().unwrap();
