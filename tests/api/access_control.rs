@@ -14,7 +14,8 @@ use crate::support::{
 /// The setting with two client keys.
 const KEYS: (&str, &str) = ("IMAGESVC_API_KEYS", "first-client-key, second-client-key");
 
-const PICTURE_ROUTES: [&str; 3] =
+/// The routes that take one picture. `batch_errors.rs` tests that `/v1/embeddings` requires a key.
+const VECTORIZE_ROUTES: [&str; 3] =
     ["/vectorize-image", "/vectorize-image-base64", "/vectorize-image-upload"];
 
 /// Sends a request without a body.
@@ -30,7 +31,7 @@ async fn send(app: &TestApp, method: Method, path: &str, headers: &[(&str, &str)
 async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
-    let protected = PICTURE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
+    let protected = VECTORIZE_ROUTES.map(|path| (Method::POST, path)).into_iter().chain([
         (Method::GET, "/metrics"),
         (Method::GET, "/metrics/"),
         // a wrong method
@@ -88,7 +89,7 @@ async fn with_client_keys_every_route_except_the_open_ones_requires_a_key() {
 async fn a_request_without_a_key_is_refused_before_its_body_is_read() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).settings(&[KEYS]).start().await;
-    for path in PICTURE_ROUTES {
+    for path in VECTORIZE_ROUTES {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = post_head(path, 1_000_000, "expect: 100-continue\r\n");
         stream.write_all(&head).await.unwrap();
@@ -207,10 +208,10 @@ async fn a_trusted_proxy_is_exempt_from_the_connection_limit_per_peer() {
 }
 
 #[tokio::test]
-async fn a_request_from_a_page_of_another_origin_is_refused_on_every_picture_route() {
+async fn a_request_from_a_page_of_another_origin_is_refused_on_every_vectorize_route() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    for path in PICTURE_ROUTES {
+    for path in VECTORIZE_ROUTES {
         for headers in [
             &[("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")][..],
             // the page of a mobile app
@@ -244,7 +245,7 @@ async fn a_request_from_a_page_of_another_origin_is_refused_on_every_picture_rou
     }
     // Without allowed origins, a preflight request is refused like any request with a wrong method.
     let preflight = [("origin", "https://evil.example"), ("access-control-request-method", "POST")];
-    let answer = send(&app, Method::OPTIONS, PICTURE_ROUTES[0], &preflight).await;
+    let answer = send(&app, Method::OPTIONS, VECTORIZE_ROUTES[0], &preflight).await;
     assert_problem(&answer, 405, "method_not_allowed");
 }
 
