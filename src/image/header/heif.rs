@@ -51,7 +51,7 @@ pub(in crate::image) struct Heif {
     pub(in crate::image) chroma: u8,
     /// The offset where the last complete box ends. The decoder refuses files with anything after
     /// this offset, so it gets only the bytes before it.
-    pub(in crate::image) end: u64,
+    pub(in crate::image) boxes_end: u64,
 }
 
 /// Whether the picture has transparency, and whether its colours are already multiplied by alpha.
@@ -99,13 +99,13 @@ fn unsupported(kind: &'static str) -> HeaderError {
 
 /// Reads the header of the file's primary picture.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Heif, HeaderError> {
-    let (meta_box, end) = read_meta_box(reader)?;
+    let (meta_box, boxes_end) = read_meta_box(reader)?;
     let meta = Meta::parse(&meta_box).ok_or(Damaged)?;
     let primary = CodedPicture::read(reader, &meta, meta.primary)?;
     let (size, is_transformed) = transformed_size(&meta, meta.primary, primary.coded_size)?;
     let alpha = read_alpha(reader, &meta, &primary)?;
     let CodedPicture { coded_size, stream_size, is_grid, chroma, .. } = primary;
-    Ok(Heif { size, coded_size, stream_size, is_grid, is_transformed, alpha, chroma, end })
+    Ok(Heif { size, coded_size, stream_size, is_grid, is_transformed, alpha, chroma, boxes_end })
 }
 
 /// A picture inside of the file: the primary picture, or its transparency.

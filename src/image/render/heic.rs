@@ -15,8 +15,8 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
 
     let header = heif::read(&mut picture.content.header_reader());
     let header = header.map_err(|_| broken("its header cannot be read"))?;
-    let end = usize::try_from(header.end).map_err(|_| broken("it is too long"))?;
-    let bytes = picture.content.read_at(0, end)?;
+    let len = usize::try_from(header.boxes_end).map_err(|_| broken("it is too long"))?;
+    let bytes = picture.content.read_at(0, len)?;
     let options = heifer::Options {
         // The memory limit of the child process is computed for one thread.
         max_threads: 1,

@@ -82,10 +82,10 @@ fn the_fields_for_the_memory_estimate_are_read() {
 fn the_end_is_the_offset_where_the_last_complete_box_ends() {
     let bytes = fixture("junk-behind.heic");
     let junk_len = b"SEFH\x01\x02\x03\x04junkSEFT".len() as u64;
-    assert_eq!(read_fixture("junk-behind").unwrap().end, bytes.len() as u64 - junk_len);
+    assert_eq!(read_fixture("junk-behind").unwrap().boxes_end, bytes.len() as u64 - junk_len);
     // The film consists of boxes.
     let bytes = fixture("film-behind.heic");
-    assert_eq!(read_fixture("film-behind").unwrap().end, bytes.len() as u64);
+    assert_eq!(read_fixture("film-behind").unwrap().boxes_end, bytes.len() as u64);
 }
 
 #[test]
