@@ -38,7 +38,7 @@ const SIZE: (u32, u32) = (45, 31);
 
 /// Every picture must be answered within this time. A decoder uses at most 20 s of processor time,
 /// but the machine may be busy.
-const MAX_DURATION: Duration = Duration::from_secs(60);
+const MAX_ANSWER_TIME: Duration = Duration::from_secs(60);
 
 /// The service's memory may grow by at most this many bytes after the first quarter of the run. The
 /// allocator's memory varies by less than that.
@@ -92,14 +92,15 @@ fn fixtures() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures"))
 }
 
-/// Adds EXIF data with an orientation after the header of a JPEG, PNG or WebP. Returns pictures of
-/// other formats unchanged.
+/// Adds EXIF data with an orientation to a JPEG, PNG or WebP. Returns pictures of other formats
+/// unchanged.
 fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     // A TIFF header, and a directory with one entry: the orientation 6.
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const HAS_EXIF: u8 = 0b1000;
     let mut turned = picture.to_vec();
-    // `splice` inserts when its result is dropped.
+    // The data is inserted after the start of the JPEG, and after the header chunk of the PNG. `splice`
+    // inserts when its result is dropped.
     match format {
         "jpeg" => drop(turned.splice(2..2, segment(0xe1, &[b"Exif\0\0", &EXIF[..]].concat()))),
         "png" => drop(turned.splice(33..33, png_chunk(b"eXIf", EXIF))),
@@ -142,7 +143,7 @@ async fn send(
         200 => format!("200 {}", body["content_type"].as_str().unwrap_or_default()),
         _ => format!("{status} {}", body["code"].as_str().unwrap_or_default()),
     };
-    if started.elapsed() > MAX_DURATION {
+    if started.elapsed() > MAX_ANSWER_TIME {
         return Err(format!("{outcome} after {:?}", started.elapsed()));
     }
     let refusals = ["413 image_too_large", "415 unsupported_image", "422 embedding_rejected"];
@@ -164,7 +165,7 @@ async fn damaged_pictures_of_every_format_are_answered_and_leak_no_files_and_har
     let corpora = load_corpora();
     let folder = tempfile::tempdir().unwrap();
     // The sandbox decodes every picture. The pictures that the service converts or shrinks are
-    // decoded twice. The request timeout is longer than `MAX_DURATION`, so a slow answer is
+    // decoded twice. The request timeout is longer than `MAX_ANSWER_TIME`, so a slow answer is
     // reported as slow.
     let service = ServiceProcess::start(
         folder.path(),
@@ -179,8 +180,8 @@ async fn damaged_pictures_of_every_format_are_answered_and_leak_no_files_and_har
             ("IMAGESVC_REQUEST_TIMEOUT", "120s"),
         ],
     );
-    // This timeout, too, is longer than `MAX_DURATION`.
-    let client = reqwest::Client::builder().timeout(2 * MAX_DURATION).build().unwrap();
+    // This timeout, too, is longer than `MAX_ANSWER_TIME`.
+    let client = reqwest::Client::builder().timeout(2 * MAX_ANSWER_TIME).build().unwrap();
     let next_number = AtomicUsize::new(0);
     let outcomes = Mutex::new(BTreeMap::<String, usize>::new());
     let failures = Mutex::new(Vec::new());
@@ -207,14 +208,14 @@ async fn damaged_pictures_of_every_format_are_answered_and_leak_no_files_and_har
                 });
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
             });
-            // One request for each core. This is also the number of decoders, so no request waits
-            // for a decoder.
+            // One request for each core. The service and its sandbox share as many decoders, so no
+            // request waits for a decoder.
             let max_concurrent = available_parallelism().map_or(1, usize::from);
             requests.buffer_unordered(max_concurrent).collect::<()>().await;
         }
     };
-    // `when_idle` measures after each pause, until two measurements are equal. The service closes idle
-    // connections after 10 s, and so before the second measurement, which is after 12 s.
+    // `when_idle` measures after each pause, until two measurements are equal: after 12 s at the earliest.
+    // By then, the connections of the test are closed: the service closes idle ones after 10 s.
     let pause = Duration::from_secs(6);
     send_pictures(duration / 4).await;
     let before = ResourceUsage::when_idle(&service, pause).await;
