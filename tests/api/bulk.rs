@@ -136,7 +136,8 @@ async fn the_failures_file_can_be_a_source_and_is_removed_after_a_run_without_fa
     let rows = bulk.read("vectors.jsonl");
     assert!(rows.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""), "{rows:.500}");
     assert_eq!(rows.lines().count(), 2);
-    // Without this removal, the failure of the bad line would stay: the new list has no third line.
+    // A run keeps the earlier failures of rows that it does not try again. The new list has no third
+    // line, so without this removal, the failure of the bad line would stay.
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
     bulk.write("list.jsonl", "{\"path\": \"a.png\"}\n{\"path\": \"c.png\"}\n");
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(1);
@@ -157,6 +158,7 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
     let bulk = Bulk::without_nvidia().setting("NVIDIA_REQUESTS_PER_MINUTE", 40);
     bulk.write_pictures(10);
     bulk.write("list.txt", "http://localhost/a\nphotos/1.png\n");
+    // The folder has ten pictures. One of them is also in the list, and counts twice.
     let run = bulk.run("photos list.txt --dry-run --out vectors.jsonl").expect_exit_code(0);
     assert!(run.stdout.contains("12 pictures to send: 11 files and 1 URLs"), "{}", run.stdout);
     // Twelve pictures at 40 a minute take 18 s.
@@ -176,7 +178,7 @@ fn a_dry_run_counts_without_a_key_and_without_writing() {
 }
 
 #[test]
-fn a_dry_run_names_the_limit_of_the_key_and_this_replicas_part_of_it() {
+fn a_dry_run_names_the_limit_on_calls_and_this_replicas_part_of_it() {
     let bulk = Bulk::without_nvidia()
         .setting("NVIDIA_REQUESTS_PER_MINUTE", 40)
         .setting("IMAGESVC_REPLICAS", 3);
@@ -218,7 +220,7 @@ async fn a_mistake_in_the_arguments_or_sources_exits_with_2_before_a_picture_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_picture_without_an_output_is_one_row_on_standard_output() {
+async fn without_an_output_file_one_picture_becomes_one_row_on_standard_output() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);
     bulk.write("rocket.jpg", ROCKET);
