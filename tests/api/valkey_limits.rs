@@ -1,5 +1,7 @@
 //! Limits that three replicas keep together: the calls to NVIDIA per minute, and the requests of a
 //! client.
+//!
+//! A turn is the Valkey's permission for one call to NVIDIA.
 
 use std::{
     sync::{Arc, Mutex},
@@ -14,7 +16,8 @@ use crate::support::{
     tiny,
 };
 
-/// The window of the limit on calls. The service's own window is half a second longer.
+/// The limit on calls must hold in any period of this length. As a margin, the service applies it to
+/// periods that are half a second longer.
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// The limit of these tests on calls per minute.
@@ -64,10 +67,10 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
         replica.wait_for_metric("imagesvc_call_limit", LIMIT as f64).await;
     }
 
-    // A turn is the Valkey's permission for one call. The first replica takes ten turns. It uses one for
-    // the blocker, whose call never ends. Since this replica makes one call at a time, it gives the other nine
-    // back after five seconds. The other replicas have 28 pictures for the 20 turns that are left, so some
-    // pictures wait for the nine turns.
+    // The first replica takes ten turns: for the blocker and for nine pictures. The blocker's call never
+    // ends, and this replica makes one call at a time. So after five seconds, the nine pictures fail, and
+    // their turns are given back. The other replicas have 28 pictures for the 20 turns that are left, so
+    // eight pictures wait for the nine turns.
     let blocker = first.start_unsaved_upload(&tiny(BLOCKER));
     nvidia.wait_for(1).await;
     let embedded = join!(upload(&first, 0..9), upload(&second, 100..114), upload(&third, 200..214));
@@ -103,6 +106,7 @@ async fn the_limit_of_a_client_holds_for_all_replicas_together() {
     let settings = [valkey.settings(), vec![limit]].concat();
     let replicas = Replica::start_three(&nvidia, [&settings; 3]).await;
     let started = Instant::now();
+    // A replica alone would admit all of its 50 requests.
     let answers = join_all((0..150).map(async |n: usize| {
         let answer = replicas[n % 3].upload_unsaved(&tiny(0)).await;
         if answer.status != 200 {
@@ -113,8 +117,9 @@ async fn the_limit_of_a_client_holds_for_all_replicas_together() {
     }))
     .await;
     let admitted = answers.into_iter().filter(|is_admitted| *is_admitted).count();
-    // The limit allows a burst of a minute's requests, and then one request each second. This test tolerates
-    // a tenth of the limit in addition.
+    // The limit allows a burst of a minute's requests, and then one request each second. The test tolerates
+    // a tenth of the limit in addition: `as_secs` rounds down, and a replica counts alone if the Valkey's
+    // reply is late.
     let most = PER_MINUTE + PER_MINUTE / 10 + started.elapsed().as_secs() as usize;
     assert!((PER_MINUTE..=most).contains(&admitted), "{admitted} requests were admitted");
 }
