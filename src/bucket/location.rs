@@ -40,9 +40,10 @@ impl Location {
         let has_valid_bytes =
             bucket.bytes().all(|byte| is_lowercase_or_digit(byte) || matches!(byte, b'-' | b'.'));
         let is_ip_address = bucket.parse::<Ipv4Addr>().is_ok();
-        let has_valid_dots = !bucket.contains("..") && !is_ip_address;
         let has_valid_len = (3..=63).contains(&bucket.len());
-        if !(has_valid_len && has_valid_ends && has_valid_bytes && has_valid_dots) {
+        let has_double_dot = bucket.contains("..");
+        if !(has_valid_len && has_valid_ends && has_valid_bytes) || has_double_dot || is_ip_address
+        {
             return Err(
                 "has no valid bucket name after s3://: a name has 3 to 63 lowercase letters, \
                         digits, dots and hyphens"

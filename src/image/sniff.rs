@@ -217,8 +217,8 @@ fn heic() -> Result<Format, Unsupported> {
     if cfg!(feature = "heic") { Ok(Format::Heic) } else { Err(Unsupported::Heic) }
 }
 
-/// Recognizes HTML and SVG by the tag that comes first. Returns `None` for any other text, and for bytes
-/// that do not begin with `<`.
+/// Recognizes HTML and SVG by whichever of their tags comes first. Returns `None` without such a tag, and
+/// for bytes that do not begin with `<`. Ignores a byte order mark and white space before the `<`.
 fn markup(head: &[u8]) -> Option<Unsupported> {
     const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
     let text = &head[..head.len().min(MAX_SNIFF_LEN)];
