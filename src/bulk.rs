@@ -163,8 +163,9 @@ async fn open_target(
             None => None,
         };
         let failures = Failures::open(&path, reader, |identity| existing.contains(identity));
+        let failures = failures.map_err(|error| OutputError::Io(Failures::path(&path), error))?;
         let rows = Appender::new(file).map_err(io_error)?;
-        Ok((Target::Files(rows, failures.map_err(io_error)?), existing, export))
+        Ok((Target::Files(rows, failures), existing, export))
     };
     on_blocking_thread(open).await
 }

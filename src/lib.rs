@@ -27,8 +27,8 @@
 //!    decoded.
 //! 5. The pipeline *saves* and *embeds* the picture at the same time, because the call to NVIDIA
 //!    takes longest. [`store`] syncs the file and renames it, so that the file is complete or
-//!    absent. If the picture cannot be decoded, the file is removed again. A picture for a
-//!    bucket is sent to NVIDIA only after the bucket has it.
+//!    absent. If the picture cannot be decoded, the file is removed again. With a
+//!    bucket instead of the folder, the call to NVIDIA waits until the bucket has the picture.
 //! 6. **[`embed`]** looks in the cache (memory, then disk), or joins a running call for the same
 //!    picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.) Without a
 //!    cached vector or a running call, it prepares the picture. Upright JPEGs and upright PNGs
@@ -50,7 +50,7 @@
 //!
 //! | Module | What it does |
 //! |---|---|
-//! | [`cli`] | runs one of the commands `serve`, `check`, `embed` and `nearest` |
+//! | [`cli`] | runs the command of the arguments, such as `serve` or `embed` |
 //! | [`bulk`] | embeds the pictures of folders and lists, and finds similar ones, as a client of the service |
 //! | [`app`] | builds the service from the settings, and binds its port |
 //! | [`config`] | parses, checks and lists all settings |

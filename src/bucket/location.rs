@@ -116,6 +116,9 @@ mod tests {
         ] {
             assert!(Location::parse(invalid).is_err(), "{invalid}");
         }
+        let with_prefix = |len| Location::parse(&format!("s3://photos/{}", "a".repeat(len)));
+        assert!(with_prefix(MAX_PREFIX_LEN).is_ok());
+        assert!(with_prefix(MAX_PREFIX_LEN + 1).is_err());
     }
 
     proptest! {

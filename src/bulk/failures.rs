@@ -29,6 +29,11 @@ pub(super) struct Failures {
 }
 
 impl Failures {
+    /// The path of the file with the failures of a run whose output is `out`.
+    pub(super) fn path(out: &Path) -> PathBuf {
+        out.with_extension("failed.jsonl")
+    }
+
     /// Opens the file beside the output `out`. The caller must have locked the output. `is_done` returns
     /// whether the output contains a row with this identity; the failure of such a row is removed.
     ///
@@ -39,7 +44,7 @@ impl Failures {
         reader: ItemReader,
         is_done: impl Fn(Identity) -> bool,
     ) -> io::Result<Self> {
-        let path = out.with_extension("failed.jsonl");
+        let path = Self::path(out);
         let current = current_path(&path);
         // If the last run was killed, this file contains its failures. They replace earlier failures of
         // the same rows.

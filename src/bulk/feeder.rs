@@ -28,7 +28,7 @@ const MAX_WAITING: usize = 64;
 #[derive(Debug)]
 pub(super) enum SourceEvent {
     Row(Box<Item>),
-    /// A source cannot be read to its end, for this reason. This is the last event.
+    /// A source cannot be read to its end, for this reason. The next source follows.
     Broken(String),
 }
 
@@ -81,9 +81,16 @@ impl Feeder {
                     is_sent && selection.wants_more()
                 }
             };
-            if let Err(error) = source::read(&sources, &reader, &mut sink) {
-                // This fails if the run has ended.
-                let _ = sender.blocking_send(SourceEvent::Broken(error.to_string()));
+            for path in sources {
+                let wants_more = match source::read_one(&path, &reader, &mut sink) {
+                    Ok(wants_more) => wants_more,
+                    Err(error) => {
+                        sender.blocking_send(SourceEvent::Broken(error.to_string())).is_ok()
+                    }
+                };
+                if !wants_more {
+                    return;
+                }
             }
         })?;
         Ok(Self { events, skipped, counter, limit })

@@ -142,7 +142,6 @@ impl Run {
                     match event {
                         Some(SourceEvent::Row(item)) => self.queue(*item).await?,
                         Some(SourceEvent::Broken(reason)) => {
-                            has_more = false;
                             // Nothing was sent, so the command ends as if it could not start.
                             if self.received == 0 {
                                 return Err(BulkError::Source(reason));

@@ -61,7 +61,8 @@ pub(super) fn is_standard_input(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-/// Checks that all sources can be opened, so that a misspelt path is reported before the run starts.
+/// Checks that all sources exist and that files can be opened, so that a misspelt path is reported before
+/// the run starts.
 ///
 /// # Errors
 /// The first source that does not exist or cannot be opened, or a second standard input.
@@ -70,13 +71,22 @@ pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
     for path in sources {
         if is_standard_input(path) {
             standard_inputs += 1;
-        } else if let Err(error) = fs::metadata(path).and_then(|_| File::open(path)) {
-            return Err(cannot_read(path, &error));
+        } else {
+            check_exists(path).map_err(|error| cannot_read(path, &error))?;
         }
     }
     if standard_inputs > 1 {
         let detail = "standard input can be read only once".into();
         return Err(SourceError { path: "-".into(), detail });
+    }
+    Ok(())
+}
+
+/// Opens a file or a folder once. A pipe is not opened: when this reader went away, its writer would fail.
+fn check_exists(path: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(path)?;
+    if metadata.is_file() || metadata.is_dir() {
+        File::open(path)?;
     }
     Ok(())
 }
@@ -91,24 +101,34 @@ pub(super) fn read(
     sink: &mut Sink<'_>,
 ) -> Result<(), SourceError> {
     for path in sources {
-        let is_folder = !is_standard_input(path) && path.is_dir();
-        let place = path.display().to_string();
-        let result = match Kind::of(path, is_folder) {
-            Kind::Folder => folder::read(path, reader, sink),
-            Kind::Picture => Ok(sink(reader.plain(Picture::File(path.clone())))),
-            Kind::Lines => lines::read_plain(open(path)?, &place, reader, sink),
-            Kind::JsonLines => lines::read_objects(open(path)?, &place, reader, sink),
-            Kind::Delimited(delimiter) => {
-                delimited::read(open(path)?, delimiter, &place, reader, sink)
-            }
-            Kind::Json => json::read(open(path)?, &place, reader, sink),
-        };
-        let wants_more = result.map_err(|error| cannot_read(path, &error))?;
-        if !wants_more {
+        if !read_one(path, reader, sink)? {
             break;
         }
     }
     Ok(())
+}
+
+/// Reads the items of a source, until `sink` wants no more. Returns whether it still wants more. Blocks
+/// the thread.
+///
+/// # Errors
+/// Those of [`read`].
+pub(super) fn read_one(
+    path: &Path,
+    reader: &ItemReader,
+    sink: &mut Sink<'_>,
+) -> Result<bool, SourceError> {
+    let is_folder = !is_standard_input(path) && path.is_dir();
+    let place = path.display().to_string();
+    let result = match Kind::of(path, is_folder) {
+        Kind::Folder => folder::read(path, reader, sink),
+        Kind::Picture => Ok(sink(reader.plain(Picture::File(path.to_owned())))),
+        Kind::Lines => lines::read_plain(open(path)?, &place, reader, sink),
+        Kind::JsonLines => lines::read_objects(open(path)?, &place, reader, sink),
+        Kind::Delimited(delimiter) => delimited::read(open(path)?, delimiter, &place, reader, sink),
+        Kind::Json => json::read(open(path)?, &place, reader, sink),
+    };
+    result.map_err(|error| cannot_read(path, &error))
 }
 
 fn open(path: &Path) -> Result<Box<dyn Read>, SourceError> {

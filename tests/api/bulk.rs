@@ -198,6 +198,7 @@ async fn a_mistake_in_the_arguments_or_sources_exits_with_2_before_a_picture_is_
     // This list has a field with the name of a field that `embed` adds.
     bulk.write("taken.jsonl", "{\"path\": \"photos/0.png\", \"vector\": 1}\n");
     bulk.write("broken.json", "{}");
+    std::fs::create_dir(bulk.folder().join("x.failed.jsonl")).unwrap();
     for (arguments, message) in [
         ("missing", "missing: "),
         ("photos --out vectors.csv", "must end in .jsonl, .parquet or .npy"),
@@ -207,6 +208,8 @@ async fn a_mistake_in_the_arguments_or_sources_exits_with_2_before_a_picture_is_
         ("photos --to http://127.0.0.1:1", "does not answer"),
         ("taken.jsonl --out vectors.jsonl", "set --prefix"),
         ("broken.json --out vectors.jsonl", "list of objects"),
+        // The file of failures is a folder.
+        ("photos --out x.jsonl", "x.failed.jsonl: "),
         // The folder `broken.jsonl` does not exist.
         ("broken.json --out broken.jsonl/x.jsonl", "x.jsonl: "),
     ] {

@@ -131,6 +131,36 @@ async fn one_command_reads_lists_of_every_kind_with_byte_order_marks_and_quotes(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_list_that_cannot_be_read_to_its_end_the_other_sources_are_still_read() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(3);
+    bulk.write("torn.json", "[{\"path\": \"photos/0.png\"}, {\"path\": \"photos/1.png\"");
+    bulk.write("list.txt", "photos/2.png\n");
+    let run = bulk.run("torn.json list.txt --out vectors.jsonl").expect_exit_code(1);
+    let rows = bulk.rows("vectors.jsonl");
+    let paths: BTreeSet<_> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();
+    assert_eq!(paths, BTreeSet::from(["photos/0.png", "photos/2.png"]));
+    assert!(run.stderr.contains("torn.json: "), "{}", run.stderr);
+    assert!(run.stderr.contains("unreadable_source"), "{}", run.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_from_a_named_pipe_is_read_and_its_writer_does_not_fail() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(1);
+    let pipe = bulk.folder().join("list.txt");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // Blank lines make the list longer than a pipe's buffer, so the writer writes as long as it is read.
+    let list = "photos/0.png\n".to_owned() + &"\n".repeat(200_000);
+    let writer = std::thread::spawn(move || fs::write(pipe, list));
+    bulk.run("list.txt --out vectors.jsonl").expect_exit_code(0);
+    writer.join().unwrap().unwrap();
+    assert_eq!(bulk.rows("vectors.jsonl").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn equal_pictures_are_sent_to_nvidia_once_and_all_but_the_first_count_as_cached() {
     let nvidia = FakeNvidia::healthy().await;
     let bulk = Bulk::new(&nvidia);

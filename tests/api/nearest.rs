@@ -247,7 +247,10 @@ async fn if_the_picture_fails_the_error_code_and_the_sentence_are_printed_and_th
         ("missing.jpg", "imagesvc nearest: missing.jpg: unreadable_file: The file cannot be read"),
         (".", "imagesvc nearest: .: unreadable_file: "),
         // The service does not fetch from loopback addresses.
-        ("http://127.0.0.1:9/a.jpg", "imagesvc nearest: http://127.0.0.1:9/a.jpg: url_not_allowed: "),
+        (
+            "http://127.0.0.1:9/a.jpg",
+            "imagesvc nearest: http://127.0.0.1:9/a.jpg: url_not_allowed: ",
+        ),
     ] {
         let run = bulk.nearest(&format!("{picture} --in vectors.jsonl")).expect_exit_code(1);
         assert!(run.stderr.contains(message), "{picture}: {}", run.stderr);
