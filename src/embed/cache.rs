@@ -12,13 +12,13 @@ use tokio::{task::spawn_blocking, time::Instant};
 
 use super::{Embedding, Prepared, Provenance, Settings, Source};
 use crate::{bucket::Bucket, nvidia::Vector, sha256::Sha256};
+use bucket::BucketLevel;
 use disk::Disk;
-use shared::Shared;
 use writer::Writer;
 
+mod bucket;
 mod disk;
 mod format;
-mod shared;
 mod writer;
 
 /// The version of the code that prepares pictures. Raise this number with every change that gives
@@ -91,8 +91,7 @@ pub(super) struct Cache {
     key_hasher: Hasher,
     memory: Option<MemoryCache<CacheKey, CachedEmbedding, ByteWeight>>,
     disk: Option<DiskLevel>,
-    /// The level in the bucket.
-    shared: Option<Shared>,
+    bucket: Option<BucketLevel>,
 }
 
 struct DiskLevel {
@@ -123,7 +122,7 @@ impl Cache {
             .chain_update([0, PREPARATION, settings.call.large_images as u8])
             .chain_update((settings.call.inline_limit as u64).to_le_bytes())
             .chain_update(settings.call.max_image_bytes.to_le_bytes());
-        Self { key_hasher, memory, disk, shared: bucket.map(Shared::new) }
+        Self { key_hasher, memory, disk, bucket: bucket.map(BucketLevel::new) }
     }
 
     /// The key of a picture's embedding.
@@ -140,7 +139,7 @@ impl Cache {
 
     /// Looks in the bucket. An embedding that is found there is also cached in memory and on disk.
     pub(super) async fn look_up_in_bucket(&self, key: &CacheKey) -> Option<Embedding> {
-        let cached = self.shared.as_ref()?.read(key).await?;
+        let cached = self.bucket.as_ref()?.read(key).await?;
         if let Some(memory) = &self.memory {
             memory.insert(*key, cached.clone());
         }
@@ -191,8 +190,8 @@ impl Cache {
             }
         };
         let to_bucket = async {
-            match &self.shared {
-                Some(shared) => shared.write(&key, &cached).await,
+            match &self.bucket {
+                Some(bucket) => bucket.write(&key, &cached).await,
                 None => false,
             }
         };
@@ -281,12 +280,12 @@ mod tests {
         ] {
             let cache = new_cache(memory_bytes, disk_bytes, folder.path(), ("model", "endpoint"));
             let key = cache.key(Sha256::from_bytes([7; 32]));
-            cache.insert_in_memory(key, &embedding_of("0.25"));
-            cache.write(key, &embedding_of("0.25")).await;
+            cache.insert_in_memory(key, &embedding_of("0.5"));
+            cache.write(key, &embedding_of("0.5")).await;
             let found = cache.look_up_locally(&key).await;
             assert_eq!(found.as_ref().map(|found| found.provenance), provenance);
             if let Some(found) = found {
-                assert_eq!((start_of_text(&found).as_str(), found.attempts), ("[0.2", 0));
+                assert_eq!((start_of_text(&found).as_str(), found.attempts), ("[0.5", 0));
                 assert_eq!(found.prepared, Prepared::Jpeg);
             }
         }
@@ -356,7 +355,8 @@ mod tests {
         }
         let memory = cache.memory.as_ref().unwrap();
         assert!(memory.weight() <= 100_000);
-        // One entry needs less than 10 KB, so about ten fit. The test requires half of them.
+        // One entry needs less than 10 KB, so ten fit. `quick_cache` decides how many stay. The test requires
+        // half of them.
         assert!(memory.len() >= 5, "the cache contains only {} entries", memory.len());
     }
 }

@@ -21,8 +21,8 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Returns this embedding for an equal picture for which no call was made. If it comes from a call
-    /// to NVIDIA, its provenance becomes [`Provenance::Shared`]. Otherwise it is returned unchanged.
+    /// Turns this embedding into that of an equal picture that made no call of its own.
+    /// [`Provenance::Nvidia`] becomes [`Provenance::Shared`], and every other provenance stays.
     pub fn shared(self) -> Self {
         match self.provenance {
             Provenance::Nvidia => Self { provenance: Provenance::Shared, attempts: 0, ..self },

@@ -18,12 +18,12 @@ use crate::{
 const MAX_CONCURRENT_WRITES: usize = 256;
 
 /// The cache level in the bucket.
-pub(super) struct Shared {
+pub(super) struct BucketLevel {
     bucket: Bucket,
     write_permits: Semaphore,
 }
 
-impl Shared {
+impl BucketLevel {
     pub(super) fn new(bucket: Bucket) -> Self {
         Self { bucket, write_permits: Semaphore::new(MAX_CONCURRENT_WRITES) }
     }
