@@ -140,8 +140,7 @@ mod tests {
         let zero = [0.0; 9];
         let any = [1.0, -2.0, 3.0, 0.5, 1.0, 1.0, 1.0, 1.0, 7.0];
         assert_eq!([cosine(&zero, &any), cosine(&any, &zero), cosine(&zero, &zero)], [0.0; 3]);
-        // The first scale is so small that its product with 7, the largest number of `any`, is finite. The
-        // last scale is a subnormal number.
+        // `f32::MAX / 8.0` times 7, the largest number of `any`, is finite. 1e-40 is a subnormal number.
         for scale in [f32::MAX / 8.0, f32::MIN_POSITIVE, 1e-40] {
             let scaled = any.map(|number| number * scale);
             // A subnormal number has fewer digits, so scaling to it rounds: hence 1e-3.

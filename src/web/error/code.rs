@@ -65,8 +65,7 @@ codes! {
     UnsupportedTransferEncoding = "unsupported_transfer_encoding", NOT_IMPLEMENTED;
     /// The service requires a client key, and the request has none or a wrong one.
     Unauthorized = "unauthorized", UNAUTHORIZED;
-    /// A web page sent the request, and the settings do not allow the page's site, or the host name by
-    /// which the page called the service.
+    /// A web page sent the request, but the page's origin or the host name in `Host` is not allowed.
     CrossOrigin = "cross_origin", FORBIDDEN;
     /// The client has reached its own rate limit.
     RateLimited = "rate_limited", TOO_MANY_REQUESTS;

@@ -166,7 +166,8 @@ pub(in crate::image) enum Predictor {
     Difference,
     /// The bytes of a row's floating-point numbers are reordered: first the most significant byte of
     /// each number, then the next byte of each number, and so on. In this order, each byte is then stored
-    /// as the difference from the byte that is one pixel's number of samples before it.
+    /// as the difference from the byte `n` bytes before it. `n` is the number of samples that the strip or
+    /// tile contains for each pixel.
     FloatDifference,
 }
 
