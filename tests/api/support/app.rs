@@ -171,6 +171,7 @@ impl TestApp {
         self.server.await.unwrap();
         // Another test may be starting a program. Until its `exec`, the forked child has all files
         // of this process open, including the lock file of this folder. The folder stays locked until then.
+        // There is no lock file here if the test's settings contain another downloads folder.
         if let Ok(lock) = std::fs::File::open(self.folder.path().join(".lock")) {
             let started = std::time::Instant::now();
             while lock.try_lock().is_err() {

@@ -27,7 +27,8 @@ pub(super) fn all() -> Vec<Bomb> {
         // Jumps by zero pixels, so that the codes never advance.
         ("bmp-rle8-stands-still", rle8((64, 64), &[0, 2, 0, 0].repeat(500_000))),
         // The next two have no code for the end of the picture. The first consists of runs. The second
-        // consists of blocks: the code `0, 255`, and 255 unencoded pixels in 128 bytes, also `0, 255, …`.
+        // consists of blocks of 255 unencoded pixels. A block is the code `0, 255` and 128 bytes of pixels,
+        // which also have the values `0, 255, …`.
         ("bmp-rle8-never-ends", rle8((64, 64), &[255, 1].repeat(1_000_000))),
         ("bmp-rle4-never-ends", rle4((64, 64), &[0, 255].repeat(1_000_000))),
         ("bmp-palette-4-billion", bmp((16, 16), 8, NONE, u32::MAX, &palette, &[0; 256])),

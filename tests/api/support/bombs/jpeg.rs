@@ -25,7 +25,7 @@ const END: &[u8] = b"\xff\xd9";
 /// 64 megapixels. [`jpeg_head`] explains the sampling factors, such as 0x22.
 pub(super) fn all() -> Vec<Bomb> {
     vec![
-        // The service accepts at most 100 scans.
+        // The limit is 100 scans, so the service tries to decode 99, and refuses 101.
         ("jpeg-99-scans", scans((1000, 1000), 99)),
         ("jpeg-101-scans", scans((1000, 1000), 101)),
         ("jpeg-99-scans-of-9-megapixels", scans((3000, 3000), 99)),
@@ -64,8 +64,8 @@ pub(super) fn endless() -> Vec<Bomb> {
     vec![("jpeg-extended-xmp", extended_xmp())]
 }
 
-/// Appends an empty scan of all components, and the end of the picture. In a progressive picture, such a
-/// scan may contain only coefficient 0 of each block, the DC coefficient.
+/// Appends a scan of all components that has no data, and the end of the picture. In a progressive
+/// picture, a scan of several components is for coefficient 0 of each block only, the DC coefficient.
 fn with_empty_scan(head: Vec<u8>) -> Vec<u8> {
     let components: Vec<u8> = (1..=3).collect();
     let last_coefficient =
