@@ -3,8 +3,8 @@
 //!
 //! The model's replicas decide with [`Step`], as the real ones do. A payment is a call to NVIDIA. After a
 //! failed command, a replica does not use the Valkey until it has connected again, as in `Valkey`. Time is
-//! reduced to one event: more time than `Valkey::lease_reserve` passes. A lease can expire only after this
-//! event, because the lease of a holder that runs and reaches the Valkey always has at least that time left.
+//! reduced to one event: more time passes than the reserve, `Valkey::lease_reserve`. While its holder runs
+//! and reaches the Valkey, a lease has at least the reserve left. So it can expire only after this event.
 
 use std::collections::HashMap;
 
@@ -71,8 +71,8 @@ struct World {
     is_valkey_up: bool,
     vector_is_in_bucket: bool,
     payments: usize,
-    /// The additional payments that kills, lost leases and lost replies allow.
-    allowed: usize,
+    /// The additional payments that kills, expired leases and lost replies allow.
+    most_extra: usize,
     had_outage: bool,
     faults: Faults,
 }
@@ -85,17 +85,17 @@ impl World {
             is_valkey_up: true,
             vector_is_in_bucket: false,
             payments: 0,
-            allowed: 0,
+            most_extra: 0,
             had_outage: false,
             faults,
         }
     }
 
-    /// One payment, or one for each replica if there was an outage. In addition, one for each lost reply,
-    /// and one for each replica that was killed between paying and writing, or whose lease expired while
-    /// the replica relied on it.
+    /// One payment, or one for each replica if there was an outage. Each of these allows one more: a lost
+    /// reply, a kill between paying and writing, and the expiry of a lease that its holder relies on, or
+    /// relied on when it was killed.
     fn most_payments(&self) -> usize {
-        self.allowed + if self.had_outage { REPLICAS } else { 1 }
+        self.most_extra + if self.had_outage { REPLICAS } else { 1 }
     }
 
     /// Whether a command of this replica reaches the Valkey.
@@ -111,10 +111,10 @@ impl World {
         matches!(self.lease, LeaseKey::Held { by, .. } if by == Some(replica))
     }
 
-    /// The lease expires. If its holder relies on it, running or suspended, another payment is allowed.
+    /// The lease expires. If its holder relies on it and was not killed, another payment is allowed.
     fn expire_lease(&mut self) {
         if let LeaseKey::Held { by, .. } = self.lease {
-            self.allowed += usize::from(by.is_some_and(|by| self.relies_on_lease(by)));
+            self.most_extra += usize::from(by.is_some_and(|by| self.relies_on_lease(by)));
             self.lease = LeaseKey::Free;
         }
     }
@@ -208,7 +208,7 @@ impl World {
                         lost.lease = LeaseKey::Held { by: None, may_expire: false };
                     }
                     lost.replicas[index].is_connected = false;
-                    lost.allowed += 1;
+                    lost.most_extra += 1;
                     lost.faults.lost_replies -= 1;
                     worlds.push(lost);
                 }
@@ -303,10 +303,11 @@ impl World {
             if self.faults.kills > 0 {
                 let mut world = *self;
                 world.faults.kills -= 1;
-                // A lease that may expire can do so after the kill, when `expire_lease` does not count it.
+                // `expire_lease` allows no payment after the holder was killed. So if the lease may expire
+                // already, the kill allows this payment.
                 let may_lose_lease = self.relies_on_lease(index)
                     && matches!(self.lease, LeaseKey::Held { by, may_expire: true } if by == Some(index));
-                world.allowed += usize::from(matches!(state, State::Paid(_)) || may_lose_lease);
+                world.most_extra += usize::from(matches!(state, State::Paid(_)) || may_lose_lease);
                 world.replicas[index].state = State::Killed;
                 next.push(world);
             }
@@ -379,7 +380,7 @@ fn without_faults_three_replicas_pay_once() {
 #[test]
 fn each_kill_or_suspension_costs_at_most_one_more_payment() {
     let (_, payments) = search(Faults { kills: 2, suspensions: 2, ..NO_FAULTS });
-    // `search` checks the limit. At worst, both killed replicas paid, and so did the last one.
+    // `search` checks the limit. No replica pays twice, so at worst each of the three pays.
     assert_eq!(payments, 3);
 }
 
