@@ -76,7 +76,7 @@ impl Client {
         // Another call may receive a `Retry-After` during this wait, so the time is checked again.
         while let Some(earliest_call) = self.check_retry_after(operation, deadline)? {
             // All calls wait until the same moment. If they all started then, NVIDIA might ask to wait
-            // again. So each has a random delay, at most as long as the first backoff of a retry.
+            // again. So each call has a random delay, as before a first retry.
             let delay = self.0.settings.retry.base.mul_f64(fastrand::f64());
             sleep_until(earliest_call + delay).await;
         }

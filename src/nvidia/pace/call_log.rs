@@ -19,7 +19,7 @@ pub(super) struct Rule {
     pub calls_per_window: usize,
     /// The length of the period.
     pub window: Duration,
-    /// How many replicas share `calls_per_window`. At least 1.
+    /// How many replicas share `calls_per_window`. 0 counts as 1.
     pub replicas: usize,
     pub clients: Clients,
 }
@@ -162,7 +162,7 @@ impl CallLog {
     }
 
     /// The index of the demand that gets the next call, and the earliest time of that call. Both may
-    /// change when the next call expires. `None` if there are no demands.
+    /// change when a call of this log expires. `None` if there are no demands.
     ///
     /// The next call is the one that may be made earliest. Among equally early ones, it is the call of
     /// the client with the fewest calls in the window, and then that of the first demand.
@@ -253,8 +253,9 @@ impl CallLog {
             && client_calls.count >= self.rule.burst()
         {
             let last_call_to_expiry = expiry.saturating_duration_since(client_calls.last);
-            // The free calls, without the spare one, divide this time into equal gaps.
-            let gaps = (self.free() + 1).saturating_sub(self.rule.spare()).max(1);
+            // The client may make up to `usable` calls in this time. They divide it into equal gaps.
+            let usable = self.free().saturating_sub(self.rule.spare());
+            let gaps = usable.saturating_add(1);
             let spacing = divide(window, calls_per_window).max(divide(last_call_to_expiry, gaps));
             time = time.max(client_calls.last + spacing);
         }
@@ -275,8 +276,8 @@ impl Rule {
         }
     }
 
-    /// The number of calls in a window that one client leaves free for others: one. But a client uses all
-    /// calls if it is the only client, or if the limit is below 20.
+    /// The number of calls in a window that one client leaves free for others: one. But with
+    /// [`Clients::One`], or with a limit below 20, a client may use all calls.
     fn spare(self) -> usize {
         usize::from(self.clients == Clients::Many && self.calls_per_window >= 20)
     }
