@@ -34,7 +34,7 @@ async fn a_form_with_two_pictures_is_refused_and_leaves_no_file() {
 }
 
 #[tokio::test]
-async fn the_detail_of_each_common_mistake_says_how_to_correct_it() {
+async fn the_error_for_each_common_mistake_names_the_mistake_or_its_correction() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for (answer, words) in [
@@ -109,8 +109,7 @@ async fn the_file_name_is_read_from_part_headers_as_real_clients_write_them() {
 async fn empty_files_are_skipped_only_if_the_form_also_contains_a_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // Browsers send such a part for a file input that the user left empty. It has a `filename`, so it
-    // does not count as text.
+    // Browsers send such a part for a file input that the user left empty.
     let empty =
         ("name=\"file\"; filename=\"\"\r\nContent-Type: application/octet-stream", &b""[..]);
     let picture = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
@@ -211,11 +210,10 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 
 #[tokio::test]
 async fn the_error_for_a_body_over_the_limit_for_bodies_states_the_limit_for_pictures() {
-    // A body is longer than its picture, so the two routes have higher limits for bodies. A picture of
-    // 3.6 MB exceeds these as well.
+    // A body is longer than its picture, so the upload and Base64 routes have higher limits for bodies.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;
-    let picture = noise_png(1200, 1000);
+    let picture = noise_png(1200, 1000); // 3.6 MB: also over the limits for bodies
     for answer in [app.upload(&picture, "noise.png").await, app.base64(&picture).await] {
         let problem = assert_problem(&answer, 413, "image_too_large");
         assert!(problem["detail"].as_str().unwrap().contains("1 MiB"), "{problem}");

@@ -3,7 +3,7 @@
 import numpy
 import rows
 
-# Four pictures of the folder can be embedded. people.jsonl has the list's four rows and one that run.py adds.
+# The folder has four good pictures. `imagesvc embed` wrote four rows of people.jsonl, and run.py added a fifth.
 for name, count in [("folder", 4), ("people", 5)]:
     expected = rows.vectors(rows.read(f"{name}.jsonl"))
     for mmap_mode in [None, "r"]:

@@ -62,7 +62,7 @@ impl DiscardingBucket {
 
     /// The number of large objects that arrived whole and with the right checksum.
     #[allow(dead_code, reason = "the benchmarks do not need it")]
-    pub fn large_count(&self) -> usize {
+    pub fn intact_large_objects(&self) -> usize {
         self.state.large_count.load(Ordering::SeqCst)
     }
 }
