@@ -192,8 +192,7 @@ impl Embedder {
     }
 
     /// Looks in memory, on disk and in the bucket, unless the request bypasses the cache. Takes at most
-    /// two seconds: one for a hanging disk, and one for the bucket. [`Self::embed`] looks in the bucket
-    /// only if there is a Valkey.
+    /// two seconds: one for a hanging disk, and one for the bucket.
     pub async fn look_up(&self, sha256: Sha256, cache_mode: CacheMode) -> Option<Embedding> {
         let key = self.0.cache.key(sha256);
         let found = match self.0.look_up_locally(&key, cache_mode).await {
@@ -201,7 +200,7 @@ impl Embedder {
             None if cache_mode == CacheMode::Bypass => return None,
             None => self.0.cache.look_up_in_bucket(&key).await?,
         };
-        Some(self.count_returned(found, cache_mode))
+        Some(self.count_and_return(found, cache_mode))
     }
 
     /// Reserves one call for each of a client's `count` pictures. Reserves either all calls or
@@ -241,8 +240,9 @@ impl Embedder {
         self.0.nvidia.key_state()
     }
 
-    /// Returns the embedding of a picture before the job's deadline. If a call is necessary, it
-    /// uses `reservation`. If `reservation` is `None`, the call is reserved first.
+    /// Returns the embedding of a picture before the job's deadline. Looks in the cache first, but in
+    /// the bucket only if there is a Valkey. If a call is necessary, it uses `reservation`. If
+    /// `reservation` is `None`, the call is reserved first.
     ///
     /// # Errors
     /// [`Error`], shared by all requests that waited for the same call.
@@ -278,7 +278,7 @@ impl Embedder {
             let error = match outcome {
                 Ok(embedding) => {
                     let embedding = if is_leader { embedding } else { embedding.shared() };
-                    return Ok(self.count_returned(embedding, job.cache_mode));
+                    return Ok(self.count_and_return(embedding, job.cache_mode));
                 }
                 Err(error) => error,
             };
@@ -293,14 +293,14 @@ impl Embedder {
         match job.cache_mode {
             CacheMode::Use => {
                 let found = self.0.cache.get_from_memory(key)?;
-                Some(self.count_returned(found, job.cache_mode))
+                Some(self.count_and_return(found, job.cache_mode))
             }
             CacheMode::Bypass => None,
         }
     }
 
-    /// Counts a returned embedding in the metrics, by where it comes from. Returns it unchanged.
-    fn count_returned(&self, embedding: Embedding, cache_mode: CacheMode) -> Embedding {
+    /// Counts an embedding in the metrics, by its provenance or as `bypass`. Returns it unchanged.
+    fn count_and_return(&self, embedding: Embedding, cache_mode: CacheMode) -> Embedding {
         let outcome = match cache_mode {
             CacheMode::Use => embedding.provenance.name(),
             CacheMode::Bypass => "bypass",

@@ -17,7 +17,8 @@ pub(crate) const REQUEST_SPAN: &str = "http_request";
 const STATUS: &str = "otel.status_code";
 
 /// Creates a span of a trace from a name and fields. The span also has the field `STATUS`, which
-/// `mark_failed` may set later. A field that OpenTelemetry's semantic conventions define has the name there.
+/// `mark_failed` may set later. Fields are named as in OpenTelemetry's semantic conventions, where these
+/// define them.
 macro_rules! span {
     ($name:expr $(, $($fields:tt)+)?) => {
         tracing::debug_span!(
