@@ -110,10 +110,10 @@ async fn the_entries_of_an_answer_are_in_the_order_of_the_input_and_describe_eac
     let nvidia = nvidia_with_numbered_embeddings().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.batch(&batch_of(0..20)).await;
-    let embeddings = assert_entries(&answer);
+    let entries = assert_entries(&answer);
     assert_eq!(answer.header("x-cache"), "miss");
     assert_eq!(answer.json()["model"], "nvidia/nv-dinov2");
-    for (number, entry) in embeddings.iter().enumerate() {
+    for (number, entry) in entries.iter().enumerate() {
         assert_eq!(entry["object"], "embedding");
         assert_eq!(number_in(entry), number as f64);
         let details = &entry["imagesvc"];
@@ -130,7 +130,7 @@ async fn the_entries_of_an_answer_are_in_the_order_of_the_input_and_describe_eac
     assert_eq!(reversed_answer.header("x-cache"), "hit");
     let reversed = assert_entries(&reversed_answer);
     assert!(reversed.iter().all(|entry| entry["imagesvc"]["cache"] == "hit"));
-    assert!(reversed.iter().rev().zip(&embeddings).all(|(a, b)| a["embedding"] == b["embedding"]));
+    assert!(reversed.iter().rev().zip(&entries).all(|(a, b)| a["embedding"] == b["embedding"]));
     assert_eq!(nvidia.count(), 20);
     assert_eq!(app.saved().len(), 2 * 20, "each batch should save its pictures");
 }
@@ -196,16 +196,16 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", 0)
         .setting("IMAGESVC_CACHE_DISK", 0)
-        // The batch then handles one picture at a time, so an equal picture is handled after the call.
-        // It can get the embedding only from the batch itself.
+        // With one call at a time, the batch handles an equal picture after the call for the first one.
+        // The equal picture can then get the embedding only from the batch itself.
         .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()
         .await;
     let answer = app.batch(&batch_of([1, 2, 1, 1, 2])).await;
-    let embeddings = assert_entries(&answer);
-    let picture_numbers: Vec<_> = embeddings.iter().map(number_in).collect();
+    let entries = assert_entries(&answer);
+    let picture_numbers: Vec<_> = entries.iter().map(number_in).collect();
     assert_eq!(picture_numbers, [1.0, 2.0, 1.0, 1.0, 2.0]);
-    let cache_values: Vec<_> = embeddings.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
+    let cache_values: Vec<_> = entries.iter().map(|entry| &entry["imagesvc"]["cache"]).collect();
     // An entry that gets the embedding of an equal picture in the batch is a hit, too.
     assert_eq!(cache_values, ["miss", "miss", "hit", "hit", "hit"]);
     assert_eq!(nvidia.count(), 2, "each different picture should be sent once");
@@ -218,11 +218,11 @@ async fn gifs_and_large_jpegs_are_prepared_as_on_the_other_routes() {
     let app = TestApp::start(&nvidia).await;
     let gif = crate::support::converted(&tiny(1), image_rs::ImageFormat::Gif);
     let input = [data_url(HUBBLE), data_url(&gif)];
-    let embeddings = assert_entries(&app.batch(&json!({ "input": input })).await);
+    let entries = assert_entries(&app.batch(&json!({ "input": input })).await);
     // The large JPEG is uploaded as it is. NVIDIA accepts no GIF, so the service converts it.
-    assert_eq!(embeddings[0]["imagesvc"]["prepared"], "original");
-    assert_eq!(embeddings[1]["imagesvc"]["prepared"], "jpeg");
-    assert_eq!(embeddings[1]["imagesvc"]["content_type"], "image/gif");
+    assert_eq!(entries[0]["imagesvc"]["prepared"], "original");
+    assert_eq!(entries[1]["imagesvc"]["prepared"], "jpeg");
+    assert_eq!(entries[1]["imagesvc"]["content_type"], "image/gif");
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ async fn hostile_file_names_and_request_ids_reach_no_path_header_or_log_line() {
         assert!(!returned.chars().any(|c| c.is_control() || c == '\u{202e}'), "{returned:?}");
 
         // The same name in the header of a form's part, without the characters that would end or
-        // change it.
+        // change the name.
         let form_name: String =
             name.chars().filter(|c| !matches!(c, '\0' | '\r' | '\n' | '"' | '\\')).collect();
         let head = format!(

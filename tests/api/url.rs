@@ -62,7 +62,7 @@ async fn a_fetch_sends_path_and_query_unchanged_and_only_the_expected_headers() 
     let received = picture_server.received();
     assert_eq!(picture_server.lines(), ["GET /a%20b/photo.jpg?size=1&x=%2F"]);
     assert_eq!(
-        received[0].sorted_headers(),
+        received[0].sorted_headers(), // all except `host`
         [
             "accept-encoding: identity",
             ACCEPT,
@@ -106,8 +106,8 @@ async fn a_redirect_to_a_denied_address_is_refused_and_no_connection_is_made() {
         Reply::new(302, &[("location", &location)], "")
     })
     .await;
-    // Both servers listen on 127.0.0.1, which is allowed only with the port of the picture server.
-    // The ports of all locations are allowed, so only an address can be the reason of a refusal.
+    // Both servers listen on 127.0.0.1, which `may_fetch_from` allows only with the picture server's port.
+    // `IMAGESVC_FETCH_PORTS` has the ports of the locations, so only their addresses can be refused.
     let app = TestApp::builder(&nvidia)
         .may_fetch_from(&picture_server)
         .setting("IMAGESVC_FETCH_PORTS", format!("80,443,{port}"))
@@ -176,7 +176,7 @@ async fn a_host_name_is_refused_if_any_of_its_addresses_is_denied() {
         let answer = app.by_url(&format!("http://{name}:{port}/")).await;
         assert_problem(&answer, 403, "url_not_allowed");
     }
-    // The look-up finds neither of these names. It does not know the trailing dot.
+    // The look-up knows neither of these names: it gets the first one with its trailing dot.
     for name in ["PRIVATE.example.", "missing.example"] {
         let answer = app.by_url(&format!("http://{name}:{port}/")).await;
         assert_problem(&answer, 502, "download_failed");
@@ -259,7 +259,7 @@ async fn an_invalid_url_and_an_invalid_or_long_body_are_refused() {
 }
 
 #[tokio::test]
-async fn an_unexpected_status_or_an_unusable_body_is_a_failed_download() {
+async fn an_unexpected_status_or_an_unusable_reply_is_a_failed_download() {
     for status in [201, 204, 206, 304, 400, 404, 500] {
         let problem = assert_problem(&fetch(Reply::status(status)).await, 502, "download_failed");
         assert!(problem["detail"].as_str().unwrap().contains(&status.to_string()));

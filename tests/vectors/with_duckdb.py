@@ -7,7 +7,7 @@ import rows
 database = duckdb.connect()
 for name in ["folder", "people"]:
     expected_rows = rows.read(f"{name}.jsonl")
-    json_lines = rows.lines(f"{name}.jsonl")  # `cell` takes the texts of nested values from them
+    json_lines = rows.lines(f"{name}.jsonl")  # `rows.cell` needs them for nested values
     vectors = rows.vectors(expected_rows)
     source_columns = rows.source_columns(expected_rows)
     # DuckDB ignores the case of names. So after "name", it renames "Name" to "Name_1".
@@ -44,4 +44,4 @@ for name in ["folder", "people"]:
 
 # DuckDB also reads the lines of JSON.
 count = database.sql("SELECT count(*) FROM read_json('folder.jsonl') WHERE len(vector) = 1536").fetchall()
-assert count == [(4,)], count  # the four pictures that can be embedded
+assert count == [(4,)], count  # the folder's broken.jpg has no row
