@@ -1,4 +1,4 @@
-//! The S3 servers of the tests behave like Amazon's where other tests depend on it.
+//! The S3 servers, the fault proxy and the fake metadata behave as other tests assume.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn with_wrong_secret(credentials: &Credentials) -> Credentials {
 }
 
 #[tokio::test]
-async fn the_user_of_moto_may_list_the_bucket_and_use_only_objects_in_the_prefix() {
+async fn the_user_of_moto_may_list_the_bucket_and_use_only_objects_in_the_prefix_unless_denied() {
     let Some(moto) = MotoServer::start().await else { return };
     for (operation, parameters, expected) in [
         ("put_object", object_with_body("imagesvc/a"), "ok"),
@@ -43,6 +43,7 @@ async fn the_user_of_moto_may_list_the_bucket_and_use_only_objects_in_the_prefix
     assert_eq!(moto.attempt("get_object", &object("imagesvc/b")).await, "ok");
     // Each call of `deny` replaces the one before.
     moto.deny(&["s3:ListBucket"]).await;
+    // S3 reports an object as missing only to users who may list the bucket.
     assert_eq!(moto.attempt("get_object", &object("imagesvc/missing")).await, "AccessDenied");
     moto.deny(&[]).await;
     assert_eq!(moto.attempt("put_object", &put).await, "ok");
@@ -117,17 +118,16 @@ async fn the_proxy_delays_or_holds_responses_and_moto_can_be_paused() {
     let mut proxy = FaultProxy::start(moto.address).await;
     let url = format!("http://{}/", proxy.address);
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let delay = Duration::from_millis(300);
-    let patience = delay; // without a fault, a response takes much less
+    let delay = Duration::from_millis(300); // without a fault, a response takes much less
     proxy.set(Fault::Delay(delay)).await;
     let started = std::time::Instant::now();
     client.get(&url).send().await.unwrap();
     assert!(started.elapsed() >= delay);
     proxy.set(Fault::Hold).await;
-    assert!(timeout(patience, client.get(&url).send()).await.is_err());
+    assert!(timeout(delay, client.get(&url).send()).await.is_err());
     proxy.clear().await;
     moto.pause();
-    assert!(timeout(patience, client.get(&url).send()).await.is_err());
+    assert!(timeout(delay, client.get(&url).send()).await.is_err());
     moto.resume();
     client.get(&url).send().await.unwrap();
     // The delayed request, the held one, the one during the pause, and the one after it.
@@ -141,7 +141,6 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     let [first, second] = [moto.assume_role().await, moto.assume_role().await];
     let lifetime = Duration::from_secs(60);
     let metadata = FakeMetadata::start(first.clone(), lifetime).await;
-    let endpoints = [metadata.endpoint(), moto.metadata_endpoint()];
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let path = "latest/meta-data/iam/security-credentials";
     let fetch = async |endpoint: &str| {
@@ -166,15 +165,15 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     let attempt = async |credentials: &Credentials| {
         moto.attempt_as(credentials, moto.address, "put_object", &put).await
     };
-    for endpoint in &endpoints {
-        assert_eq!(attempt(&fetch(endpoint).await).await, "ok");
+    for endpoint in [metadata.endpoint(), moto.metadata_endpoint()] {
+        assert_eq!(attempt(&fetch(&endpoint).await).await, "ok");
     }
     let without_metadata_token =
-        client.get(format!("{}/{path}/", endpoints[0])).send().await.unwrap();
+        client.get(format!("{}/{path}/", metadata.endpoint())).send().await.unwrap();
     assert_eq!(without_metadata_token.status(), 401);
     metadata.rotate(second.clone(), lifetime);
-    assert_eq!(fetch(&endpoints[0]).await, second);
-    assert_eq!(metadata.credential_requests(), 2);
+    assert_eq!(fetch(&metadata.endpoint()).await, second);
+    assert_eq!(metadata.credential_requests(), 2, "one before and one after the rotation");
     assert_eq!(metadata.lines()[0], "PUT /latest/api/token");
     moto.revoke(&first).await;
     assert_eq!(attempt(&first).await, "InvalidAccessKeyId");

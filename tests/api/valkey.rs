@@ -70,7 +70,7 @@ async fn assert_all_leases_done(valkey: &ValkeyServer) {
     let states: Vec<String> = valkey.query(&["EVAL", STATES, "0", "{imagesvc}:lease:*"]).await;
     assert!(!states.is_empty(), "the calls should have had leases");
     let are_done = states.iter().all(|state| state == "done");
-    assert!(are_done, "the leases of written vectors must be released: {states:?}");
+    assert!(are_done, "each lease must be released as done: {states:?}");
 }
 
 /// The number of turns that were taken and not given back.
@@ -90,8 +90,8 @@ async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
     assert_eq!(nvidia.inference_calls(), 1, "one picture must cause one call");
     assert_eq!(moto.keys_in("downloads").await.len(), 30, "each request saves its picture");
 
-    // Fifty pictures to each replica, five of them at the same time. A look-up in the bucket may take 1 s;
-    // with more pictures at once, moto may be slower.
+    // Fifty pictures to each replica, five of them at the same time. A look-up in the bucket times
+    // out after 1 s; with more pictures at once, moto may be slower.
     for first in (0..50).step_by(5) {
         let uploads =
             (0..15).map(async |n| replicas[n % 3].upload_unsaved(&tiny(first + n / 3)).await);
