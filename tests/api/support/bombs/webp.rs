@@ -40,7 +40,7 @@ fn lossless(stream: &[u8]) -> Vec<u8> {
 /// 5.2.2: meta prefix codes). The codes for green have `length` bits. A group has ten bytes here. With
 /// codes of 11 bits, a decoder that expands every group needs 52 KiB for each (CVE-2026-46603).
 fn codes(groups: u64, length: usize) -> Vec<u8> {
-    /// The order in which the lengths of codes for lengths are stored.
+    /// The symbols of the second code below, in the order in which the lengths of their codes are stored.
     const ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
     let mut bits = LowBits::default();
     bits.put(0, 1); // no transform
@@ -59,9 +59,8 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
     }
     for _ in 0..groups {
         // The code for green: all 2^length symbols have codes of `length` bits. A second code encodes
-        // these lengths. Of its 4 + 11 symbols, only `length` is used, so each of the lengths takes no
-        // bits.
-        bits.put(11 << 1, 5);
+        // these lengths. It has only the symbol `length`, so each encoded length takes no bits.
+        bits.put(11 << 1, 5); // not a simple code; the lengths of 4 + 11 symbols follow
         ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
         // The number of symbols, minus 2, in 2 + 2 * 5 bits.
         bits.put(1 | 5 << 1, 4);
@@ -70,6 +69,7 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
             bits.put(1, 4); // one symbol, zero
         }
     }
+    // More than enough zeros for the 64 pixels.
     [bits.finish(), vec![0; 128]].concat()
 }
 
@@ -86,17 +86,20 @@ fn alpha(chunk: &[u8], frame: &[u8]) -> Vec<u8> {
     webp(&[vp8x(ALPHA, width, height), riff_chunk(b"ALPH", chunk), riff_chunk(b"VP8 ", frame)])
 }
 
-/// A canvas of 16 × 16 pixels with a frame of 16383 × 16383. The decoder compares the two sizes
-/// only after it has decoded the frame, which takes 0.4 GB of memory.
+/// A picture of 16383 × 16383 pixels. Its first partition is almost 2^19 bytes long, the maximum.
+fn large_picture() -> Vec<u8> {
+    riff_chunk(b"VP8 ", &vp8(16_383, 16_383, 520_000, 1 << 20))
+}
+
+/// A canvas of 16 × 16 pixels with a picture of 16383 × 16383. The decoder compares the two sizes
+/// only after it has decoded the picture, which takes 0.4 GB of memory.
 fn inner_frame_larger() -> Vec<u8> {
-    let frame = vp8(16_383, 16_383, 520_000, 1 << 20);
-    webp(&[vp8x(0, 16, 16), riff_chunk(b"VP8 ", &frame)])
+    webp(&[vp8x(0, 16, 16), large_picture()])
 }
 
 /// An animation of 16 × 16 pixels with a picture of 16383 × 16383 in its frame.
 fn animated_inner_frame_larger() -> Vec<u8> {
-    let frame = vp8(16_383, 16_383, 520_000, 1 << 20);
-    animated(&[anmf(16, 16, &[riff_chunk(b"VP8 ", &frame)])])
+    animated(&[anmf(16, 16, &[large_picture()])])
 }
 
 /// A frame of 16 × 16 pixels with alpha of the same size, but a picture of 64 × 64. The decoder
@@ -117,7 +120,7 @@ fn many_frames() -> Vec<u8> {
     animated(&(0..100_000).map(frame).collect::<Vec<_>>())
 }
 
-/// A frame of 16384 × 16384 pixels on a canvas of 16 × 16.
+/// An animation of 16 × 16 pixels with a frame of 16384 × 16384. The frame's picture has 16 × 16.
 fn frame_outside() -> Vec<u8> {
     animated(&[anmf(16_384, 16_384, &[riff_chunk(b"VP8 ", &vp8_grey(16, 16))])])
 }
