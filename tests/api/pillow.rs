@@ -38,8 +38,8 @@ const UNDECODABLE: [(&str, &str); 5] = [
     ("turned-jpeg-three-scans-42", "scan"),
 ];
 
-/// Kinds that Pillow cannot decode correctly, each with a kind that has the same pixels. A pair is a
-/// part of the first kind's name, and what replaces this part in the second kind's name.
+/// Parts of the names of kinds that Pillow cannot decode correctly, each with a replacement. With the
+/// replacement, the name is that of a kind with the same pixels.
 const EQUAL_KINDS: [(&str, &str); 4] = [
     ("-16-planar", "-8-planar"),
     ("tiff-rgb-float-32-", "tiff-rgb-8-"),
@@ -47,8 +47,8 @@ const EQUAL_KINDS: [(&str, &str); 4] = [
     ("tiff-grey-alpha-16-", "tiff-grey-alpha-8-"),
 ];
 
-/// Kinds without a reference: Pillow can decode neither them nor a kind with the same pixels. The
-/// tests only check that the service can decode them.
+/// The full names of kinds without a reference: Pillow can decode neither them nor a kind with the same
+/// pixels. The tests only check that the service can decode them.
 const WITHOUT_REFERENCE: [&str; 4] =
     ["bmp-2", "bmp-masks", "tiff-grey-alpha-8-planar", "tiff-grey-alpha-16-planar"];
 
@@ -58,17 +58,17 @@ const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst_sq
 /// The largest allowed difference after encoding as JPEG with quality 90, in levels from 0 to 255.
 const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_square: 6.0 };
 
-/// An inline limit, in characters of Base64. The test appends as many bytes to a small picture, so that
-/// its file is over the limit.
-const INLINE_LIMIT: usize = 20_000;
-/// An inline limit, in characters of Base64, for which a large picture must be scaled down.
-const LARGE_INLINE_LIMIT: usize = 60_000;
+/// The inline limit for pictures that are not large, in characters of Base64. This many zero bytes after
+/// the end of a file put it over the limit.
+const INLINE_LIMIT_FOR_SMALL: usize = 20_000;
+/// The inline limit for large pictures, in characters of Base64. Each must be scaled down to stay below it.
+const INLINE_LIMIT_FOR_LARGE: usize = 60_000;
 
-/// A picture, and what Pillow decodes from it.
+/// A picture, and what the tests expect of it.
 #[derive(Deserialize)]
 struct TestPicture {
     name: String,
-    /// `None` if Pillow cannot decode the picture.
+    /// `None` if Pillow can decode neither this picture nor a kind with the same pixels.
     reference: Option<Reference>,
     #[serde(skip)]
     bytes: Vec<u8>,
@@ -160,7 +160,7 @@ fn expected_word(table: &[(&str, &'static str)], name: &str) -> Option<&'static 
 }
 
 impl TestPicture {
-    /// Whether the picture is stored upright, according to Pillow. `false` if Pillow cannot decode it.
+    /// Whether the picture is stored upright. `false` if it has no reference.
     fn is_upright(&self) -> bool {
         self.reference.as_ref().is_some_and(|reference| reference.orientation == 1)
     }
@@ -236,7 +236,7 @@ impl RecordingNvidia {
         let recorded = Arc::clone(&last_picture);
         let server = FakeNvidia::healthy_except(move |request| {
             let body = String::from_utf8_lossy(&request.body);
-            // A large picture is uploaded with a PUT request; any other is part of an inference.
+            // A picture over the inline limit is uploaded with PUT; any other is part of an inference.
             if request.method == "PUT" {
                 recorded.lock().unwrap().clone_from(&request.body);
             } else if body.contains(";base64,") {
@@ -302,14 +302,14 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
 async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
     let Some(pictures) = test_pictures() else { return };
     let nvidia = RecordingNvidia::start().await;
-    let app = nvidia.start_shrinking_app(INLINE_LIMIT).await;
+    let app = nvidia.start_shrinking_app(INLINE_LIMIT_FOR_SMALL).await;
     let mut failures = Failures::default();
     for picture in pictures {
         if !picture.is_jpeg_or_png() || picture.is_large() {
             continue;
         }
         // With zeros after its end, the file is over the inline limit. The picture is the same.
-        let bytes = [&picture.bytes[..], &[0; INLINE_LIMIT]].concat();
+        let bytes = [&picture.bytes[..], &[0; INLINE_LIMIT_FOR_SMALL]].concat();
         let answer = app.upload(&bytes, "picture").await;
         if let Some(word) = expected_word(&UNDECODABLE, &picture.name) {
             failures.add(picture, check_refusal(&answer, word));
@@ -324,21 +324,21 @@ async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
 }
 
 #[tokio::test]
-async fn a_large_picture_is_shrunk_to_the_upright_pixels_that_pillow_decodes() {
+async fn a_large_picture_is_scaled_down_and_has_the_upright_pixels_that_pillow_decodes() {
     let Some(pictures) = test_pictures() else { return };
     let nvidia = RecordingNvidia::start().await;
-    let app = nvidia.start_shrinking_app(LARGE_INLINE_LIMIT).await;
+    let app = nvidia.start_shrinking_app(INLINE_LIMIT_FOR_LARGE).await;
     let mut failures = Failures::default();
     for picture in pictures.iter().filter(|picture| picture.is_large()) {
         let answer = app.upload(&picture.bytes, "picture").await;
         let prepared = answer.prepared();
         let received = nvidia.last_pixels();
-        let is_smaller = received.dimensions() != picture.expected[0].dimensions();
-        let failure = if prepared == "shrunk" && is_smaller {
+        let is_scaled = received.dimensions() != picture.expected[0].dimensions();
+        let failure = if prepared == "shrunk" && is_scaled {
             picture.compare(&received, MAX_DIFFERENCE_IF_SHRUNK)
         } else {
             Some(format!(
-                "should be shrunk to fewer pixels: {prepared}, {:?} pixels",
+                "should be shrunk by scaling it down: {prepared}, {:?} pixels",
                 received.dimensions()
             ))
         };
@@ -353,13 +353,13 @@ async fn a_picture_gets_nearly_the_same_vector_in_every_orientation_and_when_shr
     let default_app = TestApp::sandbox().start().await;
     let shrinking_app = TestApp::sandbox()
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
-        .setting("NVIDIA_INLINE_LIMIT", LARGE_INLINE_LIMIT)
+        .setting("NVIDIA_INLINE_LIMIT", INLINE_LIMIT_FOR_LARGE)
         .start()
         .await;
     let mut failures = Failures::default();
     for group in ["turned-", "large-"] {
         let in_group = || pictures.iter().filter(|picture| picture.name.starts_with(group));
-        // The end of a JPEG's name is its orientation.
+        // All pictures of a group show the same scene. The end of a JPEG's name is its orientation.
         let upright = in_group().find(|picture| picture.name.ends_with("-jpeg-1")).unwrap();
         let upright_vector = default_app.upload(&upright.bytes, "picture").await.vector();
         for picture in
