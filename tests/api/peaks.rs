@@ -30,11 +30,11 @@ use crate::support::{
 /// computed from it.
 const MAX_MEMORY: u64 = 512 << 20;
 
-/// [`Peak::growth`] may exceed an estimate, without its constant part (that of [`PIXEL`]), by this many
-/// bytes: for tables, the allocator and the system.
+/// [`Peak::growth`] may exceed [`Peak::variable_estimate`] by this many bytes: for tables, the allocator
+/// and the system.
 const TOLERANCE: u64 = 1 << 20;
 
-/// An estimate, without its constant part, may be at most this many times [`Peak::growth`].
+/// [`Peak::variable_estimate`] may be at most this many times [`Peak::growth`].
 const MAX_OVERESTIMATE: u64 = 4;
 
 /// The width and height of most pictures.
@@ -44,7 +44,7 @@ const SIZE: (u32, u32) = (1600, 1200);
 const CONVERTED_TARGET: Target = Target::Converted { max_len: 20 << 20 };
 /// A JPEG that is shrunk to about the length that NVIDIA accepts in a request.
 const SHRUNK_TARGET: Target = Target::Shrunk { max_len: 149_999 };
-/// A target of the sandbox, which computes a vector from a small square.
+/// A small square. The sandbox computes vectors from still smaller squares.
 const SQUARE_TARGET: Target = Target::Square { side: 300 };
 
 /// A picture of one pixel. Its peak memory is the memory of the program itself, and its memory
@@ -100,7 +100,7 @@ fn children_render_every_kind_within_their_limits_and_use_about_the_estimated_me
         println!("{line}");
         let is_estimate_good = peak.is_ok_and(|peak| {
             let (growth, estimate) =
-                (peak.growth(&pixel_peak), peak.estimate - pixel_peak.estimate);
+                (peak.growth(&pixel_peak), peak.variable_estimate(&pixel_peak));
             growth <= estimate + TOLERANCE && estimate <= growth * MAX_OVERESTIMATE
         });
         if !is_estimate_good {
@@ -130,9 +130,14 @@ impl Peak {
         resident.max(self.address_space.saturating_sub(pixel_peak.address_space))
     }
 
-    /// Returns the growth of the memory as a percentage of the estimate without its constant part.
+    /// Returns the estimate without the constant part that every estimate contains.
+    fn variable_estimate(&self, pixel_peak: &Self) -> u64 {
+        self.estimate - pixel_peak.estimate
+    }
+
+    /// Returns [`Self::growth`] as a percentage of [`Self::variable_estimate`].
     fn percent(&self, pixel_peak: &Self) -> u64 {
-        self.growth(pixel_peak) * 100 / (self.estimate - pixel_peak.estimate).max(1)
+        self.growth(pixel_peak) * 100 / self.variable_estimate(pixel_peak).max(1)
     }
 }
 
@@ -167,9 +172,9 @@ fn measure(bytes: &[u8], target: Target) -> Result<Peak, String> {
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap()
     };
     // Each estimate contains the length of the file. Only the decoders of JPEG and HEIC copy the
-    // whole file to memory. For other formats, the length allows for long profiles and texts, and
-    // is subtracted. An uncompressed picture is so long that a wrong estimate for its pixels would
-    // otherwise not be noticed.
+    // whole file to memory. For other formats, the length stands for profiles and texts, which may be
+    // long. Here it is subtracted, because the length of an uncompressed picture would hide a wrong
+    // estimate for its pixels.
     let copies_file = matches!(picture.format, Format::Jpeg | Format::Heic);
     let subtracted = if copies_file { 0 } else { bytes.len() as u64 };
     Ok(Peak {
