@@ -186,7 +186,7 @@ impl Embedder {
     }
 
     /// The most calls that one batch makes at once: three quarters of the calls that may run at
-    /// once. Calls for other pictures of the same client can then run beside the batch.
+    /// once. The rest is for other pictures of the same client. (Among clients, the queue shares the calls.)
     pub fn max_concurrent_calls_per_batch(&self) -> usize {
         self.0.settings.max_concurrent_calls_per_batch()
     }

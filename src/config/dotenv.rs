@@ -1,8 +1,8 @@
 //! Parses `.env`: lines of `NAME=value`, whose values are taken literally.
 //!
 //! The libraries for this format substitute variables, and replace an unknown variable by nothing.
-//! A key that contains a `$` would become shorter or empty, and no longer protect the service. This
-//! parser substitutes nothing. It accepts a `$` only in single quotes, because other programs that
+//! A client key that contains a `$` would become shorter or empty, and no longer protect the service.
+//! This parser substitutes nothing. It accepts a `$` only in single quotes, because other programs that
 //! read the file substitute variables everywhere else.
 
 /// An invalid line. The message never quotes the value.

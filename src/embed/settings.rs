@@ -39,9 +39,9 @@ pub struct CallSettings {
     pub max_image_bytes: u64,
     /// The most calls to NVIDIA at once.
     pub max_concurrency: usize,
-    /// How long nothing is uploaded after NVIDIA refused an upload.
+    /// [`REFUSED_UPLOAD_PAUSE`], except in tests.
     pub refused_upload_pause: Duration,
-    /// How long nothing is uploaded after an upload failed for another reason.
+    /// [`FAILED_UPLOAD_PAUSE`].
     pub failed_upload_pause: Duration,
 }
 
@@ -61,7 +61,7 @@ impl CallSettings {
     }
 
     /// The most calls that one batch makes at once: three quarters of the calls that may run at
-    /// once. Calls for other pictures of the same client can then run beside the batch.
+    /// once. The rest is for other pictures of the same client. (Among clients, the queue shares the calls.)
     pub fn max_concurrent_calls_per_batch(&self) -> usize {
         (self.max_concurrency * 3 / 4).max(1)
     }

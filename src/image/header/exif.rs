@@ -54,6 +54,7 @@ mod tests {
                 assert_eq!(orientation(&prefixed), Some(Orientation::Rotate90));
                 assert_eq!(orientation_of_segment(&prefixed), Some(Orientation::Rotate90));
             }
+            // In a JPEG, EXIF data without the prefix does not count.
             assert_eq!(orientation_of_segment(exif), None);
         }
         let truncated = &big_endian[..20];

@@ -174,7 +174,7 @@ async fn send(request: RequestBuilder) -> reqwest::Result<Answer> {
     Answer::read(request.send().await?).await
 }
 
-/// Waits until a condition is met. The panic's message calls the awaited thing `name`.
+/// Waits until a condition is met. The message of a panic begins with `name`.
 pub async fn wait_for(name: &str, patience: Duration, condition: impl AsyncFn() -> bool) {
     let poll = async {
         while !condition().await {

@@ -1,5 +1,6 @@
-//! Finds the pictures in a batch's JSON. Each picture is a string with a URL or Base64. Some clients
-//! wrap this string in an object, which has one of several shapes.
+//! Finds the pictures in a batch's JSON: in the items of `input`, or in chat `messages`. An item or a
+//! message may have a list of parts in its field `content`. Each picture is a string with a URL or
+//! Base64. Some clients wrap this string in an object, which has one of several shapes.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -139,9 +140,10 @@ fn pictures_of<'a>(content: &'a RawValue, place: &str) -> Result<Vec<&'a RawValu
 }
 
 /// Returns the elements of an array, or `None` if the value is not an array. An array of more than
-/// [`MAX_PARTS`] elements is refused, because the further elements would not be checked for text.
-fn all_elements<'a>(array: &'a RawValue, place: &str) -> Result<Option<Vec<&'a RawValue>>, Error> {
-    match json::elements(array, MAX_PARTS) {
+/// [`MAX_PARTS`] elements is refused: [`json::elements`] does not return the further elements, so they
+/// could not be checked for text.
+fn all_elements<'a>(value: &'a RawValue, place: &str) -> Result<Option<Vec<&'a RawValue>>, Error> {
+    match json::elements(value, MAX_PARTS) {
         Some(elements) if elements.count > MAX_PARTS => {
             let detail =
                 format!("{place} has more than {MAX_PARTS} parts: send the picture alone.");
