@@ -109,8 +109,8 @@ mod tests {
         let mut png = std::io::Cursor::new(Vec::new());
         picture.write_to(&mut png, ImageFormat::Png).unwrap();
         let picture = probe(Content::Memory(png.into_inner().into()), u64::MAX).unwrap();
-        let memory_estimate = 1 << 30;
-        let square = Target::Square { side: SIDE }.render(&picture, memory_estimate).unwrap();
+        let memory_limit = 1 << 30; // more than the pictures of these tests need
+        let square = Target::Square { side: SIDE }.render(&picture, memory_limit).unwrap();
         vector(&square).unwrap()
     }
 

@@ -188,7 +188,7 @@ async fn batch(pace: &PaceLimiter, client_network: ClientNetwork, count: usize) 
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_calls_of_a_batch_that_fits_are_made_at_once_and_a_large_limit_keeps_one_free() {
+async fn the_calls_of_a_batch_that_fits_are_made_at_once_and_a_large_limit_keeps_one_call_free() {
     let (pace, start) = (pace(40), Instant::now());
     assert_eq!(batch(&pace, FIRST, 39).await, [start; 39]);
     assert_eq!(call(&pace, SECOND).await, start);
@@ -204,7 +204,7 @@ async fn half_of_the_calls_are_made_at_once_and_the_others_are_spread_over_the_w
     // One client gets 39 of the 40 calls in a window: one stays free for others.
     let times = calls(&pace(40), FIRST, 39).await;
     assert_eq!(times[..20], [start; 20]);
-    // The other 19 calls divide the window of 60.5 s into 20 gaps of about 3 s. The last one ends
+    // The other 19 calls divide the window of 60.5 s into 20 gaps of about 3 s. The last gap ends
     // without a call, so `gaps` does not contain it.
     let gaps: Vec<f64> =
         times[19..].windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
@@ -248,7 +248,7 @@ async fn a_new_client_waits_only_seconds_and_the_run_of_another_client_gets_all_
         let minutes = (*times.last().unwrap() - times[0]).as_secs_f64() / 60.0;
         assert!(minutes < 13.2, "500 calls at 39 a minute should take 12.8 minutes, not {minutes}");
         let (_, most) = fewest_and_most(&times, Duration::from_secs(60));
-        assert!(most <= 40, "{most} calls in a minute");
+        assert!(most <= 40, "{most} calls in a minute are more than the limit");
     }
 }
 
@@ -275,7 +275,7 @@ async fn two_clients_get_equally_many_calls() {
 fn reserved_calls_count_before_they_wait_for_a_permit() {
     paused(async {
         let (pace, now) = (pace(2), Instant::now());
-        let deadline = now + Duration::from_secs(60);
+        let deadline = now + Duration::from_secs(60); // less than a window
         let reservations = [
             pace.reserve(FIRST, 1, now, deadline).unwrap(),
             pace.reserve(FIRST, 1, now, deadline).unwrap(),
@@ -307,7 +307,7 @@ async fn a_call_that_new_clients_overtake_fails_at_its_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_call_may_use_the_time_of_a_dropped_permit() {
+async fn a_dropped_permit_is_free_for_another_call_and_a_dropped_wait_does_not_count() {
     let (pace, start) = (pace(1), Instant::now());
     let permit = pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE).await.unwrap();
     let waiting = tokio::spawn({
@@ -318,23 +318,23 @@ async fn another_call_may_use_the_time_of_a_dropped_permit() {
     assert_eq!(pace.waiting(), 1);
     drop(permit);
     assert_eq!(waiting.await.unwrap(), start + Duration::from_secs(5));
-    // A call that is no longer awaited does not count as waiting.
+    // The timeout drops the future of this call, which then does not count as waiting.
     let given_up =
         timeout(Duration::from_secs(1), pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE)).await;
     assert!(given_up.is_err() && pace.waiting() == 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_counts_from_its_use_and_expires_after_a_window() {
+async fn a_permit_counts_from_its_use_and_an_unused_permit_expires_after_a_window() {
     let (pace, start) = (pace(1), Instant::now());
     let permit = pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE).await.unwrap();
     sleep(Duration::from_secs(20)).await;
     permit.use_now().await;
     assert_eq!(call(&pace, FIRST).await, start + Duration::from_secs(20) + WINDOW);
-    let old = pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE).await.unwrap();
-    assert!(!old.is_expired());
+    let unused = pace.take_permit(FIRST, SPREAD, start + NO_DEADLINE).await.unwrap();
+    assert!(!unused.is_expired());
     sleep(WINDOW).await;
-    assert!(old.is_expired());
+    assert!(unused.is_expired());
 }
 
 #[test]
@@ -357,13 +357,13 @@ fn the_largest_reservation_is_the_largest_that_is_not_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_becomes_the_next_one_at_an_expiry_is_made_at_that_time() {
+async fn a_call_that_becomes_the_next_one_when_others_expire_is_made_at_that_time() {
     let (pace, start) = (pace(4), Instant::now());
     calls(&pace, SECOND, 2).await;
     sleep(Duration::from_secs(10)).await;
     calls(&pace, FIRST, 2).await;
-    // Each client has two calls in the window, so the call that waits longer is the next one: the first
-    // client's. When the second client's two calls expire, the next call is the second client's.
+    // Each client has two calls in the window, so the call that waits longer is the next one: that of
+    // `FIRST`. When the two calls of `SECOND` expire, its waiting call becomes the next one.
     let (first, second) = tokio::join!(call(&pace, FIRST), call(&pace, SECOND));
     assert_eq!((first, second), (start + WINDOW, start + WINDOW));
 }

@@ -194,7 +194,7 @@ mod tests {
     const SECOND: Caller = Caller::Key(KeyDigest([7; 32]));
 
     #[test]
-    fn a_client_may_send_a_burst_of_one_minute_and_then_one_request_per_interval() {
+    fn a_client_may_send_the_requests_of_a_minute_at_once_and_then_one_per_interval() {
         // Six requests a minute are one every ten seconds.
         let limit = RateLimit::per_minute(6, None);
         // Counts a request this many seconds after the start. An error is the wait in seconds.
