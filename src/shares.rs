@@ -1,10 +1,10 @@
 //! A limit on a resource that clients share, such as memory. It keeps some of the resource free for
-//! clients that arrive later, because the service cannot take granted units back.
+//! clients that arrive later, because the service cannot take back what it has granted.
 //!
 //! The resource is counted in units. Each client has a share, a number of units. A client gets units
 //! up to its share while enough are free. It gets more than its share only if a quarter of all
 //! units then stays free for other clients. While only one client uses the resource, it can thus get
-//! at least three quarters of the units.
+//! three quarters of the units, or its share if that is more.
 //!
 //! [`Shares::capped`] is for units that may be in use for a long time. There, a client never gets
 //! more than its share. [`Shares::undivided`] is for a service with a single client, which may get
@@ -90,7 +90,7 @@ pub struct Shares(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     total: u64,
-    /// The number of units that a client gets even if then no units are free for other clients.
+    /// How many units a client may take even if they are the last free ones.
     share: u64,
     /// Whether a client may exceed its share if a quarter of all units then stays free.
     may_exceed_share: bool,

@@ -72,8 +72,8 @@ pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
     "A proxy for the calls to NVIDIA: http://host:port",
 );
 
-/// Reads the limit on the calls per minute. Without a Valkey, adds an error if the limit is less than one
-/// call for each replica.
+/// Reads the limit on the calls per minute. Adds an error if the limit leaves this replica
+/// without a call. With a Valkey, that cannot happen, because [`CallLimit`] then does not divide the limit.
 fn call_limit(reader: &mut Reader<'_>, has_valkey: bool) -> Option<CallLimit> {
     let replicas = reader.value(&REPLICAS);
     let total = reader.optional(&REQUESTS_PER_MINUTE)?;

@@ -17,8 +17,8 @@ pub(super) struct SettingInfo {
     pub kind: Kind,
     /// Whether an empty value is an error. This is for settings that protect the service.
     pub rejects_empty: bool,
-    /// The help, in one line. It may contain code between backticks, which only the Markdown tables
-    /// keep.
+    /// The help, in one line. It may contain code between backticks. Only the Markdown tables keep the
+    /// backticks.
     pub help: &'static str,
 }
 

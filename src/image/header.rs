@@ -31,7 +31,7 @@ pub(super) struct Header {
     /// The number of pixels that are decoded: `width` × `height`, but more if a HEIC is cropped, or if
     /// one of its tiles is larger than the picture.
     pub(super) decoded_pixels: u64,
-    /// The transformation that turns the picture upright.
+    /// The transformation that turns the decoded picture upright: none for a HEIC, whose decoder turns it.
     pub(super) orientation: Orientation,
 }
 

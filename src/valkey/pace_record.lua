@@ -1,6 +1,6 @@
 -- Records calls that were made, or are made now. If a call is known already, the later of its two times
 -- counts.
--- KEYS[1]: the sorted set of pace.lua: calls, by their times in microseconds
+-- KEYS[1]: the sorted set of calls that pace.lua describes, with their times and names
 -- ARGV: the window in microseconds; then for each call its name and its age in microseconds
 -- Returns the number of calls in the window.
 local calls, window = KEYS[1], tonumber(ARGV[1])

@@ -1,4 +1,4 @@
-//! The script that reports a replica.
+//! The script that reports that a replica runs or stops.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -8,9 +8,9 @@ use super::millis;
 
 static REPORT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("report.lua")));
 
-/// Reports a replica, which counts as stopped after `expiry` without another report. With an expiry of
-/// zero, reports that the replica stops. The reply is whether the server knew the replica, and the number
-/// of replicas.
+/// The script that reports that a replica runs, or that it stops if `expiry` is zero. Without another
+/// report, the replica counts as stopped after `expiry`. The reply is whether the server already knew the
+/// replica, and the number of replicas now.
 pub(super) fn report_script(
     key: &str,
     replica: &str,

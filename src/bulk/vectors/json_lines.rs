@@ -16,13 +16,13 @@ pub(super) struct JsonLines {
     lines: Lines<File>,
     path: PathBuf,
     /// Knows the names of the rows' fields.
-    reader: ItemReader,
+    item_reader: ItemReader,
 }
 
 impl JsonLines {
     /// The lines of an open file. `path` is for errors.
-    pub(super) fn new(file: File, path: &Path, reader: ItemReader) -> Self {
-        Self { lines: Lines::new(file), path: path.to_owned(), reader }
+    pub(super) fn new(file: File, path: &Path, item_reader: ItemReader) -> Self {
+        Self { lines: Lines::new(file), path: path.to_owned(), item_reader }
     }
 
     /// Reads the next row into `row`. Returns whether there was one. An incomplete last line is no row.
@@ -58,8 +58,8 @@ impl JsonLines {
     /// vector.
     fn parse_fields(&self, row: &mut Row) -> Result<&str, String> {
         let not_a_row = |detail: String| format!("this is not a row of imagesvc embed: {detail}");
-        let parsed = self.lines.row(&self.reader).map_err(not_a_row)?;
-        row.label = label(&self.reader, &parsed.source_members);
+        let parsed = self.lines.row(&self.item_reader).map_err(not_a_row)?;
+        row.label = label(&self.item_reader, &parsed.source_members);
         row.model = Some(parsed.model().map_err(not_a_row)?);
         Ok(parsed.vector)
     }
