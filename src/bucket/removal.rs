@@ -1,7 +1,7 @@
 //! Removes objects that nobody needs, in the background.
 //!
-//! Such an object is usually a picture that, according to the service's answer, is not saved. To make
-//! this true, a removal waits for up to an hour while the bucket fails.
+//! Such an object is usually a picture that, according to the service's answer, is not saved. So that
+//! this answer becomes true, a removal waits for up to an hour while the bucket fails.
 
 use std::{
     fmt,
@@ -23,13 +23,14 @@ use super::{
     error::{Error, Operation},
 };
 
-/// At most this many removals wait or run. Each takes about 1 KB of memory.
+/// At most this many calls of [`Bucket::remove`] wait or run. Each takes about 1 KB of memory.
 const MAX_REMOVALS: usize = 10_000;
 
 /// At most this many requests to remove an object run at once.
 const MAX_REQUESTS: usize = 8;
 
-/// How long one removal may take, with all attempts and the wait for a bucket that fails.
+/// How long each of the one or two removals of an object may take, with all attempts and the wait for a
+/// bucket that fails.
 const MAX_TIME: Duration = Duration::from_secs(60 * 60);
 
 /// The pause between two attempts of a removal, and between two checks whether the bucket works or the
@@ -59,9 +60,9 @@ impl RemovalTime {
 /// The limits that all removals share.
 #[derive(Debug)]
 pub(super) struct Removals {
-    /// How many removals wait or run.
+    /// How many calls of [`Bucket::remove`] wait or run.
     count: AtomicUsize,
-    /// One permit for each request.
+    /// Each request to remove an object takes a permit.
     permits: Arc<Semaphore>,
 }
 
@@ -72,8 +73,8 @@ impl Default for Removals {
 }
 
 impl Bucket {
-    /// Removes an object in the background. If the bucket fails, waits until it works again, for at most
-    /// an hour. If the service stops during this wait, makes one more attempt.
+    /// Removes an object in the background, once or twice: see [`RemovalTime`]. Each removal waits while the
+    /// bucket fails, for at most an hour. If the service stops during this wait, makes one more attempt.
     pub fn remove(&self, path: String, time: RemovalTime) -> JoinHandle<()> {
         let bucket = self.clone();
         self.0.background.spawn(async move {
@@ -106,7 +107,7 @@ impl Bucket {
     async fn remove_when_bucket_works(&self, path: &str) -> Result<(), Error> {
         let deadline = Instant::now() + MAX_TIME;
         loop {
-            // This asks about writes, because removals are never suspended. A bucket that accepts no
+            // For removals, `works` is always true. So this asks about writes: a bucket that accepts no
             // writes is likely to accept no removals either.
             while !self.works(Operation::Write) && !self.is_stopping() && Instant::now() < deadline
             {
