@@ -26,8 +26,8 @@ pub(super) fn to() -> Arg {
         .value_parser(parse::endpoint)
 }
 
-/// Adapts the settings to the command. A command that starts no service needs no key for NVIDIA. It selects
-/// the sandbox, which requires no key and is not started either.
+/// Adapts the settings to the command. A command that starts no service needs no key for NVIDIA. So that
+/// none is required, this selects the sandbox, which such a command does not start either.
 pub(super) fn adapt_settings(raw: &mut RawSettings, starts_service: bool) {
     if !starts_service {
         raw.values.insert(upstream::SANDBOX.info.name, "true".into());

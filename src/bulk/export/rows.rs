@@ -20,7 +20,7 @@ pub(super) struct RowFile<'a> {
     pub file: &'a File,
     /// Knows the names, with their prefix, of the fields that `embed` adds to a row.
     pub reader: &'a ItemReader,
-    /// The number of rows that the exported file has so far, for the progress line.
+    /// How many rows were written to the Parquet or NumPy file so far, for the progress line.
     pub exported: &'a AtomicU64,
     /// Reading ends when this becomes true.
     pub is_interrupted: &'a AtomicBool,
@@ -47,6 +47,7 @@ impl RowFile<'_> {
                 Found::Line => {}
                 // Every line was a row, so the number of the last line is the number of rows.
                 Found::End => return Ok(number),
+                // This run has removed the incomplete line of an earlier run, so this one is an error.
                 Found::IncompleteLine => return Err(error("the line is incomplete".into())),
             }
             let row = lines.row(self.reader).map_err(|detail| error(not_a_row(&detail)))?;
