@@ -61,7 +61,7 @@ impl Bench {
             self.warm_up(&earlier);
             earlier
         });
-        // In all rounds together, the loads of one kind last for twice the usual time for each service.
+        // For each service, the loads of one kind in all rounds together last for twice the usual time.
         let from_16_clients = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
         let from_one_client = Load { clients: 1, ..from_16_clients.clone() };
         let per_second = |service: &Service| from_16_clients.run(service, &self.nvidia).per_second;
@@ -86,7 +86,7 @@ impl Bench {
 }
 
 /// Measures the service, and then the earlier program. Returns the ratio and both figures. Without an
-/// earlier program, 1 is its figure, so that the ratio is the service's own figure. [`median`] sorts the
+/// earlier program, 1 replaces its figure, and the ratio is the figure of the service. [`median`] sorts the
 /// rounds by the ratio.
 fn compare(
     service: &Service,

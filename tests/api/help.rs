@@ -38,7 +38,7 @@ fn commands() -> Vec<String> {
 }
 
 /// The headings of `.env.example`, each with the names of the settings below it.
-fn settings() -> Vec<(String, Vec<String>)> {
+fn setting_groups() -> Vec<(String, Vec<String>)> {
     let text = fs::read_to_string(root().join(".env.example")).unwrap();
     let groups = text.split("\n# --- ").skip(1).map(|group| {
         let (heading, lines) = group.split_once(" ---\n").unwrap();
@@ -102,7 +102,7 @@ fn the_short_help_lists_the_commands_and_only_the_five_settings_that_come_first(
         assert!(entry.starts_with(start), "{start}: {entry}");
     }
     assert_eq!(
-        settings()[0].1.len(),
+        setting_groups()[0].1.len(),
         5,
         "the first group of .env.example should have five settings, too"
     );
@@ -114,7 +114,7 @@ fn the_long_help_lists_every_flag_under_the_heading_of_its_group_and_also_the_se
         let arguments: Vec<_> = command.into_iter().chain(["--help"]).collect();
         let help = help_text(&arguments);
         let mut rest = help.as_str();
-        for (heading, names) in settings() {
+        for (heading, names) in setting_groups() {
             let (_, group) = rest.split_once(&format!("\n{heading}:\n")).unwrap_or_else(|| {
                 panic!("{arguments:?}: the heading {heading} should come next: {rest}")
             });
@@ -127,7 +127,7 @@ fn the_long_help_lists_every_flag_under_the_heading_of_its_group_and_also_the_se
                     true => help.contains(&format!("\n  {name} ")),
                     false => group.contains(&format!("[env: {name}]")),
                 };
-                assert!(is_listed, "{arguments:?}: {name} should be under {heading}: {group}");
+                assert!(is_listed, "{arguments:?}: {name} of {heading} should be listed: {help}");
             }
             rest = &rest[rest.find(&heading).unwrap() + heading.len()..];
         }
@@ -139,7 +139,7 @@ fn the_man_pages_list_every_command_every_argument_and_every_setting() {
     let folder = write_manual();
     let main_page = page_text(folder.path(), "imagesvc.1");
     let mut setting_count = 0;
-    for (heading, names) in settings() {
+    for (heading, names) in setting_groups() {
         assert!(main_page.contains(&format!(".SH \"{}\"\n", heading.to_uppercase())), "{heading}");
         for name in names {
             let has_flag = main_page.contains(&format!("[env: {name}]"));
@@ -166,7 +166,7 @@ fn the_man_pages_list_every_command_every_argument_and_every_setting() {
             assert!(page.contains(&shown), "{shown}: {page}");
         }
         assert!(page.contains("see imagesvc(1)"), "the page should refer to the settings: {page}");
-        assert!(!page.contains("[env: "), "the settings should be on one page: {page}");
+        assert!(!page.contains("[env: "), "only the main page should list the settings: {page}");
     }
 }
 

@@ -102,7 +102,8 @@ fn the_label_of_a_row_of_a_jsonl_file_is_its_id_or_else_its_path_or_url() {
         let expected: Vec<_> = numbered.map(|((n, label), vector)| (n, label, vector)).collect();
         assert_eq!(read("v.jsonl", &text, &fields).unwrap(), expected);
     }
-    // The names of the added fields may have a prefix. Only these three fields are looked up.
+    // The names of the added fields may have a prefix. Only `vector`, `sha256` and `model` are
+    // looked up.
     let prefixed = text.replace("\"vector\"", "\"p_vector\"").replace("\"sha256\"", "\"p_sha256\"");
     let prefixed = prefixed.replace("\"model\"", "\"p_model\"");
     let fields = ItemReader { prefix: "p_".into(), ..usual_fields() };
@@ -138,6 +139,7 @@ fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
         (good.replace("\"vector\"", "\"other\""), "it has no vector"),
         (good.replace("\"model\":\"m\",", ""), "it has no model"),
         (good.replace("\"m\"", "null"), "its model is not a text"),
+        // The text from the value of the field `vector` to the end of the row counts as the vector.
         (good.replace("[1,2]", "[1,2],\"x\":[3]"), "not a list of numbers"),
         (good.replace("\"vector\":", "\"vector\":7,\"x\":"), "not a list of numbers"),
         (good.replace("[1,2]", "[[1,2]]"), "not a list of numbers"),
@@ -238,7 +240,7 @@ fn without_the_feature_a_parquet_file_is_refused_with_the_reason() {
 }
 
 #[test]
-fn labels_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
+fn labels_and_models_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("v.npy");
     assert!(Labels::beside(&path, &usual_fields(), &[1]).unwrap().is_none());

@@ -279,8 +279,8 @@ mod tests {
     fn the_error_contains_the_name_of_an_unsupported_kind() {
         let palette = Crafted::new(SIZE, 3, &[16]);
         for (crafted, words) in [
-            (grey().with(COMPRESSION, &[2]), "fax"),
-            (grey().with(COMPRESSION, &[3]).with(T4_OPTIONS, &[1]), "fax"),
+            (grey().with(COMPRESSION, &[2]), "modified Huffman"),
+            (grey().with(COMPRESSION, &[3]).with(T4_OPTIONS, &[1]), "two dimensions"),
             (rgb().with(COMPRESSION, &[6]), "JPEG compression of the old kind"),
             (rgb().with(COMPRESSION, &[34_712]), "JPEG 2000"),
             (rgb().with(COMPRESSION, &[34_887]), "LERC"),
