@@ -28,7 +28,7 @@ pub use error::Error;
 pub use fetched::Fetched;
 pub use resolver::Lookup;
 
-/// The default User-Agent. It contains no contact, which some hosts require, such as Wikimedia.
+/// The default User-Agent. It contains no contact. Some hosts, such as Wikimedia, require one.
 pub const USER_AGENT: &str =
     concat!("Mozilla/5.0 (compatible; imagesvc/", env!("CARGO_PKG_VERSION"), ")");
 

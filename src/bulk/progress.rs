@@ -160,7 +160,7 @@ struct State<'a> {
 }
 
 impl State<'_> {
-    /// The text that says how many rows are done, and how much time is left.
+    /// The text that says how many rows are done, the skipped ones included, and how much time is left.
     fn done_text(&self) -> String {
         let done = self.tally.done();
         let Some(total) = self.total else { return format!("{done} done") };

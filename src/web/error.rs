@@ -28,7 +28,7 @@ use openai::expects_openai_errors;
 pub(in crate::web) use openai::{X_SHOULD_RETRY, is_retry_useless};
 pub use problem::{ErrorExtension, PROBLEM_JSON, Problem};
 
-/// The `Retry-After` of errors that always have one, if the error itself contains no time.
+/// The `Retry-After` of an error that must have one but contains no time.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 const BUSY_DETAIL: &str = "The service is busy; try again in a few seconds.";
@@ -243,7 +243,7 @@ impl Error {
         }
     }
 
-    /// The number of inference calls, all unsuccessful. `None` if the error is not that of a call.
+    /// The number of inference calls, all unsuccessful. `None` if the error is not from `nvidia`.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.attempts(),

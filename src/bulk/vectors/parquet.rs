@@ -39,8 +39,8 @@ pub(super) struct Parquet {
     /// The number of rows of the file that are not read yet.
     rows_left: u64,
     path: PathBuf,
-    /// Knows the names of the columns.
-    reader: ItemReader,
+    /// Used only for the names of the columns.
+    item_reader: ItemReader,
 }
 
 impl Parquet {
@@ -48,17 +48,21 @@ impl Parquet {
     ///
     /// # Errors
     /// The file is not of this format, or has no column with vectors or with their model.
-    pub(super) fn open(file: File, path: &Path, reader: &ItemReader) -> Result<Self, VectorsError> {
-        let opened = without_panic(|| Self::open_or_panic(file, path, reader));
+    pub(super) fn open(
+        file: File,
+        path: &Path,
+        item_reader: &ItemReader,
+    ) -> Result<Self, VectorsError> {
+        let opened = without_panic(|| Self::open_or_panic(file, path, item_reader));
         opened.map_err(|detail| VectorsError::File { path: path.to_owned(), detail })
     }
 
-    fn open_or_panic(file: File, path: &Path, reader: &ItemReader) -> Result<Self, String> {
+    fn open_or_panic(file: File, path: &Path, item_reader: &ItemReader) -> Result<Self, String> {
         let metadata = ParquetMetaDataReader::new().parse_and_finish(&file).map_err(unreadable)?;
         let schema = metadata.file_metadata().schema_descr();
         let columns = schema.root_schema().get_fields().iter().map(|field| field.name());
-        let vector = reader.name("vector");
-        let model = reader.name("model");
+        let vector = item_reader.name("vector");
+        let model = item_reader.name("model");
         for needed in [&vector, &model] {
             if !columns.clone().any(|name| name == needed) {
                 return Err(format!("it has no column {needed}"));
@@ -66,7 +70,7 @@ impl Parquet {
         }
         let is_wanted = |name: &str| {
             let mut chosen_fields =
-                [&reader.id_field, &reader.location_field].into_iter().flatten();
+                [&item_reader.id_field, &item_reader.location_field].into_iter().flatten();
             // Whether the column `name` may contain the field at this path: the column `images` may
             // contain `images.big.x`.
             let may_contain = |field_path: &str| {
@@ -75,7 +79,7 @@ impl Parquet {
             };
             [&vector, &model].contains(&&name.to_owned())
                 || chosen_fields.any(|field_path| may_contain(field_path))
-                || (reader.location_field.is_none() && USUAL_FIELDS.contains(&name))
+                || (item_reader.location_field.is_none() && USUAL_FIELDS.contains(&name))
         };
         let wanted = columns.enumerate().filter(|(_, name)| is_wanted(name)).map(|(at, _)| at);
         let mask = ProjectionMask::roots(schema, wanted);
@@ -91,9 +95,9 @@ impl Parquet {
             BATCH_ROWS,
             None,
         );
-        let (path, reader) = (path.to_owned(), reader.clone());
+        let (path, item_reader) = (path.to_owned(), item_reader.clone());
         let batches = batches.map_err(unreadable)?;
-        Ok(Self { batches, batch: None, position: 0, rows_left, path, reader })
+        Ok(Self { batches, batch: None, position: 0, rows_left, path, item_reader })
     }
 
     /// Reads the next row into `row`. Returns whether there was one. The caller has set `row.number`.
@@ -123,13 +127,13 @@ impl Parquet {
             return Err("the file is damaged: it contains an empty batch".into());
         };
         let columns = Columns { batch, at: self.position };
-        row.model = columns.text(&self.reader.name("model"));
+        row.model = columns.text(&self.item_reader.name("model"));
         if row.model.is_none() {
             return Err("its model is not a text".into());
         }
-        let id = self.reader.id_field.as_ref().and_then(|id| columns.field(id));
-        row.label = id.or_else(|| columns.location(self.reader.location_field.as_deref()));
-        columns.read_vector(&self.reader.name("vector"), &mut row.vector)?;
+        let id = self.item_reader.id_field.as_ref().and_then(|id| columns.field(id));
+        row.label = id.or_else(|| columns.location(self.item_reader.location_field.as_deref()));
+        columns.read_vector(&self.item_reader.name("vector"), &mut row.vector)?;
         self.position += 1;
         let rows_left = self.rows_left.checked_sub(1);
         self.rows_left = rows_left.ok_or("it has more rows than its metadata declares")?;
