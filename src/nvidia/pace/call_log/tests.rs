@@ -1,6 +1,5 @@
-//! Tests of the [`CallLog`] and of the Valkey's scripts. The scripts must count the calls of several
-//! replicas as a log counts the calls of one: the log computes the expected replies. The time is simulated,
-//! also in the scripts.
+//! Tests of the [`CallLog`] and of the Valkey's scripts. A log computes the replies that are expected from
+//! the scripts: the log's clients stand for the replicas. The time is simulated, also in the scripts.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -141,7 +140,7 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
     for (id, event) in (0u64..).zip(events) {
         let now = start + Duration::from_micros(scripts.now - START);
         log.expire(now);
-        // When the log allows the next call.
+        // When the log allows the next call. The scripts do not spread calls, so the log must not either.
         let earliest = |log: &CallLog| {
             let client_network = ClientNetwork::UNKNOWN;
             let demand = Demand { client_network, is_spread: false, count: 1 };
@@ -154,7 +153,7 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
             (takes && wait == 0, wait, others.map(|call| micros(now - call.time)).collect())
         };
         match event {
-            Event::Wait(micros) => scripts.now += micros,
+            Event::Wait(time) => scripts.now += time,
             Event::WaitForExpiry(more) => {
                 if let Some(expiry) = log.next_expiry() {
                     scripts.now = scripts.now.max(START + micros(expiry - start) - 1 + more);
