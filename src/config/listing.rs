@@ -86,6 +86,7 @@ mod tests {
     #[test]
     fn the_tables_in_operating_md_are_the_printed_tables() {
         let page = include_str!("../../docs/operating.md");
+        // The heading of every group begins with `Settings `.
         let start =
             page.find("\n### Settings ").expect("docs/operating.md must contain the tables");
         let tables = page[start + 1..].split("\n## ").next().unwrap();

@@ -1,4 +1,4 @@
-"""Requests with the exact bytes that phones send, over a TCP socket.
+"""Requests like those of phones, sent as raw bytes over a TCP socket.
 
 The forms are like those of OkHttp (Android), and of typical code with URLSession (iOS).
 """

@@ -25,6 +25,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("png-no-data", png((8000, 7900), 8, RGB, Interlace::None, &[png_chunk(b"IDAT", b"")])),
         // The data of about 100 KiB decompresses to 99 MiB, a little more than the pixels need.
         ("png-interlaced-16-bit", png((3500, 3500), 16, RGBA, Interlace::Adam7, &[idat(99 << 20)])),
+        // Chunks that declare the largest length of the specification (5.3), or one byte less.
         ("png-text-2gib", with_declared_length(b"tEXt", 0x7fff_ffff)),
         ("png-idat-2gib", with_declared_length(b"IDAT", 0x7fff_ffff)),
         ("png-exif-2gib", with_declared_length(b"eXIf", 0x7fff_fffe)),

@@ -19,6 +19,9 @@ use sha2::{Digest, Sha256};
 /// The largest size of a small object. The bytes of small objects are kept, except those of pictures.
 const MAX_KEPT: usize = 64 << 10;
 
+/// The most bytes that are read at once.
+const MAX_READ: usize = 64 << 10;
+
 /// A server that runs until the process ends. It does not check signatures.
 pub struct DiscardingBucket {
     address: SocketAddr,
@@ -71,7 +74,7 @@ impl DiscardingBucket {
 /// connection.
 fn serve(mut stream: &TcpStream, state: &State) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut reader = BufReader::with_capacity(MAX_KEPT, stream);
+    let mut reader = BufReader::with_capacity(MAX_READ, stream);
     loop {
         let head = read_head(&mut reader)?;
         let mut words = head.split([' ', '?']);
@@ -128,10 +131,10 @@ fn header<'a>(head: &'a str, name: &str) -> &'a str {
 /// its first [`MAX_KEPT`] bytes.
 fn receive(reader: &mut impl Read, length: usize) -> io::Result<(String, Vec<u8>)> {
     let (mut hasher, mut start) = (Sha256::new(), Vec::new());
-    let mut chunk = vec![0; MAX_KEPT];
+    let mut chunk = vec![0; MAX_READ];
     let mut left = length;
     while left > 0 {
-        let most = left.min(MAX_KEPT);
+        let most = left.min(MAX_READ);
         let read = reader.read(&mut chunk[..most])?;
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
