@@ -96,9 +96,8 @@ fn png_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
     }
 }
 
-/// The name of the first chunk identifies the kind of WebP. A chunk `VP8X` contains flags. One of them
-/// means that the picture is animated
-/// (<https://developers.google.com/speed/webp/docs/riff_container>).
+/// The name of the first chunk identifies the kind of WebP. A chunk `VP8X` contains flags. One of them means
+/// that the picture is animated (<https://developers.google.com/speed/webp/docs/riff_container>).
 fn webp_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
     const ANIMATED: u8 = 0b10;
     let mut head = [0; 21]; // up to the byte with the flags
@@ -119,7 +118,7 @@ fn webp_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
 
 /// The decoder stores the colour and alpha samples of each pixel with 8 bits, and then converts them
 /// to RGB. Three or more samples are converted in place. For one or two samples, the buffer grows, and
-/// for a moment there are 2 + 3 bytes for each pixel. Every TIFF counts with at least these.
+/// for a moment there are 2 + 3 bytes for each pixel. A TIFF's estimate is never lower.
 ///
 /// For the current row, the decoder has a buffer with the stored samples and one with 8-bit samples.
 /// The floating-point predictor needs two more buffers, as wide as a whole tile. A JPEG strip or tile
@@ -145,9 +144,10 @@ fn tiff_bytes(reader: &mut Reader, file_len: u64) -> Result<u64, HeaderError> {
     Ok(pixel_bytes.saturating_add(row_bytes + chunk_bytes))
 }
 
-/// The decoder stores HEVC planes with 16 bits a sample for any bit depth, and converts them to RGBA.
-/// It decodes the tiles of a grid one after the other, and copies each to the whole picture. Cropping,
-/// turning and mirroring need a second copy of the pixels.
+/// The decoder stores HEVC planes with 16 bits a sample for any bit depth, and converts them to RGBA. It
+/// decodes the tiles of a grid one after the other, and copies each to the whole picture. Cropping, turning
+/// and mirroring need a second copy of the pixels. The alpha of a grid becomes RGBA, too. A single stream's
+/// alpha counts as grey. The picture's planes and RGBA stay in memory while this alpha is decoded.
 ///
 /// The whole file is in memory, and the HEVC stream of the picture or of a tile is copied twice. The
 /// result is enough for all of this, and for encoding, which comes later.
@@ -173,7 +173,7 @@ fn heic_bytes(reader: &mut Reader, file_len: u64) -> Option<u64> {
         let alpha = if has_alpha { RGBA + transformed_copy } else { 0 };
         pixels * (RGBA + transformed_copy.max(alpha)) + stream_pixels * (decoder + RGBA)
     } else {
-        let alpha = if has_alpha { GREY_PLANE + RGBA } else { 0 };
+        let alpha = if has_alpha { 2 * GREY_PLANE + 2 } else { 0 };
         let bytes_per_pixel = decoder.max(planes + RGBA + alpha).max(RGBA + transformed_copy);
         stream_pixels.max(pixels) * bytes_per_pixel
     };
@@ -215,9 +215,9 @@ mod tests {
         bytes.into_inner()
     }
 
-    /// The headers of a JPEG of 1000 × 1000 pixels. Its frame has three components, and the second byte
-    /// of the frame's marker is `frame_marker`: 0xC0 is a baseline JPEG, and 0xC2 a progressive one. With
-    /// fewer than three `components_in_scan`, further scans must follow.
+    /// The headers of a JPEG of 1000 × 1000 pixels with three components. The second byte of the frame's
+    /// marker is `frame_marker`: 0xC0 is a baseline JPEG, and 0xC2 a progressive one. With fewer than three
+    /// `components_in_scan`, further scans must follow. Then only the progressive JPEG is supported.
     fn jpeg(frame_marker: u8, components_in_scan: u8) -> Vec<u8> {
         let mut bytes = b"\xff\xd8\xff\xe0\0\x10JFIF\0\x01\x01\0\0\x01\0\x01\0\0".to_vec();
         bytes.extend([0xff, frame_marker, 0, 17, 8]); // the length is 17, and a sample has 8 bits
@@ -265,7 +265,7 @@ mod tests {
         // For each pixel, 5 bytes, and 9 bytes in the buffers of its row.
         let wide_row = estimate_of(Crafted::new((1_000_000, 1), RGB, &[16; 3]));
         assert!(wide_row > usual + 6_000_000, "{wide_row}");
-        // Floats with their predictor, which requires compression (Deflate): 24 bytes a pixel of a row.
+        // Floats with their predictor, which requires compression: 24 bytes a pixel in a tile's row.
         let float = tiff(RGB, &[32; 3]).with(SAMPLE_FORMAT, &[3]);
         let float = float.with(COMPRESSION, &[8]).with(PREDICTOR, &[3]);
         let wide_tile = float.clone().with(TILE_WIDTH, &[1_000_000]).with(TILE_LENGTH, &[1000]);
@@ -378,8 +378,8 @@ mod tests {
             |file: &[u8]| (estimate(file).unwrap() - METADATA - file.len() as u64) / 1_000_000;
         let animated = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\x02\0\0\0\xe7\x03\0\xe7\x03\0";
         let heic = heic_pixel_bytes("large-single") / (1600 * 1200);
-        // JPEG and PNG may be scaled down, which needs more memory. The other formats are first converted,
-        // without scaling.
+        // The limits of JPEG and PNG include the memory for shrinking. Those of the other formats are for
+        // converting a picture in its full size.
         let jpeg_limit = max_megapixels(bytes_per_pixel(&jpeg(0xc0, 3)), SCALING_MEMORY);
         let png_limit = max_megapixels(bytes_per_pixel(&encoded(ImageFormat::Png)), SCALING_MEMORY);
         assert_eq!(jpeg_limit, png_limit, "JPEG and PNG share a column of the documented table");
