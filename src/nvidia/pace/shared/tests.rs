@@ -21,9 +21,10 @@ use crate::{
 
 const CLIENT: ClientNetwork = ClientNetwork::UNKNOWN;
 
-/// The argument `is_spread` of [`PaceLimiter::take_permit`] for a single call.
+/// The argument `is_spread` of [`PaceLimiter::take_permit`] for a call that is not part of a batch.
 const SPREAD: bool = true;
-/// The same argument, so that the only client of these tests may use the whole limit at once.
+/// The same argument for a call of a batch that fits into the window. So the only client of these tests may
+/// use the whole limit at once.
 const AT_ONCE: bool = false;
 
 /// The default of `IMAGESVC_VALKEY_TIMEOUT`.
@@ -47,7 +48,8 @@ fn key() -> PaceKey {
 }
 
 impl Replica {
-    /// A replica that shares `total` calls in a window, and need not wait until the limit has settled.
+    /// A replica that shares `total` calls in a window, and need not wait until the limit has settled. Its
+    /// commands have the longest timeout that does not lengthen the window.
     async fn start(server: &RedisServer, total: u32, window: Duration) -> Self {
         Self::start_with(server, total, window, Duration::ZERO, COVERED_TIMEOUT).await
     }
@@ -71,11 +73,11 @@ impl Replica {
         Self { pace, valkey, background }
     }
 
-    /// Takes a permit, with a deadline that is far away. Panics if it does not get the permit soon.
+    /// Takes a permit. Panics if it does not get the permit soon.
     async fn permit(&self) -> PacePermit {
-        let deadline = Instant::now() + 2 * MINUTE;
+        let deadline = Instant::now() + 2 * MINUTE; // later than any wait, which is a window at most
         let permit = self.pace.take_permit(CLIENT, AT_ONCE, deadline);
-        timeout(SOON, permit).await.expect("there should be a turn soon").unwrap()
+        timeout(SOON, permit).await.expect("there should be a permit soon").unwrap()
     }
 
     /// Makes calls until the next one would have to wait for more than two seconds. Returns how many calls
@@ -99,8 +101,9 @@ impl Replica {
 
     /// How many calls of other replicas the Valkey knows.
     async fn calls_of_others(&self) -> usize {
-        let no_call = None; // asks for the calls only, and takes no turn
-        let reply = self.valkey.take_turn(&key(), 1, MINUTE, no_call).await;
+        // Without a call, this takes no turn. The limit affects only the wait in the reply.
+        let (limit, no_call) = (1, None);
+        let reply = self.valkey.take_turn(&key(), limit, MINUTE, no_call).await;
         reply.map_or(0, |reply| reply.ages_of_others.len())
     }
 }
@@ -169,7 +172,7 @@ async fn another_replica_uses_a_turn_that_is_given_back() {
     permit.use_now().await;
     // Of two turns that were given back, one is left.
     assert_eq!(first.make_calls().await.0, 1);
-    // The tasks that gave the turns back have ended.
+    // The tasks that gave the turns back must end.
     first.background.close();
     timeout(SOON, first.background.wait()).await.unwrap();
 }
@@ -234,7 +237,7 @@ async fn without_a_valkey_a_replica_has_its_share_and_an_empty_valkey_learns_the
     let port = server.port();
     drop(server);
     let (count, wait) = first.make_calls().await;
-    assert_eq!(count, 4, "of ten calls, five are the share, of which one was made before");
+    assert_eq!(count, 4, "the share is five calls, and one was made before");
     assert!(wait > MINUTE - SOON && wait <= MINUTE, "{wait:?}");
     let _server = RedisServer::start_on(port, &[]).expect("the port should still be free");
     until(async || second.valkey.works() && second.calls_of_others().await == 5).await;
@@ -244,7 +247,7 @@ async fn without_a_valkey_a_replica_has_its_share_and_an_empty_valkey_learns_the
 }
 
 #[tokio::test]
-async fn until_all_replicas_have_recorded_their_calls_each_has_its_share_at_most() {
+async fn until_its_limit_has_settled_a_replica_takes_turns_only_up_to_its_share() {
     let Some(server) = RedisServer::start(&[]) else { return };
     // The limit of the first and of the third replica does not settle during the test.
     let settle_time = Duration::from_secs(3600);
