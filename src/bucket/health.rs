@@ -20,12 +20,12 @@ use tokio::{
 
 use super::{Bucket, Inner, TestReport, error::Operation};
 
-/// After this many failures in a row, the bucket is not written to until a write succeeds, usually
-/// that of a test.
+/// After this many failures in a row, requests start no write until a write succeeds: that of a test, or one
+/// that was already running.
 const MAX_FAILED_WRITES: u32 = 1;
 
-/// After requests have failed to read this many times in a row, the bucket is not read until a read
-/// succeeds, usually that of a test. One slow read says little, because reads have only a second.
+/// After requests have failed to read this many times in a row, they start no read until a read succeeds. One
+/// slow read says little, because reads have only a second.
 const MAX_FAILED_READS: u32 = 3;
 
 /// The time between the starts of two tests of a failing bucket.

@@ -45,11 +45,11 @@ impl Failures {
         is_done: impl Fn(Identity) -> bool,
     ) -> io::Result<Self> {
         let path = Self::path(out);
-        let current = current_path(&path);
-        // If the last run was killed, this file contains its failures. They replace earlier failures of
-        // the same rows.
+        let second_path = second_path(&path);
+        // If the last run was killed, the second file contains its failures. They replace earlier failures
+        // of the same rows.
         let mut failed_in_killed_run = HashSet::new();
-        read(&current, &reader, |identity, _| {
+        read(&second_path, &reader, |identity, _| {
             failed_in_killed_run.insert(identity);
             Ok(())
         })?;
@@ -61,7 +61,7 @@ impl Failures {
             earlier.insert(identity);
             Ok(())
         })?;
-        let current = File::options().create(true).append(true).open(current)?;
+        let current = File::options().create(true).append(true).open(second_path)?;
         Ok(Self { path, reader, current: Appender::new(current)?, earlier })
     }
 
@@ -105,7 +105,7 @@ pub(super) fn row(item: &Item, failure: &Failure, reader: &ItemReader) -> String
 }
 
 /// The path of the second file, with the failures of the current run.
-fn current_path(path: &Path) -> PathBuf {
+fn second_path(path: &Path) -> PathBuf {
     path.with_extension("jsonl.current")
 }
 
@@ -120,7 +120,7 @@ fn merge(
     let merged_path = path.with_extension("jsonl.new");
     let mut merged = BufWriter::new(File::create(&merged_path)?);
     let mut is_empty = true;
-    for (in_second_file, old_path) in [(false, path.to_owned()), (true, current_path(path))] {
+    for (in_second_file, old_path) in [(false, path.to_owned()), (true, second_path(path))] {
         read(&old_path, reader, |identity, line| {
             if keep(in_second_file, identity) {
                 is_empty = false;
@@ -136,7 +136,7 @@ fn merge(
     } else {
         fs::rename(&merged_path, path)?;
     }
-    remove(&current_path(path))
+    remove(&second_path(path))
 }
 
 /// Removes a file if it exists.
@@ -215,8 +215,8 @@ mod tests {
         let out = folder.path().join("out.jsonl");
         assert_eq!(run(&out, &["a", "b", "c"], &[], End::Finished), "abc");
         assert_eq!(run(&out, &["b"], &["a"], End::Finished), "cb");
-        // A killed run leaves the file as it was. The next run adds the failure of `d`. It also tries
-        // `c` again, because there is no output that contains `c`.
+        // A killed run leaves the file as it was. The next run adds the failure of `d`. `is_done` is always
+        // false in this test, so the failure of `c` remains until `c` succeeds in the next run.
         assert_eq!(run(&out, &["d"], &["c"], End::Killed), "cb");
         assert_eq!(run(&out, &[], &["c"], End::Finished), "bd");
         assert_eq!(run(&out, &[], &["b", "d"], End::Finished), "");

@@ -44,7 +44,7 @@ impl Attempts {
     }
 
     /// How much longer to wait before the next attempt. Zero before the first failure. The wait begins at
-    /// the failure, so time in the queue, or in a pause of the host or the service, counts.
+    /// the failure, so it also passes while the picture is in the queue.
     pub(super) fn backoff(&self) -> Duration {
         let now = Instant::now();
         self.wait_end.map_or(Duration::ZERO, |end| end.saturating_duration_since(now))

@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn finite_numbers_are_accepted_in_every_notation_and_other_items_are_refused() {
+    fn finite_numbers_are_accepted_in_every_json_notation_and_all_else_is_refused() {
         for number in ["0", "-1", "1e5", "-1.5E+300", "1e-999", " 1\t", &"7".repeat(308)] {
             assert!(parse_response(&response(&numbers(DIMENSIONS, number))).is_ok(), "{number}");
         }

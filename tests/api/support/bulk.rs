@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::{FakeNvidia, ServiceProcess, tiny};
 
-/// A folder in which the commands run, and the settings of the service that they start.
+/// A folder in which the commands run, and the settings in their environment.
 pub struct Bulk {
     folder: TempDir,
     settings: Vec<(String, String)>,
@@ -23,7 +23,7 @@ impl Bulk {
         Self::with_settings(settings.into())
     }
 
-    /// For runs that call no NVIDIA: with `--sandbox`, with `--to`, or without any service.
+    /// For runs that start no service (with `--to`, for example), or one with `--sandbox`.
     pub fn without_nvidia() -> Self {
         Self::with_settings(Vec::new())
     }

@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn only_descriptions_change_even_in_lists_and_inside_a_field_named_description() {
+    fn descriptions_at_every_depth_change_and_other_texts_do_not() {
         let mut document = json!({
             "title": "a\nb",
             "list": [{ "description": "a\nb" }],
