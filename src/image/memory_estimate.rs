@@ -265,7 +265,7 @@ mod tests {
         // For each pixel, 5 bytes, and 9 bytes in the buffers of its row.
         let wide_row = estimate_of(Crafted::new((1_000_000, 1), RGB, &[16; 3]));
         assert!(wide_row > usual + 6_000_000, "{wide_row}");
-        // Floats with their predictor, which requires compression: 24 bytes a pixel in a tile's row.
+        // The float predictor requires compression (Deflate), and needs 24 bytes a pixel in a tile's row.
         let float = tiff(RGB, &[32; 3]).with(SAMPLE_FORMAT, &[3]);
         let float = float.with(COMPRESSION, &[8]).with(PREDICTOR, &[3]);
         let wide_tile = float.clone().with(TILE_WIDTH, &[1_000_000]).with(TILE_LENGTH, &[1000]);
