@@ -107,7 +107,7 @@ impl Bucket {
             && error.is_refusal()
         {
             let advice = error.advice();
-            tracing::warn!(%error, advice, "pictures that are not to stay cannot be removed from the bucket");
+            tracing::warn!(%error, advice, "pictures whose requests fail cannot be removed from the bucket");
         }
     }
 }

@@ -28,7 +28,7 @@ const HELP_WIDTH: usize = 80;
 /// Where settings can be set, and why secrets have no flags. A list of the secrets follows.
 pub const ABOUT_SETTINGS: &str = "A setting is a flag, an environment variable, or a line of the \
      file .env in the working directory. Secrets have no flags, because every process on the machine can \
-     read flags. They are variables:";
+     read flags. They are variables, or lines of .env:";
 
 /// The command that the arguments select.
 #[derive(Debug, Clone, PartialEq, Eq)]

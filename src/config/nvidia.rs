@@ -60,7 +60,7 @@ pub(super) const REPLICAS: Setting<NonZeroU32> = Setting::new(
     "IMAGESVC_REPLICAS",
     "1",
     |text| parse::number(text, NonZeroU32::MIN..=MAX_REPLICAS),
-    "How many services share the NVIDIA key; each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE; with a Valkey, this counts only until the Valkey is reached",
+    "How many services share the NVIDIA key; each gets an equal part of NVIDIA_REQUESTS_PER_MINUTE; with a Valkey, this number is used only until the Valkey answers for the first time",
 );
 
 /// The largest value of [`REPLICAS`]. The compiler evaluates the `unwrap`, so it cannot panic at run time.
@@ -81,7 +81,7 @@ fn call_limit(reader: &mut Reader<'_>, has_valkey: bool) -> Option<CallLimit> {
     if limit.calls_per_minute() == 0 {
         let (name, limit_name) = (REPLICAS.info.name, REQUESTS_PER_MINUTE.info.name);
         reader.errors.push(format!(
-            "{name} must be at most {total}, so that each of them may make one of the calls of \
+            "{name} must be at most {total}, so that each replica may make one of the calls of \
              {limit_name}"
         ));
     }

@@ -25,7 +25,7 @@ pub(super) const TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_VALKEY_TIMEOUT",
     "250ms",
     parse_timeout,
-    "The longest time that a request waits for the Valkey, at most 10s; after that, the replica decides alone",
+    "The longest time to wait for each answer of the Valkey, at most 10s; after that, the replica decides alone",
 );
 
 /// The longest allowed timeout. With a longer one, requests would wait too long for a Valkey that they can

@@ -101,7 +101,7 @@ impl Metrics {
             retries: counters(
                 &mut registry,
                 "upstream_retries",
-                "Calls to NVIDIA that were retried",
+                "Retries of calls to NVIDIA",
                 ["operation"],
             ),
             returned_embeddings: counters(
@@ -119,13 +119,13 @@ impl Metrics {
             decodes: counters(
                 &mut registry,
                 "decodes",
-                "Attempts to decode a picture, by outcome; refused means that the picture is the cause",
+                "Attempts to decode a picture, by outcome; refused means that the picture is the cause of the failure",
                 ["outcome"],
             ),
             bucket_requests: counters(
                 &mut registry,
                 "bucket_requests",
-                "Requests to the bucket by operation and outcome; a repeated request counts once",
+                "Requests to the bucket by operation and outcome; a request and its retries count once",
                 ["operation", "outcome"],
             ),
             bucket_request_seconds: histograms(

@@ -106,7 +106,7 @@ impl Readings {
         );
         registry.register(
             "pictures_waiting",
-            "Pictures that wait for their call to NVIDIA",
+            "Pictures whose call to NVIDIA may not start yet",
             ConstGauge::new(pictures_waiting),
         );
         registry.register(

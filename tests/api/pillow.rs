@@ -313,7 +313,7 @@ async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
         let answer = app.upload(&bytes, "picture").await;
         if let Some(word) = expected_word(&UNDECODABLE, &picture.name) {
             failures.add(picture, check_refusal(&answer, word));
-        } else if answer.status != 200 {
+        } else if answer.status != 200 || answer.prepared() == "original" {
             failures.add_answer(picture, &answer);
         } else {
             let failure = picture.compare(&nvidia.last_pixels(), MAX_DIFFERENCE_IF_SHRUNK);

@@ -246,12 +246,14 @@ fn labels_and_models_of_wanted_rows_come_from_the_jsonl_file_beside_the_vectors(
     assert!(Labels::beside(&path, &usual_fields(), &[1]).unwrap().is_none());
     let lines = (1..=4).map(|n| line(&format!("{{\"path\":\"{n}\"}}"), "1,2"));
     let text = lines.collect::<String>() + "{\"path\":\"incomplete";
-    let text = text.replacen("\"model\":\"m\"", "\"model\":\"first\"", 2); // in rows 1 and 2
+    // Row 1, which is not wanted, and row 2 have other models.
+    let text = text.replacen("\"model\":\"m\"", "\"model\":\"unwanted\"", 1);
+    let text = text.replacen("\"model\":\"m\"", "\"model\":\"other\"", 1);
     fs::write(folder.path().join("v.jsonl"), text).unwrap();
     // There is no row 9, and the incomplete fifth line does not count as a row.
     let labels = Labels::beside(&path, &usual_fields(), &[4, 2, 9]).unwrap().unwrap();
     assert_eq!(labels.row_count, 4);
-    assert_eq!(labels.models, BTreeSet::from(["first".into(), "m".into()]));
+    assert_eq!(labels.models, BTreeSet::from(["m".into(), "other".into()]));
     let mut found: Vec<_> = labels.by_row.into_iter().collect();
     found.sort();
     assert_eq!(found, [(2, "2".into()), (4, "4".into())]);

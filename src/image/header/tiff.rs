@@ -190,7 +190,7 @@ fn check_combinations(tiff: &Tiff) -> Result<(), HeaderError> {
             return Err(unsupported("a TIFF with JPEG compression of other than 8 bits a sample"));
         }
         Compression::Jpeg if tiff.color == Color::YCbCr && tiff.chunks.planes > 1 => {
-            return Err(unsupported("a TIFF in YCbCr colours with a plane for each"));
+            return Err(unsupported("a TIFF in YCbCr colours with a plane for each sample"));
         }
         Compression::Jpeg => {}
         _ if tiff.color == Color::YCbCr => {

@@ -202,7 +202,7 @@ fn only_picture<'a>(pictures: &[&'a RawValue], place: &str) -> Result<&'a RawVal
 /// Whether an item begins like a number or a list of numbers. These are tokens: some clients convert text
 /// to token numbers before they send it.
 fn begins_like_tokens(item: &RawValue) -> bool {
-    let text = item.get().trim_start_matches(['[', ' ', '\t']);
+    let text = item.get().trim_start_matches(['[', ' ', '\t', '\r', '\n']);
     text.starts_with(|c: char| c == '-' || c.is_ascii_digit())
 }
 
