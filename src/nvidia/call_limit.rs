@@ -10,14 +10,14 @@ pub struct CallLimit {
     /// How many replicas share these calls. With a Valkey, this number holds only until the Valkey
     /// reports another one.
     pub replicas: NonZeroU32,
-    /// Whether a Valkey divides the calls among the replicas. Otherwise each replica has a fixed part.
+    /// Whether the replicas count their calls together, in a Valkey. Otherwise each has a fixed part.
     pub has_valkey: bool,
 }
 
 impl CallLimit {
-    /// The most calls that this replica can make in a minute. With a Valkey, these are the calls of all
-    /// replicas. Otherwise, they are this replica's part. It is rounded down, so that the parts of all
-    /// replicas together do not exceed the limit.
+    /// The most calls that this replica can make in a minute. With a Valkey, it can make all calls if the
+    /// other replicas make none. Otherwise, it can make only its part. The part is rounded down, so that
+    /// the parts of all replicas together do not exceed the limit.
     pub fn calls_per_minute(self) -> u32 {
         if self.has_valkey { self.total } else { self.total / self.replicas }
     }
