@@ -61,7 +61,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Limits {
         max_image_bytes: reader.value(&MAX_IMAGE_BYTES),
         max_image_pixels: reader.value(&MAX_IMAGE_PIXELS),
         max_buffered_bytes: reader.value(&MAX_BUFFERED_BYTES),
-        max_in_flight: reader.value(&MAX_IN_FLIGHT),
+        max_at_work: reader.value(&MAX_IN_FLIGHT),
         max_batch: reader.value(&MAX_BATCH),
         request_timeout: reader.value(&REQUEST_TIMEOUT),
         body_timeout: reader.value(&BODY_TIMEOUT),

@@ -22,7 +22,7 @@ pub struct Limits {
     /// The maximum memory for the bodies of all requests and of their calls to NVIDIA together, in bytes.
     pub max_buffered_bytes: u64,
     /// The maximum number of received pictures that are read, saved or embedded at the same time.
-    pub max_in_flight: usize,
+    pub max_at_work: usize,
     /// The maximum number of pictures in one batch.
     pub max_batch: usize,
     /// The maximum time from a picture's last byte to the answer.
@@ -86,7 +86,7 @@ pub fn memory_limit(limits: &Limits, inline_memory: u64) -> Shares {
 
 /// Creates the limit on the number of received pictures at work, which all requests share.
 pub fn at_work_limit(limits: &Limits) -> Shares {
-    let total = limits.max_in_flight as u64;
+    let total = limits.max_at_work as u64;
     let step = 1; // permits are not rounded up
     match limits.clients {
         Clients::Many => {
