@@ -112,7 +112,7 @@ impl Origins {
             (Some("same-origin" | "same-site" | "none"), _) => true,
             (Some("cross-site"), _) => false,
             (_, None) => return Ok(Page::None),
-            // An old browser, which sends only `Origin`.
+            // `Sec-Fetch-Site` is unknown or, as from an old browser, missing.
             (_, Some(_)) => is_same_authority(header_text("origin"), header_text("host")),
         };
         if is_own {
@@ -152,8 +152,8 @@ impl Origins {
 enum Page {
     /// No page: the client is not a browser.
     None,
-    /// A page that the browser treats as the service's own. With DNS rebinding, it is a page
-    /// of the attacker.
+    /// A page of the service's site, or no page if the user started the request in a browser. With DNS
+    /// rebinding, the browser takes an attacker's page for a page of the service's site.
     Own,
     /// A page of an origin that the operator allows.
     AllowedOrigin,
@@ -282,7 +282,7 @@ mod tests {
             |headers: &[(&'static str, &str)]| without_client_keys.check(&header_map(headers));
         assert!(
             check_headers(&[("sec-fetch-site", "none")]).is_err(),
-            "a page's request without a Host must be refused"
+            "a browser's request without a Host must be refused"
         );
         assert!(
             check_headers(&[("host", "evil.example")]).is_ok(),
