@@ -92,7 +92,7 @@ async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
 }
 
 #[tokio::test]
-async fn if_the_bucket_cannot_be_read_only_the_shared_cache_is_lost() {
+async fn a_bucket_that_cannot_be_read_loses_only_the_shared_cache() {
     let (_nvidia, bucket, app) = start().await;
     bucket.fail(|request| (request.method == "GET").then_some(Reply::Hang));
     for n in 0..4 {
@@ -273,6 +273,7 @@ async fn a_bucket_that_denies_reading_or_listing_stops_the_start_and_names_the_p
         // At the start, the service looks up a missing object, whose name ends with `-missing`. S3
         // answers 404 only with the permission to list the bucket, else 403.
         ((|line| line.contains("-missing")) as fn(&str) -> bool, "s3:ListBucket"),
+        // Before that look-up, the service reads an object that exists.
         (|line| line.starts_with("GET"), "s3:GetObject"),
     ] {
         let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);

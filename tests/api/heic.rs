@@ -43,7 +43,7 @@ fn refusal_detail(answer: &Answer) -> String {
 }
 
 #[tokio::test]
-async fn every_fixture_in_expected_txt_is_sent_at_the_size_there_and_is_saved_unchanged() {
+async fn every_fixture_in_expected_txt_is_sent_at_its_listed_size_and_is_saved_unchanged() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     for line in EXPECTED.lines() {
@@ -78,8 +78,9 @@ async fn every_fixture_in_expected_txt_is_sent_at_the_size_there_and_is_saved_un
 async fn a_picture_is_turned_by_its_irot_and_mirrored_by_its_imir() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // A point in the red half, and one in the blue half. `irot` turns anticlockwise. `imir` 0 swaps
-    // top and bottom, and `imir` 1 swaps left and right (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
+    // A point in the red half, and one in the blue half. In `halves`, red is on the left. `irot` turns
+    // anticlockwise. `imir` 0 swaps top and bottom, so here both halves stay where they are. `imir` 1
+    // swaps left and right (ISO/IEC 23008-12, 6.5.10 and 6.5.12).
     for (name, red_point, blue_point) in [
         ("halves", (8, 16), (56, 16)),
         ("halves-irot1", (16, 56), (16, 8)),
@@ -135,7 +136,7 @@ async fn a_picture_from_a_phone_is_accepted_by_upload_base64_and_url_with_nvidia
 }
 
 #[tokio::test]
-async fn a_picture_over_the_inline_limit_is_shrunk() {
+async fn a_picture_whose_jpeg_is_over_the_inline_limit_is_shrunk() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")

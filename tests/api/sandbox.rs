@@ -52,7 +52,7 @@ async fn copies_in_other_formats_get_similar_vectors_but_another_photograph_does
 }
 
 #[tokio::test]
-async fn the_sample_photo_is_similar_to_its_copy_but_not_to_the_landscape() {
+async fn the_sample_photo_is_similar_to_its_edited_copy_but_not_to_the_landscape() {
     let app = TestApp::sandbox().start().await;
     let names = ["photo", "photo-cropped-and-darker", "landscape"];
     let mut vectors = Vec::new();
@@ -88,7 +88,8 @@ async fn in_sandbox_mode_a_loopback_url_of_another_server_is_refused() {
 #[tokio::test]
 async fn a_picture_that_the_sandbox_cannot_decode_is_rejected_but_saved() {
     let app = TestApp::sandbox().start().await;
-    // The header is intact, but the pixels end early and are followed by zeros.
+    // The header is intact, but the pixels end early and are followed by zeros. The service sends an
+    // upright PNG unchanged, so only the sandbox decodes it.
     let mut png = CHELSEA[..5000].to_vec();
     png.extend([0; 100]);
     let problem = assert_problem(&app.upload(&png, "broken.png").await, 422, "embedding_rejected");

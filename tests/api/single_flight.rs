@@ -119,7 +119,7 @@ async fn a_request_that_joined_late_succeeds_although_the_call_misses_the_leader
 #[tokio::test]
 async fn a_request_that_joined_a_call_late_succeeds_if_the_call_has_no_time_for_a_retry() {
     // The first attempt fails after 0.6 s, and NVIDIA asks to wait until 1.6 s. The leader's
-    // deadline is at 1.5 s, that of the late request at 1.9 s.
+    // deadline is at 1.5 s. That of the late request is at 1.9 s, so it makes a call after the wait.
     let unavailable =
         Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
     let nvidia = FakeNvidia::replying(vec![unavailable, embedding()]).await;

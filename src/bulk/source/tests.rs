@@ -65,7 +65,7 @@ fn a_csv_file_with_two_fields_of_the_same_name_is_refused() {
 
 #[test]
 fn a_row_that_is_too_long_ends_a_csv_or_json_list_with_an_error_but_a_txt_list_goes_on() {
-    // Far more than a row's limit of 4 MiB, which is exact only for lines.
+    // Far more than the limit of 4 MiB: slightly longer rows of CSV and JSON are accepted.
     const TOO_LONG: usize = 10 << 20;
     let mut csv = b"url\n\"".to_vec();
     csv.resize(TOO_LONG, b'x');
