@@ -119,20 +119,21 @@ mod tests {
             format!("00-{SPAN}-{TRACE}-01"),
             format!(" 00-{TRACE}-{SPAN}-01"),
             format!("00-{}g-{SPAN}-01", &TRACE[1..]),
-            "é".repeat(55),
+            "é".repeat(LENGTH), // a split at `LENGTH` would cut a character
         ] {
             assert_eq!(TraceContext::parse(&text), None, "{text}");
         }
     }
 
     #[test]
-    fn two_traceparent_headers_are_both_ignored() {
+    fn the_trace_is_read_only_if_there_is_exactly_one_traceparent_header() {
         let value = format!("00-{TRACE}-{SPAN}-01").parse::<HeaderValue>().unwrap();
         let one = HeaderMap::from_iter([(TRACEPARENT, value)]);
         let mut two = one.clone();
         two.append(TRACEPARENT, one[TRACEPARENT].clone());
         assert!(TraceContext::of(&one).is_some());
-        assert_eq!((TraceContext::of(&two), TraceContext::of(&HeaderMap::new())), (None, None));
+        assert_eq!(TraceContext::of(&two), None);
+        assert_eq!(TraceContext::of(&HeaderMap::new()), None);
     }
 
     proptest! {
@@ -148,7 +149,7 @@ mod tests {
         }
 
         #[test]
-        fn a_header_with_one_changed_character_is_ignored_unless_it_is_still_valid(
+        fn a_header_with_one_changed_character_is_ignored_or_read_as_changed(
             index in 0usize..LENGTH, character in any::<char>(), trace in 1u128.., span in 1u64..,
         ) {
             let text = format!("00-{trace:032x}-{span:016x}-01");
@@ -158,7 +159,7 @@ mod tests {
             if let Some(context) = TraceContext::parse(&changed) {
                 let ids = format!("-{}-{}-", context.trace_id, context.span_id);
                 prop_assert!(changed.contains(&ids));
-                // A header in which a hyphen replaces a hyphen is unchanged, and therefore valid.
+                // A hyphen is valid only in the place of a hyphen. Then the header is unchanged.
                 prop_assert!(character == '-' || matches!(character, '0'..='9' | 'a'..='f'));
             }
         }
