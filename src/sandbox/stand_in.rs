@@ -266,7 +266,7 @@ async fn infer(
 /// Responds to an inference of an asset. The vector was computed during the upload. Still, a
 /// successful response is always 202, so that the service has to poll for the result.
 fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Rejection> {
-    const NOT_UPLOADED: Rejection = bad_request("No such asset was uploaded");
+    const NO_UPLOADED_ASSET: Rejection = bad_request("No such asset was uploaded");
     let parse_id = |name: &HeaderName| {
         headers.get(name).and_then(|id| Uuid::try_parse_ascii(id.as_bytes()).ok())
     };
@@ -275,10 +275,10 @@ fn infer_asset(stand_in: &StandIn, headers: &HeaderMap) -> Result<Response, Reje
         return Err(bad_request("Both asset headers must contain an asset's id"));
     };
     if id != reference {
-        return Err(NOT_UPLOADED);
+        return Err(NO_UPLOADED_ASSET);
     }
     let uploaded = stand_in.lock_assets().get(&id).and_then(|asset| asset.vector.clone());
-    let vector = uploaded.ok_or(NOT_UPLOADED)??;
+    let vector = uploaded.ok_or(NO_UPLOADED_ASSET)??;
     let request_id = Uuid::new_v4();
     let mut pending = stand_in.lock_pending();
     if pending.len() >= MAX_ENTRIES {
@@ -340,8 +340,8 @@ async fn create_asset(
     Ok(Json(created_asset).into_response())
 }
 
-/// Responds to an upload to the presigned URL. Refuses a request with a key, because NVIDIA's storage
-/// does so, and a request without the headers that were signed.
+/// Responds to an upload to the presigned URL. Refuses a request without the headers that were signed.
+/// Like NVIDIA's storage, also refuses a request with a key.
 async fn upload_asset(
     State(stand_in): State<Arc<StandIn>>,
     Path(id): Path<Uuid>,

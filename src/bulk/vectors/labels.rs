@@ -1,4 +1,4 @@
-//! Reads the labels for a file that contains only vectors, from the `.jsonl` file beside it.
+//! Reads the labels ([`Row::label`]) for a file that contains only vectors, from the `.jsonl` file beside it.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -54,7 +54,7 @@ fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Removes a picture that was renamed but is reported as not saved. The removal is synced; otherwise
+/// Removes a picture that was renamed, but that no client knows of. The removal is synced; otherwise
 /// the picture could reappear after a power cut.
 fn remove_unsaved(folder: &Folder, path: &Path) {
     if let Err(error) = fs::remove_file(path).and_then(|()| sync(&folder.path)) {
@@ -163,7 +163,7 @@ mod tests {
             });
             let folder = store.unwrap().folder;
             let spooled = runtime.block_on(async {
-                let mut spool = folder.incoming.spool_for_disk(100);
+                let mut spool = folder.incoming.spool_for_disk(100); // keeps the bytes in memory
                 spool.write(&Bytes::from_static(b"picture")).await.unwrap();
                 spool.finish().await.unwrap()
             });
