@@ -124,7 +124,8 @@ async fn assert_outage_is_survived(outage: Outage) {
     saved_after.assert_success();
     assert_eq!((saved_after.header("x-cache"), setup.nvidia.count()), ("miss", 6));
     // The last picture and its vector are in the bucket, and so are ROCKET and its vector unless the bucket
-    // was deleted. The vectors that were computed during the outage were not written.
+    // was deleted. The vectors that were computed during the outage are missing, because the service does
+    // not try to write any while the bucket fails.
     let is_lost = matches!(outage, Outage::Deleted);
     let expected = if is_lost { 1 } else { 2 };
     // A picture that was answered with 503 may have arrived in the bucket. The service then removes it.

@@ -122,7 +122,8 @@ impl Drop for SmallDisk {
 
 #[tokio::test]
 async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
-    // There is space for about six copies of ROCKET, which has 113 KB. The test uploads ten.
+    // There is space for about six copies of ROCKET, which has 113 KB. The test uploads ten. `TestApp` sets
+    // the reserve to 0.
     let Some(disk) = SmallDisk::mount("size=700k") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;
@@ -232,7 +233,8 @@ async fn a_declared_length_reserves_no_disk_space() {
         .configure(|config| simulate_disk(config, CAPACITY, &Arc::default()))
         .start()
         .await;
-    // Each of these requests declares a body of 20 MiB, and sends none of it.
+    // Each of these requests declares a body of 20 MiB, more than is free, and sends none of it. None is
+    // refused, because only bytes that have arrived reserve space.
     let mut open_connections = Vec::new();
     for _ in 0..20 {
         let mut stream = TcpStream::connect(app.address).await.unwrap();

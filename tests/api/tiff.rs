@@ -102,7 +102,7 @@ async fn an_unsupported_or_damaged_tiff_is_refused_with_the_reason_and_no_decode
         assert!(detail.starts_with(&expected) && detail.contains("not supported"), "{detail}");
         assert!(problem.get("saved_as").is_none(), "an unsupported picture must not be saved");
     }
-    // A TIFF that contradicts itself is damaged, not unsupported.
+    // A damaged TIFF gets the same code, but another detail.
     for changes in [
         vec![short(tag::SAMPLES_PER_PIXEL, 1)], // not 3
         vec![short(FILL_ORDER, 9)],

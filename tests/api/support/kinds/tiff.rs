@@ -165,8 +165,7 @@ fn picture(
 ) -> Vec<u8> {
     let (planes, channels_per_plane) =
         if samples.is_planar { (samples.count, 1) } else { (1, samples.count) };
-    // A chunk is a strip or a tile. All chunks have the same width, but the last strip may be lower than
-    // the others.
+    // A chunk is a strip or a tile. All chunks have the same width, but the last strip may have fewer rows.
     let (chunk_width, chunk_heights): (u32, Vec<u32>) = match layout {
         Layout::Strips(rows) => (
             width,
@@ -231,7 +230,8 @@ fn picture(
     tiff(&data, &entries)
 }
 
-/// An uncompressed strip or tile. Samples of several bytes are little-endian, as the file is.
+/// An uncompressed strip or tile. All strips, tiles and planes of a file repeat the same samples. Samples
+/// of several bytes are little-endian, as the file is.
 fn chunk(size: (u32, u32), channels: u32, bits: u32) -> Vec<u8> {
     match bits {
         32 => packed(size, channels, 8)
