@@ -1,8 +1,8 @@
 //! `POST /vectorize-image-base64`: takes a picture as Base64 in JSON.
 //!
-//! The whole body is in memory, and is never copied: the parser finds the text in the body, removes
-//! escapes and line breaks in place, and decodes the text in pieces. A streaming JSON parser would
-//! need less memory, but is not necessary: the limit on a picture's bytes also limits the body, and
+//! The whole body is in memory, and is never copied. The parser finds the Base64 text in the body, and
+//! removes escapes and line breaks in place. The text is then decoded in pieces. A streaming JSON parser
+//! would need less memory, but is not necessary: the limit on a picture's bytes also limits the body, and
 //! the body's memory counts toward the client's share.
 
 use std::{collections::BTreeMap, ops::Range, sync::Arc};
@@ -135,8 +135,8 @@ fn parse(body: Vec<u8>) -> Result<ParsedBody, Error> {
         None => None,
     };
     let raw = json::required_string(fields.image_base64, "image_base64", EXAMPLE)?.get();
-    // `raw` borrows from the body, which `normalize` must change. Therefore only the position of `raw`
-    // in the body is used from here on, without the quotes.
+    // `raw` borrows from the body, which `normalize` must change. Therefore only the range between
+    // the quotes of `raw` is used from here on.
     let start = raw.as_ptr().addr() - body.as_ptr().addr() + 1;
     let end = start + raw.len() - 2;
     let text = normalize(&mut body[start..end])?;
@@ -216,7 +216,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_output_of_any_base64_encoder_is_decoded(
+        fn base64_with_line_breaks_escapes_blanks_a_prefix_or_extra_padding_is_decoded(
             bytes in proptest::collection::vec(any::<u8>(), 1..400),
             line_length in 1usize..100,
             line_break in prop_oneof![
@@ -242,8 +242,8 @@ mod tests {
                 let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d");
                 let text = text.replace('\u{1}', line_break);
                 // If the text has no padding, one added `=` may be too few. Four are always enough.
-                let is_any_padding_valid = extra_padding.is_empty() || text.ends_with("\\u003d");
-                let padding = if is_any_padding_valid { &extra_padding } else { "====" };
+                let is_extra_padding_valid = extra_padding.is_empty() || text.ends_with("\\u003d");
+                let padding = if is_extra_padding_valid { &extra_padding } else { "====" };
                 let [before, between, after] = &blanks[..] else { unreachable!() };
                 let text = format!("{before}{prefix}{between}{text}{padding}{after}");
                 prop_assert_eq!(picture(&text), Ok(bytes.clone()), "{}", text);
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn surrounding_blanks_and_extra_padding_are_ignored() {
+    fn blanks_outside_the_text_and_extra_or_missing_padding_are_accepted() {
         for text in [
             "QUI=",
             "QUI",
