@@ -345,7 +345,7 @@ impl ApiResponse {
     ///
     /// # Errors
     /// If the status means that the call failed.
-    fn progress(&self, operation: Operation) -> Result<Progress, Error> {
+    fn check_status(&self, operation: Operation) -> Result<Progress, Error> {
         let classified = operation.classify(self.status.as_u16());
         classified.map_err(|kind| Error::from_response(operation, kind, self))
     }

@@ -20,8 +20,8 @@ const DESCRIPTION: &str = "imagesvc picture";
 /// How long the deletion of an asset may take.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An asset: a picture that was uploaded to NVIDIA. Dropping this value starts a background task that
-/// deletes the asset.
+/// An asset at NVIDIA. It contains the picture as soon as [`Client::upload`] returns. Dropping this value
+/// starts a background task that deletes the asset.
 #[derive(Debug)]
 pub struct UploadedAsset {
     id: Uuid,
@@ -53,7 +53,7 @@ impl Client {
     ///
     /// # Errors
     /// The [`Error`] of the last attempt. The error's kind is [`ErrorKind::UploadsRefused`] if
-    /// NVIDIA refuses the upload.
+    /// NVIDIA refuses the upload, or if its response names no asset or no usable URL.
     pub async fn upload(
         &self,
         media_type: &str,
@@ -93,8 +93,8 @@ impl Client {
             .body(body);
         self.wait_for_retry_after(operation, deadline).await?;
         let response = self.call(operation, request, deadline).await?;
-        response.progress(operation)?; // fails if the status means an error
-        // An invalid response counts as a refusal of uploads, so that the picture is sent inline.
+        response.check_status(operation)?;
+        // An invalid response counts as a refusal of uploads, so that the picture is shrunk and sent inline.
         // The error does not quote the response, because the response may contain a presigned URL.
         let refused =
             |detail: &str| Error::new(operation, ErrorKind::UploadsRefused, detail.into());
@@ -128,7 +128,7 @@ impl Client {
             .header(CONTENT_LENGTH, picture.len())
             .body(body_of(picture));
         let response = self.call(operation, request, deadline).await?;
-        response.progress(operation).map(drop)
+        response.check_status(operation).map(drop)
     }
 
     /// Deletes an asset. If this fails, the error is only logged: the asset does no harm, and
@@ -138,7 +138,7 @@ impl Client {
         let url = item_url(&self.0.settings.assets_url, id);
         let request = self.authorized(self.0.http.delete(url));
         let response = self.call(operation, request, Instant::now() + DELETE_TIMEOUT).await;
-        if let Err(error) = response.and_then(|response| response.progress(operation)) {
+        if let Err(error) = response.and_then(|response| response.check_status(operation)) {
             tracing::debug!(%error, "an asset was not deleted");
         }
     }

@@ -139,7 +139,7 @@ impl Client {
             None => request,
         };
         let response = self.call(operation, request, deadline).await?;
-        let response = match response.progress(operation)? {
+        let response = match response.check_status(operation)? {
             Progress::Done => response,
             Progress::Pending => self.poll(inference.poll_operation, &response, deadline).await?,
         };
@@ -190,7 +190,7 @@ impl Client {
                 }
                 Err(error) => return Err(error),
             };
-            match response.progress(operation) {
+            match response.check_status(operation) {
                 Ok(Progress::Done) => return Ok(response),
                 Ok(Progress::Pending) => {}
                 // NVIDIA refused the poll without processing it, so it still has the result. The
