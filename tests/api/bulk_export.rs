@@ -252,9 +252,10 @@ async fn an_output_that_is_a_source_or_was_not_made_by_a_run_is_refused_unchange
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(1);
     bulk.write("list.jsonl", "{\"path\": \"photos/0.png\"}\n");
-    // No run has made this file, because the file of its rows, `foreign.jsonl`, is missing.
+    // No run has made this file: a run would also have made `foreign.jsonl`, with the rows.
     bulk.write("foreign.npy", "foreign");
     bulk.write("empty.jsonl", "");
+    // A run with `--out link.npy` would write its rows to `link.jsonl`, and so to `empty.jsonl`.
     symlink("empty.jsonl", bulk.path("link.jsonl")).unwrap();
     fs::create_dir(bulk.path("folder.npy")).unwrap();
     // With this file, `--out folder.npy` is refused only because `folder.npy` is a folder.
@@ -307,12 +308,12 @@ async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
     let file = File::open(bulk.path("people.parquet")).unwrap();
     let mut reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
     let batch = reader.next().unwrap().unwrap();
-    for (n, row) in bulk.rows("people.jsonl").iter().enumerate() {
+    for (row_index, row) in bulk.rows("people.jsonl").iter().enumerate() {
         // A Parquet file contains the fields of the source as text. So the number `n` keeps its last zero,
         // which `row` has lost because it is parsed.
         let text_columns = ["name", "path", "n", "dino_sha256", "dino_model", "dino_prepared"];
         for name in text_columns {
-            let found = batch[name].as_string::<i32>().iter().nth(n).unwrap();
+            let found = batch[name].as_string::<i32>().iter().nth(row_index).unwrap();
             let expected = match &row[name] {
                 Value::String(text) => Some(text.clone()),
                 Value::Null => None,
@@ -321,7 +322,7 @@ async fn a_parquet_file_contains_the_fields_and_vectors_of_the_rows() {
             };
             assert_eq!(found, expected.as_deref(), "{name}");
         }
-        let vector = batch["dino_vector"].as_fixed_size_list().value(n);
+        let vector = batch["dino_vector"].as_fixed_size_list().value(row_index);
         let expected: Vec<f32> = row["dino_vector"]
             .as_array()
             .unwrap()

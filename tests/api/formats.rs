@@ -219,7 +219,7 @@ async fn hostile_pictures_are_refused_and_not_saved() {
     let jpeg_with_200_scans = {
         let start = ROCKET.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
         let scan = &ROCKET[start..start + 2000];
-        // The file is over the inline limit, so the picture must be decoded to shrink it.
+        // With 400 KB, the file is over the inline limit. So the service decodes it, to shrink it.
         [&ROCKET[..start], &scan.repeat(200)].concat()
     };
     let gif_of_size = |width: u16, height: u16| {

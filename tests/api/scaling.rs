@@ -27,8 +27,8 @@ fn json_block(moto: &MotoServer, part: &str) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", block.place))
 }
 
-/// Calls each operation as the user that has the policy. Returns the results: `ok`, or the code of
-/// the error.
+/// Writes two objects as an administrator. Then calls each operation as the user that has the policy.
+/// Returns the results: `ok`, or the code of the error.
 async fn results(moto: &MotoServer) -> Vec<(&'static str, String)> {
     moto.write("imagesvc/vectors/a", b"a").await;
     moto.write("other/a", b"a").await;
@@ -74,7 +74,7 @@ async fn the_policy_of_docs_scaling_md_allows_what_the_service_needs_and_nothing
     let policy = json_block(&moto, "\"Statement\"");
     moto.set_policy(&policy).await;
     assert_eq!(results(&moto).await, expected(&[]));
-    // Without any one of its permissions, the policy would be too small.
+    // The service needs each of the policy's permissions.
     for (action, denied) in [
         ("s3:PutObject", &["put"][..]),
         ("s3:GetObject", &["get", "get missing"]),
@@ -161,16 +161,16 @@ async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
 }
 
 #[test]
-fn the_permissions_on_the_valkey_are_those_that_the_scripts_need_and_that_ci_tests() {
+fn the_permissions_on_the_valkey_are_those_that_the_service_needs_and_that_ci_tests() {
     let page = Document::read("docs/scaling.md").text;
     let (_, permissions) = page.split_once("ACL SETUSER imagesvc on >PASSWORD ").unwrap();
     let permissions = permissions.lines().next().unwrap();
     // `.ci/run` runs `deploy/replicas --check`, which fails if the service lacks a permission.
-    let script = fs::read_to_string(root().join("deploy/replicas")).unwrap();
+    let deploy_replicas = fs::read_to_string(root().join("deploy/replicas")).unwrap();
     let line = format!("\npermissions='{permissions}'\n");
-    assert!(script.contains(&line), "deploy/replicas should contain {line}");
+    assert!(deploy_replicas.contains(&line), "deploy/replicas should contain {line}");
 
-    // Every Lua script needs the first two. `imagesvc check` needs the last one.
+    // Every Lua script needs `evalsha` and `script|load`. `imagesvc check` needs `info`.
     let mut needed = BTreeSet::from(["evalsha", "script|load", "info"].map(str::to_owned));
     for entry in fs::read_dir(root().join("src/valkey")).unwrap() {
         let path = entry.unwrap().path();

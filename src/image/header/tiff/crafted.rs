@@ -23,7 +23,7 @@ pub(in crate::image) struct Crafted {
 
 impl Crafted {
     /// A little-endian TIFF with one uncompressed strip, which is passed to [`Self::file`]. `bits` contains
-    /// the bits of each sample of a pixel.
+    /// the number of bits of each sample of a pixel.
     pub(in crate::image) fn new(size: (u64, u64), photometric: u64, bits: &[u64]) -> Self {
         let crafted = Self { tags: BTreeMap::new(), is_big_endian: false, is_big_tiff: false };
         crafted
@@ -67,7 +67,7 @@ impl Crafted {
                 value.to_le_bytes()[..len].to_vec()
             }
         };
-        // The length of an offset or a count of values, in bytes.
+        // The number of bytes that encode an offset. A count of values has as many.
         let offset_len = if self.is_big_tiff { 8 } else { 4 };
         let mut tags = self.tags.clone();
         let is_tiled = tags.contains_key(&TILE_WIDTH);
