@@ -1,6 +1,6 @@
-//! Compares the processor time of a request with a floor: the processor time that nginx needs to pass a
-//! request for one embedding on to the fake NVIDIA, and the answer back. Processor times vary with the
-//! machine and over time; their ratio hardly does.
+//! Compares the processor time of a request with a floor. The floor is the processor time of nginx when it
+//! forwards a request for one embedding to the fake NVIDIA and returns the answer. Processor times vary with
+//! the machine and over time; their ratio hardly does.
 
 use std::fs;
 
@@ -66,14 +66,15 @@ impl Bench {
         ];
         // The loads of one program in all rounds together last for twice the usual time of a load.
         let run_for = self.load_time / ROUNDS * 2;
-        let fresh_load = |request| Load { request, is_fresh: true, clients: 16, run_for };
-        let pass_through = fresh_load(Request::inference());
+        let load_of = |request, is_fresh| Load { request, is_fresh, clients: 16, run_for };
+        let pass_through = load_of(Request::inference(), true);
         for (route, picture, sent, request, max_ratio) in goals {
-            let load = Load { is_fresh: sent == "fresh", ..fresh_load(request) };
+            let load = load_of(request, sent == "fresh");
             let rounds = (0..ROUNDS).map(|_| {
                 let floor = pass_through.run(&nginx, &self.nvidia).cpu.total();
                 let cpu = load.run(&in_memory.service, &self.nvidia).cpu.total();
                 in_memory.remove_pictures();
+                // `median` sorts the rounds by this ratio. It is printed in the column `times`.
                 [cpu / floor, floor, cpu]
             });
             let [ratio, floor, cpu] = median(rounds.collect());

@@ -91,6 +91,7 @@ impl<K: Copy + Eq + Hash, T: Clone> LeadGuard<K, T> {
     pub(super) fn is_abandoned(&self) -> bool {
         // The guard has one clone of the completion, and the map of running calls may have another.
         let own_clones = 1 + usize::from(self.entry.calls_and_key.is_some());
+        // The count is `None` only after this clone was polled, and the guard does not poll it.
         self.completion.strong_count().is_none_or(|count| count <= own_clones)
     }
 

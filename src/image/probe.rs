@@ -100,8 +100,8 @@ mod tests {
         // A negative height means that the top row is stored first.
         top_down[22..26].copy_from_slice(&(-3i32).to_le_bytes());
         assert_eq!(probe_bytes(&top_down).unwrap().height, 3);
-        // The pixels are at offset 26. The second header has 12 bytes: its length, the width, the height,
-        // one plane, and 24 bits per pixel.
+        // The file header has 14 bytes, and ends with the offset of the pixels: 26. The OS/2 header has 12
+        // bytes: its length, the width, the height, one plane, and 24 bits per pixel.
         let mut os2 = b"BM\0\0\0\0\0\0\0\0\x1a\0\0\0\x0c\0\0\0\x05\0\x03\0\x01\0\x18\0".to_vec();
         os2.resize(64, 0); // some of the pixels
         let picture = probe_bytes(&os2).unwrap();
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_header_and_an_empty_file_are_refused() {
+    fn the_first_8_bytes_of_a_picture_and_an_empty_file_are_refused() {
         for format in Format::supported() {
             assert!(probe_bytes(&sample(format)[..8]).is_err(), "{format}");
         }
@@ -131,6 +131,7 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_headers_cause_no_panic(
+            // Also HEIC in a build that does not support it.
             format in proptest::sample::select(Format::ALL.to_vec()),
             start in 0..200usize,
             noise in proptest::collection::vec(any::<u8>(), 0..64),

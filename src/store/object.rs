@@ -101,6 +101,7 @@ impl Drop for ObjectGuard {
         };
         // Without a runtime, the process is ending, and nothing can be removed.
         if tokio::runtime::Handle::try_current().is_ok() {
+            // Only the handle is dropped; the removal runs on.
             drop(self.bucket.remove(path(&self.name), time));
         }
     }

@@ -31,8 +31,8 @@ struct Chunk {
     /// The size of the part that lies within the picture, in pixels.
     columns: u32,
     rows: u32,
-    /// The position and length of the chunk's data in the file, in bytes. `len` ends at the end of
-    /// the file at the latest.
+    /// The position and length of the chunk's data in the file, in bytes. `offset + len` is not beyond
+    /// the end of the file, unless `offset` is.
     offset: u64,
     len: u64,
 }
@@ -41,7 +41,8 @@ struct Chunk {
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let tiff = header::read_bounded(picture.format, &picture.content, tiff::read)?;
     let mut reader = picture.content.reader();
-    // Both sizes are from the header, so they differ only if the file was changed in between.
+    // The probe read `picture`'s size from the same header. So the sizes differ only if the file was
+    // changed since then.
     if (tiff.width, tiff.height) != (picture.width, picture.height) {
         return Err(broken("its size differs from its header"));
     }

@@ -79,11 +79,11 @@ fn the_fields_for_the_memory_estimate_are_read() {
 }
 
 #[test]
-fn the_end_is_the_offset_where_the_last_complete_box_ends() {
+fn boxes_end_is_the_offset_where_the_last_complete_box_ends() {
     let bytes = fixture("junk-behind.heic");
     let junk_len = b"SEFH\x01\x02\x03\x04junkSEFT".len() as u64;
     assert_eq!(read_fixture("junk-behind").unwrap().boxes_end, bytes.len() as u64 - junk_len);
-    // The film consists of boxes.
+    // The film behind the picture consists of complete boxes, so they end where the file ends.
     let bytes = fixture("film-behind.heic");
     assert_eq!(read_fixture("film-behind").unwrap().boxes_end, bytes.len() as u64);
 }
