@@ -18,8 +18,8 @@ pub(super) const EMBED: &str = "embed";
 pub struct EmbedArguments {
     /// Folders, pictures and lists. `-` is a list on standard input.
     pub sources: Vec<PathBuf>,
-    /// The `.jsonl` file that rows are appended to, also if `--out` names another format. `None` means
-    /// standard output.
+    /// The `.jsonl` file that rows are appended to. If `--out` names an [`ExportFile`], this file is beside
+    /// it. `None` means standard output.
     pub out: Option<PathBuf>,
     /// The file that is made from the rows when the run ends. `None` means no such file.
     pub export: Option<ExportFile>,
@@ -96,8 +96,9 @@ pub(super) fn command() -> clap::Command {
             value(
                 "out",
                 "FILE",
-                "Append the rows to this .jsonl file; make a .parquet or .npy file at the end, from \
-                 the .jsonl file beside it; without --out, print the rows",
+                "Append the rows to this .jsonl file; for a .parquet or .npy file, append them to the \
+                 .jsonl file beside it, and convert that when the run ends; without --out, print \
+                 the rows",
             )
             .value_parser(parse_out)
             .value_hint(ValueHint::FilePath),
@@ -202,6 +203,7 @@ mod tests {
         assert_eq!(npy.out, Some("a.b/vectors.jsonl".into()));
         let file = ExportFile { path: "a.b/vectors.npy".into(), format: ExportFormat::Npy };
         assert_eq!(npy.export, Some(file));
+        // To Rust, `.jsonl` and `.npy` are names without an ending.
         for out in ["vectors.csv", "vectors", ".jsonl", ".npy", "vectors.NPY", ""] {
             let error = parse_with(out).unwrap_err();
             assert!(error.contains("must end in .jsonl, .parquet or .npy"), "{error}");

@@ -1,4 +1,4 @@
-//! The lines of the log and the text of the metrics, parsed.
+//! What the log and the metrics contain.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -283,6 +283,8 @@ async fn docs_operating_md_lists_every_metric_and_no_other() {
     );
     // Without whitespace, because rustfmt may break a call.
     let source: String = source.split_whitespace().collect();
+    // Each call that registers a metric contains one of these texts. The first is from the calls of helper
+    // functions, such as `counters(&mut registry, "…")`.
     let register_calls = ["(&mutregistry,\"", ".register(\"", ".register_with_unit(\""];
     let registered: usize = register_calls.iter().map(|call| source.matches(call).count()).sum();
     assert_eq!(documented.len(), registered, "{documented:?}");

@@ -19,6 +19,6 @@ pub fn all() -> Vec<Bomb> {
         "bad-grid-uncovered",
         "bad-alpha-grid-uncovered",
         "bad-two-metas",
-        "overlay", // refused as an unsupported kind
+        "overlay", // valid, but of an unsupported kind
     ]
 }
