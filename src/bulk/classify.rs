@@ -69,7 +69,7 @@ impl Action {
             // A proxy has refused the picture.
             Self::Fail(failure) if failure.code == UNKNOWN_ANSWER => Sign::Nothing,
             Self::PauseService(..) => Sign::NotProcessed,
-            // The unknown answer is from a proxy that cannot reach the service.
+            // No answer, or the 502 or 504 of a proxy that could not reach the service.
             Self::TryAgain(failure) if [UNREACHABLE, UNKNOWN_ANSWER].contains(&&*failure.code) => {
                 Sign::NotProcessed
             }
@@ -178,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_failed_download_with_retry_after_pauses_its_host() {
+    fn a_failed_download_pauses_its_host_only_if_the_answer_has_a_retry_after() {
         let paused = action(502, "download_failed", Some(3));
         assert!(matches!(paused, Action::PauseHost(_, wait) if wait.as_secs() == 3));
         assert!(matches!(action(502, "download_failed", None), Action::HostFailed(_)));
     }
 
     #[test]
-    fn a_failed_download_is_a_failure_of_the_host_unless_the_service_calls_a_retry_useless() {
+    fn a_failed_download_without_retry_after_is_a_failure_of_the_host_unless_a_retry_is_useless() {
         for (status, code) in [(502, "download_failed"), (504, "download_timeout")] {
             let Action::HostFailed(failure) = action(status, code, None) else { panic!("{code}") };
             assert!(failure.may_succeed_later);
@@ -205,8 +205,9 @@ mod tests {
         {
             assert!(matches!(action(status, code, None), Action::StopRun(_)), "{code}");
         }
+        // Another program answers with a 404 without a code, for example because the URL in `--to` is wrong.
         assert!(matches!(response(StatusCode::NOT_FOUND, None, false, None), Action::StopRun(_)));
-        // The error has no code, so it comes from a proxy that limits the body.
+        // A 413 without a code is from a proxy that limits the body.
         let too_large = response(StatusCode::PAYLOAD_TOO_LARGE, None, false, None);
         assert!(matches!(too_large, Action::Fail(_)), "only this picture should fail");
     }
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_answer_of_the_service_itself_shows_that_it_has_processed_a_picture() {
+    fn a_picture_counts_as_processed_only_if_the_service_itself_answered_and_was_not_busy() {
         let of_proxy = |status| response(status, None, false, None).sign();
         assert_eq!(of_proxy(StatusCode::PAYLOAD_TOO_LARGE), Sign::Nothing);
         assert_eq!(of_proxy(StatusCode::BAD_GATEWAY), Sign::NotProcessed);
