@@ -96,12 +96,12 @@ async fn a_job_waits_no_longer_than_its_deadline() {
     assert_eq!((started.elapsed().as_secs(), queue.waiting()), (5, 0));
     drop(taken);
     let too_late = queue.take_in_time(client(1), deadline).await;
-    assert!(too_late.is_none(), "no permit should be granted when too little time is left");
+    assert!(too_late.is_none(), "a free permit should not be granted when no time is left");
     assert_eq!(queue.0.state().permits_in_use, 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_expected_wait() {
+async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_typical_time_of_a_permit() {
     let queue = without_memory(1);
     for _ in 0..100 {
         let _permit = take_now(&queue, client(1), 0).await;
@@ -148,9 +148,9 @@ async fn take_all_and_queue_up<'a>(
     }
 }
 
-/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job of one
-/// of these clients in its place. After the first jobs are served, submits one job of a newcomer.
-/// Returns how many jobs end before the newcomer is served.
+/// Submits 40 jobs of each of `clients` clients. Whenever a job is served, submits a new job in its
+/// place, possibly of another of these clients. After the first jobs are served, submits one job of
+/// a newcomer. Returns how many jobs end before the newcomer is served.
 async fn jobs_ended_before_newcomer(
     queue: &FairQueue,
     clients: u8,
@@ -291,7 +291,7 @@ async fn an_endless_stream_of_small_jobs_does_not_block_a_large_job() {
         let mut next = start_taking(&queue, client(1), 20);
         assert!(poll!(&mut next).is_pending(), "small jobs must leave memory to the large job");
         drop(small.remove(0));
-        // The next small job fits into the reserved memory only when all five have ended.
+        // Two jobs of 20 bytes exceed the reserved 25, so the next one waits for the end of all five.
         assert_eq!(poll!(&mut next).is_ready(), ended == 5, "after {ended} of 5 jobs");
     }
     assert!(poll!(&mut large).is_ready());
@@ -310,9 +310,9 @@ async fn a_small_job_is_served_when_the_large_job_ahead_of_it_gives_up() {
 }
 
 proptest! {
-    /// Each step consists of a client's number, a job's memory, an index, and whether a job
-    /// arrives. If no job arrives, the job with that index ends; waiting jobs have the first
-    /// indices.
+    /// Each step consists of a client's number, a job's memory, an index, and whether a job arrives.
+    /// If no job arrives, the job with that index gives up if it waits, or else ends. Waiting jobs
+    /// have the first indices.
     #[test]
     fn every_job_is_served_within_the_limits_in_any_order_of_arrivals_and_ends(
         permits in 1usize..5,
