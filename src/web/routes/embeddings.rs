@@ -50,7 +50,7 @@ mod schema;
 const PIXEL: &str =
     "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
-/// A fetch may begin at most this many fetch timeouts after the batch was parsed.
+/// How long after the batch was parsed a fetch may begin, as a multiple of the fetch timeout.
 const MAX_FETCH_START_DELAY: u32 = 2;
 
 /// An answer with more pictures than this is serialized on a blocking thread.
@@ -178,8 +178,8 @@ pub(super) async fn embeddings(
     spawn_blocking(serialize).await?
 }
 
-/// Logs and returns the error of a picture whose batch continues. The access log contains only one line
-/// for the whole request.
+/// Logs and returns the error of a picture that does not fail its batch. The access log contains only one
+/// line for the whole request.
 fn log_error(error: Error) -> Error {
     let code = error.code();
     if code.status().is_server_error() {
@@ -214,7 +214,8 @@ fn too_many_pictures(max: usize, detail: String) -> Error {
     Invalid::at(&["body", "input"], "too_long", &message, detail)
 }
 
-/// Counts the pictures of a batch against the client's rate limit.
+/// Counts the pictures of a batch against the client's rate limit. The rate limit's layer has already
+/// counted the first picture.
 async fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Error> {
     let max = rate_limit.largest_batch();
     if count > max {
@@ -267,7 +268,7 @@ struct SentItem {
 enum SentAs {
     Url,
     DataUrl,
-    /// A string without a scheme. It should be Base64, but it may be text.
+    /// A string without a scheme: Base64, or by mistake a text to embed.
     Bare,
 }
 
