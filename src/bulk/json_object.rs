@@ -187,7 +187,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_text_of_an_object_is_found_unchanged_after_an_addition(
+        fn cutting_off_an_appended_member_restores_the_text_of_the_object(
             names in proptest::collection::btree_map("\\PC{0,6}", "\\PC{0,9}", 0..6),
         ) {
             let object = serde_json::to_string(&names).unwrap();

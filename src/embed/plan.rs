@@ -1,6 +1,6 @@
 //! Chooses how a picture is sent to NVIDIA.
 //!
-//! Upright JPEGs and PNGs are sent unchanged. Every other picture is re-encoded as an upright JPEG:
+//! Upright JPEGs and PNGs can be sent unchanged. Every other picture is re-encoded as an upright JPEG:
 //! NVIDIA accepts only JPEG and PNG, and does not document whether it applies a picture's
 //! orientation. A picture that fits into the request is sent inline. A larger picture is uploaded
 //! or, if uploads do not work, shrunk until it can be sent inline.
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_depends_on_can_be_sent_as_is_the_length_and_whether_uploads_are_possible() {
+    fn a_sendable_picture_is_sent_inline_uploaded_or_shrunk_and_any_other_is_reencoded() {
         use Plan::{Reencode, SendInline, Shrink, Upload};
         for (can_be_sent_as_is, len, with_uploads, without_uploads) in [
             (true, 1, SendInline, SendInline),
