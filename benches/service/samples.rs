@@ -1,4 +1,4 @@
-//! The pictures and embeddings for all programs in `benches/`.
+//! The bytes of pictures, and an embedding, for all programs in `benches/`.
 
 /// A photograph of 528 KB.
 pub const JPEG: &[u8] = include_bytes!("../../tests/fixtures/hubble_deep_field.jpg");

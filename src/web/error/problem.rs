@@ -99,8 +99,8 @@ impl IntoResponse for Error {
                 let identity = HeaderValue::from_static("identity");
                 response.headers_mut().insert(header::ACCEPT_ENCODING, identity);
             }
-            // The connection must close, because the bytes after the request's head may be a request
-            // for another host, or no request at all.
+            // A proxy and the service may disagree about the request's host or end. The connection must
+            // close, so that no later bytes on it are taken for a request.
             Code::InvalidHost | Code::UnsupportedTransferEncoding => {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);

@@ -1,4 +1,4 @@
-//! PNG of every depth and colour type, interlaced or not, without compression.
+//! PNG of every depth and colour type, interlaced or not. [`zlib`] does not compress the pixels.
 
 use super::{Kind, packed, palette};
 use crate::support::craft::{Interlace, png, png_chunk, zlib};
