@@ -4,7 +4,7 @@ use secrecy::SecretString;
 
 use crate::bucket::AWS_VARIABLES;
 
-/// The variables that together are an access key.
+/// The variables of an access key. Only a temporary key has a session token.
 const ACCESS_KEY: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
 
 /// The variables that are set, with their values. Some of the values are secret.
@@ -30,7 +30,7 @@ impl AwsVariables {
         ACCESS_KEY.contains(&name)
     }
 
-    /// Forgets the access key, so that its parts are not combined with those of another one.
+    /// Unsets all variables of the access key.
     pub(super) fn forget_access_key(&mut self) {
         self.0.retain(|(name, _)| !Self::is_access_key_part(name));
     }

@@ -38,7 +38,7 @@ pub(super) const WRITE_TIMEOUT: Setting<Duration> = Setting::new(
     "IMAGESVC_BUCKET_TIMEOUT",
     "10s",
     parse::positive_duration,
-    // Reading has a fixed limit: see `READ_TIMEOUT` in `bucket.rs`.
+    // Reading has a fixed limit: see `READ_TIMEOUT` in `src/bucket.rs`.
     "The longest time for writing one object to the bucket",
 );
 
@@ -54,8 +54,9 @@ pub(super) fn resolve(
     let is_bucket_set = reader.is_set(&BUCKET.info);
     let (endpoint, region) = (reader.optional(&ENDPOINT), reader.optional(&REGION));
     let timeout = reader.value(&WRITE_TIMEOUT);
-    let needs_bucket = [(&ENDPOINT.info, endpoint.is_some()), (&REGION.info, region.is_some())];
-    for (setting, is_set) in needs_bucket {
+    for (setting, is_set) in
+        [(&ENDPOINT.info, endpoint.is_some()), (&REGION.info, region.is_some())]
+    {
         if is_set && !is_bucket_set {
             reader
                 .warnings
@@ -64,7 +65,7 @@ pub(super) fn resolve(
     }
     if is_bucket_set {
         add_retention_errors(reader, retention);
-        add_key_pair_errors(reader, aws_variables);
+        add_access_key_errors(reader, aws_variables);
     }
     let aws_variables = aws_variables.to_vec();
     Some(Settings { location: location?, endpoint, region, timeout, aws_variables })
@@ -86,8 +87,8 @@ fn add_retention_errors(reader: &mut Reader<'_>, retention: Retention) {
     }
 }
 
-/// Adds an error if only one of the two variables of an access key is set.
-fn add_key_pair_errors(reader: &mut Reader<'_>, aws_variables: &AwsVariables) {
+/// Adds an error if only the id or only the secret of an access key is set.
+fn add_access_key_errors(reader: &mut Reader<'_>, aws_variables: &AwsVariables) {
     let [id_variable, secret_variable] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"];
     for (present, missing) in [(id_variable, secret_variable), (secret_variable, id_variable)] {
         if aws_variables.is_set(present) && !aws_variables.is_set(missing) {
@@ -120,7 +121,7 @@ mod tests {
             ("IMAGESVC_BUCKET", "s3://photos/imagesvc"),
             ("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"),
             ("AWS_SECRET_ACCESS_KEY", "secret-example"),
-            ("AWS_PROFILE", "x"), // not one of `bucket::AWS_VARIABLES`
+            ("AWS_PROFILE", "x"), // not one of `AWS_VARIABLES`
         ]);
         let config = config.unwrap();
         let bucket = config.bucket.as_ref().unwrap();
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn one_variable_of_an_access_key_without_the_other_is_an_error() {
+    fn the_id_or_the_secret_of_an_access_key_without_the_other_is_an_error() {
         for (present, missing) in [
             ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
             ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_has_no_effect_without_a_bucket_causes_a_warning() {
+    fn a_region_without_a_bucket_causes_a_warning() {
         let config = resolve(&[("IMAGESVC_BUCKET_REGION", "eu-central-1")]).unwrap();
         assert!(config.warnings.iter().any(|warning| warning.contains("IMAGESVC_BUCKET_REGION")));
     }
