@@ -13,7 +13,7 @@
 //!                         └────── try again ─────┘
 //! ```
 //!
-//! Every part has a limit. A list of a million rows needs no more memory than one of a thousand,
+//! Every part limits its memory. A list of a million rows needs no more memory than one of a thousand,
 //! except for a 64-bit hash of each row that the output or the file of failures already contains.
 
 use std::path::PathBuf;
@@ -107,7 +107,8 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
         per_host: arguments.per_host.get(),
         model,
     };
-    let progress = Progress::start(arguments.out.is_none());
+    let prints_rows = arguments.out.is_none();
+    let progress = Progress::start(prints_rows);
     let writer = Writer::start(target, progress.console()).map_err(BulkError::System)?;
     let feeder = Feeder::start(arguments.sources, reader, existing, arguments.limit);
     let feeder = feeder.map_err(BulkError::System)?;
@@ -131,8 +132,8 @@ fn concurrency_in_process(config: &Config) -> usize {
     calls_in_half_a_minute.map_or(twice_the_permits, |calls| calls.min(twice_the_permits))
 }
 
-/// Checks that no file that the run would write is a source, and that the exported file does not exist
-/// or is from an earlier run.
+/// Checks that neither the output nor the exported file is a source, and that the exported file does not
+/// exist or is from an earlier run.
 fn check_output(arguments: &EmbedArguments) -> Result<(), BulkError> {
     let EmbedArguments { sources, out, export, .. } = arguments;
     let export_path = export.as_ref().map(|export| &export.path);

@@ -47,14 +47,14 @@ pub(super) struct ServiceClient {
     authorization: Option<HeaderValue>,
     /// Whether the service is asked to save the pictures.
     save: bool,
-    /// The prefix of the names of the fields that `embed` adds to a row.
+    /// The prefix of the names of the fields that are added to a row.
     prefix: Arc<str>,
 }
 
 /// What the run needs from the service's answer for a picture.
 #[derive(Debug)]
 pub(super) struct Embedded {
-    /// The fields that `embed` adds to the row, as JSON without braces.
+    /// The fields that are added to the row, as JSON without braces.
     pub fields: String,
     pub model: String,
     /// Whether the vector came from the service's cache.

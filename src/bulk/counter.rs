@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(counter.rows(), Some(2));
         for source in ["-", "/dev/null"] {
             let counter = start(source.into());
-            // A thread that counts would have another reference, or would have set the number.
+            // A thread that counts would have a second reference until it has set the number.
             assert_eq!((counter.rows(), Arc::strong_count(&counter.0)), (None, 1), "{source}");
         }
     }
