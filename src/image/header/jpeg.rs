@@ -15,7 +15,7 @@ use crate::image::Unsupported;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::image) struct Jpeg {
     pub(in crate::image) frame: Frame,
-    /// The number of components in the first scan. `None` if the file ends before the scan.
+    /// The number of components in the first scan. `None` if there is no scan.
     first_scan_components: Option<u8>,
     orientation: Orientation,
 }
@@ -31,7 +31,7 @@ pub(in crate::image) struct Frame {
     pub(in crate::image) height: u16,
     /// The number of components: one for grey, three for colours, four for CMYK.
     pub(in crate::image) components: u8,
-    /// Whether any sampling factor is not one.
+    /// Whether any sampling factor is not one, even if all components have the same factors.
     is_subsampled: bool,
 }
 
@@ -149,11 +149,11 @@ pub(in crate::image) fn next_marker(reader: &mut impl BufRead) -> io::Result<Opt
 impl Frame {
     /// Returns `None` if the segment is too short.
     fn parse(marker: u8, segment: &[u8]) -> Option<Self> {
-        let (head, components) = segment.split_at_checked(6)?;
+        let (head, component_entries) = segment.split_at_checked(6)?;
         let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
-        // Each component has three bytes: its identifier, its two sampling factors with four bits
+        // Each entry has three bytes: its identifier, its two sampling factors with four bits
         // each, and its table.
-        let is_subsampled = components.chunks_exact(3).any(|component| component[1] != 0x11);
+        let is_subsampled = component_entries.chunks_exact(3).any(|entry| entry[1] != 0x11);
         Some(Self {
             marker,
             precision: head[0],

@@ -10,7 +10,7 @@ use super::parameters::Parameterized;
 pub(super) struct Disposition {
     /// The field's name. `None` if it is missing or repeated.
     pub name: Option<String>,
-    /// The file's name as the client sent it. `None` if it is missing or repeated.
+    /// The name that the client gave the file, possibly a path. `None` if it is missing or repeated.
     pub file_name: Option<String>,
 }
 
