@@ -13,16 +13,16 @@ use crate::{
     report::{heading, median, row},
 };
 
-/// The number of saved pictures.
+/// The number of pictures in the full folder.
 const PICTURES: u64 = 100_000;
 
-/// The size of a saved picture's file, in bytes.
+/// The size of each of these pictures, in bytes.
 const PICTURE_BYTES: u64 = 34 * 1024;
 
-/// The number of cached vectors.
+/// The number of cached vectors in the full folder.
 const VECTORS: u64 = 50_000;
 
-/// The size of a cached vector's file, in bytes.
+/// The size of each vector's file, in bytes.
 const VECTOR_BYTES: u64 = 19_000;
 
 impl Bench {
@@ -42,7 +42,7 @@ impl Bench {
             "16 clients, 34 KB, fresh; a folder with 100,000 pictures and 50,000 vectors, and a new folder",
             &["folder", "req/s", "CPU ms", "peak MB"],
         );
-        // The loads of one service in all rounds together last for twice the usual time of a load.
+        // In all rounds together, each service is under load for twice the usual time.
         let load = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
         let rounds = (0..ROUNDS).map(|_| {
             let [full_result, new_result] =

@@ -154,7 +154,8 @@ async fn at_the_start_the_alert_counters_are_zero_and_an_unset_bucket_or_valkey_
 
 #[tokio::test]
 async fn one_refusal_of_the_nvidia_key_or_of_the_account_raises_the_key_alert() {
-    // For ROCKET, NVIDIA refuses the inference. For HUBBLE, it refuses the creation of an asset.
+    // For ROCKET, the refused call is the inference. HUBBLE is too long to be sent inline, so the refused
+    // call is the creation of an asset.
     for (status, picture) in [(401, ROCKET), (402, ROCKET), (403, ROCKET), (401, HUBBLE)] {
         let nvidia = FakeNvidia::replying(vec![Reply::status(status)]).await;
         let app = TestApp::start(&nvidia).await;
@@ -194,23 +195,23 @@ async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() 
     for n in 0..30 {
         app.base64(&tiny(n)).await.assert_success();
     }
-    let no_error = app.get("/metrics").await.text();
+    let no_5xx = app.get("/metrics").await.text();
     assert_eq!(app.base64(&tiny(503)).await.status, 502);
-    let one_error = app.get("/metrics").await.text();
+    let one_5xx = app.get("/metrics").await.text();
     for _ in 0..2 {
         assert_eq!(app.base64(&tiny(503)).await.status, 502);
     }
-    let three_errors = app.get("/metrics").await.text();
+    let three_5xx = app.get("/metrics").await.text();
     let never_fires = [("15m", false), ("30m", false)];
     let fires_later = [("5m", false), ("30m", true)];
     assert_alerts(&[
-        case(&growing_series(&at_start, &no_error), "ImagesvcFailing", &never_fires),
+        case(&growing_series(&at_start, &no_5xx), "ImagesvcFailing", &never_fires),
         // one error 502 in 32 requests
-        case(&growing_series(&at_start, &one_error), "ImagesvcFailing", &never_fires),
+        case(&growing_series(&at_start, &one_5xx), "ImagesvcFailing", &never_fires),
         // three errors 502 in 34 requests
-        case(&growing_series(&at_start, &three_errors), "ImagesvcFailing", &fires_later),
+        case(&growing_series(&at_start, &three_5xx), "ImagesvcFailing", &fires_later),
         // nothing but errors 502
-        case(&growing_series(&no_error, &one_error), "ImagesvcFailing", &fires_later),
+        case(&growing_series(&no_5xx, &one_5xx), "ImagesvcFailing", &fires_later),
     ]);
 }
 

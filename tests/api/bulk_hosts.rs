@@ -71,8 +71,8 @@ async fn no_picture_is_fetched_from_a_host_during_its_retry_after_and_other_host
     assert_eq!(bulk.rows("vectors.jsonl").len(), 6 + 20);
     let times = times.lock().unwrap();
     assert_eq!(times.len(), 2 + 6, "only the two refused pictures should be requested again");
-    // Until the first request after the two refused ones.
-    let pause = times[2] - times[1];
+    let (second_refusal, next_request) = (times[1], times[2]);
+    let pause = next_request - second_refusal;
     assert!(pause >= Duration::from_secs(2), "the pause should be the Retry-After, not {pause:?}");
 }
 
@@ -96,9 +96,9 @@ async fn if_a_host_asks_for_a_long_pause_all_its_pictures_fail_after_one_request
 async fn a_download_is_tried_again_only_if_it_may_succeed_soon() {
     let nvidia = FakeNvidia::healthy().await;
     let picture_server = FakeServer::start(|request, nth| match (request.target.as_str(), nth) {
-        // With `--per-host 6`, the first six requests are for the six pictures of the list, because a run
-        // waits before it requests a picture again. The first replies for three pictures are an error, a part
-        // of the picture, and a part of a head.
+        // `nth` counts the requests for all pictures. The first six are for the six pictures: with
+        // `--per-host 6`, a run sends them all before it requests a picture again. The first replies for
+        // the pictures 0, 1 and 2 are an error, half of the picture, and half of a head.
         ("/0", 0..6) => Reply::status(500),
         ("/1", 0..6) => picture_reply("/1").broken_off(),
         ("/2", 0..6) => Reply::new(200, &[], "").broken_off(),
@@ -115,8 +115,9 @@ async fn a_download_is_tried_again_only_if_it_may_succeed_soon() {
     assert_eq!(picture_server.count(), 6 + 3, "three pictures should be requested twice");
     let failures = bulk.rows("vectors.failed.jsonl");
     assert!(failures.iter().all(|row| row["error"]["retryable"] == false), "{failures:?}");
-    let example = failures[0]["error"]["detail"].as_str().unwrap();
-    assert!(run.stderr.contains(example), "{}", run.stderr);
+    // The run prints the first failure of each cause as an example.
+    let first_detail = failures[0]["error"]["detail"].as_str().unwrap();
+    assert!(run.stderr.contains(first_detail), "{}", run.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]

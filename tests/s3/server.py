@@ -104,6 +104,7 @@ class Admin:
         )
 
     def keys(self):
+        """Returns the keys of all objects."""
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         return [item["Key"] for page in pages for item in page.get("Contents", [])]
 
@@ -124,12 +125,12 @@ class Admin:
         self.s3.delete_object(Bucket=BUCKET, Key=key)
 
     def set_policy(self, policy):
-        """Gives the user and the role this policy instead of their own."""
+        """Replaces the policy of the user and that of the role."""
         self.iam.put_user_policy(UserName=USER, PolicyName="main", PolicyDocument=json.dumps(policy))
         self.iam.put_role_policy(RoleName=ROLE, PolicyName="main", PolicyDocument=json.dumps(policy))
 
     def deny(self, actions):
-        """Denies these actions to the user and the role, in place of those of an earlier call."""
+        """Gives the user and the role the permissions of the service, without these actions."""
         statements = list(SERVICE_STATEMENTS)
         if actions:
             statements.append({"Effect": "Deny", "Action": actions, "Resource": "*"})
