@@ -83,7 +83,7 @@ async fn an_empty_or_invalid_base64_text_is_refused() {
 async fn the_error_for_a_malformed_body_contains_an_error_type_and_the_field() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
-    // An error that concerns no single field has an empty `field` here.
+    // `field` is empty if the error's location is the whole body.
     for (body, field, error_type) in [
         ("{}", "image_base64", "missing"),
         (r#"{"image_base64": null}"#, "image_base64", "missing"),

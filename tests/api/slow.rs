@@ -62,7 +62,7 @@ async fn a_trickling_header_does_not_extend_the_header_timeout() {
     let (mut reader, mut writer) = stream.into_split();
     let trickle = tokio::spawn(async move {
         let mut sent_bytes = 0;
-        // The client sends the name of one header, and never its end.
+        // The client sends the beginning of the request line: a method that never ends.
         while writer.write_all(b"x").await.is_ok() {
             sent_bytes += 1;
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -26,9 +26,9 @@ const REQUESTS_PER_SECOND: u32 = 50;
 /// allocator has not reached its peak before the first measurement, so the memory may grow by half.
 const LONG_RUN: Duration = Duration::from_secs(600);
 
-/// One in this many requests is a picture whose decode does not end by itself. It keeps a core busy
-/// for seconds, until its time limit ends it, so such pictures must be rare.
-const REQUESTS_PER_ENDLESS_PICTURE: usize = 1500;
+/// One in this many requests is a picture that takes longer to decode than the decoder's time limit.
+/// It keeps a core busy for seconds, so such pictures must be rare.
+const REQUESTS_PER_SLOW_PICTURE: usize = 1500;
 
 /// Hostile pictures of this size and more are left out: some have several megabytes.
 const MAX_HOSTILE_BYTES: usize = 300_000;
@@ -44,12 +44,11 @@ async fn send_random(
 ) -> String {
     let random = fastrand::usize(..);
     let upload = |picture: Vec<u8>| service.upload_request(client, &picture);
-    // The endless picture is in the middle of the 1500 requests, and not at their end, so that even
-    // a run of half a minute contains one.
-    let is_endless = n % REQUESTS_PER_ENDLESS_PICTURE == REQUESTS_PER_ENDLESS_PICTURE / 2;
+    // A run of half a minute has about 1500 requests. The slow picture is in their middle, so that even
+    // a run with slightly fewer requests contains one.
+    let is_slow = n % REQUESTS_PER_SLOW_PICTURE == REQUESTS_PER_SLOW_PICTURE / 2;
     let request = match random % 16 {
-        // This picture takes longer to decode than the decoder's time limit.
-        _ if is_endless => upload(variant(&bombs::shared_lzw(), n)),
+        _ if is_slow => upload(variant(&bombs::shared_lzw(), n)),
         0..4 => upload(variant(ROCKET, n)),
         4 => upload(hostile[n % hostile.len()].1.clone()),
         5 => upload(variant(HUBBLE, n)),
@@ -108,8 +107,8 @@ async fn after_a_long_run_with_the_default_allocator_setting_nothing_has_leaked(
 async fn soak(environment: &[(&str, &str)]) {
     let seconds: u64 = std::env::var("SOAK_SECONDS").map_or(1800, |text| text.parse().unwrap());
     let run_time = Duration::from_secs(seconds);
-    // Each pause is longer than the 5 s after which the client closes its idle connections. In a long
-    // run, it is also longer than the 10 s after which the service closes idle connections.
+    // `when_idle` measures after each pause. A pause is longer than the 5 s after which the client closes
+    // its idle connections. In a long run, it is also longer than the 10 s after which the service does.
     let pause = Duration::from_secs(if run_time < LONG_RUN { 6 } else { 15 });
     let hostile: Vec<_> =
         bombs::all().into_iter().filter(|(_, picture)| picture.len() < MAX_HOSTILE_BYTES).collect();
@@ -136,7 +135,7 @@ async fn soak(environment: &[(&str, &str)]) {
     .await;
     let allow = picture_server.address.to_string();
     let mut settings = vec![
-        // The first three limits are so small that they are reached before the first measurement.
+        // In a long run, the first three limits are reached before the first measurement.
         ("IMAGESVC_CACHE_MEMORY", "8MiB"),
         ("IMAGESVC_CACHE_DISK", "16MiB"),
         ("IMAGESVC_DOWNLOADS_MAX_BYTES", "200MiB"),
@@ -178,7 +177,7 @@ async fn soak(environment: &[(&str, &str)]) {
             requests.buffer_unordered(64).collect::<()>().await;
         }
     };
-    // The first three tenths of the run fill the caches and the folder, and let the allocator reach
+    // In a long run, the first three tenths fill the caches and the folder, and let the allocator reach
     // its peak.
     let tenth = run_time / 10;
     for _ in 0..3 {
