@@ -41,7 +41,7 @@ pub enum Error {
     /// The picture has more pixels than the limit.
     #[error("the picture has {pixels} pixels, the limit is {limit}")]
     TooManyPixels {
-        /// The number of pixels that would be decoded.
+        /// The number of pixels that would be decoded. A HEIC may show only a part of them.
         pixels: u64,
         /// The maximum number of pixels.
         limit: u64,

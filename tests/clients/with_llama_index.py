@@ -16,7 +16,7 @@ for url, key in SERVICES:
     for client, is_float in [
         (embedding(url, key), False),
         (embedding(url, key, additional_kwargs={"encoding_format": "float"}), True),
-        (embedding(url, key, embed_batch_size=2), False),
+        (embedding(url, key, embed_batch_size=2), False),  # sends the three pictures in two batches
     ]:
         check(url, key, client.get_text_embedding, client.get_text_embedding_batch, is_float)
         check(url, key, client.get_query_embedding, client.get_text_embedding_batch, is_float)

@@ -46,7 +46,7 @@ const ALPHA_BITFIELDS: u32 = 6;
 /// The length of the file header, in bytes.
 const FILE_HEADER_LEN: usize = 14;
 
-/// How much of both headers is read at most, in bytes: everything up to the mask for alpha.
+/// How much of both headers is read at most, in bytes. The mask for alpha is the last field that is read.
 const HEAD_LEN: usize = FILE_HEADER_LEN + V3 as usize;
 
 // The lengths of the second header, in bytes.
@@ -148,8 +148,9 @@ fn unsupported(kind: &'static str) -> HeaderError {
 
 /// Returns the compression if the decoder supports it. `length` is the length of the second header.
 ///
-/// In OS/2, 3 with 1 bit means fax compression, and 4 with 24 bits means run-length coding. In
-/// Windows, 4 means a JPEG. Only a header shorter than [`V4`] can be from OS/2.
+/// In OS/2, a `field` of 3 with 1 bit per pixel means fax compression, and 4 with 24 bits per pixel means
+/// run-length coding. In Windows, a `field` of 4 means a JPEG. Only a header shorter than [`V4`] can be
+/// from OS/2.
 fn supported_compression(field: u32, bits: u16, length: u32) -> Result<u32, HeaderError> {
     match (field, bits) {
         (RGB, 1 | 2 | 4 | 8 | 16 | 24 | 32) | (RLE8, 8) | (RLE4, 4) => Ok(field),
