@@ -66,7 +66,7 @@ impl PacePermit {
     /// time when the permit was taken, it would leave the window too early.
     pub(in crate::nvidia) async fn use_now(mut self) {
         if let Some(shared) = &self.pace.shared {
-            shared.use_turn(self.call.id, self.asked).await;
+            shared.record_use(self.call.id, self.asked).await;
         }
         self.is_done = true;
         let now = Instant::now();

@@ -25,21 +25,22 @@ use crate::{
     valkey::{CallId, PaceKey, PaceReply, Unavailable, Valkey},
 };
 
-/// How long a replica keeps to its share after the Valkey works again. Other replicas may notice half a
-/// second later that it works, and then write their calls.
-const SETTLE_TIME: Duration = Duration::from_secs(3);
+/// The shortest time for which a replica keeps to its share after the Valkey works again. Other replicas
+/// may notice half a second later that it works, and then write their calls.
+const MIN_SETTLE_TIME: Duration = Duration::from_secs(3);
 
 /// A replica with a waiting call asks at least this often which calls others have made, because others may
 /// have given turns back. The interval varies, so that replicas do not ask at the same time.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// If the turn for a call was asked for longer ago than this, the call is recorded again just before it is
-/// made. So a call is made at most this much later than the Valkey counts it. If it was recorded again, it
-/// is at most one timeout of the Valkey's commands later. The margin of [`super::WINDOW`] covers both.
+/// made. A call that is not recorded again is made at most this much later than the Valkey counts it. A call
+/// that is recorded again is made at most one timeout of the Valkey's commands later. The margin of
+/// [`super::WINDOW`] covers either delay.
 const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
 
-/// The margin of [`super::WINDOW`] covers [`MAX_AGE_OF_TURN`] and timeouts of the Valkey's commands up to
-/// this one. A longer timeout makes [`SharedPace::window`] longer.
+/// The longest timeout of the Valkey's commands that the margin of [`super::WINDOW`] covers. A longer
+/// timeout makes [`SharedPace::window`] longer.
 const COVERED_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// With a limit above this, the calls of other replicas are not stored anew after each granted turn,
@@ -54,7 +55,7 @@ const CALLS_PER_COMMAND: usize = 500;
 pub(in crate::nvidia) struct SharedLimit {
     valkey: Valkey,
     key: PaceKey,
-    /// [`SETTLE_TIME`], or longer if the Valkey's timeout is long.
+    /// [`MIN_SETTLE_TIME`], or longer if the Valkey's timeout is long.
     settle_time: Duration,
 }
 
@@ -64,7 +65,8 @@ pub(super) struct SharedPace {
     limit: SharedLimit,
     /// The most calls in a window, of all replicas together.
     calls_per_window: usize,
-    /// The window for the Valkey. With a long timeout, it is longer than the limiter's.
+    /// The window for the Valkey. It is longer than the limiter's if the Valkey's timeout exceeds
+    /// [`COVERED_TIMEOUT`].
     window: Duration,
     /// A number that changes when this replica must record its calls again: with each new connection,
     /// and when the Valkey has forgotten this replica.
@@ -73,10 +75,10 @@ pub(super) struct SharedPace {
     recorder: OnceLock<AbortOnDropHandle<()>>,
 }
 
-/// Who decides when a call may be made.
+/// Who enforces the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// The replica alone, which has a share of the limit.
+    /// The replica alone, with its share as the limit.
     Alone,
     /// The Valkey, but the replica keeps to its share, because the Valkey may not know all recent calls
     /// yet.
@@ -93,22 +95,22 @@ pub(super) struct Sharing {
     pub share: usize,
     /// Whether a call's task waits for a reply of the Valkey.
     pub is_asking: bool,
-    /// When a replica with a waiting call asks again which calls others have made.
+    /// When this replica asks again which calls others have made, if a call of its own waits.
     pub next_ask: Instant,
-    /// The generation of the Valkey, and when all replicas will have written their calls into it. Stays
-    /// set in [`Mode::Shared`]. `None` while the Valkey cannot be used.
-    settling: Option<(u64, Instant)>,
+    /// The generation of the Valkey, and when its settle time ends: by then, all replicas have written
+    /// their calls. Stays set in [`Mode::Shared`]. `None` while the Valkey cannot be used.
+    settle_end: Option<(u64, Instant)>,
 }
 
 impl Sharing {
     pub(super) fn new(now: Instant) -> Self {
-        Self { mode: Mode::Alone, share: 0, is_asking: false, next_ask: now, settling: None }
+        Self { mode: Mode::Alone, share: 0, is_asking: false, next_ask: now, settle_end: None }
     }
 
     /// Until when the replica must wait for other replicas to write their calls, because it has used its
     /// share. `None` if it need not wait. `own` counts its calls in the window.
     pub(super) fn must_wait_until(&self, own: impl FnOnce() -> usize) -> Option<Instant> {
-        let (_, settled) = self.settling.filter(|_| self.mode == Mode::Settling)?;
+        let (_, settled) = self.settle_end.filter(|_| self.mode == Mode::Settling)?;
         (own() >= self.share).then_some(settled)
     }
 }
@@ -116,10 +118,10 @@ impl Sharing {
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
         // When the Valkey works again, an earlier attempt of another replica to connect may still hang
-        // for three timeouts. Half a second later, that replica tries again: connecting takes up to two
-        // timeouts, the report one, and a command that writes its calls one. The settle time is also
-        // enough for a replica that notices the failure only with its next report, within a second.
-        let settle_time = SETTLE_TIME.max(Duration::from_secs(1) + 7 * valkey.timeout());
+        // for three timeouts. Half a second later, that replica tries again, for up to four timeouts: two
+        // to connect, one to report, and one to write its calls. The other half second is a margin. A
+        // replica that notices the failure only with its next report, within a second, needs less time.
+        let settle_time = MIN_SETTLE_TIME.max(Duration::from_secs(1) + 7 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
 }
@@ -135,22 +137,22 @@ impl SharedPace {
     /// is stored in `sharing`.
     fn mode(&self, sharing: &mut Sharing, now: Instant) -> Mode {
         if !self.limit.valkey.works() {
-            sharing.settling = None;
+            sharing.settle_end = None;
             return Mode::Alone;
         }
         let generation = *self.generation.borrow();
-        let settled = match sharing.settling {
+        let settled = match sharing.settle_end {
             Some((known, settled)) if known == generation => settled,
             _ => now + self.limit.settle_time,
         };
-        sharing.settling = Some((generation, settled));
+        sharing.settle_end = Some((generation, settled));
         if now < settled { Mode::Settling } else { Mode::Shared }
     }
 
     /// Tells the Valkey that this call is made now, unless its turn is younger than [`MAX_AGE_OF_TURN`].
     /// `asked` is when the turn was asked for, or `None` if the call has no turn. The caller makes the
     /// call even if the Valkey cannot be used.
-    pub(super) async fn use_turn(&self, call: CallId, asked: Option<Instant>) {
+    pub(super) async fn record_use(&self, call: CallId, asked: Option<Instant>) {
         if asked.is_none_or(|asked| asked.elapsed() > MAX_AGE_OF_TURN) {
             // After a failure, the call is recorded when the Valkey works again.
             let _: Result<(), Unavailable> = self.record([(call, Duration::ZERO)]).await;
@@ -163,6 +165,7 @@ impl SharedPace {
         valkey.take_turn(key, self.calls_per_window, self.window, call).await
     }
 
+    /// Writes calls of this replica, with their ages, into the Valkey.
     async fn record(
         &self,
         calls: impl IntoIterator<Item = (CallId, Duration)>,
@@ -206,7 +209,7 @@ impl Inner {
         state.sharing.share = share;
         if state.sharing.mode != mode {
             state.sharing.mode = mode;
-            // The Valkey's last reply is out of date, and a share counts only this replica's calls.
+            // The Valkey's last reply is out of date. In `Alone`, the limit is for this replica's calls only.
             state.log.replace_others([]);
             state.log.set_not_before(None);
             state.sharing.next_ask = now;
