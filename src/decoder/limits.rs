@@ -45,9 +45,12 @@ pub(super) fn plan_job(
     max_memory: u64,
 ) -> Result<Job, image::Error> {
     let memory_estimate = target.memory_estimate(picture)?;
-    let limit = max_memory - memory_reserved_for_small_jobs(max_memory);
-    if memory_estimate > limit {
-        return Err(image::Error::TooMuchToDecode { needed: memory_estimate, limit });
+    let largest_permit = max_memory - memory_reserved_for_small_jobs(max_memory);
+    if memory_estimate > largest_permit {
+        return Err(image::Error::TooMuchToDecode {
+            needed: memory_estimate,
+            limit: largest_permit,
+        });
     }
     let address_space = memory_estimate / 4 * 5 + FIXED_OVERHEAD;
     let megapixels = picture.pixels() / 1_000_000;
@@ -58,8 +61,8 @@ pub(super) fn plan_job(
         height: picture.height,
         orientation: picture.orientation,
         memory_estimate,
-        // The queue cannot grant a permit with more memory than `limit`.
-        address_space: address_space.min(limit + STARTUP_ADDRESS_SPACE),
+        // The queue could never grant a permit with more memory than `largest_permit`.
+        address_space: address_space.min(largest_permit + STARTUP_ADDRESS_SPACE),
         cpu_seconds: (MIN_CPU_SECONDS + megapixels * CPU_SECONDS_PER_MEGAPIXEL)
             .min(MAX_CPU_SECONDS),
     })
@@ -74,7 +77,8 @@ mod tests {
 
     #[test]
     fn a_quarter_is_reserved_for_small_jobs_unless_it_is_too_little_for_the_smallest_picture() {
-        let pixel = probe(Content::Memory(super::super::BLACK_PIXEL.into()), 1).unwrap();
+        let max_pixels = 1;
+        let pixel = probe(Content::Memory(super::super::BLACK_PIXEL.into()), max_pixels).unwrap();
         let any_len = 0; // does not change the memory that the job needs
         let job = plan_job(&pixel, Target::Converted { max_len: any_len }, 512 * MIB).unwrap();
         let needed = memory_of_permit(&job);

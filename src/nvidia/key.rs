@@ -80,8 +80,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_parsed_without_white_space_and_without_the_word_bearer() {
+    fn white_space_around_a_key_and_the_word_bearer_before_it_are_removed() {
         for text in ["nvapi-1", " nvapi-1\n", "Bearer nvapi-1", "bearer  nvapi-1 "] {
+            // `bearer` puts the word before the key again.
             assert_eq!(ApiKey::parse(text).unwrap().bearer(), "Bearer nvapi-1");
         }
     }
