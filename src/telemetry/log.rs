@@ -76,8 +76,8 @@ impl Format {
 /// # Errors
 /// A message that continues a sentence that begins with the setting's name.
 pub fn parse_filter(text: &str) -> Result<String, String> {
-    // `EnvFilter` accepts a word that is not a level as the name of a module, and then logs nothing
-    // else. Such a word is more likely a misspelt level.
+    // `EnvFilter` takes a single word that is not a level for the name of a module. Such a word is more
+    // likely a misspelt level.
     let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
     let is_unambiguous =
         text.split(',').all(|directive| directive.contains('=') || is_level(directive));
@@ -96,9 +96,9 @@ pub enum TraceExport {
     Off,
 }
 
-/// Opens the log on standard error, and starts to export traces. A second call in the same process
-/// does nothing. While the log is open, panics are logged instead of printed, because printing would
-/// block if the program that reads standard error stalls.
+/// Opens the log on standard error, and starts to export traces if `trace_export` allows it. A second
+/// call in the same process does nothing. While the log is open, panics are logged instead of printed,
+/// because printing would block if the program that reads standard error stalls.
 pub fn open(settings: &Settings, trace_export: TraceExport) {
     // The spans of traces are not for the log, whatever its level is.
     let filter = EnvFilter::builder().parse_lossy(format!("{},{TRACES}=off", settings.filter));
@@ -143,7 +143,7 @@ where
     };
     let registry = tracing_subscriber::registry();
     match exporter {
-        // Each layer has a filter of its own, because the spans of traces are not for the log.
+        // `filter` excludes the spans of traces, so it must not apply to the exporter.
         Ok(Some(exporter)) => registry.with(lines.with_filter(filter)).with(exporter).try_init(),
         Ok(None) => registry.with(lines).with(filter).try_init(),
         Err(error) => {
@@ -173,8 +173,8 @@ pub fn close() {
     let guard = WRITER_GUARD.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(guard) = guard else { return };
     let (done, closed) = mpsc::channel();
-    // Dropping the guard may block for ever if the program that reads the log stalls. Therefore
-    // another thread drops the guard.
+    // If the thread that writes the lines is blocked, dropping the guard prints to standard output. This may
+    // block for ever, too. Therefore another thread drops the guard.
     let closing = thread::Builder::new().spawn(move || {
         drop(guard);
         let _ = done.send(()); // fails if the receiver has timed out
