@@ -49,9 +49,10 @@ async fn assert_served_promptly(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_that_send_only_their_head_do_not_block_other_clients() {
-    /// The routes of the requests, and the lengths of the bodies that the requests declare. The
-    /// first length is nearly the longest allowed: that of 20 MiB as Base64 with line breaks. All
-    /// declared bodies together would need far more memory than the limit of 128 MiB.
+    /// The routes of the requests, and the lengths of the bodies that the requests declare. The first
+    /// length is nearly the longest that is allowed for a picture of 20 MiB as Base64 with line breaks.
+    /// All declared bodies together would need far more memory than IMAGESVC_MAX_BUFFERED_BYTES, which is
+    /// 128 MiB.
     const HEADS: [(&str, usize); 6] = [
         ("/vectorize-image-base64", 30_300_000),
         ("/vectorize-image-base64", 11_050_000),
@@ -98,8 +99,8 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
     let unfinished_body = vec![b' '; 4_000_000];
     let mut open_connections = Vec::new();
     for round in 1.. {
-        // One network may use 15 of the 20 MiB. Only three of these bodies fit, so the refusal must
-        // come soon.
+        // One network may use three quarters of the 20 MiB, which is 15 MiB. Only three of these bodies
+        // fit, so the refusal must come soon.
         assert!(round < 9, "the flood must be refused before its ninth request");
         let mut stream = connect_from(FLOOD, app.address).await.unwrap();
         stream.write_all(&post_head("/vectorize-image-base64", 4_100_000, "")).await.unwrap();
@@ -114,8 +115,8 @@ async fn a_network_that_sends_until_it_is_refused_leaves_memory_for_another_netw
             break;
         }
     }
-    // Another request of the flood is refused: after three bodies, its Base64 text of 3.6 million
-    // characters does not fit into the 15 MiB.
+    // Another request of the flood is refused: its Base64 text has 3.6 million characters. Three bodies
+    // leave only 3.5 million bytes of the 15 MiB, because each counts as a multiple of 64 KiB.
     let refused = app.send_by(&client_from(FLOOD), app.base64_request(&vec![0; 2_700_000])).await;
     assert_problem(&refused, 503, "overloaded");
     // A request is refused before its body arrives if the declared length does not fit into the rest
@@ -326,8 +327,8 @@ async fn a_picture_does_not_wait_for_every_decode_of_a_flood_from_another_networ
 async fn a_single_client_is_served_soon_although_a_bulk_run_fills_the_service() {
     /// How many pictures the single client sends, one after the other.
     const ROUNDS: usize = 5;
-    /// How many pictures the bulk run sends. Fewer than 40 of them are embedded in each round, so even in
-    /// the last round 100 pictures still wait.
+    /// How many pictures the bulk run sends. Each round needs 100 waiting pictures, and fewer than 40 are
+    /// embedded in it. So enough pictures are left for the last round.
     const PICTURES: usize = 450;
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)

@@ -15,8 +15,8 @@ use crate::support::{
 /// The replicas must share their calls again within this time after the end of the outage.
 const MAX_RECOVERY: Duration = Duration::from_secs(6);
 
-/// How long a request may wait for the Valkey. It is so long that the tests can tell one timeout from two,
-/// even on a busy machine.
+/// The service's timeout for a reply of the Valkey. It is so long that the tests can tell one timeout from
+/// two, even on a busy machine.
 const TIMEOUT: Duration = ValkeyServer::TIMEOUT;
 
 /// What is wrong with the Valkey.
@@ -105,12 +105,13 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
     outage.begin(&mut valkey).await;
     let slowest = send_to_all(&replicas, 1).await;
     println!("{outage:?}: the slowest request took {slowest:?}");
+    // A request that waits for only one timeout also spends some time on its other work.
     assert!(slowest < 2 * TIMEOUT, "{outage:?}: a request took {slowest:?}");
     let calls = nvidia.inference_calls() - 1; // the first picture was paid for before
     assert!((1..=3).contains(&calls), "{outage:?}: {calls} calls for one picture");
     if outage.lasts() {
         for replica in &replicas {
-            // A replica still assumes the number that the Valkey reported last.
+            // A replica still assumes the number of replicas that the Valkey reported last.
             let unusable = json!({ "usable": false, "replicas": 3 });
             replica.wait_for_valkey(unusable, PATIENCE).await;
         }
@@ -138,9 +139,9 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
     for replica in replicas {
         let (status, log) = replica.stop().await;
         assert_eq!(status.code(), Some(0), "{outage:?}");
-        let changes = usize::from(outage.is_noticed());
+        let expected_lines = usize::from(outage.is_noticed());
         for text in ["Valkey cannot be used", "Valkey works again"] {
-            assert_eq!(count_lines(&log, text), changes, "{outage:?}: {log:#?}");
+            assert_eq!(count_lines(&log, text), expected_lines, "{outage:?}: {log:#?}");
         }
         assert!(!log.iter().any(|line| line.contains(ValkeyServer::PASSWORD)), "{outage:?}");
     }

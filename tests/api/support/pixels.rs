@@ -9,7 +9,7 @@ use image_rs::RgbImage;
 pub struct Difference {
     /// The mean of the absolute differences of all samples.
     pub mean: f64,
-    /// How much the two pictures differ at most in the average of one channel over a square of 8 × 8
+    /// The largest difference between the two pictures' averages of one channel in one square of 8 × 8
     /// pixels. Noise hardly changes an average, but a wrong patch does.
     pub worst_square: f64,
 }
