@@ -1,10 +1,11 @@
 //! Measures the service from outside: requests, starts, and load from many clients.
 //!
 //! `cargo bench --bench service` runs the release build as a process, with a fake NVIDIA and a fake
-//! picture server that respond without delay, and prints tables. To run only some parts of the
-//! benchmark, write their names after `--`, as in `cargo bench --bench service -- disk load`.
+//! picture server, and prints tables. The fakes respond without delay, unless a part sets a delay. To run
+//! only some parts of the benchmark, write their names after `--`, as in
+//! `cargo bench --bench service -- disk load`.
 //!
-//! - `BENCH_SECONDS`: how long each load lasts. The default is 3.
+//! - `BENCH_SECONDS`: the usual time of a load, in seconds. The default is 3.
 //! - `BENCH_PROGRAM`: the path of another build to measure.
 //! - `BENCH_PROGRAM_BEFORE`: the path of an earlier build. The part `saving` measures the earlier and the
 //!   new build alternately, and compares them.
@@ -105,7 +106,7 @@ struct Bench {
     root: PathBuf,
     /// The number of folders created so far.
     folder_count: u32,
-    /// How long each load lasts.
+    /// The usual time of a load. Some parts use another time.
     load_time: Duration,
     /// Only loads whose names contain this text are run.
     load_filter: String,

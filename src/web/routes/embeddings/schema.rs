@@ -1,4 +1,4 @@
-//! Describes the body of a batch for the OpenAPI document. `input.rs` reads such a body.
+//! Describes the body of `/v1/embeddings` for the OpenAPI document. `input.rs` reads this body.
 
 use serde::Serialize;
 use utoipa::ToSchema;
