@@ -17,18 +17,18 @@
 //! 1. **[`server`]** accepts a connection if the limits allow it, and finds the client's address.
 //! 2. **[`web`]** gives the request an id, checks the request's key, origin and other headers, and
 //!    calls the route. All routes call the same pipeline.
-//! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses a picture if there
-//!    is not enough time, disk space or memory for it. Then the route turns the request into a file
+//! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses the request if the
+//!    disk is full, or if there is not enough time or memory for the picture. Then the route turns the request into a file
 //!    name and a stream of the picture's bytes. The upload route reads a form. The Base64 route reads
 //!    JSON. The URL route calls [`fetch`], which connects to public addresses only.
 //! 4. The pipeline *receives* the bytes. [`spool`] counts and hashes them as they arrive, and
 //!    writes them to a file in `downloads/.incoming/`; only small pictures stay in memory.
 //!    [`image`] then reads the picture's header: its format, size and orientation. Nothing is
 //!    decoded.
-//! 5. The pipeline *saves* and *embeds* the picture at the same time, because the call to NVIDIA
+//! 5. The pipeline *saves* the picture and *embeds* it at the same time, because the call to NVIDIA
 //!    takes longest. [`store`] syncs the file and renames it, so that the file is complete or
-//!    absent. If the picture cannot be decoded, the file is removed again. With a
-//!    bucket instead of the folder, the call to NVIDIA waits until the bucket has the picture.
+//!    absent. If the service cannot decode the picture, it removes the file again. If pictures are
+//!    saved in a bucket, the call to NVIDIA waits until the bucket has the picture.
 //! 6. **[`embed`]** looks in the cache (memory, then disk), or joins a running call for the same
 //!    picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.) Without a
 //!    cached vector or a running call, it prepares the picture. Upright JPEGs and upright PNGs

@@ -41,16 +41,18 @@ impl RawSettings {
         raw.add_dotenv(dotenv);
         let environment: Vec<_> = environment.into_iter().collect();
         // An AWS access key must not have some parts from the environment and others from `.env`.
-        let is_access_key_part =
-            |name: &OsString| name.to_str().is_some_and(AwsVariables::is_access_key_part);
-        if environment.iter().any(|(name, _)| is_access_key_part(name)) {
+        let is_access_key_part = |(name, value): &(OsString, OsString)| {
+            let is_empty = value.to_str().is_some_and(|value| value.trim().is_empty());
+            !is_empty && name.to_str().is_some_and(AwsVariables::is_access_key_part)
+        };
+        if environment.iter().any(is_access_key_part) {
             raw.aws_variables.forget_access_key();
         }
         for (name, value) in environment {
             let Some(name) = name.to_str() else { continue };
             match value.into_string() {
                 Ok(value) => raw.add(name, &value),
-                Err(_) if find(name).is_some() => {
+                Err(_) if find(name).is_some() || AWS_VARIABLES.contains(&name) => {
                     raw.read_errors.push(format!("{name} is not UTF-8"));
                 }
                 Err(_) => {}
@@ -147,6 +149,8 @@ impl RawSettings {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
     use crate::config::command_line;
 
@@ -192,6 +196,26 @@ mod tests {
         assert_eq!(merge(&["--sandbox"], &[], "").get("IMAGESVC_SANDBOX"), Some("true"));
         assert_eq!(merge(&["--sandbox=false"], &[], "").get("IMAGESVC_SANDBOX"), Some("false"));
         assert_eq!(merge(&[], &[], "").get("IMAGESVC_SANDBOX"), None);
+    }
+
+    #[test]
+    fn the_access_key_of_dotenv_is_forgotten_if_the_environment_has_a_part_that_is_not_empty() {
+        let dotenv = "AWS_ACCESS_KEY_ID=id\nAWS_SECRET_ACCESS_KEY=secret\n";
+        for (token, is_forgotten) in [("", false), (" ", false), ("token", true)] {
+            let raw = merge(&[], &[("AWS_SESSION_TOKEN", token)], dotenv);
+            assert_eq!(raw.aws_variables.is_set("AWS_ACCESS_KEY_ID"), !is_forgotten, "{token:?}");
+        }
+    }
+
+    #[test]
+    fn a_variable_of_the_service_or_of_an_access_key_must_be_utf_8() {
+        let not_utf_8 = || OsString::from_vec(vec![0xff]);
+        let environment = ["IMAGESVC_PORT", "AWS_SESSION_TOKEN", "OTHER"]
+            .map(|name| (OsString::from(name), not_utf_8()));
+        let flags = command_line().try_get_matches_from(["imagesvc"]).unwrap();
+        let raw = RawSettings::merge(&flags, environment, Path::new("/nothing/here"));
+        let errors = ["IMAGESVC_PORT is not UTF-8", "AWS_SESSION_TOKEN is not UTF-8"];
+        assert_eq!(raw.read_errors, errors);
     }
 
     #[test]
