@@ -23,7 +23,7 @@ class Picture:
     name: str
     data: bytes
     # The pixels before the encoding, upright and on white. Pillow's pixels must be similar, unless this is None.
-    original: Image.Image
+    original: Image.Image | None
     # The EXIF orientation that applies: 1 if the file has none or an invalid one.
     orientation: int = 1
     # Whether Pillow decodes this picture correctly. If not, the expected pixels are the original ones.
@@ -67,9 +67,9 @@ def on_white(image):
 
 def inks(image):
     """Converts to CMYK with much black. Pillow's own conversion uses no black."""
-    without_black = 255 - np.asarray(image).astype(float)
-    black = 0.7 * without_black.min(2, keepdims=True)
-    colors = (without_black - black) * 255 / (255 - black)
+    cmy = 255 - np.asarray(image).astype(float)
+    black = 0.7 * cmy.min(2, keepdims=True)
+    colors = (cmy - black) * 255 / (255 - black)
     cmyk = np.rint(np.concatenate([colors, black], 2)).astype("uint8")
     return Image.merge("CMYK", [Image.fromarray(cmyk[..., ink]) for ink in range(4)])
 
@@ -238,7 +238,7 @@ def webp_with(image, data, **options):
 
 
 def big_endian_tiff(image, orientation):
-    """A big-endian TIFF of one strip: the directory, then the bits of each sample at 134, and the pixels at 140."""
+    """A big-endian TIFF of one strip: the directory, the number of bits per sample at 134, and the pixels at 140."""
     width, height = image.size
     pixels = image.tobytes()
     # Values of 16 bits (type 3) are in the upper half of an entry's 32 bits.
@@ -304,7 +304,7 @@ def pngs():
         ("animated", original, {"save_all": True, "append_images": [Image.new("RGB", SIZE)]}),
     ]:
         yield Picture(f"png-{name}", encoded(image, "PNG", **options), None)
-    # 16-bit grey. Where it is bright, rounding it to eight bits gives one less than dropping its low eight bits.
+    # 16-bit grey. Where it is bright, dividing by 257 and rounding gives one less than dropping the low eight bits.
     deep = (np.asarray(original.convert("L")).astype("uint16") << 8) + 40
     yield Picture("png-16-bits", encoded(Image.fromarray(deep), "PNG"), original.convert("L").convert("RGB"))
 
