@@ -87,7 +87,8 @@ async fn clients_are_answered_until_the_listener_closes_and_then_cannot_connect(
     let folder = tempfile::tempdir().unwrap();
     let service =
         ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "300ms")]);
-    // Requests /health, and returns whether the answer is complete and a success.
+    // Requests /health. Returns whether the answer begins with status 200. If the connection is lost,
+    // returns `false` or an error.
     let request_health = async |mut stream: TcpStream| {
         let request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         stream.write_all(request).await?;
@@ -181,6 +182,7 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
     release.send(true).unwrap();
     let (status, log) = service.wait();
     assert_eq!(status.code(), Some(0));
+    // The service logs this line only if no call is left.
     assert!(log.last().unwrap().contains("every request was answered"), "{:?}", log.last());
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &[]);
     assert_eq!(send_picture(&service, 1).await.unwrap().0, 200);
