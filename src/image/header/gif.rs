@@ -1,7 +1,8 @@
 //! Reads the headers of a GIF up to the pixels of its first frame (GIF89a, sections 18 to 23).
 //!
-//! Like Pillow and browsers, this parser skips unknown blocks, enlarges the canvas if the first
-//! frame does not fit, and uses shades of grey if there are no colour tables.
+//! Like Pillow and browsers, this parser skips unknown extensions and any bytes between blocks. It
+//! enlarges the canvas if the first frame does not fit, and uses shades of grey if there are no colour
+//! tables.
 
 use std::io::{self, Read, Seek};
 
@@ -51,8 +52,8 @@ const HAS_TRANSPARENT: u8 = 1;
 
 /// Reads the headers.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Gif, HeaderError> {
-    // A failed read also becomes `Damaged` here. `header::read_bounded` then returns the reader's error
-    // instead.
+    // A failed read also becomes `Damaged` here. But `reader` keeps the error of the read, and
+    // `header::read_bounded` returns that error instead.
     read_to_pixels(reader).ok().flatten().ok_or(HeaderError::Damaged)
 }
 
@@ -170,6 +171,7 @@ mod tests {
         assert_eq!((gif.width, gif.height, gif.frame), (160, 120, frame));
         assert_eq!((gif.transparent, gif.data_at), (Some(1), FILE.len() as u64 - 1));
         assert_eq!(gif.palette.len(), 768);
+        assert_eq!(gif.palette[..6], [0, 0, 0, 255, 255, 255]); // black and white
         // The canvas is enlarged until the frame fits: 5 + 7 and 6 + 8 pixels.
         let mut with_empty_canvas = FILE.to_vec();
         with_empty_canvas[6..10].fill(0);
