@@ -17,7 +17,7 @@ use crate::{
     },
     http_client::Trust,
     nvidia::{self, ApiKey},
-    pipeline::{Pipeline, at_work_limit, memory_limit},
+    pipeline::{Pipeline, memory_limit, pictures_at_work_limit},
     sandbox::{self, Sandbox},
     server::{BindError, Server},
     spool::Staging,
@@ -66,7 +66,7 @@ pub enum BuildError {
         /// The error with which the bucket refuses.
         source: bucket::Error,
     },
-    /// The Valkey cannot be used with these settings.
+    /// The Valkey's URL cannot be used, or the Valkey refuses this client.
     #[error(transparent)]
     Valkey(#[from] valkey::StartError),
     /// TLS cannot be set up, or the proxy's URL is invalid.
@@ -166,7 +166,7 @@ impl App {
                 store: store.with_bucket(bucket),
                 embedder,
                 memory: memory_limit(&limits, config.embed.call.inline_memory()),
-                at_work: at_work_limit(&limits),
+                at_work: pictures_at_work_limit(&limits),
                 limits,
                 valkey: valkey.clone(),
                 metrics: Arc::clone(&metrics),

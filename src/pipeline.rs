@@ -37,7 +37,7 @@ mod batch;
 mod when_saved;
 
 pub use admission::{
-    Admission, Limits, OverloadReason, at_work_limit, max_request_memory, memory_limit,
+    Admission, Limits, OverloadReason, max_request_memory, memory_limit, pictures_at_work_limit,
 };
 pub use batch::{BatchError, BatchOptions, OnError};
 

@@ -85,7 +85,7 @@ pub fn memory_limit(limits: &Limits, inline_memory: u64) -> Shares {
 }
 
 /// Creates the limit on the number of received pictures at work, which all requests share.
-pub fn at_work_limit(limits: &Limits) -> Shares {
+pub fn pictures_at_work_limit(limits: &Limits) -> Shares {
     let total = limits.max_at_work as u64;
     let step = 1; // permits are not rounded up
     match limits.clients {
