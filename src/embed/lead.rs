@@ -1,5 +1,6 @@
-//! What the task that leads a call does. It looks in the cache once more, and agrees with the other
-//! replicas which replica calls NVIDIA. If it is this one, the task makes the call and writes the vector.
+//! The task that leads a new call, instead of joining a running one. It looks in the cache once more, and
+//! agrees with the other replicas which of them calls NVIDIA. If this replica does, the task makes the call
+//! and writes the vector.
 
 use std::sync::Arc;
 
@@ -55,6 +56,7 @@ impl Embedder {
             }
         };
         let call = call.instrument(span!("embed"));
+        // The current span is the request's. It gives the task's log lines the request's id.
         self.0.background.spawn(call.in_current_span());
     }
 }
