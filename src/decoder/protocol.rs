@@ -136,9 +136,9 @@ mod tests {
     #[test]
     fn parsed_jobs_and_headers_equal_the_written_ones() {
         for target in [
-            Target::Converted { max_len: 20 << 20 },
-            Target::Shrunk { max_len: 149_999 },
-            Target::Square { side: 128 },
+            Target::Converted { max_len: 6 },
+            Target::Shrunk { max_len: 7 },
+            Target::Square { side: 8 },
         ] {
             let job = Job {
                 target,
