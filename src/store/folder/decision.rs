@@ -130,7 +130,7 @@ mod tests {
     const TIMEOUT: Duration = Duration::from_secs(60);
 
     /// A store whose saving thread stops before each stage, until the test lets it continue.
-    struct SlowStore {
+    struct SteppedStore {
         folder: TempDir,
         store: Store,
         /// Receives each stage before which the thread stops.
@@ -143,7 +143,7 @@ mod tests {
         resume_receiver: Option<Receiver<()>>,
     }
 
-    impl SlowStore {
+    impl SteppedStore {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().to_owned();
@@ -210,7 +210,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_picture_whose_renaming_has_not_begun_by_the_deadline_is_never_renamed() {
         for stage in [Stage::Writing, Stage::Renaming] {
-            let mut store = SlowStore::new();
+            let mut store = SteppedStore::new();
             let save = store.start_saving().await;
             store.run_until_before(stage);
             advance(TIMEOUT).await;
@@ -223,7 +223,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_waits_beyond_the_deadline_while_its_picture_is_being_renamed() {
-        let mut store = SlowStore::new();
+        let mut store = SteppedStore::new();
         let save = store.start_saving().await;
         store.run_until_before(Stage::Saved);
         advance(TIMEOUT).await;
@@ -236,7 +236,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_picture_whose_renaming_takes_too_long_is_removed() {
-        let mut store = SlowStore::new();
+        let mut store = SteppedStore::new();
         let save = store.start_saving().await;
         store.run_until_before(Stage::Saved);
         advance(TIMEOUT).await;
@@ -251,7 +251,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_picture_whose_request_is_dropped_is_removed() {
         for stage in [Stage::Writing, Stage::Renaming, Stage::Saved] {
-            let mut store = SlowStore::new();
+            let mut store = SteppedStore::new();
             let save = store.start_saving().await;
             store.run_until_before(stage);
             save.abort();
@@ -264,7 +264,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_picture_that_is_saved_before_the_deadline_stays_if_its_guard_is_confirmed() {
-        let mut store = SlowStore::new();
+        let mut store = SteppedStore::new();
         let save = store.start_saving().await;
         store.run_to_end();
         let mut file = save.await.unwrap().unwrap();
@@ -278,7 +278,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_saved_picture_is_removed_if_its_guard_is_never_confirmed() {
-        let mut store = SlowStore::new();
+        let mut store = SteppedStore::new();
         let save = store.start_saving().await;
         store.run_to_end();
         drop(save.await.unwrap().unwrap());
