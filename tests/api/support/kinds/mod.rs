@@ -39,7 +39,7 @@ pub fn unsupported(name: &str) -> Option<&'static str> {
     let kinds = [
         ("jpeg-scan-per-component-420", several_scans),
         ("jpeg-scan-per-component-422", several_scans),
-        ("tiff-grey-float-32-", floats), // `tiff-rgba-float-32-` counts as RGB
+        ("tiff-grey-float-32-", floats), // RGB includes RGBA: `tiff-rgba-float-32-` is decoded
     ];
     // Only the start is compared, because the name of a TIFF ends with its layout.
     kinds.iter().find(|(start, _)| name.starts_with(start)).map(|(_, description)| *description)
