@@ -277,7 +277,8 @@ impl Embedder {
             };
             let error = match outcome {
                 Ok(embedding) => {
-                    let embedding = if is_leader { embedding } else { embedding.shared() };
+                    let embedding =
+                        if is_leader { embedding } else { embedding.without_own_call() };
                     return Ok(self.count_and_return(embedding, job.cache_mode));
                 }
                 Err(error) => error,

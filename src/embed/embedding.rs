@@ -23,7 +23,7 @@ pub struct Embedding {
 impl Embedding {
     /// Turns this embedding into that of an equal picture that made no call of its own.
     /// [`Provenance::Nvidia`] becomes [`Provenance::Shared`], and every other provenance stays.
-    pub fn shared(self) -> Self {
+    pub fn without_own_call(self) -> Self {
         match self.provenance {
             Provenance::Nvidia => Self { provenance: Provenance::Shared, attempts: 0, ..self },
             _ => self,

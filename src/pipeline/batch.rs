@@ -1,9 +1,8 @@
 //! Embeds a batch: several pictures in one request. Each picture takes the same steps as a single one.
 //!
-//! Each picture needs a permit of `Pipeline::at_work`, which limits how many pictures are read, saved or
-//! embedded at the same time. A batch waits only for its first permit. If the permits for its other pictures
-//! are not free by then, the batch fails. If batches waited for further permits, two of them could wait for
-//! each other's permits forever.
+//! When the bytes of all pictures have arrived, each picture needs a permit of `Pipeline::at_work`. A batch
+//! waits only for its first permit. If the permits for its other pictures are not free by then, the batch
+//! fails. If batches waited for further permits, two of them could wait for each other's permits forever.
 //!
 //! The pictures of a batch are embedded concurrently, and equal pictures share one embedding. A batch
 //! uses at most three quarters of the concurrent calls to NVIDIA, so that other requests can make calls.
@@ -109,8 +108,9 @@ impl Pipeline {
     ///
     /// # Errors
     /// With [`OnError::FailBatch`], the error of the picture that fails first. With either [`OnError`]:
-    /// [`Error::Overloaded`] if permits or memory are exhausted; [`Error::BatchTooLarge`] or
-    /// [`Error::Embed`] if the deadline leaves too little time for the calls to NVIDIA.
+    /// [`Error::Overloaded`] if permits or memory are exhausted; [`Error::BatchTooLarge`] if even the
+    /// whole request timeout is too short for the calls to NVIDIA; [`Error::Embed`] if the deadline is too
+    /// close for them.
     pub async fn embed_batch<E, S>(
         &self,
         admission: Admission,
@@ -125,6 +125,7 @@ impl Pipeline {
         // With `FailBatch`, an error that is already known is returned before any picture is fetched.
         let sources = collect_in_order(stream::iter(numbered(sources)), on_error).await?;
         let spooled = self.spool_all(client, sources, on_error).await?;
+        // As for a single picture, the request timeout starts after the last byte.
         let deadline = Instant::now() + self.limits.request_timeout;
         let received = self.read_headers(client, spooled, deadline, on_error).await?;
         let planned = self.plan_all(client, received, deadline, options.cache_mode).await?;
@@ -298,8 +299,7 @@ impl Pipeline {
                 when_saved.wait().await;
             }
             let embedding = embedding.await?;
-            // `Embedding::shared` says that this picture made no call of its own.
-            Ok(if is_repeated { embedding.shared() } else { embedding })
+            Ok(if is_repeated { embedding.without_own_call() } else { embedding })
         };
         let file_mode = match options.on_error {
             OnError::FailBatch => FileMode::Provisional,
@@ -308,7 +308,7 @@ impl Pipeline {
         self.save_and_embed(received, embed, options.save_mode, file_mode).await
     }
 
-    /// Makes a picture's provisional file permanent.
+    /// Makes a picture's file permanent, if it is provisional.
     fn confirm(&self, vectorized: &mut Vectorized) {
         if let Some(guard) = &mut vectorized.guard
             && !guard.is_confirmed()
