@@ -36,9 +36,9 @@ pub(super) const ERROR_FIELD: &str = "error";
 /// The error code of a source's row that already has a field with the name of an added field.
 pub(super) const NAME_TAKEN: &str = "name_taken";
 
-/// Identifies a row: by the field that `--id` names, else by its path or URL, else by its whole
-/// object. In `lanes`, identifies a host instead, by its name and port. Only a hash of the
-/// identifying text is kept, so that a million rows need little memory.
+/// A hash of the text that identifies a row: of the field that `--id` names, else of the path or URL, else
+/// of the whole object. With only hashes, a million rows need little memory. `Lanes` also counts the
+/// failures of hosts by this hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity(u64);
 
@@ -85,7 +85,7 @@ impl Picture {
 /// Why a picture has no vector.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failure {
-    /// A stable name: one of the service's error codes, or one of this command.
+    /// A stable name: an error code of the service, or one that `bulk` defines.
     pub code: String,
     /// A sentence for people.
     pub detail: String,
@@ -216,8 +216,8 @@ impl ItemReader {
         }
     }
 
-    /// The identity of a row of a source or of the output. `members` leave out what `embed` has added.
-    /// `object` is the JSON object with these members, as text.
+    /// The identity of a row of a source or of the output. The caller leaves out of `members` what `embed`
+    /// has added. `object` is the JSON object with these members, as text.
     pub(super) fn identity(
         &self,
         members: &[Member<'_>],

@@ -20,7 +20,7 @@ const MAX_PAGE_VALUES: u64 = 32 << 20;
 /// dictionary could take many times its length, because each row that refers to it gets a copy.
 const MAX_TEXT_PAGE_BYTES: usize = 16 << 20;
 
-/// All row groups of a file. Their declared sizes have been checked.
+/// All row groups of a file. Their metadata has been checked, for the columns that are read.
 pub(super) struct CheckedRowGroups {
     file: Arc<File>,
     metadata: Arc<ParquetMetaData>,
@@ -75,8 +75,8 @@ fn check_column(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<()> {
     check().ok_or_else(impossible_sizes)
 }
 
-/// Checks that this program can read the compression of a column: otherwise no page reader can be
-/// created. Reads no page.
+/// Checks that this program can read the compression of a column. Creating a page reader fails only if it
+/// cannot. Reads no page.
 fn check_compression(column: &ColumnChunkMetaData, file: &Arc<File>) -> Result<()> {
     let row_count = 0; // needed only for reading pages
     let created = SerializedPageReader::new(Arc::clone(file), column, row_count, None);
@@ -242,15 +242,17 @@ mod tests {
         Page::DictionaryPage { buf, num_values, encoding: Encoding::PLAIN, is_sorted: false }
     }
 
-    /// Whether these pages are within the limits of a column that declares this many values. Some data
-    /// pages here are too short for their floats: `check` compares values with bytes only for a dictionary.
+    /// Whether these pages are within the limits of a column that declares this many values.
+    ///
+    /// Some data pages of these tests are too short for their floats: `check` compares values with bytes
+    /// only for a dictionary.
     fn are_possible(values_left: u64, column_type: Type, pages: &[Page]) -> bool {
         let mut limits = Limits { values_left, column_type, has_dictionary: false };
         pages.iter().all(|page| limits.check(page).is_ok())
     }
 
     #[test]
-    fn pages_cannot_have_more_values_than_their_column_declares_or_than_the_limit() {
+    fn more_values_than_the_column_declares_or_than_max_page_values_are_refused() {
         assert!(are_possible(5, Type::FLOAT, &[plain(8, 3), plain(8, 2)]));
         assert!(!are_possible(5, Type::FLOAT, &[plain(8, 3), plain(8, 3)]));
         let limit = u32::try_from(MAX_PAGE_VALUES).unwrap();
