@@ -57,8 +57,9 @@ impl Vector {
 /// Counts the numbers of a JSON array that has at least one item. Returns `None` if the array may
 /// contain a number too large for an `f64`, or something other than numbers.
 ///
-/// A number is too large only if it has a positive exponent or hundreds of digits. A number with neither
-/// is ordinary, as in an embedding. This scan is many times faster than parsing the numbers.
+/// A number is too large only if it has a positive exponent or hundreds of digits. All other numbers
+/// are ordinary, and an embedding usually contains only these. This scan is many times faster than parsing
+/// the numbers.
 fn count_ordinary_numbers(array: &[u8]) -> Option<usize> {
     const BLOCK_LEN: usize = 128; // at most 255, so that `commas` cannot overflow
     // The byte after `bytes[i]` is `next_bytes[i]`.

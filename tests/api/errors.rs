@@ -1,5 +1,5 @@
 //! The errors that clients see if NVIDIA or the disk fails, if a path or a method is wrong, or if a
-//! body stops. Also tests the request id of an error, and calls to NVIDIA through a proxy.
+//! body stops arriving. Also tests the request id of an error, and calls to NVIDIA through a proxy.
 
 use std::time::Duration;
 
@@ -146,7 +146,7 @@ async fn a_valid_request_id_is_returned_and_an_invalid_one_is_replaced() {
 }
 
 #[tokio::test]
-async fn a_body_that_stops_is_a_request_timeout_on_every_route_for_one_picture() {
+async fn a_body_that_stops_arriving_is_a_request_timeout_on_every_route_for_one_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_BODY_TIMEOUT", "100ms").start().await;
     for (path, start_of_body) in [
@@ -158,7 +158,8 @@ async fn a_body_that_stops_is_a_request_timeout_on_every_route_for_one_picture()
         ),
     ] {
         let mut stream = TcpStream::connect(app.address).await.unwrap();
-        stream.write_all(&post_head(path, 10_000, "")).await.unwrap();
+        let content_length = 10_000; // more bytes than arrive
+        stream.write_all(&post_head(path, content_length, "")).await.unwrap();
         stream.write_all(start_of_body.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.unwrap().unwrap();

@@ -81,7 +81,7 @@ fn parse_parameter(text: &[u8]) -> (Option<Parameter<'_>>, Option<&[u8]>) {
 /// Windows paths. Without a closing quote, the value extends to the end of the text.
 fn parse_quoted(text: &[u8]) -> (Cow<'_, [u8]>, &[u8]) {
     let mut unescaped = Vec::new();
-    // Where the text begins that is not in `unescaped` yet. 0 until an escape is found.
+    // `text[copied_to..]` is not in `unescaped` yet. `copied_to` is 0 until an escape is found.
     let mut copied_to = 0;
     let mut index = 0;
     loop {

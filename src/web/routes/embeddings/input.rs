@@ -155,8 +155,8 @@ fn locate(text: &RawValue, body_address: usize, place: &str) -> Result<Source, E
     let inner = raw.get(1..raw.len() - 1).unwrap_or_default(); // without the quotes
     let trimmed = trim_json_start(inner);
     if is_url(trimmed) {
-        // A copied URL outlives the body, and the memory limit does not count the copy. A long URL is
-        // therefore refused before it is copied.
+        // The memory limit counts the body, but not the copy of a URL. A long URL is therefore refused
+        // before it is copied.
         let too_long = || Error::Fetch(TOO_LONG.into());
         if inner.len() > MAX_ESCAPED_URL_LEN {
             return Err(too_long());
