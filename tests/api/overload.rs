@@ -70,7 +70,7 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
         let seconds: u64 = answer.header("retry-after").parse().unwrap();
         assert!((1..=7).contains(&seconds), "Retry-After should be 1 to 7 s, not {seconds} s");
     }
-    let mut durations = Vec::new();
+    let mut refusal_durations = Vec::new();
     let calls_before = nvidia.count();
     // None of these pictures is in the cache. One more call becomes allowed every six seconds, so a few
     // of these pictures may be served.
@@ -78,11 +78,11 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
         let picture = tiny(n);
         let started = Instant::now();
         if app.upload(&picture, "a.png").await.status == 503 {
-            durations.push(started.elapsed());
+            refusal_durations.push(started.elapsed());
         }
     }
-    assert!(durations.len() >= 18, "at least 18 of 21 pictures should be refused");
-    assert!(median(durations) < AT_ONCE, "pictures should be refused at once");
+    assert!(refusal_durations.len() >= 18, "at least 18 of 21 pictures should be refused");
+    assert!(median(refusal_durations) < AT_ONCE, "pictures should be refused at once");
     assert!(
         nvidia.count() <= calls_before + 3,
         "at most 3 of 21 further pictures should be sent to NVIDIA"
@@ -115,8 +115,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
         .for_each(|answer| async move { answer.assert_success() })
         .await;
     let calls_before = nvidia.count();
-    // All requests begin at once. Their heads arrive while the queue is empty, so none is refused early for
-    // its expected wait.
+    // All requests begin at once. Their heads arrive while the queue is empty. So the service refuses a
+    // picture for its expected wait only after its body has arrived.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
@@ -138,8 +138,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_beyond_the_limit_on_calls_per_minute_are_not_uploaded_to_nvidia() {
-    // Each PUT to the asset store takes half a second, in which all six requests arrive. The limit allows
-    // one call at once, and a second one after half a minute.
+    // Each PUT to the asset store takes half a second, so all six requests arrive before the first call.
+    // The limit allows one call at once, and a second one after half a minute.
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -201,8 +201,8 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     /// The duration of a call.
     const CALL_DURATION: Duration = Duration::from_millis(100);
     let nvidia = FakeNvidia::replying(vec![embedding().after(CALL_DURATION)]).await;
-    // One client may have 192 pictures in progress: three quarters of 256. To embed them would take 4.8 s,
-    // which is longer than the timeout.
+    // By default, one client may have 192 pictures in progress. To embed them would take 4.8 s, which is
+    // longer than the timeout. So this limit alone is not enough.
     let max_calls = MAX_CALLS.to_string();
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", max_calls.as_str()),
@@ -305,7 +305,8 @@ async fn one_of_two_bodies_that_together_exceed_the_memory_for_bodies_is_refused
         .start()
         .await;
     let endless = || {
-        // The client sends 3.5 MB, and does not end the body. Two such bodies exceed the limit of 6 MiB.
+        // The client sends 3.5 MB, and does not end the body. Two such bodies exceed even the limit
+        // for all clients, 6 MiB.
         let bytes = bytes::Bytes::from(vec![b' '; 3_500_000]);
         let frames = stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(bytes))]);
         let body = http_body_util::StreamBody::new(frames.chain(stream::pending()));

@@ -10,7 +10,7 @@ const BASELINE: u8 = 0xc0;
 const EXTENDED: u8 = 0xc1;
 const PROGRESSIVE: u8 = 0xc2;
 
-/// The scans of a baseline or extended JPEG. A progressive JPEG always has the same scans.
+/// The scans of a baseline or extended JPEG. Has no effect on a progressive JPEG.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scans {
     /// One scan with all components.
@@ -126,7 +126,8 @@ fn jpeg(frame: u8, size: (u32, u32), sampling: &[u8], scans: Scans) -> Vec<u8> {
         jpeg.splice(after_start_marker, segment(0xee, b"Adobe\0\x64\0\0\0\0\0"));
     }
     if frame == PROGRESSIVE {
-        // A scan with the DC coefficients of all components, and one with the AC coefficients of each.
+        // One scan has the DC coefficients of all components. Then each component has a scan with its AC
+        // coefficients.
         jpeg.extend(scan(scan_head(&ids, (0, 0), 0), blocks_if_all_in_one_scan, Blocks::write_dc));
         for (id, factors) in ids.iter().zip(sampling) {
             let head = scan_head(&[*id], (1, 63), 0);
