@@ -1,7 +1,8 @@
 -- Counts requests of a client if its limit allows them, by the generic cell rate algorithm (ITU-T
 -- I.371).
--- KEYS[1]: the client's theoretical arrival time, in microseconds since 1970
--- ARGV[1], the cost: the number of requests multiplied by the limit's interval between two requests
+-- KEYS[1]: the client's theoretical arrival time, in microseconds since 1970. At this time, the next
+-- request would arrive if the client had kept the limit's interval between two requests.
+-- ARGV[1], the cost: the number of requests multiplied by this interval
 -- ARGV[2], the burst: by how much the arrival time may be ahead of the clock
 -- Both are in microseconds.
 -- Returns how long the client must wait before it tries again, or 0 if the requests are counted; and by
@@ -15,5 +16,6 @@ if wait > 0 then
   return { wait, arrival - now }
 end
 arrival = arrival + cost
+-- The server counts from the current millisecond, rounded down, so one is added.
 redis.call('SET', KEYS[1], string.format('%d', arrival), 'PX', math.ceil((arrival - now) / 1000) + 1)
 return { 0, arrival - now }
