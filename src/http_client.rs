@@ -27,8 +27,8 @@ use crate::{causes::causes, image::Content};
 const MAX_HEADERS: usize = 1000;
 
 /// The number of bytes that are read from a file at once. Each read is a switch to a blocking thread and
-/// back: with pieces of 16 KiB, a picture of 2 MB took 1.6 times the processor time. For each picture
-/// that it sends, hyper asks for pieces until it holds more than 400 KiB: four pieces of this size.
+/// back: an upload of 2 MB in pieces of 16 KiB took 1.6 times as much processor time as with this size.
+/// For each upload, hyper buffers pieces until they exceed 400 KiB: four pieces of this size.
 const READ_SIZE: usize = 128 * 1024;
 
 /// A picture as the body of a request. A file is streamed, so its bytes are never all in memory.
@@ -68,8 +68,8 @@ pub(crate) fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Durati
 
 /// The system's certificate authorities, which HTTP clients trust. All clients share one copy.
 ///
-/// If the system has none, every call to an `https` URL fails. Calls to `http` URLs still work; the
-/// sandbox makes no other calls.
+/// If the system has none, every call to an `https` URL fails. Calls to `http` URLs still work, such as
+/// the calls to the sandbox.
 #[derive(Debug, Clone)]
 pub struct Trust {
     /// How clients set up TLS. `None` if the system has no certificate authorities.

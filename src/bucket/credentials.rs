@@ -24,8 +24,8 @@ pub(super) struct CredentialsConnector(pub(super) reqwest::Client);
 
 impl HttpConnector for CredentialsConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
-        // `object_store` sets `AllowHttp` for each kind of credentials. It forbids http for web identities,
-        // because others could read their tokens on the way.
+        // `object_store` sets `AllowHttp` to true or false, depending on the kind of credentials. For web
+        // identities it is false, because others could read their tokens on the way.
         let allows_http = options.get_config_value(&ClientConfigKey::AllowHttp);
         let allows_http = allows_http.is_some_and(|value| value == "true");
         Ok(HttpClient::new(CredentialsClient { http: self.0.clone(), allows_http }))

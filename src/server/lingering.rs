@@ -22,8 +22,8 @@ use tokio::{
 /// The most time that a connection lingers.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The most bytes to read while a connection lingers. By default, this is the longest body of a batch, and
-/// no other route accepts a longer one.
+/// The most bytes to read while a connection lingers. With the default settings, no route accepts a longer
+/// body.
 const MAX_LINGER_BYTES: u64 = 32 << 20;
 
 /// A stream that can linger, such as a `TcpStream`.
@@ -189,7 +189,7 @@ mod tests {
         while client.write_all(&chunk).await.is_ok() {
             sent += chunk.len() as u64;
         }
-        // Besides the bytes that were read, the buffer may be full.
+        // The server reads `MAX_LINGER_BYTES`. The client may also have sent the bytes in the buffer.
         let max_sent = MAX_LINGER_BYTES + BUFFER as u64;
         assert!((MAX_LINGER_BYTES..=max_sent).contains(&sent), "{sent}");
         assert_eq!(time_until(closed).await, Duration::ZERO);
