@@ -12,8 +12,8 @@ use super::{
     json_object::{self, Member},
 };
 
-/// The most bytes of a line, with its line break. A row of a source has at most 4 MiB, and a vector about
-/// 30 KB.
+/// The most bytes of a line, with its line break. A line contains the source's object, which is read from
+/// at most about 4 MiB, and a vector of about 30 KB.
 const MAX_LINE: usize = 16 << 20;
 /// [`MAX_LINE`] as the type that `Read::take` needs.
 const MAX_LINE_U64: u64 = MAX_LINE as u64;

@@ -37,7 +37,7 @@ impl Silence {
         }
     }
 
-    /// Ends the silence because there is nothing to send, although no picture was processed.
+    /// Ends the silence, although no picture was processed. For callers that have nothing to send.
     pub(super) fn end(&mut self) {
         self.since = None;
     }
@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(silence.length(), 20 * SECOND);
         silence.add(Sign::Processed, second_start);
         assert_eq!(silence.length(), Duration::ZERO);
-        // The next attempt began before the picture was processed, but only the time after that counts.
+        // This attempt began before a picture was processed, but only the 5 s since then count.
         advance(5 * SECOND).await;
         silence.add(Sign::NotProcessed, first_start);
         assert_eq!(silence.length(), 5 * SECOND);
