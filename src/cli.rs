@@ -23,7 +23,7 @@ pub fn run() -> ExitCode {
         return code;
     }
     let (command, config) = Config::from_args_and_env().unwrap_or_else(|errors| errors.exit());
-    // The other commands start no service, or one only for themselves, so nobody collects its traces.
+    // Only `serve` exports traces. A service that another command starts is only for that command.
     let trace_export = match command {
         Command::Serve => TraceExport::On,
         Command::Embed(_) | Command::Nearest(_) | Command::Check { .. } => TraceExport::Off,

@@ -193,7 +193,7 @@ impl Config {
         // limit for all requests together must be large enough for one such request.
         let inline_memory = self.embed.call.inline_memory();
         let needed_bytes = max_request_memory(self.limits.max_image_bytes, inline_memory);
-        // The error states whole MiB.
+        // The check uses whole MiB, because the error states them.
         let needed_bytes = needed_bytes.next_multiple_of(1 << 20);
         if self.limits.max_buffered_bytes < needed_bytes {
             reader.errors.push(format!(

@@ -115,6 +115,7 @@ fn check_folder(folder: &Path) -> Finding {
         Ok(true) => {}
         Ok(false) => {
             let existing_parent = folder.ancestors().skip(1).find(|ancestor| ancestor.is_dir());
+            // If no part of a relative path exists, its parent is the working directory.
             let existing_parent = existing_parent.unwrap_or(Path::new("."));
             // To create a folder in another folder, a process needs both permissions.
             return match access(existing_parent, Access::WRITE_OK | Access::EXEC_OK) {
@@ -146,6 +147,7 @@ fn check_folder(folder: &Path) -> Finding {
 
 fn check_disk(settings: &store::Settings) -> Finding {
     let existing = settings.folder.ancestors().find(|ancestor| ancestor.exists());
+    // If no part of a relative path exists, the folder will be in the working directory.
     match free_space(existing.unwrap_or(Path::new("."))) {
         Ok(free) => check_free_space(free, settings.space.min_free_bytes()),
         Err(error) => {
