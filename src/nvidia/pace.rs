@@ -80,7 +80,7 @@ impl PaceLimiter {
         shared: Option<SharedLimit>,
     ) -> Self {
         let calls_per_window = usize::try_from(calls_per_window).unwrap_or(usize::MAX);
-        // With a Valkey, `apply_mode` sets the number of replicas in the state's copy of the rule.
+        // `replicas` stays 1 without a Valkey. With one, `apply_mode` sets it in the state's copy.
         let rule = Rule { calls_per_window, window, replicas: 1, clients };
         let inner = Arc::new(Inner {
             rule,
@@ -88,7 +88,7 @@ impl PaceLimiter {
             state: Mutex::new(State::new(rule, Instant::now())),
             changed: Notify::new(),
         });
-        inner.start_recorder();
+        inner.start_call_recorder();
         Self(inner)
     }
 
@@ -183,7 +183,8 @@ impl PaceLimiter {
                     (Step::AskForCalls, Some(shared)) => {
                         Action::AskForCalls(AskGuard::new(&self.0, shared, &mut state))
                     }
-                    // With a Valkey, the steps that ask it were matched above. Without one, they do not occur.
+                    // Only `Call` reaches this arm. With a Valkey, the arms above match the other two steps.
+                    // Without one, these do not occur.
                     (Step::Call | Step::AskForTurn | Step::AskForCalls, _) => {
                         let client_network = Some(client_network);
                         let call = TimedCall { time: now, id: guard.id, client_network };

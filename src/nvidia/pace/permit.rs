@@ -27,7 +27,7 @@ pub(in crate::nvidia) struct PacePermit {
     /// When the Valkey was asked for a turn. `None` if it was not asked. A turn is the Valkey's permission
     /// for a call, which replicas need while they share the limit.
     pub(super) asked: Option<Instant>,
-    /// True if a drop has nothing to undo: the call was made, or the Valkey was asked and no turn arrived.
+    /// True if a drop has nothing to undo: the call was made, or the request for a turn ended without one.
     /// False while the reply is awaited, so that a drop gives back a turn that is on its way.
     pub(super) is_done: bool,
 }

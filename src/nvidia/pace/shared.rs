@@ -184,8 +184,9 @@ impl SharedPace {
 }
 
 impl Inner {
-    /// Starts the task that records this replica's calls. It ends with the limiter.
-    pub(super) fn start_recorder(self: &Arc<Self>) {
+    /// If there is a Valkey, starts the task that writes this replica's calls into it. The task ends with
+    /// the limiter.
+    pub(super) fn start_call_recorder(self: &Arc<Self>) {
         if let Some(shared) = &self.shared {
             let task = tokio::spawn(record_again(Arc::downgrade(self), shared.generation.clone()));
             shared.recorder.get_or_init(|| AbortOnDropHandle::new(task));
