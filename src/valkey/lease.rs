@@ -26,8 +26,8 @@ const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 /// long as the Valkey's timeout.
 const LATENESS: Duration = Duration::from_secs(1);
 
-/// How long the key of a lease says `done` after the release. A replica that acquires a lease trusts a
-/// look in the bucket that is younger than [`Valkey::lease_reserve`]. So the key must say `done` for longer.
+/// How long the key of a lease says `done` after the release. Must be longer than [`Valkey::lease_reserve`]:
+/// a replica that acquires a lease does not look in the bucket again if it looked less than that ago.
 const DONE_EXPIRY: Duration = Duration::from_secs(30);
 
 /// The reply to an attempt to acquire a lease.
@@ -61,7 +61,7 @@ pub struct Lease {
 }
 
 impl Valkey {
-    /// While its holder runs and reaches the Valkey, a lease always has at least this much time left.
+    /// The least time that a lease has left while its holder runs and reaches the Valkey.
     pub fn lease_reserve(&self) -> Duration {
         EXPIRY.saturating_sub(RENEWAL_INTERVAL + LATENESS + self.0.timeout)
     }
