@@ -298,7 +298,7 @@ impl State {
 
     /// The state of a client. A client that is not stored is treated as if it got its last permit
     /// just before the most recent grant. Among clients with equally many permits, such a client
-    /// goes before the client that was served last, but after the others that already wait.
+    /// goes before the client of the most recent grant, but after the others that already wait.
     fn client_state(&self, client: ClientNetwork) -> ClientState {
         let last_grant = self.grant_count.saturating_sub(1);
         let new_client = ClientState { last_grant, ..ClientState::default() };
@@ -346,12 +346,12 @@ impl State {
             && fits(*memory_of_large_jobs, capacity.memory_for_large_jobs())
     }
 
-    /// How many queued jobs would be served before a job that this client submits now. All queued
-    /// jobs of the client itself go first. Jobs of another client go first until both clients have
-    /// equally many permits. Then one more goes first unless the other client's last grant is newer.
+    /// How many queued jobs would be served before a job that this client submits now. The client's
+    /// own queued jobs go first, and give it `own_permits` permits. Another client's jobs go first
+    /// until that client has equally many. Then one more of them goes first, unless the other
+    /// client's last grant is newer.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client_state(client);
-        // How many permits the client has when all of its queued jobs have got one.
         let own_permits = own.permits + own.queued;
         let others = self.clients.iter().filter(|(other, _)| **other != client);
         let ahead = others.map(|(_, other)| {
