@@ -24,7 +24,7 @@ pub(super) struct Tally {
     /// The embedded pictures whose vectors were in the service's cache.
     pub cached: u64,
     pub failed: u64,
-    /// The rows that the output contained before this run.
+    /// The rows of the sources that the output contained before this run.
     pub skipped: u64,
     /// For each cause, the number of failures, and the first of them as the example.
     causes: BTreeMap<String, (u64, String)>,
