@@ -13,8 +13,8 @@ use crate::support::{
 #[allow(clippy::large_enum_variant, reason = "a test has only one or two of these")]
 enum Bucket {
     Moto(MotoServer),
-    /// rclone serves the bucket, and the S3 client of this moto replaces objects in it. rclone would not
-    /// notice a file that is replaced directly on the disk.
+    /// rclone serves the bucket. Of this moto, only the S3 client is used: it replaces objects in rclone's
+    /// bucket. rclone would not notice a file that is replaced directly on the disk.
     Rclone(RcloneServer, MotoServer),
 }
 
@@ -44,22 +44,22 @@ impl Bucket {
         }
     }
 
-    /// The bytes of an object. Here and below, `key` includes the folder, but not `imagesvc/`.
-    async fn read(&self, key: &str) -> Vec<u8> {
-        self.try_read(key).await.unwrap()
+    /// The bytes of an object. `path` is its key without `imagesvc/`, for example `vectors/<key>`.
+    async fn read(&self, path: &str) -> Vec<u8> {
+        self.try_read(path).await.unwrap()
     }
 
     /// Like [`Self::read`], but returns `None` if there is no such object. On rclone, an object is
     /// missing for a moment while it is replaced.
-    async fn try_read(&self, key: &str) -> Option<Vec<u8>> {
+    async fn try_read(&self, path: &str) -> Option<Vec<u8>> {
         match self {
-            Self::Moto(moto) => moto.read(&format!("imagesvc/{key}")).await,
-            Self::Rclone(rclone, _) => std::fs::read(rclone.path_of(key)).ok(),
+            Self::Moto(moto) => moto.read(&format!("imagesvc/{path}")).await,
+            Self::Rclone(rclone, _) => std::fs::read(rclone.path_of(path)).ok(),
         }
     }
 
-    async fn write(&self, key: &str, text: &str) {
-        let put = json!({ "Key": format!("imagesvc/{key}"), "Body": text });
+    async fn write(&self, path: &str, text: &str) {
+        let put = json!({ "Key": format!("imagesvc/{path}"), "Body": text });
         let (client, user, address) = match self {
             Self::Moto(moto) => (moto, &moto.user, moto.address),
             Self::Rclone(rclone, client) => (client, &rclone.user, rclone.address),
@@ -84,7 +84,7 @@ fn assert_vector(answer: &Answer, x_cache: &str) -> Vec<f64> {
 
 /// Asserts that the object has the form of `src/embed/cache/format.rs`, and contains `vector`. The form is a
 /// line with the version, how the picture was prepared, the length and the checksum; then the vector. The
-/// checksum also covers the key.
+/// checksum also covers the bytes of the key, which is hexadecimal.
 fn assert_is_whole_vector(key: &str, bytes: &[u8], vector: &[f64]) {
     let text = std::str::from_utf8(bytes).unwrap();
     let (first_line, rest) = text.split_once('\n').unwrap();
@@ -179,9 +179,9 @@ async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_for_agai
         let reader = Replica::start(&nvidia, &bucket.settings()).await;
         for n in 0..damaged.len() {
             assert_vector(&reader.upload_unsaved(&tiny(n)).await, "miss");
-            let key = format!("vectors/{}", keys[n]);
+            let path = format!("vectors/{}", keys[n]);
             let is_replaced =
-                async || bucket.try_read(&key).await.as_deref() == Some(intact[n].as_bytes());
+                async || bucket.try_read(&path).await.as_deref() == Some(intact[n].as_bytes());
             wait_for("the vector", PATIENCE, is_replaced).await;
         }
         assert_vector(&reader.upload_unsaved(&tiny(4)).await, "hit");
