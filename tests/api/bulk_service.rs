@@ -100,8 +100,9 @@ async fn no_picture_is_sent_to_a_busy_service_during_its_retry_after() {
     bulk.run(&format!("photos --out vectors.jsonl --concurrency 2 --to {}", service.url("")))
         .expect_exit_code(0);
     assert_eq!(bulk.rows("vectors.jsonl").len(), 4);
-    // The service refuses two pictures together, one picture after the first pause, and another
-    // after the second pause. So the run makes three pauses of 1 s.
+    // The service refuses two pictures together. That halves the number of requests at once, to one. So
+    // the service refuses one picture after the first pause, and another after the second pause. The run
+    // makes three pauses of 1 s.
     let elapsed = started.elapsed();
     assert!(elapsed >= Duration::from_secs(3), "the run should take at least 3 s, not {elapsed:?}");
     assert_eq!(
@@ -127,7 +128,8 @@ async fn a_service_that_was_busy_gets_half_as_many_requests_at_once() {
         1 + 8 + 16,
         "the service should get a request for the model, refuse 8 pictures, and embed 16"
     );
-    // Half of the eight requests are four. Each round of successes allows one request more.
+    // Half of the eight requests are four. With each success, that number grows a little: after 16
+    // successes, six requests may run at once.
     let most = service.most_delayed_at_once();
     assert!((4..=6).contains(&most), "4 to 6 requests should run at once, not {most}");
 }

@@ -90,7 +90,7 @@ fn version_and_help_are_printed() {
 }
 
 #[test]
-fn the_hidden_command_settings_prints_settings_in_two_formats_and_needs_no_key() {
+fn the_hidden_settings_command_prints_settings_in_two_formats_and_needs_no_key() {
     let folder = tempfile::tempdir().unwrap();
     let settings_as = |format| program(folder.path()).args(["settings", format]).output().unwrap();
     for (format, line) in [

@@ -155,7 +155,7 @@ async fn with_save_false_a_disconnect_or_a_kill_leaves_no_file() {
         }
     }
     assert!(files(&downloads).is_empty());
-    // The call goes on without a client, and the service caches the vector.
+    // The call goes on without a client. The next request joins it, or finds its vector in the cache.
     release.send(true).unwrap();
     let again = with_query(child.upload_request(&client, &picture), "save=false");
     let again = again.send().await.unwrap();
