@@ -1,8 +1,9 @@
 //! The client of NVIDIA's hosted NV-DINOv2, and the only code that sees the key.
 //!
 //! `infer` makes an inference: one call, then polls until NVIDIA has finished. `assets` uploads a
-//! large picture before its inference. `pace` limits the calls per minute. `classify` decides what
-//! each response status means. `retry` decides whether and when a failed call is repeated.
+//! large picture before its inference. `pace` limits the inference calls per minute. `classify`
+//! decides what each response status means. `retry` decides whether and when a failed call is
+//! repeated.
 //!
 //! The API: <https://docs.api.nvidia.com/nim/reference/nvidia-nv-dinov2-infer> and
 //! <https://docs.api.nvidia.com/cloud-functions/reference/createasset>.
@@ -36,7 +37,7 @@ use crate::{
 use classify::{ALERTING_STATUSES, Progress};
 use pace::{PaceLimiter, SharedLimit};
 use retry::RetryBudget;
-use retry_after::SharedRetryAfter;
+use retry_after::RetryAfterWait;
 
 mod assets;
 mod call_limit;
@@ -66,7 +67,7 @@ pub use wire::InlineImage;
 /// The name of the model in the service's answers.
 pub const MODEL: &str = "nvidia/nv-dinov2";
 
-/// The shortest time between two polls.
+/// The usual value of [`Settings::poll_interval`]. Tests and the sandbox set a shorter time.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// At most this many bytes of a response body are read. An embedding takes about 20 to 40 KB.
@@ -120,7 +121,7 @@ pub struct Error {
     /// Details such as the status and the beginning of the response. They go to the log only.
     pub log_detail: String,
     /// How many inferences were sent for the picture, none of them with success.
-    pub attempts: u32,
+    pub sent_inferences: u32,
     /// Whether another attempt would be made if the deadline were later.
     pub only_deadline_prevents_retry: bool,
     /// Whether the connection failed, so that NVIDIA never received the request.
@@ -140,7 +141,7 @@ pub enum KeyState {
 }
 
 /// The client of NVIDIA's API. Clones are cheap. They share the connections, the retry budget and
-/// the limit on calls per minute.
+/// the limit on inference calls per minute.
 #[derive(Debug, Clone)]
 pub struct Client(Arc<Inner>);
 
@@ -150,10 +151,10 @@ struct Inner {
     settings: Settings,
     key: ApiKey,
     retry_budget: RetryBudget,
-    /// The limit on calls per minute, if there is one.
+    /// The limit on inference calls per minute, if there is one.
     pace: Option<PaceLimiter>,
-    /// Until when a `Retry-After` of NVIDIA forbids new calls of this service.
-    shared_retry_after: SharedRetryAfter,
+    /// Until when a `Retry-After` of NVIDIA forbids new calls of this process.
+    retry_after_wait: RetryAfterWait,
     /// A [`KeyState`] as a number.
     key_state: AtomicU8,
     metrics: Arc<Metrics>,
@@ -161,7 +162,7 @@ struct Inner {
     background: TaskTracker,
 }
 
-/// A response whose body was read completely.
+/// A response and its body, up to [`MAX_RESPONSE_BYTES`].
 struct ApiResponse {
     status: StatusCode,
     headers: HeaderMap,
@@ -192,6 +193,7 @@ impl Client {
             Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.url())?),
             None => builder.no_proxy(),
         };
+        // Otherwise, the alert would miss the first response with such a status.
         for operation in Operation::ALL {
             for status in ALERTING_STATUSES {
                 metrics.initialize_upstream_calls(operation.name(), status);
@@ -207,7 +209,7 @@ impl Client {
             http,
             key,
             retry_budget: RetryBudget::default(),
-            shared_retry_after: SharedRetryAfter::default(),
+            retry_after_wait: RetryAfterWait::default(),
             pace,
             key_state: AtomicU8::new(KeyState::Unknown as u8),
             metrics,
@@ -239,7 +241,7 @@ impl Client {
     ) -> Result<ApiResponse, Error> {
         let started = Instant::now();
         if started >= deadline {
-            // A paid inference would be useless after the deadline.
+            // Nobody would use the response, but an inference would still be paid for.
             return Err(Error::deadline_passed(operation));
         }
         let attempt_deadline = deadline.min(started + self.0.settings.attempt_timeout);
@@ -283,7 +285,7 @@ impl Client {
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
             );
             if asks_to_wait && let Some(wait) = response.retry_after() {
-                self.0.shared_retry_after.record(wait, Instant::now());
+                self.0.retry_after_wait.record(wait, Instant::now());
             }
         }
         outcome
@@ -318,7 +320,7 @@ impl Error {
             kind,
             retry_after: None,
             log_detail,
-            attempts: 0,
+            sent_inferences: 0,
             only_deadline_prevents_retry: kind == ErrorKind::DeadlinePassed,
             failed_to_connect: false,
         }

@@ -57,7 +57,7 @@ impl Error {
     /// The number of inference calls that were made without success. `None` if the error is not NVIDIA's.
     pub fn attempts(&self) -> Option<u32> {
         match self {
-            Self::Nvidia(error) => Some(error.attempts),
+            Self::Nvidia(error) => Some(error.sent_inferences),
             _ => None,
         }
     }

@@ -180,7 +180,7 @@ impl RetryState<'_> {
                 Ok(())
             }
             _ => Err(Error {
-                attempts: self.sent_inferences,
+                sent_inferences: self.sent_inferences,
                 only_deadline_prevents_retry: error.only_deadline_prevents_retry
                     || next == NextAttempt::TooLate,
                 ..error

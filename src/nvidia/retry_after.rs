@@ -16,9 +16,9 @@ const MAX_WAIT: Duration = Duration::from_secs(600);
 
 /// The time until which no new calls may be made, if NVIDIA asked to wait.
 #[derive(Debug, Default)]
-pub(super) struct SharedRetryAfter(Mutex<Option<Instant>>);
+pub(super) struct RetryAfterWait(Mutex<Option<Instant>>);
 
-impl SharedRetryAfter {
+impl RetryAfterWait {
     /// Records that NVIDIA asks to wait this long from now. A wait that was recorded earlier still
     /// applies if it ends later.
     pub(super) fn record(&self, wait: Duration, now: Instant) {
@@ -49,7 +49,7 @@ impl Client {
         deadline: Instant,
     ) -> Result<Option<Instant>, Error> {
         let now = Instant::now();
-        match self.0.shared_retry_after.pending(now) {
+        match self.0.retry_after_wait.pending(now) {
             Some(earliest_call) if earliest_call >= deadline => {
                 let log_detail =
                     "NVIDIA asked another call to wait until after this request's deadline".into();
@@ -92,14 +92,14 @@ mod tests {
     fn calls_wait_for_the_latest_recorded_end_but_never_longer_than_the_maximum() {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
-        let shared = SharedRetryAfter::default();
-        assert_eq!(shared.pending(start), None);
-        shared.record(Duration::from_secs(120), start);
-        shared.record(Duration::from_secs(1), start);
-        assert_eq!(shared.pending(after(119)), Some(after(120)));
-        assert_eq!(shared.pending(after(120)), None);
+        let wait = RetryAfterWait::default();
+        assert_eq!(wait.pending(start), None);
+        wait.record(Duration::from_secs(120), start);
+        wait.record(Duration::from_secs(1), start);
+        assert_eq!(wait.pending(after(119)), Some(after(120)));
+        assert_eq!(wait.pending(after(120)), None);
         // The maximum is 600 s.
-        shared.record(Duration::MAX, after(120));
-        assert_eq!(shared.pending(after(200)), Some(after(720)));
+        wait.record(Duration::MAX, after(120));
+        assert_eq!(wait.pending(after(200)), Some(after(720)));
     }
 }
