@@ -86,8 +86,8 @@ impl Target {
         Ok(estimate_memory(picture)? + scaling)
     }
 
-    /// An upper limit on the bytes that [`Self::render`] returns. It may be higher than `max_len`, because
-    /// a tiny JPEG is returned even if it is longer than `max_len`.
+    /// An upper limit on the bytes that [`Self::render`] returns. It may be higher than `max_len`:
+    /// [`Self::Shrunk`] gives a tiny JPEG even if it is longer than `max_len`.
     pub fn max_result_len(self) -> u64 {
         match self {
             Self::Converted { max_len } | Self::Shrunk { max_len } => {
@@ -220,6 +220,7 @@ fn blend_image_onto_white(image: RgbaImage, blend: fn(value: u32, alpha: u32) ->
         let [red, green, blue, alpha] =
             [0, 1, 2, 3].map(|channel| u32::from(bytes[pixel * 4 + channel]));
         for (channel, value) in [red, green, blue].into_iter().enumerate() {
+            // A premultiplied value that exceeds its alpha would give more than 255.
             bytes[pixel * 3 + channel] = blend(value, alpha).min(255) as u8;
         }
     }

@@ -60,6 +60,7 @@ mod tests {
     #[test]
     fn pictures_with_flags_for_missing_chunks_are_decoded() {
         let red = RgbImage::from_pixel(4, 4, [200, 10, 20].into());
+        // `!ANIMATED` sets all flags except that for animation, which the correction keeps.
         for flags in [0, XMP, EXIF, XMP | EXIF, ALPHA, PROFILE, !ANIMATED] {
             let image = decoded(&extended(flags, &red.clone().into())).unwrap();
             assert_eq!(image, red, "{flags:#b}");

@@ -102,9 +102,9 @@ impl<R: Read> Read for Lzw<R> {
             match result.status.map_err(io::Error::other)? {
                 _ if result.consumed_out > 0 => return Ok(result.consumed_out),
                 LzwStatus::Done => return Ok(0),
-                // Only a second `NoProgress` in a row means that the data ends too early. The first may
-                // mean that a decoded word does not fit into `buffer`. The next call then returns as
-                // much of the word as fits.
+                // `NoProgress` may mean that the bytes of one code do not fit into `buffer`. The next
+                // round then returns as many as fit. Only a second `NoProgress` in a row means that the
+                // data ends too early.
                 LzwStatus::NoProgress if made_no_progress => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
@@ -217,7 +217,7 @@ impl Fax {
             return Ok(());
         }
         // The positions at which black begins, white begins, black begins again, and so on. In Group 3,
-        // the end of the row is always the last position.
+        // the last position is the end of the row. A row without codes has no positions, and is white.
         let changes = match &mut self.decoder {
             FaxDecoder::Group3(decoder) => {
                 // In Group 3, the status `End` comes with the last row.
