@@ -28,9 +28,9 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Returns a client of the service at `to`, or starts a service if there is no `to`. `save` says
-    /// whether the service saves the pictures. The names of the fields that `embed` adds to a row begin
-    /// with `prefix`.
+    /// Uses the service at `to`, or starts a service if there is no `to`. `save` says whether the
+    /// service saves the pictures. The names of the fields that `embed` adds to a row begin with
+    /// `prefix`.
     pub(super) async fn open(
         to: Option<&Url>,
         save: bool,
@@ -50,6 +50,7 @@ impl Service {
     async fn start(save: bool, prefix: &str, config: Config) -> Result<Self, BulkError> {
         let key = Uuid::new_v4().simple().to_string();
         let keys = ClientKeys::parse(&key).map_err(BulkError::Service)?;
+        // `None` keeps the downloads folder of the settings.
         let folder = if save { None } else { Some(cache_folder()?) };
         let config = config.for_own_client(keys, folder);
         for warning in &config.warnings {

@@ -16,8 +16,7 @@ use crate::{
 /// limit of their own.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Checks the bucket. Returns a finding for each operation that fails, or one finding if all
-/// succeed.
+/// Checks the bucket. Returns a finding for each failure, or one finding if nothing fails.
 pub(super) async fn check_bucket(settings: &Settings, trust: &Trust) -> Vec<Finding> {
     let finding = |state, text: String| Finding::new("bucket", state, text);
     let bucket = match Bucket::new(settings, trust, TaskTracker::new(), Metrics::new()) {
@@ -32,7 +31,7 @@ pub(super) async fn check_bucket(settings: &Settings, trust: &Trust) -> Vec<Find
     for error in report.failures() {
         let advice = error.advice().map(|advice| format!(": {advice}"));
         let text = format!("{error}{}", advice.unwrap_or_default());
-        // If only removals fail, the service works, but objects that nobody needs remain.
+        // Without removals, the service works, but objects that nobody needs remain.
         let state = match error.operation {
             Operation::Remove => State::Note,
             Operation::Write | Operation::Read | Operation::ReadMissing => State::Fault,
