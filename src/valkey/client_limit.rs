@@ -14,8 +14,8 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("clie
 pub struct ClientLimitReply {
     /// How long the client must wait; zero if its requests are counted.
     pub wait: Duration,
-    /// By how much the client's theoretical arrival time is ahead of the clock after this attempt. This
-    /// arrival time is when the next request would arrive if the client had kept the interval of its limit.
+    /// By how much the client's theoretical arrival time is ahead of the clock after this attempt. Each
+    /// counted request moves this time forward by the limit's interval. The time is never behind the clock.
     pub ahead: Duration,
 }
 
