@@ -1,5 +1,6 @@
 //! Writes the man pages, and the completions for bash and zsh, into a folder. They are made from
-//! the same table of settings and the same parser as `--help`. `deploy/build-rpm` packages them:
+//! the same table of settings and the same parser as `--help`. `deploy/build-rpm` packages them.
+//! This command writes them into `target/manual`:
 //!
 //! ```text
 //! cargo run --example manual -- target/manual

@@ -55,13 +55,13 @@ impl Cpu {
 }
 
 impl Service {
-    /// Starts the service in a folder, and waits until it is healthy. The service calls the fake
-    /// NVIDIA.
+    /// Starts [`program`] as a service in a folder, and waits until it is healthy. The service calls
+    /// the fake NVIDIA.
     pub fn start(folder: &Path, nvidia: &FakeNvidia, settings: &[(&str, &str)]) -> Self {
         Self::start_program(&program(), folder, nvidia, settings)
     }
 
-    /// Like [`Self::start`], but `program` may come from another build.
+    /// Like [`Self::start`], but starts the program at this path.
     pub fn start_program(
         program: &Path,
         folder: &Path,

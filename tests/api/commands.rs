@@ -24,9 +24,9 @@ const OTHER_LANGUAGES: [&str; 9] =
 
 /// The page whose Python programs `.ci/vectors` runs, except those that are marked as not run because
 /// they need a server.
-const RECIPES: &str = "docs/databases.md";
+const DATABASES_PAGE: &str = "docs/databases.md";
 
-/// The README contains a Python program, which `.ci/clients` runs.
+/// The page whose Python program `.ci/clients` runs.
 const README: &str = "README.md";
 
 /// A script in place of Cargo. For `cargo run`, it runs the program that was built for the tests;
@@ -109,14 +109,15 @@ fn every_fenced_block_keeps_the_rules_for_its_language() {
         for Block { place, language, not_run, text } in page.blocks() {
             let is_known = language == "bash" || OTHER_LANGUAGES.contains(&language.as_str());
             assert!(is_known, "{place}: commands must be fenced as bash, not as {language:?}");
-            let is_recipe = language == "python" && page.path == Path::new(RECIPES);
-            let may_be_marked_not_run = language == "bash" || is_recipe;
+            let is_database_program =
+                language == "python" && page.path == Path::new(DATABASES_PAGE);
+            let may_be_marked_not_run = language == "bash" || is_database_program;
             assert!(
                 not_run.is_none() || may_be_marked_not_run,
-                "{place}: only commands and the programs of {RECIPES} may be marked as not run"
+                "{place}: only commands and programs of {DATABASES_PAGE} may be marked as not run"
             );
             if language == "python" {
-                let ci_runs_page = is_recipe || page.path == Path::new(README);
+                let ci_runs_page = is_database_program || page.path == Path::new(README);
                 assert!(
                     ci_runs_page,
                     "{place}: CI must run each program, but runs none of this page"
@@ -136,8 +137,8 @@ fn ci_runs_the_programs_on_docs_databases_md() {
     let runner = read("tests/vectors/recipes.py");
     assert!(read(".ci/run").lines().any(|line| line == ".ci/vectors"));
     assert!(read(".ci/vectors").contains("python tests/vectors/recipes.py "));
-    assert!(runner.contains(&format!("PAGE = \"{RECIPES}\"\n")));
-    let blocks = Document::read(RECIPES).blocks();
+    assert!(runner.contains(&format!("PAGE = \"{DATABASES_PAGE}\"\n")));
+    let blocks = Document::read(DATABASES_PAGE).blocks();
     let programs: Vec<_> = blocks.iter().filter(|block| block.language == "python").collect();
     let run = programs.iter().filter(|program| program.not_run.is_none()).count();
     // The runner contains the counts that it expects of its own run. They must be those of the page.
@@ -187,7 +188,7 @@ fn the_calls_in_the_readme_return_the_answers_that_the_readme_shows() {
     let is_call =
         |block: &Block| block.not_run.is_none() && block.text.contains("/vectorize-image");
     let calls: Vec<_> = command_blocks(&readme).filter(is_call).collect();
-    assert_eq!(calls.len(), 4, "the README should call the service 4 times, twice with Base64");
+    assert_eq!(calls.len(), 4, "the README should have 4 calls that are run, 2 with Base64");
     for (index, call) in calls.iter().enumerate() {
         let answer: Value = serde_json::from_str(&environment.run(call)).unwrap();
         assert_eq!(answer["status"], "success", "{}", call.place);
