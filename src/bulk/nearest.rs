@@ -28,8 +28,8 @@ use ranking::{Hit, Query, Ranking};
 
 mod ranking;
 
-/// How long all attempts to embed the picture may take together. This is shorter than for `embed`,
-/// because a person waits for the result.
+/// How long all attempts to embed the picture may take together. `imagesvc embed` allows more, but here
+/// a person waits for the result.
 const PICTURE_TIMEOUT: Duration = REQUEST_TIMEOUT;
 
 /// The shortest wait before another attempt.
@@ -60,7 +60,7 @@ async fn find_and_print(arguments: NearestArguments, config: Config) -> Result<(
     let file_reader = reader.clone();
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
     let file = super::on_blocking_thread(open).await?;
-    // The answer's fields are not added to a row, so their names need no prefix.
+    // `prefix` is for the fields in the file. The answer's fields need none: they are not added to a row.
     let (save, no_prefix) = (false, "");
     let service = Service::open(to.as_ref(), save, no_prefix, config).await?;
     let embedded = embed(&service.client, &picture, &file).await;
@@ -174,7 +174,7 @@ fn rank(
 }
 
 /// Takes the labels from the `.jsonl` file beside `file`, if that file exists and has the same number of
-/// rows. `rows` is the number of rows in `file`.
+/// rows. Fails if that file names another model for a hit. `rows` is the number of rows in `file`.
 fn add_labels(
     hits: &mut [Hit],
     file: &VectorFile,
