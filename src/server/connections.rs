@@ -30,7 +30,8 @@ use crate::telemetry::Metrics;
 /// The size of each buffer of a connection, in bytes. The head of a request must fit into one buffer.
 const BUFFER_BYTES: usize = 32 * 1024;
 
-/// How long the shutdown waits for lingering connections (see `lingering.rs`).
+/// How long the shutdown waits for lingering connections. They have sent their last response, and still
+/// read for a limited time (see `lingering.rs`).
 const LINGER_WAIT: Duration = Duration::from_secs(1);
 
 /// The open connections, and what is needed to serve more.

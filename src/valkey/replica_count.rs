@@ -26,9 +26,9 @@ impl ReplicaCount {
         self.count
     }
 
-    /// This replica regularly reports to the Valkey that it is running. Stores the reply: whether the Valkey
-    /// knew this replica before the report, and how many replicas the Valkey knows now. It does not know this
-    /// replica before the first report, nor after it has lost its data.
+    /// Stores the reply to a regular report of this replica: whether the Valkey knew the replica before, and
+    /// how many replicas it knows now. The Valkey does not know this replica before the first report,
+    /// nor after it has lost its data.
     pub(super) fn store(&mut self, was_known: bool, count: u32, now: Instant) {
         if !was_known {
             self.only_rises_until = Some(now + RISING_TIME);

@@ -37,7 +37,7 @@ pub(super) struct BatchAnswer {
     usage: Usage,
     #[serde(skip)]
     log: LogFields,
-    /// Whether the service called NVIDIA for at least one of the pictures.
+    /// Whether the request sent an inference to NVIDIA itself, or joined one that failed.
     #[serde(skip)]
     is_miss: bool,
 }
