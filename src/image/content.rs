@@ -171,7 +171,7 @@ impl BufRead for Reader {
             })?;
             self.window_start = self.position;
         }
-        // The position is now within the window. At the end of the content, the window is empty.
+        // The window now contains the position, or is empty because the content has ended.
         let skip = usize::try_from(self.position - self.window_start).unwrap_or(usize::MAX);
         Ok(self.window.get(skip..).unwrap_or_default())
     }
@@ -282,7 +282,7 @@ mod tests {
         let Content::File(file, len) = in_file(&[7; 10]) else { panic!("the content is a file") };
         let mut reader = Content::File(file, len + 1).reader();
         assert!(reader.read(&mut [0]).is_err());
-        assert_eq!(reader.error(), None, "the end of the content is no error");
+        assert_eq!(reader.error(), None, "an error without a code is not stored");
         let earlier = Some(ReadError::System(5)); // EIO
         reader.error = earlier;
         assert!(reader.read(&mut [0]).is_err());
