@@ -105,7 +105,7 @@ impl Servers {
     /// number of the request.
     async fn send_request(&self, ending: Ending, n: usize) {
         let (app, picture) = (&self.app, tiny(1000 * n));
-        // The limit of 1 MiB for pictures allows Base64 bodies of about 1.6 MB.
+        // With the limit of 1 MiB for pictures, `base64_text::body_limit` allows JSON of about 1.6 MB.
         let too_large = bytes::Bytes::from(vec![b'A'; 2_000_000]);
         let post_base64 = || app.client.post(app.url("/vectorize-image-base64"));
         let status = |answer: Answer| answer.status;

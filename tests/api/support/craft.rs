@@ -86,8 +86,8 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
     // The header of a last block with dynamic codes (0b101). It has 257 + 29 codes for literals and
     // lengths, one for distances, and 4 + 14 for the lengths of all these codes.
     bits.put(0b101 | 29 << 3 | 14 << 13, 17);
-    // The lengths of the latter 4 + 14 codes, in the order of RFC 1951: one bit for a run of zeros,
-    // two bits for the lengths 2 and 1.
+    // The lengths of the 4 + 14 codes, in the order of RFC 1951: one bit for a run of zeros, two bits
+    // for the lengths 2 and 1.
     for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
         bits.put(length, 3);
     }
@@ -187,8 +187,9 @@ pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
     riff_chunk(b"ANMF", &[head, chunks.concat()].concat())
 }
 
-/// A lossy frame whose partitions are all zeros (RFC 6386, 9.1). `rest_len` is the length of
-/// what follows the first partition. The frame decodes to grey pixels until the zeros end.
+/// The data of a `VP8 ` chunk: a lossy frame whose partitions are all zeros (RFC 6386, 9.1).
+/// `rest_len` is the length of what follows the first partition. The frame decodes to grey pixels
+/// until the zeros end.
 pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -> Vec<u8> {
     // The frame tag: a key frame (bit 0 is clear) that is shown (bit 4). Then the start code.
     let mut frame = (first_partition_len << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
@@ -199,8 +200,10 @@ pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -
     frame
 }
 
-/// A lossy frame with more zeros than a decoder reads for the whole picture.
+/// The same as [`vp8`], with more zeros than a decoder reads for the whole picture.
 pub fn vp8_grey(width: u16, height: u16) -> Vec<u8> {
+    // A decoder reads less than 600 bytes for the headers. For each block of 16 × 16 pixels, it reads
+    // less than one byte of each partition.
     let blocks = u32::from(width.div_ceil(16)) * u32::from(height.div_ceil(16));
     vp8(width, height, 600 + blocks, 600 + 4 * blocks as usize)
 }
