@@ -75,7 +75,7 @@ async fn a_webp_whose_flags_declare_missing_chunks_is_read() {
     // The chunk with the pixels, without the 12 bytes of the file's header.
     let lossless = converted(PLAIN, ImageFormat::WebP).split_off(12);
     // In turn, the flags declare nothing, XMP, EXIF, transparency, and all three together with an
-    // ICC profile. The files contain none of these, only a chunk of an unknown kind.
+    // ICC profile. The files contain none of these. A chunk of an unknown kind follows the pixels.
     let pictures: Vec<_> = [0, 0b100, 0b1000, 0b1_0000, 0b11_1100]
         .map(|flags| {
             let file = webp(&[vp8x(flags, 160, 120), lossless.clone(), riff_chunk(b"junk", b"x")]);

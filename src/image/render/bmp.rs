@@ -29,13 +29,14 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     // as if the bottom row came first, and are then flipped.
     let must_flip = bmp.is_top_down && !is_uncompressed;
     // Some programs leave out the padding of the last row, or the marker at the end of run-length
-    // coded pixels. So zeros are added after the file: as padding, or as the marker at the end of a
-    // row, which the decoder also accepts at the end of the pixels.
-    let padding = if is_uncompressed { row_padding(&bmp) } else { END_OF_ROW_LEN };
+    // coded pixels. So zeros are added after the file. For the decoder, run-length coded pixels may
+    // also end with two zeros, the marker at the end of a row.
+    let zero_count = if is_uncompressed { row_padding(&bmp) } else { END_OF_ROW_LEN };
     let height = bmp.height.cast_signed();
     let signed_height = if bmp.is_top_down && !must_flip { -height } else { height };
     let headers = write_headers(&bmp, signed_height);
-    let bytes = SplicedReader::new(headers, &picture.content, bmp.data_at)?.with_padding(padding);
+    let bytes =
+        SplicedReader::new(headers, &picture.content, bmp.data_at)?.with_padding(zero_count);
     let mut image = decode_with_image_crate(picture, bytes, ImageFormat::Bmp, memory_estimate)?;
     if must_flip {
         image_rs::imageops::flip_vertical_in_place(&mut image);
@@ -214,6 +215,9 @@ mod tests {
         assert_eq!(rgb_row(32, RGB, &[], &data_32), [[3, 2, 1], [6, 5, 4]]);
         let masks = [0xff, 0xff00, 0xff_0000];
         assert_eq!(rgb_row(32, BITFIELDS, &masks, &data_32), [[1, 2, 3], [4, 5, 6]]);
+        // If all masks are zero, the usual masks for 32 bits are used: the fourth byte is alpha.
+        let opaque = [1, 2, 3, 255, 4, 5, 6, 255];
+        assert_eq!(rgb_row(32, BITFIELDS, &[0, 0, 0], &opaque), [[3, 2, 1], [6, 5, 4]]);
     }
 
     #[test]
@@ -232,12 +236,6 @@ mod tests {
             let all_transparent = row(header_len, compression, &masks, &[1, 2, 3, 0, 4, 5, 6, 0]);
             assert_eq!(all_transparent, [[3, 2, 1], [6, 5, 4]], "{header_len}");
         }
-        // If all masks are zero, the usual masks for 32 bits are used.
-        let masks = [0, 0, 0];
-        assert_eq!(
-            row(40, BITFIELDS, &masks, &[1, 2, 3, 255, 4, 5, 6, 255]),
-            [[3, 2, 1], [6, 5, 4]]
-        );
     }
 
     #[test]
@@ -278,6 +276,8 @@ mod tests {
     #[test]
     fn the_error_contains_the_name_of_an_unsupported_kind_and_invalid_values_are_refused() {
         for (header_len, bits, compression, words) in [
+            // In OS/2, compression 3 is fax and 4 is run-length coding. In Windows, 3 is `BITFIELDS` and 4
+            // is a JPEG. Only Windows has headers of 124 bytes.
             (64, 1, 3, "fax"),
             (64, 24, 4, "run-length coding of 24 bits"),
             (40, 0, 4, "JPEG"),
@@ -294,6 +294,7 @@ mod tests {
                 other => panic!("the BMP for {words:?} must be unsupported: {other:?}"),
             }
         }
+        // Either the bits or the compression is invalid, or they do not fit together.
         for (bits, compression) in [(0, 0), (3, 0), (4, 1), (8, 2), (24, 3), (32, 7), (8, 9)] {
             let bytes = File { bits, compression, ..FILE }.bytes();
             assert!(matches!(decoded(&bytes), Err(Error::BadHeader(_))), "{bits} {compression}");
