@@ -23,8 +23,8 @@ const MAX_WAITING: usize = 64;
 pub(super) enum Target {
     /// The output file and the file of failures beside it.
     Files(Appender, Failures),
-    /// Rows on standard output, and failures on standard error. The reader knows the prefix of the
-    /// field `error` in a failure.
+    /// Rows on standard output, and failures on standard error. The `ItemReader` contains the prefix
+    /// for the name of a failure's field `error`.
     Standard(ItemReader),
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Writer {
 pub(super) struct Closed;
 
 impl Writer {
-    /// Starts the thread. Without an output file, failures are written to `console`.
+    /// Starts the thread. With [`Target::Standard`], failures are written to `console`.
     ///
     /// # Errors
     /// The system cannot start a thread.

@@ -116,7 +116,7 @@ impl Default for RetryBudget {
     }
 }
 
-/// What all calls for one picture share, such as the number of failed attempts and the deadline.
+/// What all calls for one picture share, such as the number of transient failures and the deadline.
 pub struct RetryState<'a> {
     pub(super) policy: &'a RetryPolicy,
     pub(super) retry_budget: &'a RetryBudget,
@@ -126,8 +126,7 @@ pub struct RetryState<'a> {
     /// The reserved call. `None` if calls per minute are not limited, or if a permit has already
     /// replaced the reservation.
     pub(super) reservation: Option<ReservationGuard>,
-    /// The permit for the next inference. `None` until it is taken, and always if calls per minute
-    /// are not limited.
+    /// The unused permit for the next inference. Always `None` if calls per minute are not limited.
     pub(super) pace_permit: Option<PacePermit>,
     /// When the embedding must be ready.
     pub deadline: Instant,
@@ -149,8 +148,8 @@ impl RetryState<'_> {
         self.sent_inferences
     }
 
-    /// Waits until the next attempt may start, after one that failed with `error`. `deadline` is that
-    /// of the call. It may be earlier than the picture's, as for an upload.
+    /// Waits until the next attempt may start, after one that failed with `error`. For an upload,
+    /// `deadline` may be earlier than `self.deadline`.
     ///
     /// # Errors
     /// Returns `error` if the policy, the budget or `deadline` does not allow another attempt.

@@ -227,6 +227,7 @@ async fn while_a_file_is_made_a_line_says_every_ten_seconds_how_many_rows_are_wr
         made = with_progress(&mut task, report) => made.unwrap(),
         () = clock => unreachable!(),
     };
+    // More reports may follow until the blocking task has ended.
     assert_eq!((made, &times[..3]), ("made", &[10, 20, 30][..]));
 
     let rows = RowsFolder::new(&row("1,2").repeat(7));

@@ -43,14 +43,14 @@ const PAGE: &str = "index.html";
 /// example.
 const URL_EXAMPLE: &str = "/components/schemas/ImageUrl/properties/image_url/example";
 
-/// Builds the routes. `document` is called at the first request for the document, and takes about 2 ms. A
-/// call at the start of the service would take more memory than the rest of the start, and most services
-/// are never asked for the document. `sample_url` is as in [`with_sample_url`].
-pub(super) fn router<S>(document: fn() -> OpenApi, sample_url: Option<String>) -> Router<S>
+/// Builds the routes. `build_document` is called at the first request for the document, and takes about
+/// 2 ms. A call at the start of the service would take more memory than the rest of the start, and most
+/// services are never asked for the document. `sample_url` is as in [`with_sample_url`].
+pub(super) fn router<S>(build_document: fn() -> OpenApi, sample_url: Option<String>) -> Router<S>
 where
     S: Clone + Send + Sync + 'static,
 {
-    let document = Arc::new(LazyLock::new(move || json(&document(), sample_url.as_deref())));
+    let body = Arc::new(LazyLock::new(move || json(&build_document(), sample_url.as_deref())));
     let config = Config::from("/openapi.json")
         // By default, Swagger UI sends the document's URL to a public validator.
         .validator_url("none")
@@ -61,7 +61,7 @@ where
     let config = Arc::new(config);
     let page_config = Arc::clone(&config);
     Router::new()
-        .route("/openapi.json", get(async move || ([JSON], Bytes::clone(&document))))
+        .route("/openapi.json", get(async move || ([JSON], Bytes::clone(&body))))
         .route("/docs", get(async move || file(PAGE, page_config)))
         .route(
             "/docs/{*path}",
