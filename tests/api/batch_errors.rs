@@ -16,7 +16,7 @@ use crate::{
 
 const HTML: &[u8] = b"<!doctype html><title>A page</title>";
 
-/// A part of the error for an input of numbers, which are tokens. With this option, LangChain sends strings.
+/// LangChain's option to send strings instead of tokens (numbers). The error for tokens contains it.
 const TOKENS_REFUSED: &str = "check_embedding_ctx_length=False";
 
 /// Asserts that an error has the format of RFC 9457 and also the shape of OpenAI. Returns the
@@ -45,7 +45,8 @@ async fn the_error_of_an_item_contains_the_index_of_the_item() {
     let text_refused = "embeds pictures only";
     let not_a_picture = "input[1] is not a picture: send a string, {\"image\": \"…\"} or \
                          {\"image_url\": {\"url\": \"…\"}},";
-    let text_as_base64 = BASE64_STANDARD.encode("a text that looks like Base64");
+    // Many words are valid Base64. So bare Base64 counts as text if its bytes have no known format.
+    let unknown_format = BASE64_STANDARD.encode("a text, not a picture");
     let html = data_url(HTML);
     let pdf = BASE64_STANDARD.encode(b"%PDF-1.7 and so on");
     let avif = BASE64_STANDARD.encode(avif());
@@ -56,7 +57,7 @@ async fn the_error_of_an_item_contains_the_index_of_the_item() {
         (json!("two words"), 422, "validation_failed", text_refused),
         (json!(""), 422, "validation_failed", text_refused),
         (json!("word"), 422, "validation_failed", text_refused),
-        (json!(text_as_base64), 422, "validation_failed", text_refused),
+        (json!(unknown_format), 422, "validation_failed", text_refused),
         // Without `//` after the colon, this counts as text, not as a URL.
         (json!("http:example.com/a.jpg"), 422, "validation_failed", text_refused),
         (json!("ftp://example.com/a.jpg"), 400, "invalid_url", "input[1]"),
@@ -305,8 +306,8 @@ async fn if_the_query_is_errors_item_each_item_has_its_own_outcome() {
         assert_eq!(entry["error"]["type"], "invalid_request_error");
         assert!(entry["error"]["message"].as_str().unwrap().contains(&format!("input[{index}]")));
     }
-    // The picture that NVIDIA rejected stays saved, as on the other routes, and the error contains
-    // the file's name.
+    // The picture that NVIDIA rejected stays saved, unlike in a batch that fails as a whole. The error
+    // contains the file's name.
     let saved_as = outcomes[2]["saved_as"].as_str().unwrap();
     assert_eq!(app.saved_bytes(saved_as), tiny(2));
     assert_eq!(app.saved().len(), 3, "pictures 1, 2 and 4 should be saved");

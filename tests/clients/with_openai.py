@@ -40,7 +40,7 @@ for url, key in SERVICES:
     assert len(embedded.embedding) == 1536 and embedded.object == "embedding"
     assert refused.object == "error" and refused.embedding is None and refused.error["param"] == "input[1]", refused
 
-    # The sandbox lists its model under its own name, and also accepts NVIDIA's name, `MODEL`.
+    # Each service is a sandbox: it lists its model as `sandbox/perceptual`, and also accepts NVIDIA's name, `MODEL`.
     [model] = client.models.list().data
     assert client.models.retrieve(MODEL).id == client.models.retrieve(model.id).id == model.id
 

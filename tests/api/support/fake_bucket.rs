@@ -149,12 +149,12 @@ impl FakeBucket {
         *self.behaviour.lock().unwrap() = Behaviour::Slow(delay);
     }
 
-    /// From now on, all requests succeed.
+    /// From now on, the bucket works normally.
     pub fn recover(&self) {
         self.delay(Duration::ZERO);
     }
 
-    /// The objects in `<prefix>/<folder>/`, by the rest of their names.
+    /// The objects in a folder, by their names within it.
     pub fn objects_in(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
         let prefix = format!("{}{folder}/", Self::PREFIX);
         let objects = self.objects.lock().unwrap();
@@ -175,8 +175,8 @@ impl FakeBucket {
     }
 }
 
-/// Asserts that the signature has the right form, and that the body has its checksum. Returns the object's
-/// name.
+/// Asserts that the URL has a signature of the right form, and that a PUT has a header with the checksum of
+/// its body. Returns the object's name.
 fn checked_name(request: &Received) -> String {
     let url = Url::parse("http://bucket").unwrap().join(&request.target).unwrap();
     let query: BTreeMap<_, _> = url.query_pairs().into_owned().collect();
