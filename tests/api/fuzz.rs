@@ -104,7 +104,7 @@ fn random_urls_and_file_names_get_no_500() {
     assert_answered((any::<String>(), any::<String>()), async |app, (url, name)| {
         let answer = app.by_url(&url).await;
         if ![400, 403, 502].contains(&answer.status) {
-            // Only the returned answer is checked, so an unexpected one is returned at once.
+            // Only the returned answer is checked. These three pass the check; any other is returned.
             return answer;
         }
         let body =
@@ -144,7 +144,7 @@ async fn unusual_json_is_refused_with_a_422() {
         "null".into(),
         "{}{}".into(),
     ] {
-        // For the other two routes, `image_url` is an unknown field, and the required one is missing.
+        // `/vectorize-image-base64` and `/v1/embeddings` do not know `image_url`. They require another field.
         for path in ["/vectorize-image", "/vectorize-image-base64", "/v1/embeddings"] {
             let answer = app.post(path, "application/json", body.clone()).await;
             assert_eq!(answer.status, 422, "{body:.60}: {}", answer.text());

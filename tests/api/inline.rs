@@ -84,7 +84,7 @@ async fn an_nvidia_key_with_a_bearer_prefix_is_not_sent_with_two_prefixes() {
 }
 
 #[tokio::test]
-async fn the_answer_contains_the_path_name_type_size_hash_and_model_of_the_picture() {
+async fn the_answer_describes_the_saved_picture_and_names_the_model() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let answer = app.upload(ROCKET, "IMG_0042.JPG").await;

@@ -40,7 +40,7 @@ async fn every_number_has_the_value_that_nvidia_sent() {
 }
 
 #[tokio::test]
-async fn a_response_needs_only_metadata_and_items_after_the_first_are_ignored() {
+async fn a_response_needs_only_metadata_of_which_only_the_first_item_counts() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
@@ -48,7 +48,7 @@ async fn a_response_needs_only_metadata_and_items_after_the_first_are_ignored() 
 }
 
 #[tokio::test]
-async fn a_response_without_exactly_1536_finite_numbers_or_longer_than_1_mib_is_refused() {
+async fn a_response_over_1_mib_or_without_exactly_1536_finite_numbers_is_refused() {
     // An embedding in which this item replaces one number.
     let with_item = |item: &str| {
         let mut items = numbers();
