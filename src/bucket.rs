@@ -157,8 +157,8 @@ impl Bucket {
         })))
     }
 
-    /// Writes an object, or fails at the deadline. `path` is the object's name without the prefix. When
-    /// this succeeds, the object is durable.
+    /// Writes an object, or fails after [`Settings::timeout`] or at the deadline, whichever comes first.
+    /// `path` is the object's name without the prefix. When this succeeds, the object is durable.
     ///
     /// # Errors
     /// [`Error`], which says whether the object may exist nevertheless.
@@ -271,8 +271,8 @@ fn signer(settings: &Settings, http: reqwest::Client) -> object_store::Result<Am
     let name = settings.location.bucket();
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(name)
-        // In the virtual-hosted style, the bucket's name is the first part of the host name. S3's certificate covers
-        // no name with a dot in it, and other servers often have no such host names.
+        // In the virtual-hosted style, the host name begins with the bucket's name. If the bucket's name has a
+        // dot, S3's certificate does not cover the host name. Other servers often have no such host names.
         .with_virtual_hosted_style_request(settings.endpoint.is_none() && !name.contains('.'))
         .with_http_connector(CredentialsConnector(http))
         // This applies only to requests for credentials: other requests are not sent by `object_store`.

@@ -101,7 +101,7 @@ pub struct Pipeline {
     /// Limits the memory of all requests together, in bytes: for bodies, and then for preparing and
     /// sending the pictures.
     pub memory: Shares,
-    /// Limits how many received pictures are at work, that is, read, saved or embedded.
+    /// Limits how many spooled pictures are at work: their headers are read, or they are saved or embedded.
     pub at_work: Shares,
     /// The Valkey that replicas share, if there is one.
     pub valkey: Option<Valkey>,
@@ -162,7 +162,7 @@ pub struct Vectorized {
     /// The embedding.
     pub embedding: Embedding,
     /// Retention does not remove the saved file before this guard is dropped. Dropping the guard removes
-    /// a provisional file.
+    /// the file unless the guard was confirmed.
     guard: Option<SavedGuard>,
 }
 
@@ -180,7 +180,7 @@ pub enum SaveMode {
 enum FileMode {
     /// It stays, unless the picture cannot be decoded.
     Final,
-    /// It is removed if the batch fails or is dropped.
+    /// For a batch with [`OnError::FailBatch`]: it is removed if the batch fails or is dropped.
     Provisional,
 }
 
@@ -262,7 +262,7 @@ impl Pipeline {
     ) -> Result<Vectorized, Error> {
         let Received { picture, spooled, permits: permits_for_file, deadline, .. } = received;
         let (sha256, len) = (spooled.sha256, picture.content.len());
-        let (saved, when_saved) = oneshot::channel();
+        let (saved_sender, when_saved) = oneshot::channel();
         let save = async {
             let guard = match save_mode {
                 SaveMode::Save => {
@@ -286,8 +286,8 @@ impl Pipeline {
                     None
                 }
             };
-            // This fails if the embedding does not wait for the file.
-            let _ = saved.send(());
+            // This fails if `embed` has already ended.
+            let _ = saved_sender.send(());
             Ok::<_, Error>(guard)
         };
         // If saving fails, the request fails at once. If embedding fails, saving continues.

@@ -36,7 +36,7 @@ impl Writer {
     }
 
     /// Writes an embedding. Returns when the embedding is written, or when it is clear that it will
-    /// not be written. If the queue is full, that is at once.
+    /// not be written. Returns at once if the queue is full.
     pub(super) async fn write(&self, key: CacheKey, cached: CachedEmbedding) {
         // Always an error: the channel closes without a message.
         let _ = self.enqueue(key, cached).await;
