@@ -1,5 +1,5 @@
-//! Writes a Parquet file. The fields that a row has from its source, a folder or a list, become columns of
-//! texts. The columns of the fields that `embed` adds have the types of their values.
+//! Writes a Parquet file. The fields that a row has from its source become columns of texts. The columns of
+//! the fields that `embed` adds have the types of their values.
 //!
 //! A row group stays in memory until it is complete, so its rows and its bytes are limited. Nothing is
 //! compressed: a vector is hardly compressible, and each codec would make the program larger.
@@ -58,7 +58,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
         columns.add_all(&line.row.source_members)
     })?;
     // Without rows, this is the length of NVIDIA's vectors.
-    let dimensions = *length.get_or_insert(DIMENSIONS);
+    let dimensions = length.unwrap_or(DIMENSIONS);
     let vector_length = i32::try_from(dimensions).map_err(|_| {
         ExportError::Columns(format!("vectors of {dimensions} numbers are too long for Parquet"))
     })?;
@@ -67,7 +67,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
     let mut batch = Batch::new(columns, schema);
     let count = rows.for_each(|line| {
-        batch.add(&line, &mut length)?;
+        batch.add(&line, dimensions)?;
         rows.count_exported_row();
         if batch.is_full() { Ok(writer.write(&batch.take(vector_length)?)?) } else { Ok(()) }
     })?;
@@ -144,8 +144,8 @@ impl Batch {
         self.rows >= MAX_BATCH_ROWS || self.bytes >= MAX_BATCH_BYTES
     }
 
-    /// Adds a row. Every vector must have this `length`.
-    fn add(&mut self, line: &Line<'_>, length: &mut Option<usize>) -> Result<(), ExportError> {
+    /// Adds a row, whose vector must have this many `dimensions`.
+    fn add(&mut self, line: &Line<'_>, dimensions: usize) -> Result<(), ExportError> {
         let [sha256, model, prepared, width, height] = line.added_values()?;
         let cells = self.columns.cells(&line.row.source_members);
         let cells = cells.map_err(|detail| line.error(detail))?;
@@ -163,7 +163,7 @@ impl Batch {
             let size = value.get().parse();
             sizes.push(size.map_err(|_| line.error(format!("{value} is not a size in pixels")))?);
         }
-        line.append_vector(length, &mut self.vectors)?;
+        line.append_vector(&mut Some(dimensions), &mut self.vectors)?;
         self.rows += 1;
         Ok(())
     }
