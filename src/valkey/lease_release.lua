@@ -1,5 +1,5 @@
--- Releases a lease: deletes its key or, if the vector was written, sets the key to 'done', even if
--- the lease has expired. Changes nothing if another call has the lease or has set 'done'.
+-- Releases a lease. If no vector was written, deletes its key. If one was written, sets the key to
+-- 'done', even if the lease has expired. Changes nothing if another call has the lease or has set 'done'.
 -- KEYS[1]: as in lease.lua
 -- ARGV: the token; for how many milliseconds the key says 'done', or 0 if no vector was written
 -- Returns 0 if another call has the lease or has set 'done', else 1.

@@ -3,15 +3,15 @@
 --          name is its replica's id, a colon, and a number.
 -- ARGV: the most calls in a window; the window in microseconds; the replica's id; the call's number,
 --       or '' to take no turn; how many of the oldest calls are searched for those of other replicas
--- Returns whether a turn was taken (1 or 0); how long a call must wait, or 0 if the limit allows one now;
--- and the ages of the other replicas' calls, the oldest first. Times are in microseconds.
+-- Returns whether a turn was taken (1 or 0); how long a call must wait for a turn, or 0 if one was or could
+-- be taken now; and the ages of the other replicas' calls, the oldest first. Times are in microseconds.
 local calls = KEYS[1]
 local limit, window, replica = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local number, max_searched = ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 redis.call('ZREMRANGEBYSCORE', calls, '-inf', now - window)
--- If another Valkey server takes over, its clock may be behind. A call with a later time counts as made now.
+-- If another Valkey server takes over, its clock may be behind. A call in its future counts as made now.
 for _, call in ipairs(redis.call('ZRANGEBYSCORE', calls, string.format('(%.0f', now), '+inf')) do
   redis.call('ZADD', calls, now, call)
 end
