@@ -37,9 +37,9 @@ use crate::{causes::causes, http_client::Trust};
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
 
 /// The variables that can name the service.
-const SERVICE_NAMES: [&str; 2] = ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"];
+const SERVICE_NAME_VARIABLES: [&str; 2] = ["OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"];
 
-/// The name of the service if no variable names it.
+/// The name of the tracer, and of the service if no variable names it.
 const SERVICE_NAME: &str = "imagesvc";
 
 /// How long sending one batch may take. This is OpenTelemetry's default.
@@ -93,8 +93,8 @@ where
         .with_resource(resource())
         .build();
     let tracer = provider.tracer(SERVICE_NAME);
-    // Tests start several services in one process. These share the log that was opened first, so
-    // only its provider is kept.
+    // Tests start several services in one process, but only the first layer is used. So only its
+    // provider is kept.
     let _ = PROVIDER.set(provider);
     let layer = tracing_opentelemetry::layer()
         .with_tracer(tracer)
@@ -112,6 +112,7 @@ fn is_exported<S>(metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
+    // `lookup_current` finds only exported spans, so it finds none outside of a request.
     metadata.is_span()
         && metadata.target() == TRACES
         && (metadata.name() == REQUEST_SPAN || context.lookup_current().is_some())
@@ -127,7 +128,7 @@ fn resource() -> Resource {
             _ => !value.is_empty(),
         })
     };
-    if SERVICE_NAMES.iter().any(names_service) {
+    if SERVICE_NAME_VARIABLES.iter().any(names_service) {
         builder.build()
     } else {
         builder.with_service_name(SERVICE_NAME).build()
@@ -143,7 +144,7 @@ pub(super) fn close() {
     }
 }
 
-/// Makes a new span, which must not have been entered yet, part of a client's trace. The ids are hexadecimal.
+/// Continues a client's trace with `span`, which must not have been entered yet. The ids are hexadecimal.
 pub(crate) fn continue_trace(span: &Span, trace_id: &str, parent_id: &str, is_sampled: bool) {
     let ids = (TraceId::from_hex(trace_id), SpanId::from_hex(parent_id));
     let (Ok(trace_id), Ok(parent_id)) = ids else { return };
