@@ -296,9 +296,9 @@ impl State {
         }
     }
 
-    /// The state of a client. A client that is not stored is treated as if it got its last permit
-    /// just before the most recent grant. Among clients with equally many permits, such a client
-    /// goes before the client of the most recent grant, but after the others that already wait.
+    /// The state of a client. A client that is not stored has no permit, so it goes before clients with
+    /// permits. Among clients without a permit, it goes before the client of the most recent grant, but
+    /// after the others that already wait: otherwise, ever new clients could overtake them.
     fn client_state(&self, client: ClientNetwork) -> ClientState {
         let last_grant = self.grant_count.saturating_sub(1);
         let new_client = ClientState { last_grant, ..ClientState::default() };
@@ -346,10 +346,9 @@ impl State {
             && fits(*memory_of_large_jobs, capacity.memory_for_large_jobs())
     }
 
-    /// How many queued jobs would be served before a job that this client submits now. The client's
-    /// own queued jobs go first, and give it `own_permits` permits. Another client's jobs go first
-    /// until that client has equally many. Then one more of them goes first, unless the other
-    /// client's last grant is newer.
+    /// Estimates how many queued jobs are served before a job that this client submits now. The client's
+    /// own queued jobs go first, and give it `own_permits` permits. Jobs of each other client go first
+    /// until that client has as many permits, and one more if its last grant is now older.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client_state(client);
         let own_permits = own.permits + own.queued;

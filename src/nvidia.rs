@@ -193,7 +193,8 @@ impl Client {
             Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.url())?),
             None => builder.no_proxy(),
         };
-        // Otherwise, the alert would miss the first response with such a status.
+        // The alert of docs/operating.md about a refused key needs these counters from the start: it would
+        // not notice the first response of a counter that begins with it.
         for operation in Operation::ALL {
             for status in ALERTING_STATUSES {
                 metrics.initialize_upstream_calls(operation.name(), status);

@@ -1,5 +1,5 @@
 //! `--dry-run`: counts the pictures of the sources. If calls per minute are limited, also prints how
-//! long the calls for these pictures take at most.
+//! long the limit makes these pictures wait if each of them needs a call.
 
 use std::{
     io::{self, Write},
@@ -57,7 +57,7 @@ pub(super) fn count(
     io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)
 }
 
-/// A line that says how long this number of calls takes at most, because of the call limit.
+/// A line that says how long the limit makes this number of calls wait.
 fn line_with_longest_time(calls: u64, call_limit: CallLimit) -> String {
     let CallLimit { total, replicas, has_valkey } = call_limit;
     // The settings refuse a limit of 0 calls, but the type allows it.

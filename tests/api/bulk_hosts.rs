@@ -41,7 +41,7 @@ async fn a_slow_host_gets_two_requests_at_once_and_does_not_delay_another_host()
     assert_eq!(bulk.rows("vectors.jsonl").len(), 12 + 30);
     // Two is the default of `--per-host`.
     assert_eq!(
-        slow.most_delayed_at_once(),
+        slow.max_delayed_at_once(),
         2,
         "two requests at once should be sent to the slow host"
     );

@@ -83,7 +83,7 @@ async fn a_running_service_gets_eight_requests_at_once_by_default() {
     let bulk = Bulk::without_nvidia();
     bulk.write_pictures(30);
     bulk.run(&format!("photos --out vectors.jsonl --to {}", app.url(""))).expect_exit_code(0);
-    assert_eq!(nvidia.most_delayed_at_once(), 8, "eight calls should run at once");
+    assert_eq!(nvidia.max_delayed_at_once(), 8, "eight calls should run at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +130,7 @@ async fn a_service_that_was_busy_gets_half_as_many_requests_at_once() {
     );
     // Half of the eight requests are four. With each success, that number grows a little: after 16
     // successes, six requests may run at once.
-    let most = service.most_delayed_at_once();
+    let most = service.max_delayed_at_once();
     assert!((4..=6).contains(&most), "4 to 6 requests should run at once, not {most}");
 }
 
@@ -141,7 +141,7 @@ async fn the_command_sends_as_many_pictures_at_once_as_it_is_told() {
     let bulk = Bulk::new(&nvidia);
     bulk.write_pictures(12);
     bulk.run("photos --out vectors.jsonl --concurrency 3").expect_exit_code(0);
-    assert_eq!(nvidia.most_delayed_at_once(), 3, "three calls should run at once");
+    assert_eq!(nvidia.max_delayed_at_once(), 3, "three calls should run at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

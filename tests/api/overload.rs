@@ -35,7 +35,7 @@ async fn the_number_of_concurrent_calls_to_nvidia_never_exceeds_the_setting() {
     for answer in join_all(uploads).await {
         answer.assert_success();
     }
-    assert_eq!(nvidia.most_delayed_at_once(), 2, "two calls should run at once");
+    assert_eq!(nvidia.max_delayed_at_once(), 2, "two calls should run at once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -115,8 +115,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
         .for_each(|answer| async move { answer.assert_success() })
         .await;
     let calls_before = nvidia.count();
-    // All requests begin at once. Their heads arrive while the queue is empty. So the service refuses a
-    // picture for its expected wait only after its body has arrived.
+    // All requests begin at once. Their heads arrive while the queue is empty. So the service
+    // refuses pictures because of their expected wait only after their bodies have arrived.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
@@ -139,7 +139,7 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_beyond_the_limit_on_calls_per_minute_are_not_uploaded_to_nvidia() {
     // Each PUT to the asset store takes half a second, so all six requests arrive before the first call.
-    // The limit allows one call at once, and a second one after half a minute.
+    // The limit allows one call immediately, and a second one after half a minute.
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })

@@ -202,7 +202,7 @@ impl FakeServer {
     }
 
     /// The most requests that waited for a [`Reply::After`] at the same time.
-    pub fn most_delayed_at_once(&self) -> usize {
+    pub fn max_delayed_at_once(&self) -> usize {
         self.delayed.most.load(Ordering::SeqCst)
     }
 
