@@ -65,7 +65,7 @@ def reported_size(picture, expected):
 
 
 def scaled_down(expected):
-    """If the picture is large, over twice as wide as most, yields it at 3/4 and at 9/16 of its size. The
+    """If the picture is large, over twice as wide as SIZE, yields it at 3/4 and at 9/16 of its size. The
     service scales down by 3/4, once or repeatedly."""
     if expected.width > 2 * SIZE[0]:
         for sixteenths in (12, 9):

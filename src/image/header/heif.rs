@@ -147,7 +147,7 @@ fn unsupported_item(kind: &[u8; 4]) -> HeaderError {
         b"hev1" => "a HEIC picture of the kind hev1",
         b"iovl" => "a HEIC picture that overlays others (iovl)",
         b"iden" => "a HEIC picture that is made from another one (iden)",
-        // Only a tile can get here: any other grid is supported.
+        // A grid gets here only as a tile of another grid.
         b"grid" => "a HEIC picture whose grid is made of grids",
         b"jpeg" => "a HEIF file with a JPEG in it",
         b"j2k1" => "a HEIF file with a JPEG 2000 in it",
@@ -216,7 +216,7 @@ fn read_grid_layout(
     let Location { method, start, length } = meta.location(grid).ok_or(Damaged)?;
     // Enough for the longest layout. Bytes that the item does not have stay zero.
     let mut data = [0; 12];
-    // A length of zero means: up to the end (ISO/IEC 14496-12, 8.11.3).
+    // A length of zero means: up to the end of the file or of `idat` (ISO/IEC 14496-12, 8.11.3).
     let length = usize::try_from(length).ok().filter(|len| *len > 0).unwrap_or(data.len());
     let length = length.min(data.len());
     match method {
@@ -319,7 +319,7 @@ fn read_alpha(
             name == b"auxC" && ALPHA_TYPES.contains(&auxiliary_type)
         })
     };
-    // By the item of each alpha, its size and whether it is transformed.
+    // For the item of each alpha: its size before it is transformed, and whether it is transformed.
     let (mut alphas, mut alpha_grid_count) = (BTreeMap::new(), 0);
     for (alpha, masters) in meta.auxiliaries() {
         let masters: Vec<u32> = masters.filter(|item| picture.items.contains(item)).collect();
