@@ -82,8 +82,8 @@ impl Client {
             if let Some(pace) = &self.0.pace
                 && retry_state.pace_permit.is_none()
             {
-                // The permit replaces the reservation. Only reserved calls of a batch may be made all at
-                // once. All other calls, such as retries, are spread over time.
+                // The permit replaces the reservation. Reserved calls of a batch may be made all at once if
+                // they all fit into the window. All other calls, such as retries, are spread over time.
                 let reservation = retry_state.reservation.take();
                 let is_spread = reservation.as_ref().is_none_or(ReservationGuard::is_spread);
                 drop(reservation);
@@ -95,8 +95,8 @@ impl Client {
                     _ => Error::no_call_before_deadline(operation, wait),
                 })?);
             }
-            // Another call may have received a `Retry-After` during the wait for the permit. The permit
-            // is then dropped, because it would count as a call while this call waits.
+            // Another call may have received a `Retry-After` during the wait for the permit. This call then
+            // waits again, without the permit: an unused permit counts as a call.
             if self.check_retry_after(operation, deadline)?.is_none() {
                 return Ok(());
             }

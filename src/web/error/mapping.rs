@@ -1,5 +1,5 @@
-//! Maps errors to codes and sentences: those of the inner modules, which know nothing of HTTP, and those
-//! of the extractors `head` and `body`.
+//! Maps errors of the inner modules, which know nothing of HTTP, to codes and sentences. Does the same with
+//! errors of the extractors `head` and `body`.
 //!
 //! A sentence says what is wrong and, where possible, what to do. `code.rs` maps codes to statuses.
 
@@ -84,7 +84,7 @@ pub(super) fn pipeline_code(error: &pipeline::Error) -> Code {
             Code::StorageUnavailable
         }
         Error::Store(_) => Code::StorageFailed,
-        // `embed` has pictures decoded, so `Undecodable` contains one of its errors.
+        // `embed` calls the decoder, so `Undecodable` contains an error of `embed`.
         Error::Undecodable(error) | Error::Embed { error, .. } => embed_code(error),
         Error::BatchTooLarge { .. } => Code::ValidationFailed,
         Error::Panicked(_) => Code::Internal,
