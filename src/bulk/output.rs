@@ -244,6 +244,7 @@ mod tests {
 
     #[test]
     fn the_error_of_a_line_that_is_no_row_or_has_another_model_contains_the_line_number() {
+        // The last text ends like a row, but does not begin like one.
         for text in ["{}\n", "text\n", "\n", "[1]\n", "{\"vector\":[1]}\n", "\u{0}]}\n"] {
             assert!(matches!(read_text(text), Err(OutputError::NotARow { line: 1, .. })), "{text}");
         }

@@ -152,7 +152,8 @@ async fn a_list_from_a_named_pipe_is_read_and_its_writer_does_not_fail() {
     bulk.write_pictures(1);
     let pipe = bulk.folder().join("list.txt");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    // Blank lines make the list longer than a pipe's buffer, so the writer writes as long as it is read.
+    // Blank lines make the list longer than a pipe's buffer. So the writer would fail if the command stopped
+    // reading early.
     let list = "photos/0.png\n".to_owned() + &"\n".repeat(200_000);
     let writer = std::thread::spawn(move || fs::write(pipe, list));
     bulk.run("list.txt --out vectors.jsonl").expect_exit_code(0);
