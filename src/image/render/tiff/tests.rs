@@ -42,8 +42,8 @@ const ALPHA: u64 = 2;
 // Values of other tags.
 /// Predictor: each sample is the difference from the pixel to the left.
 const DIFFERENCE: u64 = 2;
-/// Predictor: the bytes of floating-point numbers are reordered, and each is the difference from the
-/// byte of the pixel to the left.
+/// Predictor: like `DIFFERENCE`, but for the bytes of floating-point numbers. They are grouped by their
+/// significance first.
 const FLOAT_DIFFERENCE: u64 = 3;
 /// SampleFormat: floating-point numbers.
 const FLOAT: u64 = 3;
@@ -131,7 +131,7 @@ fn palette_indices_become_the_colours_of_the_palette() {
 }
 
 #[test]
-fn transparent_pixels_become_white() {
+fn alpha_is_blended_with_white_and_other_extra_samples_are_ignored() {
     let rgba = |extra: u64| Crafted::new((3, 1), RGB, &[8; 4]).with(EXTRA_SAMPLES, &[extra]);
     let strip = [100, 0, 50, 128, 100, 0, 50, 0, 100, 0, 50, 255];
     let (white, opaque) = ([255; 3], [100, 0, 50]);
@@ -189,8 +189,9 @@ fn predictors_are_undone_for_samples_of_several_bytes_in_both_byte_orders() {
     // byte order changes nothing.
     let mut strip: Vec<u8> =
         (0..4).flat_map(|byte| samples.map(|sample| sample.to_be_bytes()[byte])).collect();
-    for at in (3..strip.len()).rev() {
-        strip[at] = strip[at].wrapping_sub(strip[at - 3]);
+    let channels = 3;
+    for at in (channels..strip.len()).rev() {
+        strip[at] = strip[at].wrapping_sub(strip[at - channels]);
     }
     for picture in [float.clone(), float.big_endian()] {
         assert_eq!(pixels(&picture, &zlib(&strip)), [[0, 64, 255], [255, 128, 191]]);
@@ -198,7 +199,7 @@ fn predictors_are_undone_for_samples_of_several_bytes_in_both_byte_orders() {
 }
 
 #[test]
-fn reversed_bits_are_decoded_uncompressed_and_with_lzw_deflate_and_packbits() {
+fn reversed_bits_are_decoded_without_compression_and_with_lzw_deflate_and_packbits() {
     let rows = [0b1100_0000, 0b0101_0000];
     for (compression, strip) in [
         (UNCOMPRESSED, rows.to_vec()),
@@ -274,9 +275,9 @@ fn truncated_pixels_are_broken() {
         let result = decoded(picture.file(&[&strip[..strip.len() / 2]]));
         assert!(matches!(result, Err(Error::Broken { .. })), "{result:?}");
     }
-    // Without compression, the decoder ignores the strip's length: it would also read the tags that follow
-    // a short strip. So the short strip, which lacks 68 of the 768 bytes, is the end of this file. The
-    // complete strip before it is not used.
+    // Without compression, the decoder ignores the strip's length. After a short strip, it would read on
+    // into the tags. So this file ends with the short strip: 700 of the 768 bytes. `STRIP_OFFSETS`
+    // names only this strip, so the complete one at the beginning is not used.
     let mut file = picture.with(STRIP_OFFSETS, &[4000]).file(&[&values]);
     file.resize(4000, 0);
     file.extend(&values[..700]);
