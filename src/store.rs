@@ -187,8 +187,8 @@ impl Store {
         Ok(self.space.check_space().await?)
     }
 
-    /// Removes a picture that was saved before decoding showed that it must be refused. Waits for the
-    /// removal at most a second; after that, the removal continues in the background.
+    /// Removes a saved picture that cannot be decoded. Waits for the removal at most a second; after that,
+    /// the removal continues in the background.
     pub async fn remove(&self, name: String) {
         if let Some(bucket) = &self.bucket {
             let removal = bucket.remove(object::path(&name), RemovalTime::Now);
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     fn open(folder: &Path) -> Result<Store, OpenError> {
-        let reserve = 0; // free bytes are not checked
+        let reserve = 0; // turns off the check of free bytes
         open_on(DiskSpace::new(folder.to_owned(), reserve), folder)
     }
 

@@ -178,7 +178,7 @@ impl Inner {
         if !may_call(lease).await {
             return Ok(None);
         }
-        // This does not read a file: a payload that can go inline is in memory.
+        // This reads no file: spools keep contents of at most `largest_inline` bytes in memory.
         let bytes = payload.content.read_at(0, self.settings.largest_inline());
         let bytes = bytes.map_err(image::Error::from).map_err(decoder::Error::from)?;
         let image = InlineImage::new(payload.format.media_type(), &bytes);
