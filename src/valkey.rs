@@ -83,7 +83,7 @@ struct Inner {
     failed: Notify,
     /// The task that maintains the connection.
     maintenance: Mutex<Option<AbortOnDropHandle<()>>>,
-    /// Has one permit. The blocking thread that connects holds it.
+    /// Has one permit. Connecting may block, so it runs on a thread of its own, which holds the permit.
     may_connect: Arc<Semaphore>,
     /// Tracks the tasks that the shutdown waits for.
     background: TaskTracker,

@@ -1,5 +1,5 @@
-//! Checks the Valkey: its permissions, its clock, its speed, and which keys it removes when its memory is
-//! full.
+//! Checks the Valkey: the permissions of the user in its URL, its clock, its speed, and which keys it
+//! removes when its memory is full.
 
 use std::time::{Duration, SystemTime};
 
