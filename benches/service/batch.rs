@@ -59,7 +59,8 @@ impl Bench {
     fn single_picture_beside_batch(&mut self) {
         let folder = self.folder("beside");
         // Of the eight calls that may run at once, a batch makes at most six. So its 32 pictures need
-        // six rounds of calls, 2.4 s. An upload that waits for all six rounds takes about 2.6 s.
+        // six rounds of calls, 2.4 s. An upload that waits for all six rounds takes about 2.6 s. The
+        // goal is at most half of that.
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));

@@ -48,7 +48,8 @@ class LikeAmazon:
         return self.hide_missing_objects(environ, start_response)
 
     def hide_missing_objects(self, environ, start_response):
-        """Lets moto answer. If an object is missing, a client that may not list the bucket gets 403, not 404."""
+        """Lets moto answer. If an object is missing, a signed request gets 403, not 404, unless its client
+        may list the bucket. An unsigned request gets moto's answer."""
         request = dict(environ)  # a copy, because moto may change `environ`
         access_key_id = credential_of(request)[0]
         bucket, _, key = request["PATH_INFO"].lstrip("/").partition("/")

@@ -11,8 +11,8 @@ use super::{
     limited::{Allowance, Limited},
 };
 
-/// Reads the objects one by one. Returns whether the sink wants more items. `place` is the name of the
-/// file, for errors.
+/// Reads the objects one by one. Returns whether the sink wants more items. `place` is the list's path,
+/// for messages.
 ///
 /// # Errors
 /// The input cannot be read, is not a JSON array, or contains too large an object.
