@@ -284,7 +284,7 @@ fn embed_detail(error: &embed::Error) -> String {
             "The service's NVIDIA account is out of credits or has no access to the model; the service's operator must \
              resolve this."
         }
-        Code::EmbeddingRateLimited => "NVIDIA is limiting the service's calls; try again after the time in Retry-After.",
+        Code::EmbeddingRateLimited => "The service may make no further call to NVIDIA now; try again after the time in Retry-After.",
         Code::EmbeddingTimeout => "NVIDIA did not answer in time; try again.",
         Code::EmbeddingInvalid => "NVIDIA's response contained no valid embedding; try again later.",
         Code::Internal => INTERNAL_DETAIL,
