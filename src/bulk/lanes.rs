@@ -1,5 +1,5 @@
 //! Queues the rows that are to be sent. The queue has a lane for each host, so that one host does not
-//! delay the pictures of others. All files, and all URLs without a host, have one lane together.
+//! delay the pictures of others. All files and all invalid URLs have one lane together.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -23,8 +23,8 @@ const MAX_ROWS: usize = 10_000;
 /// With this many bytes of rows in the queue, no new row is added.
 const MAX_BYTES: usize = 32 << 20;
 
-/// Once a host has failed this often in a row, its pictures that fail are not tried again. Otherwise, a
-/// long list with a host that no longer exists would keep the run busy for days.
+/// Once a host has failed this often since its last answer, its pictures that fail are not tried again.
+/// Otherwise, a long list with a host that no longer exists would keep the run busy for days.
 const MAX_CONSECUTIVE_FAILURES: u32 = 20;
 
 /// The failures of at most this many hosts are counted. If more hosts fail, some counts are lost, and
@@ -54,10 +54,11 @@ impl Job {
         self.item.object.len() + size_of::<Self>()
     }
 
-    /// The name of the job's lane: the URL's host and port, or empty for a file or a URL without a host.
+    /// The name of the job's lane: the URL's host and port, or empty for a file or an invalid URL.
     pub(super) fn lane_name(&self) -> String {
         match &self.item.picture {
             Ok(Picture::Url { host, .. }) => host.clone(),
+            // No job has an `Err`: without a picture, there is nothing to send.
             Ok(Picture::File(_)) | Err(_) => String::new(),
         }
     }
@@ -297,11 +298,8 @@ mod tests {
     }
 
     #[test]
-    fn pictures_of_a_host_that_always_fails_get_no_second_attempt_until_the_host_answers() {
+    fn pictures_of_a_host_that_keeps_failing_are_not_tried_again_until_the_host_answers() {
         let mut lanes = Lanes::new(1);
-        for url in ["http://a/1", "http://b/1"] {
-            lanes.push(job(url));
-        }
         for _ in 1..MAX_CONSECUTIVE_FAILURES {
             assert!(lanes.host_failed("a:80"));
         }

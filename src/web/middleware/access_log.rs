@@ -31,7 +31,7 @@ const CLIENT_DISCONNECTED: u16 = 499;
 /// The route in the log and the metrics if no route has the request's path.
 const NO_ROUTE: &str = "none";
 
-/// The field of a trace's span that contains the code of an error.
+/// The field of a trace's span that contains an error's code, or `client_disconnected`.
 const ERROR_TYPE: &str = "error.type";
 
 /// Fields that a handler adds to the request's log line. The handler attaches them to its response.
@@ -96,12 +96,12 @@ pub(in crate::web) async fn access_log(
         started: Instant::now(),
         is_written: false,
     };
-    let span = tracing::info_span!("request", request_id = %entry.id);
+    let log_span = tracing::info_span!("request", request_id = %entry.id);
 
-    // A call to NVIDIA may outlive its request, and keeps the innermost span until the call ends. That
-    // must not be the trace's span, which would then seem to last as long as the call. So the log's
-    // span is innermost. It is not a child of the trace's span, because a child would keep its parent.
-    let mut response = next.run(request).instrument(span).instrument(trace_span).await;
+    // A call to NVIDIA may outlive its request, and keeps the innermost span until the call ends. If
+    // that were `trace_span`, the request would seem to last as long as the call. So `log_span` is
+    // innermost. It is created outside `trace_span`, because a child would keep its parent open.
+    let mut response = next.run(request).instrument(log_span).instrument(trace_span).await;
 
     let error = response.extensions_mut().remove::<ErrorExtension>();
     if let Some(error) = &error {
@@ -139,9 +139,9 @@ fn with_error_body(
     response
 }
 
-/// Creates a request's span for the traces, which is part of the client's trace if the client sent
-/// one. Returns a disabled span for a route that is polled. The span does not contain the path: it
-/// may be any text, and the log does not contain it either.
+/// Creates a request's span for the traces. If the client sent a trace, the span is part of that
+/// trace. Returns a disabled span for a route that is polled. Neither the span nor the log contains
+/// the path, because a path may be any text.
 fn trace_span(method: &str, route: &str, id: &str, trace: Option<&TraceContext>) -> Span {
     if is_polled(route) {
         return Span::none();
@@ -190,7 +190,7 @@ impl Entry {
         self.trace.as_ref().map(|trace| (&*trace.trace_id, &*trace.span_id)).unzip()
     }
 
-    /// Writes the line, and adds the request to the metrics and to its trace.
+    /// Writes the line, counts the request in the metrics, and records its outcome in its trace's span.
     fn write(&mut self, status: StatusCode, fields: &LogFields, error: Option<&Error>) {
         self.is_written = true;
         let status = status.as_u16();
