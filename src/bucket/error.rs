@@ -68,11 +68,11 @@ pub(super) enum Cause {
     /// There was no answer in time.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// The client's deadline passed, after too short a wait to blame the bucket. After a longer wait, the
+    /// The caller's deadline passed, after too short a wait to blame the bucket. After a longer wait, the
     /// cause is `Timeout`.
     #[error("the request's deadline passed")]
     DeadlinePassed,
-    /// An object that was just written is missing or differs.
+    /// The self-test wrote an object, but then read none, or one with other content.
     #[error("the object that was just written is missing or differs")]
     Lost,
     /// The request was not sent, because the bucket is failing.
