@@ -75,9 +75,10 @@ fn units_are_rounded_up_to_a_multiple_of_the_step() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiting_client_gets_returned_units_or_an_error_at_the_deadline() {
+async fn a_waiting_client_gets_units_that_are_returned_or_an_error_at_the_deadline() {
     let shares = Shares::new(2, LARGEST, STEP);
     let deadline = Instant::now() + Duration::from_secs(1);
+    // A quarter of two units is rounded down to none, so the first client gets both.
     let first = shares.take(client(1), 2, deadline).await.unwrap();
     let mut waiting = Box::pin(shares.take(client(2), 1, deadline));
     assert!(futures_util::poll!(&mut waiting).is_pending());
@@ -92,9 +93,9 @@ async fn a_waiting_client_gets_returned_units_or_an_error_at_the_deadline() {
 
 /// What happens to one of six permits. `index` is the permit's index.
 ///
-/// For `Panic`, a thread that owns the permit panics. For `TakeOrGiveUp`, the client asks for 60
-/// units. If it gets them at once, the new permit replaces the old one. Otherwise the client stops
-/// waiting.
+/// `Grow` and `Shrink` make an empty permit if there is none. For `Panic`, a thread that owns the
+/// permit panics. For `TakeOrGiveUp`, a client asks for 60 units. If it gets them at once, the new
+/// permit replaces the old one. Otherwise the client stops waiting.
 #[derive(Debug, Clone)]
 enum Action {
     Grow { index: usize, units: u64 },
@@ -104,8 +105,8 @@ enum Action {
     TakeOrGiveUp { index: usize },
 }
 
-/// Random actions, each with the number of the client that gets a new permit if the action makes
-/// one.
+/// Random actions, each with a client's number. If the action makes a permit, the permit is for this
+/// client.
 fn random_actions() -> impl Strategy<Value = Vec<(u8, Action)>> {
     let action = prop_oneof![
         (0usize..6, 0u64..120).prop_map(|(index, units)| Action::Grow { index, units }),

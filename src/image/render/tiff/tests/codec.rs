@@ -17,7 +17,7 @@ fn packbits_runs_may_continue_in_the_next_row_but_must_not_be_truncated() {
 }
 
 #[test]
-fn lzw_is_decoded_in_the_variant_before_tiff_5_and_in_the_variant_since() {
+fn lzw_from_before_tiff_5_and_lzw_since_tiff_5_are_decoded() {
     let values: Vec<u8> = (0..2000_u32).map(|n| (n * n / 7) as u8).collect();
     let before_5 = weezl::encode::Encoder::new(weezl::BitOrder::Lsb, 8).encode(&values).unwrap();
     let picture = Crafted::new((100, 20), GREY, &[8]).with(COMPRESSION, &[LZW]);
@@ -59,8 +59,8 @@ fn fax_is_decoded_unless_a_group_3_row_is_too_short_or_group_4_has_no_rows() {
     // The modes: 001 is horizontal, with two runs after it, 1 is vertical, and 0001 is pass.
     let group_4_row = "001 1011 10 1";
     let group_4 = [group_4_row, "0001 1", group_4_row].concat();
-    let outer_row = [255, 255, 255, 255, 0, 0, 0, 255];
-    let expected = [outer_row, [255; 8], outer_row].concat();
+    let row_pixels = [255, 255, 255, 255, 0, 0, 0, 255];
+    let expected = [row_pixels, [255; 8], row_pixels].concat();
     for (compression, strip) in [(GROUP_3, bits(&group_3)), (GROUP_4, bits(&group_4))] {
         let white_is_zero = fax(compression, WHITE_IS_ZERO);
         assert_eq!(pixels(&white_is_zero, &strip), grey(&expected), "{compression}");
@@ -83,7 +83,7 @@ fn fax_is_decoded_unless_a_group_3_row_is_too_short_or_group_4_has_no_rows() {
     let end_of_fax = END_OF_ROW.repeat(2);
     let fax_4 = fax(GROUP_4, WHITE_IS_ZERO);
     let one_row = bits(&format!("{group_4_row} {end_of_fax}"));
-    let expected = [&outer_row[..], &[255; 16]].concat();
+    let expected = [&row_pixels[..], &[255; 16]].concat();
     assert_eq!(pixels(&fax_4, &one_row), grey(&expected));
     assert!(decoded(fax_4.file(&[&bits(&end_of_fax)])).is_err());
 }
@@ -131,7 +131,7 @@ fn assert_close(actual: &RgbImage, expected: &[u8]) {
 }
 
 #[test]
-fn the_tags_define_the_colours_of_an_embedded_jpeg() {
+fn an_embedded_jpeg_is_decoded_with_the_colours_and_tables_but_not_the_fill_order_of_the_tags() {
     const SIZE: (u32, u32) = (40, 24);
     let (values, jpeg) = samples_and_jpeg(SIZE, 3);
     let picture_with = |photometric| {
@@ -168,23 +168,24 @@ fn an_embedded_jpeg_is_read_up_to_the_end_of_its_strip_with_and_without_separate
         let (offset, len) = (16, strip.len() as u64); // a crafted file has its first strip there
         let chunk = Chunk { plane: 0, x: 0, y: 0, columns, rows: rows_of_strip, offset, len };
         let mut reader = content.reader();
+        // `rows` decodes the whole JPEG before it returns.
         drop(rows(&tiff, &tables, &chunk, &mut reader).unwrap());
         assert_eq!(reader.stream_position().unwrap(), offset + len);
     }
 }
 
 #[test]
-fn an_embedded_jpeg_whose_size_or_colours_differ_from_the_tags_is_refused() {
-    let grey = |size| Crafted::new(size, GREY, &[8]).with(COMPRESSION, &[JPEG]);
+fn an_embedded_jpeg_whose_size_or_number_of_channels_differs_from_the_tags_is_refused() {
+    let grey_picture = |size| Crafted::new(size, GREY, &[8]).with(COMPRESSION, &[JPEG]);
     let (values, jpeg) = samples_and_jpeg((40, 24), 1);
     let values: Vec<u8> = values.iter().flat_map(|value| [*value; 3]).collect();
-    assert_close(&decoded(grey((40, 24)).file(&[&jpeg])).unwrap(), &values);
+    assert_close(&decoded(grey_picture((40, 24)).file(&[&jpeg])).unwrap(), &values);
     // The JPEG of the last strip may be as high as the other JPEGs, and extend beyond the picture.
-    let two_strips = grey((40, 40)).with(ROWS_PER_STRIP, &[24]).file(&[&jpeg, &jpeg]);
+    let two_strips = grey_picture((40, 40)).with(ROWS_PER_STRIP, &[24]).file(&[&jpeg, &jpeg]);
     let image = decoded(two_strips).unwrap();
     assert_close(&image, &[&values[..], &values[..40 * 16 * 3]].concat());
     for size in [(41, 24), (39, 24), (40, 25), (40, 23)] {
-        assert!(decoded(grey(size).file(&[&jpeg])).is_err(), "{size:?}");
+        assert!(decoded(grey_picture(size).file(&[&jpeg])).is_err(), "{size:?}");
     }
     let rgb = Crafted::new((40, 24), RGB, &[8; 3]).with(COMPRESSION, &[JPEG]);
     assert!(decoded(rgb.file(&[&jpeg])).is_err());
