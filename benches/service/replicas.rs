@@ -45,7 +45,8 @@ impl Bench {
         let without_valkey = Service::start(&folder, &self.nvidia, &settings);
         let folder = self.folder("valkey");
         let with_valkey = Service::start(&folder, &self.nvidia, &settings_with_valkey);
-        // For three seconds after its start, a service with a Valkey limits its calls in `Mode::Settling`.
+        // For three seconds after its start, a service with a Valkey may make fewer calls: see
+        // `Mode::Settling`.
         thread::sleep(Duration::from_secs(4));
 
         self.nvidia.set_delay(CALL_TIME);

@@ -98,7 +98,7 @@ def main():
                 nearest = [imagesvc, "nearest", "image.png", "--in", "vectors.jsonl", "--sandbox"]
                 expected = rows(run(nearest, folder, imagesvc))
                 cosine, path = expected[0]
-                # The folder `photos` has three pictures. The query is a copy of chelsea.png.
+                # The page's commands copy three pictures to `photos`. The query is a copy of chelsea.png.
                 assert path == "photos/chelsea.png" and cosine > 0.98 and len(expected) == 3, expected
             elif language == "python" and is_run:
                 check(heading, rows(run([sys.executable, "-c", text], folder, imagesvc)), expected)

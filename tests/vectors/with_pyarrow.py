@@ -13,7 +13,7 @@ for name in ["folder", "people"]:
     assert table.column_names == source_columns + rows.ADDED, table.column_names
     table.validate(full=True)
 
-    # Only the source's columns may contain null.
+    # Of the columns with text, only the source's may contain null.
     for column in source_columns + ["sha256", "model", "prepared"]:
         field = table.schema.field(column)
         assert field.type == pyarrow.string() and field.nullable == (column in source_columns), field
