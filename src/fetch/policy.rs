@@ -19,7 +19,8 @@ pub const MAX_URL_LEN: usize = 8192;
 pub struct Policy {
     /// The allowed ports.
     pub ports: Vec<u16>,
-    /// The only allowed hosts, also for exceptions. `None` allows every public host.
+    /// The only allowed hosts. The host of an exception must be among them, too. `None` allows every
+    /// public host.
     pub hosts: Option<Vec<HostPattern>>,
     /// Exceptions to the rules about addresses. An [`Exception::Server`] is also an exception
     /// to the rule about ports.
@@ -241,7 +242,7 @@ const DENIED_V4: [Ipv4Net; 19] = [
     v4(10, 0, 0, 0, 8),       // private
     v4(100, 64, 0, 0, 10),    // carrier-grade NAT
     v4(127, 0, 0, 0, 8),      // loopback
-    v4(168, 63, 129, 16, 32), // Azure's wire server
+    v4(168, 63, 129, 16, 32), // Azure's wire server, also in `METADATA_ENDPOINTS`
     v4(169, 254, 0, 0, 16),   // link-local
     v4(172, 16, 0, 0, 12),    // private
     v4(192, 0, 0, 0, 24),     // protocol assignments

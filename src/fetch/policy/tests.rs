@@ -14,9 +14,14 @@ fn new_policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
     }
 }
 
-/// For an allowed URL, returns whether an exception for its server (host and port) allows it. For any
-/// other URL, returns the error.
-fn server_is_exception(policy: &Policy, url: &str) -> Result<bool, UrlError> {
+/// The result of [`check`] for an allowed URL whose server (host and port) is not an exception.
+const ALLOWED: Result<bool, UrlError> = Ok(false);
+
+/// The result of [`check`] for an allowed URL whose server is an exception.
+const ALLOWED_AS_EXCEPTION: Result<bool, UrlError> = Ok(true);
+
+/// Checks a URL. If it is allowed, returns whether its server is an exception.
+fn check(policy: &Policy, url: &str) -> Result<bool, UrlError> {
     policy.check_url(url).map(|target| target.is_exception)
 }
 
@@ -32,7 +37,7 @@ fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbou
         assert!(!is_public(network.addr()), "{network}");
         assert!(!is_public(network.broadcast()), "{network}");
     }
-    // Addresses beside the ranges. An IPv6 address before a range is near it, but not the last before it.
+    // Addresses next to the ranges. Those before an IPv6 range are near it, but not adjacent.
     for public in [
         "1.0.0.0",
         "9.255.255.255",
@@ -163,8 +168,8 @@ fn text_that_is_not_a_web_url_or_has_a_user_or_is_too_long_is_invalid() {
 
 #[test]
 fn ports_outside_the_list_are_denied() {
-    assert_eq!(server_is_exception(&new_policy(&[], &[]), "https://example.com/"), Ok(false));
-    assert_eq!(server_is_exception(&new_policy(&[], &[]), "http://example.com:443/"), Ok(false));
+    assert_eq!(check(&new_policy(&[], &[]), "https://example.com/"), ALLOWED);
+    assert_eq!(check(&new_policy(&[], &[]), "http://example.com:443/"), ALLOWED);
     assert!(is_denied(&new_policy(&[], &[]), "http://example.com:8080/"));
     assert!(is_denied(&new_policy(&[], &[]), "http://example.com:22/"));
 }
@@ -175,20 +180,20 @@ fn an_exception_allows_only_its_own_network_or_server() {
         &[],
         &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"],
     );
-    // An exception for a network allows this URL, not one for its server.
-    assert_eq!(server_is_exception(&policy, "http://10.1.2.3/"), Ok(false));
+    // The exception that allows this URL is one for a network.
+    assert_eq!(check(&policy, "http://10.1.2.3/"), ALLOWED);
     assert!(is_denied(&policy, "http://10.2.0.1/"));
     // An exception for a network does not allow further ports.
     assert!(is_denied(&policy, "http://10.1.2.3:8080/"));
-    assert_eq!(server_is_exception(&policy, "http://PICTURES.internal.:8080/"), Ok(true));
+    assert_eq!(check(&policy, "http://PICTURES.internal.:8080/"), ALLOWED_AS_EXCEPTION);
     assert!(is_denied(&policy, "http://pictures.internal:8081/"));
-    assert_eq!(server_is_exception(&policy, "http://127.0.0.1:9000/"), Ok(true));
+    assert_eq!(check(&policy, "http://127.0.0.1:9000/"), ALLOWED_AS_EXCEPTION);
     assert!(is_denied(&policy, "http://127.0.0.1/"));
-    assert_eq!(server_is_exception(&policy, "http://169.254.1.1/"), Ok(false));
+    assert_eq!(check(&policy, "http://169.254.1.1/"), ALLOWED);
     // No exception allows a metadata endpoint.
     assert!(is_denied(&policy, "http://169.254.169.254/"));
     let metadata_address = "::ffff:169.254.169.254".parse().unwrap();
-    let is_exception = true; // as for the host and port of an exception
+    let is_exception = true; // as for a server that is an exception
     assert!(policy.check_address(metadata_address, is_exception).is_err());
 }
 
@@ -213,7 +218,7 @@ fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
         assert_eq!(result.is_ok(), is_allowed_with_exceptions, "{address}");
     }
     let metadata_address = "64:ff9b::a9fe:a9fe".parse().unwrap();
-    let is_exception = true; // as for the host and port of an exception
+    let is_exception = true; // as for a server that is an exception
     assert!(with_exceptions.check_address(metadata_address, is_exception).is_err());
 }
 
@@ -225,7 +230,7 @@ fn hosts_outside_the_list_are_denied() {
         "https://UPLOAD.wikimedia.org./a",
         "https://a.b.example.com/",
     ] {
-        assert_eq!(server_is_exception(&policy, allowed), Ok(false), "{allowed}");
+        assert_eq!(check(&policy, allowed), ALLOWED, "{allowed}");
     }
     for denied in [
         "https://example.com/",
