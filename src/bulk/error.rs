@@ -7,7 +7,7 @@ use super::{
     vectors::VectorsError,
 };
 
-/// The exit code of a command that cannot start, or whose input cannot be used.
+/// The exit code of a command that cannot start, or that cannot use what it needs, such as its sources.
 const UNUSABLE: u8 = 2;
 
 /// How a command has ended.
@@ -45,7 +45,7 @@ pub enum BulkError {
     /// A row or a failure cannot be written.
     #[error("the output cannot be written: {0}")]
     Write(io::Error),
-    /// The rows are written, but the file that `embed` makes from them cannot be made.
+    /// `embed` has written the rows, but cannot make the Parquet or NumPy file from them.
     #[error("{0}")]
     Export(String),
     /// The service cannot be used.
