@@ -42,8 +42,8 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
     ids = ids or range(1, len(planes) + 1)
     max_factors = [max(factors[axis] for factors in sampling) for axis in (0, 1)]
     # The number of units across and down, rounded up.
-    units = -(-width // (8 * max_factors[0])), -(-height // (8 * max_factors[1]))
-    blocks = [transform(plane, units, max_factors, factors) for plane, factors in zip(planes, sampling)]
+    unit_counts = -(-width // (8 * max_factors[0])), -(-height // (8 * max_factors[1]))
+    blocks = [transform(plane, unit_counts, max_factors, factors) for plane, factors in zip(planes, sampling)]
 
     file = b"\xff\xd8"
     if adobe is not None:
@@ -58,24 +58,24 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
         file += segment(0xDD, struct.pack(">H", restart))
 
     scans = scans or [range(len(planes))]
-    # One pass writes one scan of the file: its planes, and their first and last coefficient.
-    passes = [(scan, 0, 63) for scan in scans]
+    # For each scan in the file: its planes, its first coefficient and its last one.
+    file_scans = [(scan, 0, 63) for scan in scans]
     if frame == PROGRESSIVE:
         single_planes = [[plane] for plane in range(len(planes))]
-        passes = [(scan, 0, 0) for scan in scans]
-        passes += [(scan, *band) for band in [(1, 5), (6, 63)] for scan in single_planes]
-    for scan, first, last in passes:
+        file_scans = [(scan, 0, 0) for scan in scans]
+        file_scans += [(scan, *band) for band in [(1, 5), (6, 63)] for scan in single_planes]
+    for scan, first, last in file_scans:
         head = b"".join(bytes([ids[plane], 0]) for plane in scan)
         file += segment(0xDA, bytes([len(scan)]) + head + bytes([first, last, 0]))
-        coded_units = list(scan_units(scan, blocks, sampling, units, (width, height), max_factors))
+        coded_units = list(scan_units(scan, blocks, sampling, unit_counts, (width, height), max_factors))
         file += compress(coded_units, first, last, restart)
     return file + b"\xff\xd9"
 
 
-def transform(plane, units, max_factors, factors):
+def transform(plane, unit_counts, max_factors, factors):
     """Returns the blocks of a plane by row and column. Each has 64 coefficients in the file's order."""
     # The height and the width with padding, in the order of numpy's axes.
-    size = units[1] * 8 * max_factors[1], units[0] * 8 * max_factors[0]
+    size = unit_counts[1] * 8 * max_factors[1], unit_counts[0] * 8 * max_factors[0]
     plane = np.pad(plane.astype(float), [(0, size[axis] - plane.shape[axis]) for axis in (0, 1)], "edge")
     across, down = max_factors[0] // factors[0], max_factors[1] // factors[1]
     plane = plane.reshape(size[0] // down, down, size[1] // across, across).mean((1, 3)) - 128
@@ -84,18 +84,18 @@ def transform(plane, units, max_factors, factors):
     return np.stack([blocks[:, :, at[1], at[0]] for at in ZIGZAG], axis=-1)
 
 
-def scan_units(scan, blocks, sampling, units, size, max_factors):
+def scan_units(scan, blocks, sampling, unit_counts, size, max_factors):
     """Yields the units of a scan (MCUs). Each is a list of pairs of a plane and a block."""
     if len(scan) == 1:
         # In a scan of one plane, each unit is one block, and blocks of only padding are left out (A.2.2).
         plane = scan[0]
-        across, down = (-(-size[axis] * sampling[plane][axis] // max_factors[axis]) for axis in (0, 1))
-        for row in range(-(-down // 8)):
-            for column in range(-(-across // 8)):
+        width, height = (-(-size[axis] * sampling[plane][axis] // max_factors[axis]) for axis in (0, 1))
+        for row in range(-(-height // 8)):
+            for column in range(-(-width // 8)):
                 yield [(plane, blocks[plane][row, column])]
         return
-    for row in range(units[1]):
-        for column in range(units[0]):
+    for row in range(unit_counts[1]):
+        for column in range(unit_counts[0]):
             yield [
                 (plane, blocks[plane][row * sampling[plane][1] + y, column * sampling[plane][0] + x])
                 for plane in scan for y in range(sampling[plane][1]) for x in range(sampling[plane][0])
