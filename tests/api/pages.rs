@@ -1,5 +1,6 @@
 //! Checks the Markdown pages at the repository's root and in `docs/`: the files, links, settings and
-//! tests that they mention exist, and the program prints the messages that `docs/upgrading.md` quotes.
+//! tests that they mention exist, and the program prints the messages that `docs/upgrading.md` quotes for
+//! refused settings.
 
 use std::{
     collections::BTreeSet,
@@ -172,11 +173,11 @@ fn the_rpm_contains_the_licenses_and_every_markdown_page_for_users() {
     let build_script = fs::read_to_string(root().join("deploy/build-rpm")).unwrap();
     let pages = Document::all().into_iter().map(|page| page.path.to_str().unwrap().to_owned());
     let pages = pages.filter(|page| page != "CONTRIBUTING.md");
-    let page_path = |page: String| (page.clone(), format!("/usr/share/doc/imagesvc/{page}"));
-    let license_path =
+    let page_paths = |page: String| (page.clone(), format!("/usr/share/doc/imagesvc/{page}"));
+    let license_paths =
         |name: &str| (name.to_owned(), format!("/usr/share/licenses/imagesvc/{name}"));
-    let licenses = ["LICENSE-MIT", "LICENSE-APACHE"].map(license_path);
-    for (source, installed) in pages.map(page_path).chain(licenses) {
+    let licenses = ["LICENSE-MIT", "LICENSE-APACHE"].map(license_paths);
+    for (source, installed) in pages.map(page_paths).chain(licenses) {
         let asset = format!("{{ source = \"{source}\", dest = \"{installed}\", mode = \"644\"");
         assert!(manifest.contains(&asset), "Cargo.toml should package {source}");
         assert!(
@@ -210,7 +211,7 @@ fn every_setting_that_a_markdown_page_mentions_exists() {
 }
 
 #[test]
-fn the_program_prints_the_messages_that_docs_upgrading_md_quotes() {
+fn the_program_prints_the_messages_that_docs_upgrading_md_quotes_for_refused_settings() {
     // The key for NVIDIA is valid, but `settings` may replace it.
     let errors_with = |dotenv: &str, settings: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
