@@ -53,7 +53,7 @@ fn check_and_set_host(request: &mut Request) -> Result<(), HeadError> {
         // `Host` is optional before HTTP/1.1.
         (None, None) if request.version() < Version::HTTP_11 => {}
         (Some(host), None) if host.is_empty() && request.version() < Version::HTTP_11 => {}
-        // Malformed, or empty in HTTP/1.1: every `http` URI has a host.
+        // Malformed, or empty in HTTP/1.1: the host of an `http` URI is never empty.
         (Some(_), None) => return Err(HeadError::MalformedHost),
         (None, None) => return Err(HeadError::NoHost),
     }
@@ -105,8 +105,8 @@ fn is_name(mut name: &[u8]) -> bool {
 }
 
 /// Accepts only a single `chunked`. hyper also accepts longer lists of codings that end in `chunked`,
-/// although it decodes only that one. hyper itself refuses all other lists, because the end of such a
-/// body is unknown.
+/// although it decodes only `chunked`. hyper itself refuses a list that ends in another coding, because
+/// the end of such a body is unknown.
 fn check_transfer_encoding(headers: &HeaderMap) -> Result<(), HeadError> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     match (codings.next(), codings.next()) {
