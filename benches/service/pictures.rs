@@ -1,5 +1,5 @@
-//! The lengths of the pictures in bytes, and the length of a picture's number: the digits at its end that
-//! make it different from other pictures.
+//! The lengths of the pictures in bytes, and how many digits a picture's number has. The number is at the
+//! picture's end, so pictures with different numbers are different.
 
 /// The length of a picture as messenger apps send it. It is sent to NVIDIA inline.
 pub const SMALL: usize = 34 * 1024;
