@@ -45,8 +45,8 @@ const MAX_DETAIL_CHARS: usize = 200;
 /// How long the source of the credentials may take.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// If a client's deadline ends a request that has waited at least this long, the bucket counts as
-/// failing. After a shorter wait, the deadline says nothing about the bucket.
+/// If a client's deadline ends a request to the bucket after at least this time, the bucket counts as
+/// failing. A deadline that ends it earlier says nothing about the bucket.
 const LONG_WAIT: Duration = Duration::from_secs(5);
 
 /// How many times a request is sent at most.
@@ -72,8 +72,8 @@ struct ErrorBody {
 
 impl Bucket {
     /// Sends a request, and waits for the response until the operation's own timeout, but not beyond
-    /// the deadline. After a read, returns the object's bytes, or `None` if there is no such object.
-    /// After other operations, returns `None`.
+    /// the deadline. After [`Operation::Read`], returns the object's bytes, or `None` if there is no such
+    /// object. After other operations, returns `None`.
     pub(super) async fn request(
         &self,
         operation: Operation,

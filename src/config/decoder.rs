@@ -6,7 +6,7 @@ use crate::decoder::Settings;
 pub(super) const MAX_DECODE_BYTES: Setting<u64> = Setting::new(
     "IMAGESVC_MAX_DECODE_BYTES",
     "512MiB",
-    // Even the smallest picture needs most of these 64 MiB.
+    // Even for the smallest picture, the process that decodes it needs most of these 64 MiB.
     |text| parse::size_within(text, 64 << 20..=1 << 40),
     "The most memory for decoding, for all requests together",
 );

@@ -18,7 +18,7 @@ use uuid::{Uuid, Version};
 use super::{Error, Store, cannot, folder::Folder};
 use crate::{disk_space::size_on_disk, image::Format, telemetry::Metrics};
 
-/// The longest time between two sweeps.
+/// The longest time from the end of [`MIN_INTERVAL`] to the next sweep.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The shortest time between two sweeps.
@@ -72,7 +72,7 @@ impl Store {
             sleep(MIN_INTERVAL).await;
             let saved_bytes = self.folder.saved_bytes.load(Ordering::Relaxed);
             // A sweep does not remove the pictures of running requests, so the size limit may still
-            // be exceeded.
+            // be exceeded. The end of these requests does not notify `over_limit`.
             if max_bytes.is_some_and(|max| saved_bytes > max) {
                 continue;
             }
@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 0, remaining_bytes: 4096 });
         let name = saved.name().to_owned();
         assert_eq!(remaining(folder.path()), [name]);
-        drop(saved);
+        drop(saved); // as at the end of the request
         assert_eq!(store.sweep(now()).unwrap(), SweepReport { removed: 1, remaining_bytes: 0 });
     }
 }

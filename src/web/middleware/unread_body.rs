@@ -23,7 +23,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-/// The most bytes of a body to discard. By default, no route accepts a larger body.
+/// Discarding ends with the chunk that exceeds this many bytes. By default, no route accepts a larger body.
 const MAX_DISCARDED_BYTES: u64 = 32 << 20;
 /// The most time for discarding a body.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
