@@ -48,7 +48,7 @@ pub struct LoadResult {
     pub cpu: Cpu,
     /// The processor time of the decoders, per request.
     pub decoder_cpu: Cpu,
-    /// The peak memory of the service, in MB.
+    /// The peak memory of the service itself, in MB.
     pub peak_memory: f64,
     /// The calls to NVIDIA per request.
     pub calls: f64,

@@ -86,8 +86,8 @@ async fn the_rate_limit_counts_each_picture_of_a_batch() {
     let problem = assert_problem(&app.batch(&batch_of(0..7)).await, 422, "validation_failed");
     assert!(problem["detail"].as_str().unwrap().contains("send at most 6 at once"));
     assert_entries(&app.batch(&batch_of(0..3)).await);
-    // The refused batch of seven counted as one picture, and the batch of three as three. Two of the
-    // six are left, but this batch has three. Cached pictures count, too.
+    // Of the refused batch of seven, only the first picture counted; of the batch of three, all did.
+    // Two of the six are left, but this batch has three. Cached pictures count, too.
     let refused = app.batch(&batch_of(0..3)).await;
     assert_problem(&refused, 429, "rate_limited");
     // With a limit of 6 per minute, another picture is allowed after 10 s.
@@ -105,7 +105,7 @@ async fn a_batch_that_does_not_get_all_its_permits_is_refused_and_returns_those_
     let singles = join_all([app.upload(&first, "a.png"), app.upload(&second, "b.png")]);
     let batches = async {
         app.wait_for(|value| value("imagesvc_pictures_at_work") >= 2.0).await;
-        // The single pictures have two permits, so the batch gets one, but not the other two.
+        // The batch needs three permits, but the single pictures have two of the client's three.
         let refused = app.batch(&batch_of(10..13)).await;
         assert_problem(&refused, 503, "overloaded");
         assert!(!refused.header("retry-after").is_empty());
@@ -177,6 +177,7 @@ async fn a_batch_makes_no_new_calls_after_its_client_has_disconnected() {
         _ = app.batch(&body) => panic!("the batch must not be answered before NVIDIA's replies"),
         _ = nvidia.wait_for(3) => {} // dropping the request disconnects the client
     }
+    // Only the pictures of the three running calls are still at work.
     app.wait_for(|value| value("imagesvc_pictures_at_work") == 3.0).await;
     release.send(true).unwrap();
     app.wait_for(|value| value("imagesvc_pictures_at_work") == 0.0).await;
@@ -299,12 +300,12 @@ async fn without_memory_a_batch_fails_as_a_whole_even_if_errors_are_per_item() {
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
-        // If larger pictures were allowed, the service would not start with so little memory.
-        .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
         // The service reserves half a MiB for the call of each picture, even of a small one. One
         // client may use 6 MiB of these 8: enough for eight single pictures and a part of the
         // batch.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "8MiB")
+        // If larger pictures were allowed, the service would not start with so little memory.
+        .setting("IMAGESVC_MAX_IMAGE_BYTES", "100000")
         .start()
         .await;
     let pictures: Vec<_> = (0..8).map(tiny).collect();
@@ -347,10 +348,9 @@ async fn the_memory_of_a_batch_body_is_freed_when_all_pictures_in_it_are_receive
     // The memory is checked before NVIDIA sends this reply, so any reply would do.
     let nvidia = FakeNvidia::replying(vec![Reply::status(422).held_until(&release)]).await;
     let app = TestApp::builder(&nvidia)
-        // A shrunk picture needs only one call, and only one call runs at a time. So the batch
-        // waits for its first call while the memory is checked.
+        // A shrunk picture needs only one call, and equal pictures share it. So the batch waits for
+        // its only call while the memory is checked.
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
-        .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()
         .await;
     let picture_count = 4;

@@ -49,8 +49,8 @@ impl ServiceProcess {
         Self::start_command(strace, folder, settings)
     }
 
-    /// Runs a command in a shell. The shell's process must become the program, because only this process
-    /// is killed. With a single command, bash replaces itself.
+    /// Starts the program with a command in a shell. The shell's process must become the program, because
+    /// only the shell's process is killed. So the command must be a single one: for it, bash replaces itself.
     pub fn start_in_shell(command: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let mut shell = Command::new("bash");
         shell.args(["-c", command]);
@@ -111,7 +111,7 @@ impl ServiceProcess {
         (Self { address, process, log, log_reader: None, _unread_log: None }, lines)
     }
 
-    /// Starts the program with the settings to call a fake NVIDIA, and waits until it listens.
+    /// Starts the program with the settings to call a fake NVIDIA, and waits until the program listens.
     pub fn start_with(nvidia: &FakeNvidia, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let nvidia_settings = nvidia.settings();
         let mut all_settings: Vec<_> =
