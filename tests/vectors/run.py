@@ -15,10 +15,11 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent.parent
 IMAGESVC = Path(os.environ.get("IMAGESVC_BINARY", ROOT / "target/debug/imagesvc"))
 
-# The longest time for a program, in seconds.
+# The time limit of each process, in seconds.
 TIMEOUT = 120
 
-# The lines of list.jsonl. The texts of numbers and of nested values must arrive unchanged.
+# The lines of list.jsonl. The Parquet columns must contain numbers and nested values as they are written
+# here. "name" and "Name" are two columns. If a line contains a name twice, the last value counts.
 PEOPLE = [
     r'{"name": "Ada \"the first\"", "path": "photos/rocket.jpg", "n": 12345678901234567890.10}',
     r'{"name": "Gr\u00fc\u00dfe, 世界 \ud83d\ude80", "path": "photos/chelsea.png", "n": -1E-7, "ok": true}',
@@ -37,17 +38,18 @@ def make_files(folder):
     photos.mkdir()
     for name in ["rocket.jpg", "chelsea.png", "hubble_deep_field.jpg"]:
         shutil.copy(ROOT / "tests/fixtures" / name, photos)
-    shutil.copy(photos / "rocket.jpg", photos / "again.jpg")
+    shutil.copy(photos / "rocket.jpg", photos / "again.jpg")  # the same picture under two names
     (photos / "broken.jpg").write_text("no picture")  # this picture fails, so the exit code is 1
     (folder / "list.jsonl").write_text("\n".join(PEOPLE) + "\n")
 
+    # The first command writes the rows to folder.jsonl. Both files are made from these rows.
     embed(folder, "photos", "--out", "folder.parquet", code=1)
     embed(folder, "photos", "--out", "folder.npy", code=1)
     embed(folder, "list.jsonl", "--out", "people.jsonl")
     with open(folder / "people.jsonl", "a") as rows:
         rows.write(hard_row((folder / "people.jsonl").read_text().splitlines()[0]) + "\n")
-    # With another extension, all rows of people.jsonl are converted, also the added one. No picture is sent,
-    # because each already has a row.
+    # These files are made from all rows of people.jsonl, also from the added one. No picture is sent, because
+    # each already has a row.
     embed(folder, "list.jsonl", "--out", "people.parquet")
     embed(folder, "list.jsonl", "--out", "people.npy")
 

@@ -8,11 +8,11 @@ for name in ["folder", "people"]:
     lines = rows.lines(f"{name}.jsonl")
     frame = polars.read_parquet(f"{name}.parquet")
     source_columns = rows.source_columns(expected)
-    texts = source_columns + ["sha256", "model", "prepared"]
-    types = {column: polars.String for column in texts}
+    text_columns = source_columns + ["sha256", "model", "prepared"]
+    types = {column: polars.String for column in text_columns}
     types |= {"width": polars.Int32, "height": polars.Int32, "vector": polars.Array(polars.Float32, 1536)}
     assert dict(frame.schema) == types, frame.schema
-    for column in texts:
+    for column in text_columns:
         cells = [rows.cell(row, column, line) for row, line in zip(expected, lines)]
         assert frame[column].to_list() == cells, (column, frame[column].to_list(), cells)
     assert frame["width"].to_list() == [int(row["width"]) for row in expected]
