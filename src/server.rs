@@ -172,7 +172,7 @@ impl Server {
             if timeout_at(end, self.background.wait()).await.is_ok() {
                 tracing::info!("stopped: every request was answered");
             } else {
-                // The tasks call NVIDIA, or write to the bucket. They end with the process.
+                // The tasks, for example calls to NVIDIA, end with the process.
                 let tasks = self.background.len();
                 tracing::warn!(tasks, "stopped: the drain timeout ended background tasks");
             }

@@ -75,7 +75,7 @@ impl Feeder {
                     thread_skipped.fetch_add(1, Ordering::Relaxed);
                     true
                 }
-                Selected::LimitReached => false,
+                Selected::LimitReached => false, // happens only if the limit is 0
                 Selected::Send => {
                     let is_sent = sender.blocking_send(SourceEvent::Row(Box::new(item))).is_ok();
                     is_sent && selection.wants_more()
@@ -101,8 +101,8 @@ impl Feeder {
         self.skipped.load(Ordering::Relaxed)
     }
 
-    /// The number of rows that are expected to be skipped or passed on in all. `None` while the rows are not
-    /// counted. With a limit, this number may grow: skipped rows do not count toward the limit.
+    /// The expected number of rows that the whole run skips or passes on. `None` until the counter has
+    /// counted all rows. With a limit, this number may grow: skipped rows do not count toward the limit.
     pub(super) fn total(&self) -> Option<u64> {
         let rows = self.counter.rows()?;
         Some(match self.limit {

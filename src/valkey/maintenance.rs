@@ -147,8 +147,8 @@ impl Valkey {
     pub async fn leave(&self) {
         // Otherwise, the task would report that this replica runs.
         drop(self.maintenance().take());
-        // Waits for a thread that still connects, because it would panic when the runtime ends. The thread
-        // needs little more than one timeout, unless the reading of files hangs.
+        // Waits for a thread that still connects, because it would panic when the runtime ends. Three
+        // timeouts are enough: the thread needs little more than one, unless the reading of files hangs.
         let _ = timeout(3 * self.0.timeout, self.0.may_connect.acquire()).await;
         // With this expiry, the replica counts as stopped at once. If the report fails, the replica
         // counts as stopped after `REPLICA_EXPIRY`.

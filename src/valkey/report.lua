@@ -1,4 +1,4 @@
--- Reports that a replica runs, and counts the replicas.
+-- Reports that a replica runs or stops, and counts the replicas.
 -- KEYS[1]: a sorted set of the replicas, by the times of their last reports in milliseconds
 -- ARGV: the replica's id; after how many milliseconds without a report a replica counts as stopped,
 --       or 0 if this replica stops
