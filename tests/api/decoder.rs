@@ -85,7 +85,7 @@ async fn a_picture_whose_decoder_is_killed_or_cannot_limit_itself_is_saved_and_a
     for script in ["kill -KILL $$", "kill -TERM $$", &killed_halfway, &cannot_lower_limits] {
         let (answer, app, _folder) = decode_with(script).await;
         assert_problem(&answer, 503, "overloaded");
-        // The default in seconds, because the error contains no time of its own.
+        // The service's default, in seconds: the error itself sets no time.
         assert_eq!(answer.header("retry-after"), "5");
         assert_eq!(app.saved(), [answer.saved_as()], "{script}: the picture must be saved");
         let metrics = app.get("/metrics").await.text();

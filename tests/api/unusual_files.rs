@@ -90,8 +90,8 @@ fn expected_pixels(expected: &Expected, (width, height): (u32, u32)) -> Option<R
 async fn an_unusual_file_reaches_nvidia_as_it_looks_or_is_refused_with_the_reason() {
     const INLINE_LIMIT: usize = 20_000;
     let nvidia = FakeNvidia::healthy().await;
-    // With `shrink`, a file that is too large to be sent inline is decoded. Without, it would be
-    // uploaded unchanged.
+    // With `shrink`, even a JPEG or PNG is decoded if it is too large to be sent inline. By default, an
+    // upright one would be uploaded unchanged.
     let app = TestApp::builder(&nvidia)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .setting("NVIDIA_INLINE_LIMIT", INLINE_LIMIT)

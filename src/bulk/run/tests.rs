@@ -56,11 +56,12 @@ impl FakeService {
     }
 }
 
-/// Replies to the requests of one connection. Their bodies are JSON without line breaks.
+/// Replies to the requests of one connection.
 async fn serve(mut stream: TcpStream, reply: String, count: Arc<AtomicUsize>) {
     let mut received = Vec::new();
     while stream.read_buf(&mut received).await.is_ok_and(|read| read > 0) {
         let text = String::from_utf8_lossy(&received);
+        // The body of each request is JSON with only one `}`, at its end.
         let is_complete = text.contains("\r\n\r\n") && text.ends_with('}');
         if is_complete {
             received.clear();
@@ -140,7 +141,7 @@ async fn a_run_stops_if_the_service_never_answers() {
     // `SERVICE_TIMEOUT` stops the run after 900 s. Its last requests then end within 420 s, the
     // `REQUEST_TIMEOUT`.
     assert!((900..1400).contains(&seconds), "{seconds} s");
-    // At most two pictures of one host are sent at once, so at most two fail.
+    // Only two pictures of the host are sent at once. Each is tried for 900 s, so no others fail.
     assert!(failures.len() <= 2, "most pictures must be left for the next run");
 }
 
@@ -161,10 +162,11 @@ async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_o
         let (outcome, seconds, failures) = send(service.address, 1000).await;
         assert_eq!((outcome, failures.len()), (Outcome::SomeFailed, 1000));
         assert!(failures.iter().all(|line| line.contains(r#""retryable":true"#)));
-        // The first 4 pictures are sent 5 times each. After these 20 consecutive failures of the host,
-        // each further picture is sent only once.
+        // While one of the host's 2 pictures waits for its next attempt, no other takes its place. So the
+        // first 4 pictures are sent 5 times each. After these 20 consecutive failures of the host, each
+        // further picture is sent only once.
         assert!((1000..1030).contains(&service.requests()), "{} requests", service.requests());
-        // The waits between the five attempts of a picture are 1, 2, 4 and 8 s, together 15 s.
+        // The first 2 pictures wait 1, 2, 4 and 8 s between their attempts, together 15 s each.
         assert!(
             seconds > 15,
             "the first pictures should be tried again, but the run took {seconds} s"
