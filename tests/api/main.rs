@@ -1,4 +1,5 @@
-//! Tests the real service over HTTP. NVIDIA and the picture servers are fakes.
+//! Tests the real service over HTTP, and the program's other commands. NVIDIA and the picture servers are
+//! fakes.
 
 #![allow(
     clippy::unwrap_used,
@@ -77,7 +78,7 @@ mod query;
 mod replicas;
 mod request_endings;
 mod retention;
-mod s3_support;
+mod s3_support_tests;
 mod sandbox;
 mod sandbox_stand_in;
 mod scaling;
