@@ -28,14 +28,14 @@
 //!    decoded.
 //! 5. The pipeline *saves* the picture and *embeds* it at the same time, because the call to NVIDIA
 //!    takes longest. [`store`] syncs the file and renames it, so that the file is complete or
-//!    absent. If the service cannot decode the picture, it removes the file again. If pictures are
+//!    absent. If the picture turns out to be broken in step 6, the file is removed again. If pictures are
 //!    saved in a bucket, the call to NVIDIA waits until the bucket has the picture.
-//! 6. **[`embed`]** looks in the cache (memory, then disk), or joins a running call for the same
-//!    picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.) Without a
-//!    cached vector or a running call, it prepares the picture. Upright JPEGs and upright PNGs
-//!    are sent unchanged. [`decoder`] turns all others into an upright JPEG, in a child process
-//!    with strict limits: a hostile picture may need far more memory and time than its header
-//!    suggests.
+//! 6. **[`embed`]** looks in the cache (memory, then disk, then the bucket), or joins a running call
+//!    for the same picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.)
+//!    Without a cached vector or a running call, it prepares the picture. Upright JPEGs and upright
+//!    PNGs are sent unchanged, unless they are too long. [`decoder`] turns all others into an
+//!    upright JPEG, in a child process with strict limits: a hostile picture may need far more
+//!    memory and time than its header suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it
 //!    is large. The call has retries, one deadline, and a limit on calls per minute. NVIDIA's
 //!    key is in a type that only this module can read.

@@ -82,12 +82,9 @@ fn describe_headers(operation: &mut Operation) {
             ),
             "401" => add_header(response, "www-authenticate", Type::String, "Always `Bearer`."),
             "429" | "503" if is_problem(response) => {
-                add_header(
-                    response,
-                    "retry-after",
-                    Type::Integer,
-                    "Seconds to wait before another attempt.",
-                );
+                let description =
+                    "Seconds to wait before another attempt; not with `embedding_exhausted`.";
+                add_header(response, "retry-after", Type::Integer, description);
             }
             "502" if is_problem(response) => {
                 let description = "Seconds to wait before another attempt, if the picture's host or NVIDIA sent such a time.";
