@@ -87,7 +87,7 @@ impl State {
     pub(super) fn limit(&self) -> usize {
         match self.sharing.mode {
             Mode::Settling => self.sharing.share,
-            // In `Alone`, this is the replica's share: see `Inner::apply_mode`.
+            // In `Alone`, the log's limit is the replica's share, or the whole limit without a Valkey.
             Mode::Alone | Mode::Shared => self.log.limit(),
         }
     }
@@ -134,8 +134,8 @@ impl State {
         Some((*self.queues.get(index)?.ids.front()?, time))
     }
 
-    /// Whether the calls of a request with `count` calls are spread over time. False only for several
-    /// calls that all fit into the window, after the calls that wait or are reserved.
+    /// The value of [`Demand::is_spread`] for a request with `count` calls. False only for a batch whose
+    /// calls all fit into the window, after the calls that wait or are reserved.
     pub(super) fn must_spread(&self, count: usize) -> bool {
         let reserved = usize::try_from(self.reserved.total()).unwrap_or(usize::MAX);
         let earlier = self.waiting().saturating_add(reserved);
