@@ -11,7 +11,7 @@ use super::{
     Failure, PREFIX, Settings,
     client_limit::count_script,
     lease::{acquire_script, release_script, renew_script},
-    pace::{record_script, return_script, take_script},
+    pace::{CallId, record_script, return_script, take_script},
     report::report_script,
 };
 
@@ -58,18 +58,20 @@ pub async fn probe(settings: &Settings) -> Result<Probe, Failure> {
 /// keys that nothing else uses. They remove these keys, or let them expire soon.
 pub(super) async fn run_scripts(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     const ID: &str = "check";
+    const CALL: CallId = 1;
+    const CALLS_PER_WINDOW: usize = 1;
     const ONE_SECOND: Duration = Duration::from_secs(1);
     let key = |name: &str| format!("{PREFIX}:check:{name}");
     let [replicas, pace, client, lease] = ["replicas", "pace", "client", "lease"].map(key);
-    // The name under which `take_script` stores call 1 of the replica `ID`.
-    let call = format!("{ID}:1");
+    // The name under which `take_script` stores this call of the replica `ID`.
+    let call_name = format!("{ID}:{CALL}");
     for script in [
         report_script(&replicas, ID, ONE_SECOND),
         // With an expiry of zero, this removes the replica that the line above reports.
         report_script(&replicas, ID, Duration::ZERO),
-        take_script(&pace, 1, ONE_SECOND, ID, Some(1)),
-        record_script(&pace, ONE_SECOND, [(call.clone(), Duration::ZERO)]),
-        return_script(&pace, &call),
+        take_script(&pace, CALLS_PER_WINDOW, ONE_SECOND, ID, Some(CALL)),
+        record_script(&pace, ONE_SECOND, [(call_name.clone(), Duration::ZERO)]),
+        return_script(&pace, &call_name),
         count_script(&client, ONE_SECOND, ONE_SECOND),
         acquire_script(&lease, ID, false),
         renew_script(&lease, ID),
