@@ -1,6 +1,6 @@
 //! Replicas that share a bucket and a Valkey all get the same picture. The one that holds the lease calls
 //! NVIDIA. It may be killed or suspended, its call may take long, or NVIDIA may refuse the picture. Even
-//! then, the other replicas are served soon, and together call NVIDIA at most once more.
+//! then, the other replicas answer soon, and together call NVIDIA at most once more.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -22,7 +22,7 @@ use crate::support::{
     tiny, try_picture_number, wait_for,
 };
 
-/// The other replicas must be served within this time. It is longer than [`LEASE`] and [`SUSPENSION`].
+/// The other replicas must answer within this time. It is longer than [`LEASE`] and [`SUSPENSION`].
 const RECOVERY: Duration = Duration::from_secs(15);
 
 /// How long a lease is valid if nobody renews it.
@@ -34,8 +34,8 @@ const SUSPENSION: Duration = Duration::from_secs(12);
 /// The number of the picture that comes to all replicas.
 const PICTURE: usize = 1;
 
-/// The number of a picture whose call ends only after [`Setup::release`]. Until then, the call keeps the
-/// holder's only permit for calls to NVIDIA.
+/// The number of a picture whose call ends only when [`Setup::release`] is true. Until then, the call keeps
+/// the holder's only permit for calls to NVIDIA.
 const BLOCKER: usize = 2;
 
 /// What NVIDIA does with the first call for [`PICTURE`].
@@ -43,9 +43,9 @@ const BLOCKER: usize = 2;
 enum FirstCall {
     /// Answers it.
     Answer,
-    /// Answers it only after [`Setup::release`].
+    /// Answers it only when [`Setup::release`] is true.
     Hold,
-    /// Refuses the picture, but only after [`Setup::release`].
+    /// Refuses the picture, but only when [`Setup::release`] is true.
     Refuse,
 }
 
@@ -105,10 +105,10 @@ impl Setup {
         upload
     }
 
-    /// Uploads [`PICTURE`] to both other replicas. Asserts that they are served in time. `event` happens
-    /// when both wait for the holder.
-    async fn serve_others(&self, event: impl Future<Output = ()>) {
-        let serve = async {
+    /// Uploads [`PICTURE`] to both other replicas. Asserts that they answer in time. `event` happens when
+    /// both wait for the holder.
+    async fn upload_to_others(&self, event: impl Future<Output = ()>) {
+        let upload = async {
             let started = Instant::now();
             let uploads =
                 self.others.iter().map(async |other| other.upload_unsaved(&tiny(PICTURE)).await);
@@ -125,8 +125,8 @@ impl Setup {
             }
             event.await;
         };
-        let (elapsed, ()) = join!(serve, happen);
-        assert!(elapsed < RECOVERY, "the others were served after {elapsed:?}");
+        let (elapsed, ()) = join!(upload, happen);
+        assert!(elapsed < RECOVERY, "the others answered after {elapsed:?}");
     }
 
     fn kill_holder(&self) {
@@ -146,14 +146,14 @@ async fn kill_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let _picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
     // The holder has taken the picture's lease, and the picture waits for the holder's only permit.
     setup.holder.wait_for_metric("imagesvc_pictures_waiting", 1.0).await;
-    setup.serve_others(async { setup.kill_holder() }).await;
+    setup.upload_to_others(async { setup.kill_holder() }).await;
     assert_eq!(setup.calls(), 1, "only one of the others should call NVIDIA");
 }
 
 async fn kill_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
     let _picture = setup.send_to_holder(PICTURE).await;
-    setup.serve_others(async { setup.kill_holder() }).await;
+    setup.upload_to_others(async { setup.kill_holder() }).await;
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
@@ -163,7 +163,7 @@ async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
     setup.proxy.set_for(Fault::Hold, move |request| writes_vector(&request.line())).await;
     let picture = setup.send_to_holder(PICTURE).await;
     picture.await.unwrap().unwrap().assert_success();
-    setup.serve_others(async { setup.kill_holder() }).await;
+    setup.upload_to_others(async { setup.kill_holder() }).await;
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
@@ -172,7 +172,7 @@ async fn suspend_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let blocker = setup.send_to_holder(BLOCKER).await;
     let picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
     setup.holder.wait_for_metric("imagesvc_pictures_waiting", 1.0).await;
-    setup.serve_others(setup.suspend_holder()).await;
+    setup.upload_to_others(setup.suspend_holder()).await;
     setup.release.send_replace(true);
     for upload in [blocker, picture] {
         upload.await.unwrap().unwrap().assert_success();
@@ -183,7 +183,7 @@ async fn suspend_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
 async fn suspend_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
     let picture = setup.send_to_holder(PICTURE).await;
-    setup.serve_others(setup.suspend_holder()).await;
+    setup.upload_to_others(setup.suspend_holder()).await;
     setup.release.send_replace(true);
     picture.await.unwrap().unwrap().assert_success();
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
@@ -193,7 +193,7 @@ async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) 
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
     let picture = setup.send_to_holder(PICTURE).await;
     setup
-        .serve_others(async {
+        .upload_to_others(async {
             sleep(SUSPENSION).await;
             setup.release.send_replace(true);
         })
@@ -206,14 +206,14 @@ async fn refuse_the_picture_once(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Refuse).await;
     let picture = setup.send_to_holder(PICTURE).await;
     let started = Instant::now();
-    setup.serve_others(async { _ = setup.release.send_replace(true) }).await;
+    setup.upload_to_others(async { _ = setup.release.send_replace(true) }).await;
     assert!(started.elapsed() < LEASE, "the holder should release its lease after a failed call");
     assert_eq!(picture.await.unwrap().unwrap().status, 422);
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_happens_to_the_holder_of_the_lease_the_others_are_served_with_at_most_one_call() {
+async fn whatever_happens_to_the_holder_of_the_lease_the_others_answer_with_at_most_one_call() {
     let (Some(moto), Some(valkey)) = (MotoServer::start().await, ValkeyServer::start().await)
     else {
         return;

@@ -93,7 +93,8 @@ impl FaultProxy {
         self.set_for(fault, |_| true).await;
     }
 
-    /// From now on, the requests that match have this fault, and all others have none.
+    /// From now on, the requests that match have this fault. All others have none, except that
+    /// [`Fault::Refuse`] affects them too.
     pub async fn set_for(
         &mut self,
         fault: Fault,
