@@ -89,7 +89,7 @@ impl Bench {
     fn continue_complete_output(&mut self) {
         let folder = self.folder("output");
         let out = folder.join("out.jsonl");
-        write_output(&folder, &out);
+        write_list_and_output(&folder, &out);
         rustix::fs::sync();
         count_lines(&out); // now the file is in the page cache for both measurements
         let wc_started = Instant::now();
@@ -168,7 +168,7 @@ fn row_of(n: u32, pictures: u32) -> String {
 
 /// Writes a list, and an output that contains all rows of the list. The pictures themselves are not
 /// needed, because the run skips all rows.
-fn write_output(folder: &Path, out_path: &Path) {
+fn write_list_and_output(folder: &Path, out_path: &Path) {
     // Numbers of about 20 characters, so that a row has about 30 KB.
     let mut vector = String::new();
     for n in 0..1536_u32 {
