@@ -11,11 +11,11 @@ use crate::image::header::tiff::{
 pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
     // Each sample is added to that of the same channel in the next pixel.
     let distance = tiff.samples_of_a_pixel_in_one_chunk() as usize;
-    match (tiff.predictor, tiff.depth.bits()) {
+    match (tiff.predictor, tiff.depth) {
         (Predictor::None, _) => {}
-        (Predictor::Difference, 32) => sum_differences::<4>(row, distance, tiff.order),
-        (Predictor::Difference, 16) => sum_differences::<2>(row, distance, tiff.order),
-        (Predictor::Difference, _) => sum_differences::<1>(row, distance, tiff.order),
+        (Predictor::Difference, Depth::Float) => sum_differences::<4>(row, distance, tiff.order),
+        (Predictor::Difference, Depth::Bits(16)) => sum_differences::<2>(row, distance, tiff.order),
+        (Predictor::Difference, Depth::Bits(_)) => sum_differences::<1>(row, distance, tiff.order),
         (Predictor::FloatDifference, _) => {
             sum_differences::<1>(row, distance, tiff.order);
             // In a file of either byte order, the row now contains the highest byte of every sample,
