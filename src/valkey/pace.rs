@@ -16,8 +16,8 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace.
 static RECORD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace_record.lua")));
 static RETURN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("pace_return.lua")));
 
-/// Only this many of the oldest calls are searched for those of other replicas. All calls count toward
-/// the limit, however many there are.
+/// How many calls, the oldest first, are searched for [`PaceReply::ages_of_others`]. The limit on calls
+/// still counts all calls.
 const MAX_SEARCHED_CALLS: usize = 1000;
 
 /// Identifies a call of this replica.
@@ -67,8 +67,8 @@ impl Valkey {
         Ok(PaceReply { is_granted, wait: Duration::from_micros(wait), ages_of_others })
     }
 
-    /// Records calls of this replica with their ages. If a call is known already, the later of its two
-    /// times counts.
+    /// Records calls of this replica with their ages. If a call is already recorded with another time,
+    /// the later time counts.
     ///
     /// # Errors
     /// [`Unavailable`]

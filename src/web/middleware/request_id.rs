@@ -1,4 +1,4 @@
-//! The id of each request: the client's own id, or a new one.
+//! The id of each request: the one that the client sent, or a new one.
 
 use axum::http::{HeaderMap, HeaderName};
 use uuid::Uuid;
@@ -6,7 +6,7 @@ use uuid::Uuid;
 /// The header with a request's id, in requests and responses.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Returns the client's own id if it is harmless, otherwise a new id.
+/// Returns the request id that the client sent if it is harmless, otherwise a new one.
 pub(super) fn request_id(headers: &HeaderMap) -> String {
     match headers.get(REQUEST_ID).and_then(|id| id.to_str().ok()) {
         Some(id) if is_harmless(id) => id.to_owned(),
