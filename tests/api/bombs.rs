@@ -1,6 +1,6 @@
 //! Sends hostile pictures (bombs) to the service, which runs as a process. The service must answer each
 //! picture in time. Its own memory must hardly grow, and all decoders together must stay within the
-//! decode memory.
+//! limit on decode memory.
 
 use std::{
     io::Cursor,
@@ -51,7 +51,7 @@ struct Target {
     folder: TempDir,
     /// The peak of the service's own memory before the attack, in bytes.
     idle_memory: u64,
-    decoder_memory: MemoryMonitor,
+    decoder_monitor: MemoryMonitor,
 }
 
 /// A thread that records the peak memory of all child processes together.
@@ -102,8 +102,8 @@ impl Target {
         let client = reqwest::Client::builder().no_proxy().timeout(2 * DEADLINE).build().unwrap();
         assert_eq!(client.get(process.url("/health")).send().await.unwrap().status(), 200);
         let idle_memory = process.peak_memory();
-        let decoder_memory = MemoryMonitor::start(process.id());
-        Self { process, client, folder, idle_memory, decoder_memory }
+        let decoder_monitor = MemoryMonitor::start(process.id());
+        Self { process, client, folder, idle_memory, decoder_monitor }
     }
 
     /// Uploads a picture. Returns the status, the body, and the time until the answer. If there is
@@ -178,7 +178,7 @@ impl Target {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let growth = self.process.peak_memory() - self.idle_memory;
-        let decode_memory = self.decoder_memory.peak.load(Ordering::Relaxed);
+        let decode_memory = self.decoder_monitor.peak.load(Ordering::Relaxed);
         let (growth_mib, decode_mib) = (growth / MIB, decode_memory / MIB);
         println!("{growth_mib} MiB more than when idle, {decode_mib} MiB in all decoders");
         assert!(growth < MAX_GROWTH, "the service must not grow by {growth_mib} MiB");
@@ -242,8 +242,8 @@ async fn hostile_pictures_do_no_harm_when_they_are_shrunk() {
     assert!(outcomes.refused > 10, "more than 10 should be refused, not {}", outcomes.refused);
 }
 
-/// The sandbox decodes every picture. The pictures that it refuses stay saved, like those that NVIDIA
-/// refuses.
+/// The service sends these pictures unchanged, and the sandbox decodes them. Pictures that the sandbox
+/// refuses stay saved, like those that NVIDIA refuses.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_pictures_do_no_harm_when_the_sandbox_decodes_them() {
     let target = Target::sandbox().await;

@@ -194,7 +194,7 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
     let calls_in_outage = {
         let calls_by_picture = calls_by_picture.lock().unwrap();
         let total: usize = calls_by_picture.values().sum();
-        // The retry budget is 100 at the start, and grows by one with every fourth request. So 475
+        // The retry budget is 100 at the start, and grows by one with every fourth picture. So 475
         // retries are possible.
         let max_retries = REQUESTS / 4 + 100;
         assert!(total <= REQUESTS + max_retries, "retries must stay in the budget: {total} calls");
@@ -212,7 +212,8 @@ async fn an_outage_exhausts_the_retry_budget_and_requests_succeed_right_after_it
 
 #[tokio::test]
 async fn a_retry_waits_as_long_as_retry_after_asks() {
-    // A date has full seconds, so this one is at least 1.5 s ahead, and the wait is longer than 1 s.
+    // An HTTP date has full seconds, so this one is at least 1.5 s ahead. At least 1 s of it
+    // remains if the service starts within 0.5 s.
     let date = || httpdate::fmt_http_date(SystemTime::now() + Duration::from_millis(2500));
     let seconds = || "1".to_owned();
     let cases = [(429, &seconds as &dyn Fn() -> String), (503, &seconds), (429, &date)];
@@ -233,7 +234,7 @@ async fn a_retry_waits_as_long_as_retry_after_asks() {
 }
 
 #[tokio::test]
-async fn a_retry_after_that_ends_past_the_deadline_is_passed_to_the_client_at_once() {
+async fn a_retry_after_that_ends_past_the_deadline_is_passed_to_the_client_without_a_retry() {
     // Each wait is longer than the default request timeout of 60 s.
     let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
     for (status, retry_after, client_status, code, client_seconds) in [
