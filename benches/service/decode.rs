@@ -40,7 +40,7 @@ impl Bench {
         self.photograph("WebP", &photographs.webp, &service);
         self.photograph("TIFF", &photographs.tiff, &service);
         let (turned_cpu, turned_memory) = self.photograph("turned", &photographs.turned, &service);
-        // An upright JPEG is decoded only to make it smaller, which this setting demands.
+        // An upright JPEG is decoded only to make it smaller, which `shrink` demands.
         let settings = [NO_MEMORY_CACHE, ("NVIDIA_LARGE_IMAGES", "shrink")];
         let shrinking_service =
             Service::start(&self.folder("decode-shrink"), &self.nvidia, &settings);
