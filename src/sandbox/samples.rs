@@ -29,8 +29,8 @@ pub(crate) const PHOTO: &[u8] = include_bytes!("../../tests/fixtures/rocket.jpg"
 
 /// The width and the height of the landscape, in pixels. The photograph has the same size.
 const SIZE: (u32, u32) = (640, 427);
-/// The copy lacks a strip of the photograph on each side. The strip's width is the photograph's width or
-/// height divided by this.
+/// The copy lacks `width / CROP_DIVISOR` pixels of the photograph on the left and on the right, and
+/// `height / CROP_DIVISOR` pixels at the top and at the bottom.
 const CROP_DIVISOR: u32 = 50;
 /// The factors of red, green and blue that make the copy darker and warmer.
 const LIGHT: [f32; 3] = [0.85, 0.78, 0.70];

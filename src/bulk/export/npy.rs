@@ -39,7 +39,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
         for number in &numbers {
             output.write_all(&number.to_le_bytes())?;
         }
-        rows.count_exported_row();
+        rows.advance_progress();
         Ok(())
     })?;
     output.flush()?;

@@ -68,7 +68,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
     let mut batch = Batch::new(columns, schema);
     let count = rows.for_each(|line| {
         batch.add(&line, dimensions)?;
-        rows.count_exported_row();
+        rows.advance_progress();
         if batch.is_full() { Ok(writer.write(&batch.take(vector_length)?)?) } else { Ok(()) }
     })?;
     writer.write(&batch.take(vector_length)?)?;

@@ -57,7 +57,7 @@ impl RowFile<'_> {
     }
 
     /// Adds a row to the count of the progress line.
-    pub(super) fn count_exported_row(&self) {
+    pub(super) fn advance_progress(&self) {
         self.exported.fetch_add(1, Ordering::Relaxed);
     }
 }

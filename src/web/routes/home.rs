@@ -43,9 +43,9 @@ const SAMPLE_PLACEHOLDER: &str = "{sample}";
 /// The placeholder for the formats that the file chooser offers.
 const FORMATS_PLACEHOLDER: &str = "{formats}";
 
-/// The placeholder for the host name in the page's URL. If the service accepts calls from pages with this
-/// host name, an empty text replaces the placeholder.
-const HOST_PLACEHOLDER: &str = "{unknown host}";
+/// The placeholder for the host in the page's URL, if the service refuses calls from pages at this host.
+/// Otherwise, an empty text replaces the placeholder.
+const UNKNOWN_HOST_PLACEHOLDER: &str = "{unknown host}";
 
 /// The page's content security policy. Allows the script and the style by their hashes, so that
 /// injected code does not run. Forbids scripts to turn text into markup. `blob:` is for the
@@ -78,13 +78,12 @@ pub(super) fn router(rules: Arc<PageRules>) -> Router<AppState> {
 }
 
 fn page(app: &AppState, rules: &PageRules, headers: &HeaderMap) -> impl IntoResponse + use<> {
-    // The error of `check_host_name` is the refused host name. It is safe in HTML, because it contains only
-    // harmless characters.
+    // The error of `check_host_name` is the refused host without any characters that are special in HTML.
     let unknown_host = rules.check_host_name(headers).err().unwrap_or_default();
     let html = PAGE.replacen(SAMPLE_PLACEHOLDER, app.sample_url.as_deref().unwrap_or_default(), 1);
     let html = html
         .replacen(FORMATS_PLACEHOLDER, &ACCEPTED_TYPES, 1)
-        .replace(HOST_PLACEHOLDER, &unknown_host);
+        .replace(UNKNOWN_HOST_PLACEHOLDER, &unknown_host);
     ([(header::CONTENT_SECURITY_POLICY, POLICY.clone())], Html(html))
 }
 
@@ -110,9 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn the_page_has_the_placeholders_for_sample_and_formats_once_and_for_the_host_twice() {
+    fn the_page_has_the_placeholders_for_sample_and_formats_once_and_for_the_unknown_host_twice() {
         for (placeholder, count) in
-            [(SAMPLE_PLACEHOLDER, 1), (FORMATS_PLACEHOLDER, 1), (HOST_PLACEHOLDER, 2)]
+            [(SAMPLE_PLACEHOLDER, 1), (FORMATS_PLACEHOLDER, 1), (UNKNOWN_HOST_PLACEHOLDER, 2)]
         {
             assert_eq!(PAGE.matches(placeholder).count(), count, "{placeholder}");
         }
