@@ -69,7 +69,7 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         ("IMAGESVC_LOG", "trace"),
         ("IMAGESVC_FETCH_ALLOW", allowed.as_str()),
         ("IMAGESVC_API_KEYS", "planted-client-key-1,planted-client-key-2"),
-        // More than the requests of this test. With a limit, the service counts requests by key.
+        // With a limit, the service also counts requests by client key. This test stays below the limit.
         ("IMAGESVC_RATE_LIMIT_PER_MINUTE", "1000"),
     ];
     let folder = tempfile::tempdir().unwrap();
@@ -103,8 +103,8 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
         (400, by_url("ftp://x/?token=planted-query".into()).bearer_auth(client_key)),
         (404, get("/nothing?key=planted-query").bearer_auth(client_key)),
         (200, get("/metrics").bearer_auth(client_key)),
+        // These five routes require no key.
         (200, get("/openapi.json").bearer_auth(client_key)),
-        // The routes from here on require no key.
         (200, get("/ready").bearer_auth("planted-wrong-key")),
         (200, get("/health")),
         (200, get("/docs")),
@@ -149,9 +149,9 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_trace_level() {
     let Some(moto) = MotoServer::start().await else { return };
-    let role = moto.assume_role().await;
+    let role_credentials = moto.assume_role().await;
     // Credentials with such a short lifetime are fetched again for each request.
-    let metadata = FakeMetadata::start(role.clone(), Duration::from_secs(200)).await;
+    let metadata = FakeMetadata::start(role_credentials.clone(), Duration::from_secs(200)).await;
     let user_proxy = FaultProxy::start(moto.address).await;
     let role_proxy = FaultProxy::start(moto.address).await;
     let from_environment = moto.settings_through(user_proxy.address);
@@ -160,7 +160,7 @@ async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_t
     // These run at the same time, because each waits several times for the bucket to recover.
     tokio::join!(
         assert_no_credentials_leak(user_proxy, moto.user.clone(), from_environment),
-        assert_no_credentials_leak(role_proxy, role, from_metadata),
+        assert_no_credentials_leak(role_proxy, role_credentials, from_metadata),
     );
 }
 
@@ -207,13 +207,12 @@ async fn assert_no_credentials_leak(
     let Credentials { key_id, secret, token } = credentials;
     let mut secrets = vec![key_id, secret, FakeMetadata::TOKEN.to_owned()];
     secrets.extend(token);
-    let assert_no_secret = |source: &str, text: &str| {
+    let assert_nothing_leaks = |source: &str, text: &str| {
         assert_no_secret(source, text);
         for secret in &secrets {
             assert!(!text.contains(secret.as_str()), "{source} contains {secret}: {text}");
         }
     };
-    let signature_parameters = ["X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"];
     settings.push(("IMAGESVC_LOG", "trace".to_owned()));
     settings.push(("IMAGESVC_BUCKET_TIMEOUT", "1s".to_owned()));
     let nvidia = FakeNvidia::healthy().await;
@@ -231,10 +230,10 @@ async fn assert_no_credentials_leak(
         for picture in [&tiny(1), HUBBLE] {
             let answer = replica.upload(picture).await;
             assert_eq!(answer.status, 503);
-            assert_no_secret("an answer", &format!("{:?} {}", answer.headers, answer.text()));
+            assert_nothing_leaks("an answer", &format!("{:?} {}", answer.headers, answer.text()));
         }
         for path in ["/ready", "/metrics", "/"] {
-            assert_no_secret(path, &replica.get(path).await.text());
+            assert_nothing_leaks(path, &replica.get(path).await.text());
         }
         proxy.clear().await;
         replica.wait_until_bucket_works(Duration::from_secs(20)).await;
@@ -245,10 +244,10 @@ async fn assert_no_credentials_leak(
     let log = log.join("\n");
     assert!(log.contains("\"TRACE\""), "the log should contain lines of the trace level");
     assert!(log.contains("the bucket cannot be written to"), "{log}");
-    for parameter in signature_parameters {
+    for parameter in ["X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token"] {
         assert!(!log.contains(parameter), "the log contains {parameter}");
     }
-    assert_no_secret("the log", &log);
+    assert_nothing_leaks("the log", &log);
 }
 
 #[tokio::test]

@@ -119,7 +119,7 @@ async fn a_running_service_is_asked_for_the_vector_of_a_url() {
 }
 
 #[test]
-fn the_label_of_a_row_is_its_path_or_the_field_given_with_the_option_id_or_field() {
+fn the_label_of_a_row_is_its_path_unless_an_option_selects_another_field() {
     let bulk = photographs();
     // The first name contains a line break, which is printed as `\u000a`.
     bulk.write(
@@ -150,7 +150,7 @@ fn nearest_needs_the_prefix_that_embed_was_run_with() {
 }
 
 #[test]
-fn a_npy_file_gets_the_labels_of_the_jsonl_file_beside_it_if_both_have_as_many_rows() {
+fn a_npy_file_gets_the_labels_of_the_jsonl_file_beside_it_if_their_row_counts_are_equal() {
     let bulk = photographs();
     write_npy(&bulk, "vectors.jsonl", "vectors.npy");
     write_npy(&bulk, "vectors.jsonl", "alone.npy");
@@ -208,6 +208,7 @@ async fn a_wrong_file_or_argument_exits_with_2_before_the_first_call_to_nvidia()
         assert_eq!(run.stdout, "");
     }
     assert_eq!(nvidia.count(), 0);
+    // The key is missing, and so is `a.png`. The command checks the key first.
     let without_key = Bulk::without_nvidia();
     without_key.write("good.jsonl", &good);
     let run = without_key.nearest("a.png --in good.jsonl").expect_exit_code(2);

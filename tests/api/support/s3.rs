@@ -20,7 +20,7 @@ pub use metadata::FakeMetadata;
 pub use moto::{Credentials, MotoServer};
 pub use rclone::RcloneServer;
 
-/// The longest wait for the start of a server, and for the result of a command.
+/// The longest wait for the start of a server, for a command of moto, and for an event in [`FaultProxy`].
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The Python that runs moto.

@@ -33,6 +33,8 @@ pub(super) fn all() -> Vec<Bomb> {
         ("tiff-wide-tile-137gb", wide_tile(u32::MAX.into(), 16, 16, &[0; 1000], NONE)),
         ("tiff-wide-tile-extra-sample", wide_tile(1 << 28, 4, 8, &zlib_zeros(1 << 30), DEFLATE)),
         ("tiff-wide-tile-extra-pixels", wide_tile(1 << 28, 3, 8, &zlib_zeros(1 << 30), DEFLATE)),
+        // These two end soon, unlike those of `endless`. The decoder refuses the JPEGs because of their
+        // size. It decompresses only the visible pixel of each tile.
         ("tiff-shared-jpeg", shared_jpeg()),
         ("tiff-shared-deflate", shared(DEFLATE, &zlib_zeros(1 << 24), Some(1 << 24))),
         ("tiff-wide-tile-of-floats", wide_tile_of_floats()),
@@ -254,7 +256,7 @@ fn wide_tile_of_floats() -> Vec<u8> {
     ]);
     entries.extend([
         (tag::TILE_OFFSETS, tag::LONG, vec![DATA_AT]),
-        // The tile is only the first 1000 bytes of the data.
+        // The tile ends after 1000 bytes, in the middle of the compressed data.
         (tag::TILE_BYTE_COUNTS, tag::LONG, vec![1000]),
     ]);
     sorted_tiff(&zlib_zeros(1 << 28), entries)
