@@ -20,7 +20,7 @@ use middleware::{
     access_log::{AccessLog, access_log},
     cors::{PageRules, check_page},
     head_checking::check_head,
-    shutdown::{close_when_draining, end_after_drain_timeout},
+    shutdown::{close_when_stopping, end_after_drain_timeout},
     trailing_slash::trim_trailing_slash,
     unread_body::discard_unread_body,
 };
@@ -70,7 +70,7 @@ pub fn router(
 
 /// Adds the layers. From the outermost to the innermost:
 ///
-/// 1. `close_when_draining` adds `Connection: close` to responses while the service is stopping.
+/// 1. `close_when_stopping` adds `Connection: close` to responses while the service is stopping.
 /// 2. `access_log` assigns request ids, and logs and counts requests. It also writes the bodies of
 ///    errors, which contain the request id. It must be outside of all layers that return errors.
 /// 3. `discard_unread_body` reads and discards what the inner layers have left of a body.
@@ -93,7 +93,7 @@ fn with_layers(
     // service to every request.
     router.layer(
         ServiceBuilder::new()
-            .layer(map_response_with_state(shutdown.clone(), close_when_draining))
+            .layer(map_response_with_state(shutdown.clone(), close_when_stopping))
             .layer(from_fn_with_state(log, access_log))
             .layer(from_fn(discard_unread_body))
             .layer(from_fn(check_head))

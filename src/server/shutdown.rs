@@ -1,7 +1,6 @@
 //! The phases of a server from start to stop. `server.rs` goes through them.
 //!
-//! `Phase::announce` informs the log, systemd and the router's layers, as far as the phase concerns
-//! them.
+//! `Phase::announce` informs the log, systemd and the router, as far as the phase concerns them.
 
 use std::{
     net::SocketAddr,
@@ -31,8 +30,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    /// Informs the log and systemd of this phase. Through `shutdown`, also makes the router's layers
-    /// drain or end requests.
+    /// Informs the log and systemd of this phase, and the router through `shutdown`.
     pub(super) fn announce(self, shutdown: &Shutdown) {
         const VERSION: &str = env!("CARGO_PKG_VERSION");
         match self {
@@ -44,7 +42,7 @@ impl Phase {
             Self::Draining(delay) => {
                 let delay_s = delay.as_secs_f64();
                 tracing::info!(delay_s, "stopping: /ready reports 503 from now on");
-                shutdown.start_draining();
+                shutdown.announce_stop();
                 let status = "stopping: /ready reports 503, requests are still accepted";
                 systemd::notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
             }
@@ -57,21 +55,21 @@ impl Phase {
     }
 }
 
-/// Whether the server is draining, and whether requests must end. Cheap to clone; all clones share one
+/// Whether the server is stopping, and whether requests must end. Cheap to clone; all clones share one
 /// state.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    is_draining: AtomicBool,
+    is_stopping: AtomicBool,
     requests_must_end: CancellationToken,
 }
 
 impl Shutdown {
     /// Makes `/ready` report 503, and connections close after their next response.
-    fn start_draining(&self) {
-        self.0.is_draining.store(true, Ordering::Relaxed);
+    fn announce_stop(&self) {
+        self.0.is_stopping.store(true, Ordering::Relaxed);
     }
 
     /// Ends all requests with `shutting_down`.
@@ -80,8 +78,8 @@ impl Shutdown {
     }
 
     /// Whether the stop was announced.
-    pub fn is_draining(&self) -> bool {
-        self.0.is_draining.load(Ordering::Relaxed)
+    pub fn is_stopping(&self) -> bool {
+        self.0.is_stopping.load(Ordering::Relaxed)
     }
 
     /// Completes when the drain timeout has passed, and running requests must end.

@@ -24,11 +24,11 @@ pub(in crate::web) async fn end_after_drain_timeout(
 
 /// Makes clients close their connections while the service is stopping. Their next requests then go
 /// to another instance.
-pub(in crate::web) async fn close_when_draining(
+pub(in crate::web) async fn close_when_stopping(
     State(shutdown): State<Shutdown>,
     mut response: Response,
 ) -> Response {
-    if shutdown.is_draining() {
+    if shutdown.is_stopping() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -78,7 +78,7 @@ struct ValkeyState {
 )]
 pub(super) async fn ready(State(app): State<AppState>) -> impl IntoResponse {
     let mut reasons = Vec::new();
-    if app.shutdown.is_draining() {
+    if app.shutdown.is_stopping() {
         reasons.push("draining");
     }
     reasons
