@@ -43,7 +43,7 @@ pub(super) fn check(vector: &[f32]) -> Result<(), String> {
     if vector.iter().map(|number| number * 0.0).sum::<f32>() == 0.0 {
         return Ok(());
     }
-    // A 64-bit number that is too large is infinite after its conversion to `f32`.
+    // The caller may have converted 64-bit numbers to `f32`. Those that are too large are now infinite.
     Err("the vector contains a number that is infinite or NaN, or too large for 32 bits".into())
 }
 
