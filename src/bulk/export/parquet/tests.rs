@@ -58,7 +58,7 @@ fn fields_of_the_source_become_text_columns_in_the_order_in_which_they_first_occ
 }
 
 #[test]
-fn added_fields_have_their_types_and_the_nearest_f32_of_each_number() {
+fn sizes_are_stored_as_integers_and_vectors_as_the_nearest_f32_of_each_number() {
     let (number, nearest_f32) = ABOVE_MIDDLE;
     let text = row(&format!("{number},-1e-3")) + &row("3,4");
     let batch = read(&RowsFolder::new(&text));
@@ -120,7 +120,7 @@ fn a_row_group_has_a_limited_number_of_rows_and_of_bytes() {
 }
 
 #[test]
-fn a_row_with_other_types_and_a_row_with_too_many_fields_are_errors() {
+fn a_field_of_the_wrong_type_and_a_row_with_too_many_fields_are_errors() {
     let good = row("1");
     for (line, message) in [
         (good.replace(r#""model":"m""#, r#""model":[1]"#), "line 2: [1] is not a text"),
@@ -134,7 +134,7 @@ fn a_row_with_other_types_and_a_row_with_too_many_fields_are_errors() {
     let rows = RowsFolder::new(&row_of(&format!("{{{}}}", members.join(",")), "1"));
     let error = rows.make(ExportFormat::Parquet).unwrap_err();
     assert!(error.contains("more than 1000 different fields"), "{error}");
-    // The rows stay, and no Parquet file was made.
+    // The file with the rows still exists, and no Parquet file was made.
     assert!(
         fs::exists(rows.path("out.jsonl")).unwrap() && !fs::exists(rows.path("out.file")).unwrap()
     );
