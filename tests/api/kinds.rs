@@ -17,8 +17,8 @@ async fn ordinary_pictures_are_embedded_and_the_error_for_an_unsupported_kind_de
     for (name, mut picture) in kinds::all(203, 150) {
         let unsupported = kinds::unsupported(&name);
         if unsupported.is_some() {
-            // Only decoding shows that a JPEG is unsupported. The padding after its end makes it too long
-            // to be sent unchanged: 16,000 bytes are 21,336 characters of Base64. A TIFF is decoded anyway.
+            // A short unsupported JPEG would be sent unchanged. The padding makes it too long for that:
+            // 16,000 bytes are 21,336 characters of Base64. Unsupported TIFFs do not need the padding.
             picture.resize(picture.len().max(16_000), 0);
         }
         let answer = app.upload(&picture, &name).await;

@@ -1,5 +1,6 @@
 //! How pictures are prepared for NVIDIA. JPEG, PNG, WebP and TIFF with an EXIF orientation are turned
-//! upright. If the JPEG of a picture is too long or impossible, its quality is lowered or it is shrunk.
+//! upright. If the JPEG made of a picture is too long, its quality is lowered, or the picture is shrunk.
+//! A picture with a side that is too long for any JPEG is shrunk as well.
 
 use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 
@@ -162,8 +163,8 @@ async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or
     let picture = corners(1600, 800);
     // The orientation 1 is left out: a JPEG that need not be turned is shrunk at once.
     for orientation in 2..=8 {
-        // At most 149,997 bytes can be sent inline. The zeros after the end make this JPEG longer. The
-        // JPEG of the turned picture is short enough.
+        // The default inline limit, 200,000 characters of Base64, allows at most 149,997 bytes. The zeros
+        // after the end make this JPEG longer. The JPEG of the turned picture is short enough.
         let bytes = [jpeg_with_orientation(&picture, orientation), vec![0; 200_000]].concat();
         let answer = app.upload(&bytes, "picture.jpg").await;
         assert_eq!(answer.prepared(), "jpeg", "the picture must be turned, but not shrunk");
@@ -215,7 +216,7 @@ async fn a_picture_with_an_orientation_has_nearly_the_vector_of_the_upright_pict
 }
 
 #[tokio::test]
-async fn the_quality_is_lowered_if_the_jpeg_of_a_png_webp_or_gif_is_over_the_limit_for_pictures() {
+async fn the_quality_is_lowered_if_the_jpeg_of_a_png_webp_or_gif_is_over_max_image_bytes() {
     let mut random = fastrand::Rng::with_seed(3);
     // Noise of two colours is short as a PNG, but long as a JPEG.
     let noise = RgbImage::from_fn(400, 300, |_, _| Rgb([255, 0, 0].map(|c| c * random.u8(..2))));
@@ -340,7 +341,7 @@ async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
         let problem = assert_problem(&answer, 415, "unsupported_image");
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains("its colour components in several scans"), "{detail}");
-        // The file is intact, and is a JPEG already.
+        // The detail must not call this intact file damaged, or advise to send it as a JPEG.
         assert!(!detail.contains("damaged") && !detail.contains("as a JPEG"), "{detail}");
         assert!(problem.get("saved_as").is_none());
     }
