@@ -208,7 +208,7 @@ impl Run {
         } else if is_interrupted {
             write_line("interrupted: run the same command again to continue");
         }
-        // If a signal has interrupted the run, this decides the exit code, even if there is a stop reason.
+        // An interruption decides the exit code, even if there is a stop reason, too.
         Ok(match self.tally.failed {
             _ if is_interrupted => Outcome::Interrupted,
             _ if self.stop_reason.is_some() => Outcome::Stopped,
@@ -310,6 +310,7 @@ impl Run {
         match action {
             Action::NotSent(failure) => self.fail(job.item, failure).await,
             Action::Fail(failure) => {
+                // The picture is at fault, not its host: usually, the host has answered.
                 self.lanes.host_answered(lane);
                 self.fail(job.item, failure).await;
             }

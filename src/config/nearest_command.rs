@@ -85,7 +85,8 @@ fn parse_count(text: &str) -> Result<NonZeroUsize, String> {
 pub(super) fn arguments(matches: &ArgMatches) -> NearestArguments {
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     NearestArguments {
-        // clap requires `picture` and `in`, and has a default for `count`: the fallbacks are never used.
+        // clap requires `picture` and `in`, and has defaults for `count` and `prefix`: the fallbacks for
+        // these four are never used.
         picture: text("picture").unwrap_or_default(),
         vectors: matches.get_one("in").cloned().unwrap_or_default(),
         count: matches.get_one("count").copied().unwrap_or(NonZeroUsize::MIN),
@@ -106,9 +107,9 @@ mod tests {
     use super::*;
     use crate::config::command_line;
 
-    /// The arguments of a command with these words.
-    fn parse(arguments: &str) -> Result<NearestArguments, String> {
-        let words = ["imagesvc", NEAREST].into_iter().chain(arguments.split_whitespace());
+    /// Parses the words that follow `imagesvc nearest`.
+    fn parse(text: &str) -> Result<NearestArguments, String> {
+        let words = ["imagesvc", NEAREST].into_iter().chain(text.split_whitespace());
         let matches =
             command_line().try_get_matches_from(words).map_err(|error| error.to_string())?;
         Ok(super::arguments(matches.subcommand_matches(NEAREST).unwrap()))
