@@ -1,9 +1,9 @@
 //! Decodes JPEG (ITU-T T.81).
 //!
-//! The decoder (zune-jpeg) gets only the tables, the first frame and its scans. It handles stray bytes,
-//! wrong lengths and markers without a segment differently from libjpeg and from `header::jpeg`. If it
-//! got the whole file, it would refuse pictures that libjpeg decodes, or decode another frame than the
-//! frame whose size was checked.
+//! The decoder (zune-jpeg) gets only the parts that affect the pixels: the tables, the `AVI1` and `Adobe`
+//! segments, the first frame and its scans. It handles stray bytes, wrong lengths and markers without a
+//! segment differently from libjpeg and from `header::jpeg`. If it got the whole file, it would refuse
+//! pictures that libjpeg decodes, or decode another frame than the frame whose size was checked.
 
 use std::io::{self, BufRead, Read, Seek, SeekFrom};
 
@@ -111,8 +111,8 @@ pub(super) fn decodable_segments(reader: &mut Reader, len: usize) -> io::Result<
             output.extend([0xff, marker]);
             output.extend(length.to_be_bytes());
             reader.by_ref().take(u64::from(length) - 2).read_to_end(&mut output)?;
-            let body = start + 4; // after the marker and the length, of two bytes each
-            if !affects_pixels(marker, &output[body..]) {
+            let body_start = start + 4; // after the marker and the length, of two bytes each
+            if !affects_pixels(marker, &output[body_start..]) {
                 output.truncate(start);
             }
         } else {
@@ -175,7 +175,7 @@ mod tests {
 
     /// A frame header: one grey pixel.
     const SOF: &[u8] = b"\xff\xc0\0\x0b\x08\0\x01\0\x01\x01\x01\x11\0";
-    /// A scan whose data contains 0xFF followed by zero, a restart marker, and 7.
+    /// A scan. Its data contains 0xFF with a zero, and then a restart marker.
     const SCAN: &[u8] = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0\0\0\xff\0\xff\xd0\x07";
     const END: &[u8] = b"\xff\xd9";
 
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_tables_the_first_frame_and_its_scans_are_returned() {
+    fn only_the_parts_that_affect_the_pixels_are_returned() {
         let table = b"\xff\xdb\0\x05\0\x01\x02";
         let adobe = b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\0";
         let clean = [b"\xff\xd8", &table[..], adobe, SOF, SCAN, END].concat();
@@ -231,8 +231,8 @@ mod tests {
             let output = decodable_segments_of(&parts).unwrap();
             let label = superfluous.escape_ascii();
             assert!(output.starts_with(&clean[..clean.len() - END.len()]), "{label}");
-            // Stray bytes after a scan become part of its data. So do 0xFF with a zero and restart markers;
-            // for these, the length is not checked.
+            // After a scan, stray bytes become part of its data. So do 0xFF with a zero and restart markers,
+            // but the length of the output is not checked for them.
             let begins_with_scan_data =
                 superfluous == b"\xff\0" || superfluous.starts_with(b"\xff\xd0");
             if !begins_with_scan_data {
