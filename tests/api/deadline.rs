@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::support::{
     Answer, FakeNvidia, HUBBLE, ROCKET, Received, Reply, TestApp,
     nvidia_api::{CREATE_ASSET, INFER},
-    pending, variant,
+    pending,
 };
 
 /// The time that a request has in the tests that set [`DEADLINE_SETTING`].
@@ -165,69 +165,5 @@ async fn a_picture_is_sent_inline_in_time_after_a_call_for_its_asset_hangs() {
         // shrink the picture and to send it inline.
         let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "4s").start().await;
         assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
-    }
-}
-
-#[tokio::test]
-async fn pictures_are_sent_inline_without_another_asset_call_after_the_asset_api_failed() {
-    // An outage may be short, so the first picture tries three times to create an asset. After a
-    // redirect, another attempt would not help.
-    for (failure, attempts) in
-        [(Reply::status(503), 3), (Reply::CloseAfter(Vec::new()), 3), (Reply::status(301), 1)]
-    {
-        let nvidia = FakeNvidia::healthy_except(move |request| {
-            (request.line() == CREATE_ASSET).then(|| failure.clone())
-        })
-        .await;
-        let app = TestApp::start(&nvidia).await;
-        for n in 0..2 {
-            let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
-            assert_eq!(answer.prepared(), "shrunk");
-        }
-        let create_calls = nvidia.lines().iter().filter(|line| *line == CREATE_ASSET).count();
-        assert_eq!(create_calls, attempts, "only the first picture should try to create an asset");
-    }
-}
-
-#[tokio::test]
-async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusal() {
-    // 503 means an outage, and 404 a refusal.
-    for (status, is_tried_again) in [(503, true), (404, false)] {
-        let nvidia = FakeNvidia::healthy_except(move |request| {
-            (request.line() == CREATE_ASSET).then(|| Reply::status(status))
-        })
-        .await;
-        let app = TestApp::builder(&nvidia)
-            .configure(|config| {
-                // The pause after an outage. The pause after a refusal stays ten minutes.
-                assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
-                config.embed.call.failed_upload_pause = Duration::ZERO;
-            })
-            .start()
-            .await;
-        app.upload(HUBBLE, "hubble.jpg").await.assert_success();
-        let calls_before = nvidia.count();
-        app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.assert_success();
-        let lines = nvidia.lines();
-        assert_eq!(
-            lines[calls_before..].contains(&CREATE_ASSET.to_owned()),
-            is_tried_again,
-            "{status}"
-        );
-    }
-}
-
-#[tokio::test]
-async fn in_an_outage_a_large_picture_makes_at_most_one_call_more_than_a_small_picture() {
-    let nvidia = FakeNvidia::healthy_except(|_| Some(Reply::status(503))).await;
-    let app = TestApp::start(&nvidia).await;
-    for (n, call_count) in [(0, 4), (1, 3), (2, 3)] {
-        let calls_before = nvidia.count();
-        let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
-        assert_eq!(answer.status, 502);
-        // The service tries three times to create an asset for the first picture, and then sends
-        // the picture inline once. It sends each of the other two pictures inline right away, and
-        // tries that three times, as with a small picture.
-        assert_eq!(nvidia.count() - calls_before, call_count, "{:?}", nvidia.lines());
     }
 }

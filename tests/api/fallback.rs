@@ -1,4 +1,5 @@
-//! The fallback: if NVIDIA refuses an asset, the service shrinks the picture and sends it inline.
+//! The fallback: if NVIDIA refuses an asset, or the asset API fails, the service shrinks the picture and
+//! sends it inline.
 
 use std::{
     sync::{
@@ -249,4 +250,69 @@ async fn after_a_restart_neither_an_outage_nor_the_vector_of_a_shrunk_picture_is
     is_outage.store(false, Ordering::Relaxed);
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
     assert_eq!(app.upload(HUBBLE, "a.jpg").await.prepared(), "original");
+}
+
+#[tokio::test]
+async fn pictures_are_sent_inline_without_another_asset_call_after_the_asset_api_failed() {
+    // An outage may be short, so the first picture tries three times to create an asset. After a
+    // redirect, another attempt would not help.
+    for (failure, attempts) in
+        [(Reply::status(503), 3), (Reply::CloseAfter(Vec::new()), 3), (Reply::status(301), 1)]
+    {
+        let nvidia = FakeNvidia::healthy_except(move |request| {
+            (request.line() == CREATE_ASSET).then(|| failure.clone())
+        })
+        .await;
+        let app = TestApp::start(&nvidia).await;
+        for n in 0..2 {
+            let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
+            assert_eq!(answer.prepared(), "shrunk");
+        }
+        let create_calls = nvidia.lines().iter().filter(|line| *line == CREATE_ASSET).count();
+        assert_eq!(create_calls, attempts, "only the first picture should try to create an asset");
+    }
+}
+
+#[tokio::test]
+async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusal() {
+    // 503 means an outage, and 404 a refusal.
+    for (status, is_tried_again) in [(503, true), (404, false)] {
+        let nvidia = FakeNvidia::healthy_except(move |request| {
+            (request.line() == CREATE_ASSET).then(|| Reply::status(status))
+        })
+        .await;
+        let app = TestApp::builder(&nvidia)
+            .configure(|config| {
+                // This is the pause after an outage. The pause after a refusal, `refused_upload_pause`,
+                // stays ten minutes.
+                assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
+                config.embed.call.failed_upload_pause = Duration::ZERO;
+            })
+            .start()
+            .await;
+        app.upload(HUBBLE, "hubble.jpg").await.assert_success();
+        let calls_before = nvidia.count();
+        app.upload(&variant(HUBBLE, 1), "hubble.jpg").await.assert_success();
+        let lines = nvidia.lines();
+        assert_eq!(
+            lines[calls_before..].contains(&CREATE_ASSET.to_owned()),
+            is_tried_again,
+            "{status}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn in_an_outage_a_large_picture_makes_at_most_one_call_more_than_a_small_picture() {
+    let nvidia = FakeNvidia::healthy_except(|_| Some(Reply::status(503))).await;
+    let app = TestApp::start(&nvidia).await;
+    for (n, call_count) in [(0, 4), (1, 3), (2, 3)] {
+        let calls_before = nvidia.count();
+        let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
+        assert_eq!(answer.status, 502);
+        // The service tries three times to create an asset for the first picture, and then sends
+        // the picture inline once. It sends each of the other two pictures inline right away, and
+        // tries that three times, as with a small picture.
+        assert_eq!(nvidia.count() - calls_before, call_count, "{:?}", nvidia.lines());
+    }
 }
