@@ -1,8 +1,8 @@
 //! Runs the parts of the service whose instructions `.ci/instructions` counts: the functions that compute
 //! for each byte, each number or each request, without a thread, a clock or a file.
 //!
-//! To measure the time of a part, the machine would have to be quiet. The number of its instructions is
-//! the same in each run.
+//! To measure the time of a part, the machine would have to be quiet. The number of its instructions
+//! hardly differs between runs.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, unreachable_pub)]
 
@@ -79,7 +79,8 @@ fn main() {
     }
 }
 
-/// When this function ends, Callgrind writes its counts. So this function must not be inlined.
+/// `.ci/instructions` lets Callgrind write a file of counts whenever this function ends. So this function
+/// must not be inlined.
 #[inline(never)]
 fn run_twice(part: fn(&Inputs), inputs: &Inputs) {
     // The first run has costs that later ones have not: it fills tables, and looks at the processor's
@@ -88,7 +89,7 @@ fn run_twice(part: fn(&Inputs), inputs: &Inputs) {
     run_counted(part, inputs);
 }
 
-/// Callgrind counts only in this function. So this function must not be inlined.
+/// `.ci/instructions` lets Callgrind count only in this function. So this function must not be inlined.
 #[inline(never)]
 fn run_counted(part: fn(&Inputs), inputs: &Inputs) {
     part(black_box(inputs));

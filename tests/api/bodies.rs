@@ -145,7 +145,7 @@ async fn curl_always_receives_the_413_for_a_body_that_is_too_large() {
         std::fs::write(file.path(), &body).unwrap();
         for round in 0..ROUNDS {
             // With a `Content-Length` or in chunks, and with `Expect: 100-continue` or without.
-            // curl adds `Expect` to a large body, unless `-H Expect:` removes it.
+            // curl itself adds `Expect` to a body of more than 1 MiB, unless `-H Expect:` removes it.
             let headers: &[&str] = match round % 4 {
                 0 => &["-H", "Expect:"],
                 1 => &["-H", "Transfer-Encoding: chunked", "-H", "Expect:"],
@@ -172,8 +172,8 @@ async fn a_client_that_waits_for_100_continue_receives_the_413_before_it_sends_t
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
     for (route, content_type, body) in bodies_that_are_too_large() {
-        // To be refused before the body is sent, the declared length must exceed the limit on the body.
-        // That is higher than the limit on the picture: a form or JSON may have many other bytes.
+        // A body is refused before it is sent only if the declared length exceeds the route's limit on
+        // bodies. This limit is at most twice `MAX_PICTURE_BYTES` here, to leave room for a form or JSON.
         let declared_length = body.len() + 2 * MAX_PICTURE_BYTES;
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = format!(
