@@ -104,8 +104,8 @@ impl Staging {
         }
     }
 
-    /// Like [`Self::spool`], for bytes that will be saved: disk space for them is reserved as they
-    /// arrive, even while they are in memory.
+    /// Like [`Self::spool`], for bytes that will be saved on the disk: space for them is reserved as
+    /// they arrive, even while they are in memory.
     pub fn spool_for_disk(&self, memory_limit: usize) -> Spool {
         Spool { reserves_on_arrival: true, ..self.spool(memory_limit) }
     }

@@ -7,8 +7,8 @@ use crate::{
     config::{Config, EmbedArguments},
 };
 
-/// Embeds the pictures, and returns the exit code: 0 if all were embedded, 1 if some failed or the run
-/// stopped early, 2 if the command cannot start, 130 if it was interrupted.
+/// Embeds the pictures, and returns the exit code: 0 if all were embedded, 1 if some failed or an error
+/// stopped the run, 2 if the command cannot start, 130 if a signal interrupted it.
 pub(super) async fn embed(arguments: EmbedArguments, config: Config) -> ExitCode {
     // In a box, because the future contains the whole service.
     match Box::pin(bulk::embed(arguments, config)).await {

@@ -17,7 +17,7 @@ use crate::{
 impl Config {
     /// Listens on a free loopback port, accepts only `keys`, and removes the limits that separate
     /// clients from each other. If `folder` is set, it replaces the downloads folder, and the cache on
-    /// disk is inside of it. Saved pictures are then never removed.
+    /// disk is inside of it. The settings that remove old pictures then have no effect.
     #[must_use]
     pub fn for_own_client(self, keys: ClientKeys, folder: Option<PathBuf>) -> Self {
         let Self { mut server, mut store, mut embed, mut warnings, .. } = self;

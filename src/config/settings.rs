@@ -1,6 +1,6 @@
 //! The table of all settings, grouped by what they are for, in the order of the documentation. The
-//! flags, `--help`, the man page, the completions, the known variables, the tables in
-//! `docs/operating.md` and `.env.example` are generated from this table.
+//! flags, `--help`, the man page, the completions, the tables in `docs/operating.md` and
+//! `.env.example` are generated from this table. The warnings about unknown variables also depend on it.
 
 use super::{
     bucket, decoder, embed, fetch, limits, nvidia, server, setting::SettingInfo, store, telemetry,

@@ -10,7 +10,8 @@ pub enum Error {
     /// The call to NVIDIA failed.
     #[error(transparent)]
     Nvidia(#[from] nvidia::Error),
-    /// The deadline passed while the picture waited for this: a permit, or a running call.
+    /// The deadline passed while the picture waited for this: `a call to NVIDIA`, or
+    /// `another replica's call to NVIDIA`.
     #[error("the deadline passed while waiting for {0}")]
     QueueTimeout(&'static str),
     /// The queue is so long that the deadline would pass before the picture gets a permit.

@@ -78,7 +78,7 @@ fn any_field_value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn each_item_of_any_batch_has_a_source_or_an_error_sentence(
+    fn each_item_of_an_accepted_batch_has_a_source_or_an_error_and_a_refusal_names_the_field(
         value in any_field_value()
             .prop_filter("a field that is null counts as absent", |value| !value.is_null()),
         is_messages in any::<bool>(),
