@@ -1,8 +1,8 @@
-//! A picture that is too large to be sent inline needs three calls to NVIDIA, and a fourth to
-//! delete the asset. These tests check the request lines, all headers and the bodies of these calls.
-//! Of a picture that the service converts, they check only the format, width and height.
+//! A large picture needs three calls to NVIDIA, and a fourth to delete the asset. "Large" means too
+//! large to be sent inline: more than about 150 KB.
 //!
-//! "Large" means too large to be sent inline: more than about 150 KB.
+//! [`assert_uploaded`] compares the request lines, headers and bodies of these calls. Of a picture that
+//! the service has converted, it compares only the format, width and height.
 
 use image_rs::ImageFormat;
 
@@ -139,7 +139,7 @@ async fn the_base64_route_and_the_url_route_upload_a_large_picture() {
 }
 
 #[tokio::test]
-async fn a_hanging_deletion_does_not_delay_the_answer_or_the_shutdown() {
+async fn a_hanging_deletion_does_not_delay_the_answer_or_extend_the_drain_timeout() {
     let nvidia =
         FakeNvidia::healthy_except(|request| (request.method == "DELETE").then_some(Reply::Hang))
             .await;

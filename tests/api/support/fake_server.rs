@@ -103,7 +103,7 @@ impl Reply {
     fn into_bytes(self) -> Vec<u8> {
         match self {
             Self::Bytes(bytes) => bytes,
-            other => panic!("a reply can be changed only once, but this one was: {other:?}"),
+            other => panic!("only a `Reply::Bytes` can be changed, not {other:?}"),
         }
     }
 

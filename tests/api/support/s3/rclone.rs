@@ -82,7 +82,7 @@ impl RcloneServer {
         self.folder.path().join("objects").join(BUCKET).join(PREFIX).join(key)
     }
 
-    /// The keys of the objects in `<prefix>/<folder>/`, sorted, without that beginning.
+    /// The keys of the objects in `<prefix>/<folder>/`, sorted, each without `<prefix>/<folder>/`.
     pub fn keys_in(&self, folder: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.path_of(folder)) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
