@@ -153,9 +153,8 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
 /// The blanks that may surround a text, as they are and as JSON escapes them.
 const BLANKS: [(u8, &str); 4] = [(b' ', " "), (b'\t', r"\t"), (b'\r', r"\r"), (b'\n', r"\n")];
 
-/// Removes blanks and escaped blanks from the beginning of a JSON string's content. In a batch, the string
-/// may be a picture's URL instead of Base64. A copied URL may begin with any white space of Unicode, so all
-/// of this is removed.
+/// Removes white space and escaped blanks from the beginning of a JSON string's content. Removes all white
+/// space of Unicode, because a string in a batch may be a copied URL.
 pub fn trim_json_start(content: &str) -> &str {
     let mut rest = content.trim_start();
     while let Some(trimmed) = BLANKS.iter().find_map(|(_, escape)| rest.strip_prefix(escape)) {
@@ -230,7 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blanks_and_escaped_blanks_are_removed_from_the_beginning() {
+    fn white_space_and_escaped_blanks_are_removed_from_the_beginning() {
         for blanks in ["", " ", "\t\r\n", r"\t\r\n", r" \n \n", "\u{a0}"] {
             let content = format!("{blanks}text {blanks}");
             assert_eq!(trim_json_start(&content), format!("text {blanks}"), "{blanks:?}");

@@ -116,8 +116,8 @@ impl ServiceClient {
             }
             None => None,
         };
-        let system_authorities = Trust::probe();
-        let builder = system_authorities
+        let trust = Trust::probe();
+        let builder = trust
             .client_builder()
             .no_proxy()
             .connect_timeout(CONNECT_TIMEOUT)

@@ -11,12 +11,12 @@ use super::{
 };
 use crate::shares::ClientNetwork;
 
-/// Inference calls that are reserved for a client. Dropping the reservation frees the remaining calls for
-/// other clients.
+/// Inference calls that are reserved for a client of the service. Dropping the reservation frees the
+/// remaining calls for other clients.
 #[derive(Debug)]
 pub struct Reservation {
     client_network: ClientNetwork,
-    /// `None` if calls per minute are not limited, or if no calls were to be reserved.
+    /// `None` if calls per minute are not limited, or if [`Client::reserve_calls`] got a `count` of 0.
     guard: Option<ReservationGuard>,
 }
 
@@ -29,8 +29,8 @@ impl Reservation {
 }
 
 impl Client {
-    /// Reserves one inference call for each of a client's `count` pictures. Reserves either all
-    /// calls or none.
+    /// Reserves `count` inference calls for a client of the service, one for each picture. Reserves
+    /// either all calls or none.
     ///
     /// # Errors
     /// [`super::ErrorKind::RateLimited`] with the time to wait, if the limit on calls per minute or
