@@ -23,7 +23,7 @@ const END: &[u8] = b"\xff\xd9";
 
 /// Pictures that decoders refuse, or finish decoding within seconds. The sizes are within the limit of
 /// 64 megapixels. [`jpeg_head`] explains the sampling factors, such as 0x22.
-pub(super) fn all() -> Vec<Bomb> {
+pub(super) fn quick() -> Vec<Bomb> {
     vec![
         // The limit is 100 scans, so the service tries to decode 99, and refuses 101.
         ("jpeg-99-scans", scans((1000, 1000), 99)),

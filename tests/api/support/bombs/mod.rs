@@ -14,8 +14,8 @@ pub use tiff::shared_lzw;
 pub type Bomb = (&'static str, Vec<u8>);
 
 /// Pictures that decoders refuse, or decode within seconds.
-pub fn all() -> Vec<Bomb> {
-    [webp::all(), tiff::all(), gif::all(), bmp::all(), png::all(), jpeg::all(), heic::all()]
+pub fn quick() -> Vec<Bomb> {
+    [webp::all(), tiff::quick(), gif::all(), bmp::all(), png::all(), jpeg::quick(), heic::all()]
         .concat()
 }
 
