@@ -285,8 +285,7 @@ async fn provoke(route: Route, code: Code) -> Option<(u16, String)> {
         }
         Stimulus::InvalidBase64 if matches!(route, Route::Base64 | Route::Batch) => {
             let field = if route == Route::Base64 { "image_base64" } else { "input" };
-            // For a text that is not Base64 and has no `data:,`, the error of the route for batches
-            // is `validation_failed`.
+            // Without `data:,`, the route for batches would return `validation_failed`.
             app.send(post(json!({ field: "data:,***" }).to_string())).await
         }
         Stimulus::BatchField(name, value) if route == Route::Batch => {

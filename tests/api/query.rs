@@ -12,8 +12,8 @@ use crate::support::{
     assert_problem, avif, converted, embedding, noise_png, nvidia_api::INFER, variant,
 };
 
-/// One request with this picture for each route. For the URL route, the service fetches the picture
-/// from `picture_server`.
+/// A request with this picture for each route that takes one picture. For the URL route, the service
+/// fetches the picture from `picture_server`.
 fn requests(app: &TestApp, picture_server: &FakeServer, picture: &[u8]) -> [RequestBuilder; 3] {
     [
         app.upload_request(picture, "a.jpg"),
@@ -47,7 +47,7 @@ fn assert_has_no_path(answer: &Answer) {
 }
 
 #[tokio::test]
-async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
+async fn with_save_false_a_picture_is_embedded_and_not_saved() {
     // The service sends the first picture inline and the second as an asset. It re-encodes the third.
     for picture in [ROCKET.to_vec(), HUBBLE.to_vec(), converted(CHELSEA, ImageFormat::WebP)] {
         let nvidia = FakeNvidia::healthy().await;
@@ -73,7 +73,7 @@ async fn with_save_false_a_picture_is_embedded_on_every_route_and_not_saved() {
 
 #[tokio::test]
 async fn with_save_false_an_error_leaves_no_file_and_the_answer_contains_no_path() {
-    // ROCKET is sent inline. The noise is too long for that, so the service shrinks it.
+    // ROCKET is sent inline. The noise is too large for that, so `NVIDIA_LARGE_IMAGES` has it shrunk.
     for picture in [ROCKET.to_vec(), noise_png(400, 300)] {
         for (reply, status, code) in [
             (Reply::status(422), 422, "embedding_rejected"),
@@ -217,7 +217,7 @@ async fn with_save_false_the_log_contains_no_name_of_a_saved_file() {
     let requests: Vec<_> = events.filter(|event| event["message"] == "request").collect();
     assert_eq!(requests.len(), 2);
     assert!(requests.iter().all(|event| event.get("saved_as").is_none()), "{requests:?}");
-    assert!(requests[0]["size_bytes"].is_u64());
+    assert!(requests[0]["size_bytes"].is_u64(), "the size should still be logged");
 }
 
 #[tokio::test]

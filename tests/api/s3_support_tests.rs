@@ -21,7 +21,7 @@ fn with_wrong_secret(credentials: &Credentials) -> Credentials {
 }
 
 #[tokio::test]
-async fn the_user_of_moto_may_list_the_bucket_and_use_only_objects_in_the_prefix_unless_denied() {
+async fn moto_lets_its_user_list_the_bucket_and_use_only_its_prefix_and_deny_forbids_more() {
     let Some(moto) = MotoServer::start().await else { return };
     for (operation, parameters, expected) in [
         ("put_object", object_with_body("imagesvc/a"), "ok"),
@@ -36,7 +36,7 @@ async fn the_user_of_moto_may_list_the_bucket_and_use_only_objects_in_the_prefix
         assert_eq!(moto.attempt(operation, &parameters).await, expected, "{operation}");
     }
     moto.deny(&["s3:PutObject"]).await;
-    // `write`, `read`, `keys` and `delete` have all permissions, unlike the user.
+    // `write`, `read`, `keys`, `delete` and `delete_bucket` act as an administrator, not as the user.
     moto.write("imagesvc/b", b"b").await;
     let put = object_with_body("imagesvc/c");
     assert_eq!(moto.attempt("put_object", &put).await, "AccessDenied");
@@ -62,7 +62,7 @@ async fn moto_and_rclone_refuse_a_wrong_secret() {
     let put = object_with_body("imagesvc/downloads/a");
     for (user, address) in [(&moto.user, moto.address), (&rclone.user, rclone.address)] {
         let wrong = with_wrong_secret(user);
-        // `attempt_as` only borrows boto3 from moto's process: the request goes to `address`.
+        // `attempt_as` runs boto3 in moto's process, but sends the request to `address`.
         let refused = moto.attempt_as(&wrong, address, "put_object", &put).await;
         assert_eq!(refused, "SignatureDoesNotMatch");
         assert_eq!(moto.attempt_as(user, address, "put_object", &put).await, "ok");
@@ -165,6 +165,7 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     let attempt = async |credentials: &Credentials| {
         moto.attempt_as(credentials, moto.address, "put_object", &put).await
     };
+    // moto imitates the metadata, too.
     for endpoint in [metadata.endpoint(), moto.metadata_endpoint()] {
         assert_eq!(attempt(&fetch(&endpoint).await).await, "ok");
     }

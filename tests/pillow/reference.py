@@ -104,7 +104,8 @@ def main(folder):
         print(json.dumps(report(folder, picture)))
     for picture in all_pictures():
         path = folder / picture.name
-        assert not path.exists() and picture.data not in seen, f"{picture.name} equals another picture"
+        is_new = not path.exists() and picture.data not in seen
+        assert is_new, f"{picture.name} has the name or the bytes of another picture"
         seen.add(picture.data)
         path.write_bytes(picture.data)
         print(json.dumps(report(folder, picture)))
