@@ -54,9 +54,9 @@ def float32_bytes(vector):
     return struct.pack("<1536f", *vector)
 
 
-def check(url, key, embed_one, embed_batch, is_float):
-    """Checks the vectors of single pictures and of a batch. `is_float` means that the client requests
-    numbers and not Base64. With Base64, the vectors are rounded to 32 bits."""
+def check(url, key, embed_one, embed_batch, is_exact):
+    """Checks the vectors of single pictures and of a batch. With `is_exact`, they must equal the
+    expected ones. Without it, the client requests Base64, which rounds numbers to 32 bits."""
     batch = embed_batch(pictures(url))
     assert len(batch) == 3
     singles = [embed_one(picture) for picture in pictures(url)]
@@ -64,7 +64,7 @@ def check(url, key, embed_one, embed_batch, is_float):
         assert len(vector) == 1536 and all(math.isfinite(number) for number in vector), len(vector)
         assert vector == single
         assert float32_bytes(vector) == float32_bytes(reference)
-        if is_float:
+        if is_exact:
             assert vector == reference
 
 

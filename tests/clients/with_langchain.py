@@ -21,7 +21,7 @@ def open_ai(url, key, **options):
 
 
 for url, key in SERVICES:
-    for embeddings, is_float in [
+    for embeddings, is_exact in [
         (open_ai(url, key), False),
         (open_ai(url, key, model_kwargs={"encoding_format": "float"}), True),
         (open_ai(url, key, chunk_size=2), False),
@@ -30,7 +30,7 @@ for url, key in SERVICES:
         (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key), True),
         (NVIDIAEmbeddings(base_url=url + "/v1", api_key=key, max_batch_size=2), True),
     ]:
-        check(url, key, embeddings.embed_query, embeddings.embed_documents, is_float)
+        check(url, key, embeddings.embed_query, embeddings.embed_documents, is_exact)
 
     picture_and_text = [pictures(url)[0], "a photo of a cat"]
     too_many = [encoded("formats/plain.jpg")] * 33  # the service accepts 32 in a batch

@@ -13,13 +13,13 @@ def embedding(url, key, **options):
 
 
 for url, key in SERVICES:
-    for client, is_float in [
+    for client, is_exact in [
         (embedding(url, key), False),
         (embedding(url, key, additional_kwargs={"encoding_format": "float"}), True),
         (embedding(url, key, embed_batch_size=2), False),  # sends the three pictures in two batches
     ]:
-        check(url, key, client.get_text_embedding, client.get_text_embedding_batch, is_float)
-        check(url, key, client.get_query_embedding, client.get_text_embedding_batch, is_float)
+        check(url, key, client.get_text_embedding, client.get_text_embedding_batch, is_exact)
+        check(url, key, client.get_query_embedding, client.get_text_embedding_batch, is_exact)
 
     picture_and_text = [pictures(url)[0], "a photo of a cat"]
     error = refusal(lambda: embedding(url, key).get_text_embedding_batch(picture_and_text), openai.UnprocessableEntityError)

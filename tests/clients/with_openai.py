@@ -13,9 +13,9 @@ for url, key in SERVICES:
         assert [entry.index for entry in answer.data] == list(range(len(answer.data)))
         return [entry.embedding for entry in answer.data]
 
-    check(url, key, lambda picture: embed(picture)[0], embed, is_float=False)
+    check(url, key, lambda picture: embed(picture)[0], embed, is_exact=False)
     as_floats = {"encoding_format": "float"}
-    check(url, key, lambda picture: embed(picture, **as_floats)[0], lambda batch: embed(batch, **as_floats), is_float=True)
+    check(url, key, lambda picture: embed(picture, **as_floats)[0], lambda batch: embed(batch, **as_floats), is_exact=True)
 
     # With `normalized`, the squares of a vector's numbers add up to 1.
     normalized = embed(pictures(url), extra_body={"normalized": True})
