@@ -123,7 +123,7 @@ impl Drop for SmallDisk {
 #[tokio::test]
 async fn on_a_full_disk_uploads_are_refused_and_leave_no_files() {
     // There is space for about six copies of ROCKET, which has 113 KB. The test uploads ten. `TestApp` sets
-    // the reserve to 0.
+    // `IMAGESVC_MIN_FREE_BYTES` to 0, so the service may fill the disk.
     let Some(disk) = SmallDisk::mount("size=700k") else { return };
     let nvidia = FakeNvidia::healthy().await;
     let app = disk.start_app(&nvidia).await;

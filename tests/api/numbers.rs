@@ -40,7 +40,7 @@ async fn every_number_has_the_value_that_nvidia_sent() {
 }
 
 #[tokio::test]
-async fn a_response_needs_only_metadata_of_which_only_the_first_item_counts() {
+async fn a_response_needs_only_the_first_item_of_its_metadata() {
     let body =
         format!(r#"{{"metadata":[{{"embedding":[{}]}},{{"other":1}}]}}"#, numbers().join(","));
     let nvidia = FakeNvidia::replying(vec![Reply::json(200, body)]).await;
@@ -89,6 +89,7 @@ async fn a_response_over_1_mib_or_without_exactly_1536_finite_numbers_is_refused
         let app = TestApp::start(&nvidia).await;
         let answer = app.upload(ROCKET, "rocket.jpg").await;
         assert_problem(&answer, 502, "embedding_invalid");
+        // The picture stays saved, and the error names it.
         assert_eq!(app.saved(), [answer.saved_as()]);
         assert_eq!(nvidia.received().len(), 1, "a paid inference must not be repeated");
     }
