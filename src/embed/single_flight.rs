@@ -18,12 +18,13 @@ pub(super) type Completion<T> = Shared<oneshot::Receiver<T>>;
 #[derive(Debug)]
 pub(super) struct SingleFlight<K, T>(Arc<Mutex<HashMap<K, Completion<T>>>>);
 
-/// Whether a task waits for a running call or makes a new call.
+/// Whether a task joins a running call or starts a new one.
 #[derive(Debug)]
 pub(super) enum Role<K: Copy + Eq + Hash, T: Clone> {
     /// A call for the same key is running: wait for it.
     Join(Completion<T>),
-    /// No call that this task can join is running: make one with the guard, and wait for it.
+    /// No call that this task can join is running: give the guard to a new task that makes one, and wait
+    /// for it.
     Lead(Completion<T>, LeadGuard<K, T>),
 }
 
