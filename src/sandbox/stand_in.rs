@@ -100,7 +100,7 @@ struct PendingResult {
     vector: Vec<f32>,
 }
 
-/// An asset, from its creation on. Its picture may not be uploaded yet.
+/// An asset, before or after the upload of its picture.
 struct Asset {
     created: Instant,
     /// The parameter `signature` of the upload URL.
@@ -341,7 +341,7 @@ async fn create_asset(
 }
 
 /// Responds to an upload to the presigned URL. Refuses a request without the headers that were signed.
-/// Like NVIDIA's storage, also refuses a request with a key.
+/// Like NVIDIA's storage, also refuses a request with an `Authorization` header.
 async fn upload_asset(
     State(stand_in): State<Arc<StandIn>>,
     Path(id): Path<Uuid>,

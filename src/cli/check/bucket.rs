@@ -1,4 +1,4 @@
-//! Checks the bucket: writes, reads and removes an object in it.
+//! Checks the bucket: writes, reads and removes an object in it, and tries to read a missing one.
 
 use std::time::Duration;
 

@@ -32,7 +32,7 @@ pub enum BodyError {
     /// The body did not arrive in time.
     #[error("the body did not arrive in time")]
     TooSlow,
-    /// Not enough of the memory for bodies is free for this client.
+    /// This client can get no more memory for bodies.
     #[error("there is no memory for the body")]
     NoMemory,
     /// The body ended early, or violates HTTP's framing.
@@ -142,7 +142,7 @@ impl BodyLimits {
         BodyError::TooLarge { max_bytes: self.max_bytes, content: self.content }
     }
 
-    /// The deadline of the whole body, if no more than `received` bytes arrive until then.
+    /// The deadline of the whole body after `received` bytes. Further bytes may extend it.
     fn deadline(self, started: Instant, received: u64) -> Instant {
         let extension = Duration::from_secs(received / MIN_BYTES_PER_SECOND);
         started + (INITIAL_TIME + extension).min(self.timeout)

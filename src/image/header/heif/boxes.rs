@@ -87,8 +87,8 @@ impl<'a> Iterator for Boxes<'a> {
     }
 }
 
-/// Reads the boxes at the top level of the file, up to [`MAX_BOXES`]. Returns the contents of the `meta`
-/// box, and the offset where the last complete box that was read ends.
+/// Reads the complete boxes at the top level of the file, up to [`MAX_BOXES`]. Returns the contents of
+/// the `meta` box, and the offset where the last of these boxes ends.
 pub(super) fn read_meta_box(reader: &mut Reader) -> Result<(Vec<u8>, u64), HeaderError> {
     let file_end = reader.seek(SeekFrom::End(0)).map_err(|_| Damaged)?;
     let (mut at, mut meta, mut has_movie) = (0, None, false);
