@@ -74,7 +74,7 @@
 //! - **[`config`] only in [`cli`], [`bulk`] and [`app`].** Each module defines its own `Settings`,
 //!   which [`config`] fills. The tests of a module set these values directly, without an
 //!   environment.
-//! - **Only [`app`] connects all modules.** Tests start the same service as `main`, with a fake
+//! - **Only [`app`] connects the modules of the service.** Tests start the same service as `main`, with a fake
 //!   NVIDIA.
 //!
 //! `tests/architecture.rs` reads the sources and checks these rules.

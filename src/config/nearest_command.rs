@@ -112,7 +112,7 @@ mod tests {
         let words = ["imagesvc", NEAREST].into_iter().chain(text.split_whitespace());
         let matches =
             command_line().try_get_matches_from(words).map_err(|error| error.to_string())?;
-        Ok(super::arguments(matches.subcommand_matches(NEAREST).unwrap()))
+        Ok(arguments(matches.subcommand_matches(NEAREST).unwrap()))
     }
 
     #[test]
