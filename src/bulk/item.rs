@@ -33,7 +33,7 @@ pub(super) const ADDED_FIELDS: [&str; 6] =
 /// The field that `embed` adds to a row that has failed.
 pub(super) const ERROR_FIELD: &str = "error";
 
-/// The error code of a source's row that already has a field with the name of an added field.
+/// The error code if a source's row already has one of the fields that `embed` adds.
 pub(super) const NAME_TAKEN: &str = "name_taken";
 
 /// A hash of the text that identifies a row: of the field that `--id` names, else of the path or URL, else
@@ -216,8 +216,8 @@ impl ItemReader {
         }
     }
 
-    /// The identity of a row of a source or of the output. The caller leaves out of `members` what `embed`
-    /// has added. `object` is the JSON object with these members, as text.
+    /// The identity of a row of a source or of the output. `members` are the row's members without those
+    /// that `embed` has added. `object` is the JSON object with these members, as text.
     pub(super) fn identity(
         &self,
         members: &[Member<'_>],

@@ -250,7 +250,7 @@ mod tests {
         Job::new(reader.plain(Picture::parse(url)))
     }
 
-    fn failure() -> Failure {
+    fn any_failure() -> Failure {
         Failure::permanent("download_failed", "busy")
     }
 
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_has_at_most_its_limit_of_running_jobs_and_others_overtake_it() {
+    fn at_most_two_jobs_of_a_host_run_at_once_and_jobs_of_others_overtake_the_rest() {
         let now = Instant::now();
         let mut lanes = Lanes::new(2);
         for url in ["http://a/1", "http://a/2", "http://a/3", "http://b/1", "file.jpg"] {
@@ -281,14 +281,14 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_host_waits_and_does_not_delay_others() {
+    fn a_paused_host_delays_no_other_and_then_starts_the_job_that_has_run_before() {
         let now = Instant::now();
         let mut lanes = Lanes::new(1);
         lanes.push(job("http://a/1"));
         let taken = lanes.take(now).unwrap();
         lanes.push(job("http://a/2"));
         lanes.push(job("http://b/1"));
-        lanes.pause("a:80", now + Duration::from_secs(5), failure());
+        lanes.pause("a:80", now + Duration::from_secs(5), any_failure());
         lanes.push_again(taken);
         lanes.finish("a:80");
         assert_eq!(take_all(&mut lanes, now), ["http://b/1"]);
@@ -318,7 +318,7 @@ mod tests {
             lanes.take(now).unwrap();
             let may_try_again = lanes.host_failed("a:80");
             lanes.finish("a:80");
-            assert!(lanes.lanes.is_empty(), "no picture of the host should be left");
+            assert!(lanes.lanes.is_empty(), "the lane should be removed");
             may_try_again
         };
         for _ in 1..MAX_CONSECUTIVE_FAILURES {
@@ -347,9 +347,9 @@ mod tests {
         for url in ["http://a/1", "http://a/2", "http://b/1"] {
             lanes.push(job(url));
         }
-        lanes.pause("a:80", now + Duration::from_secs(3600), failure());
+        lanes.pause("a:80", now + Duration::from_secs(3600), any_failure());
         // The job of this host stays: its pause is short enough.
-        lanes.pause("b:80", now + Duration::from_secs(5), failure());
+        lanes.pause("b:80", now + Duration::from_secs(5), any_failure());
         let too_long = Duration::from_secs(300);
         assert!(lanes.take_paused_too_long(now, too_long).is_some());
         assert!(lanes.take_paused_too_long(now, too_long).is_some());
