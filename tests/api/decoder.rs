@@ -180,9 +180,10 @@ async fn a_service_with_a_broken_decoder_does_not_start() {
 /// Reads the limits of a decoder while the decoder waits for its picture.
 #[test]
 fn a_decoder_lowers_its_limits_before_it_reads_a_byte() {
-    // The job is to convert a WebP of 10 × 10 pixels with the orientation 1. The JPEG may have 0 bytes,
-    // but none is made, because the input is empty. The last three arguments are the memory estimate in
-    // bytes, the limit of the address space in bytes, and the limit of the processor time in seconds.
+    // The job is to convert a WebP of 10 × 10 pixels with the orientation 1. The limit of the JPEG's
+    // length, 0, does not matter: the input is empty, so no JPEG is made. The last three arguments are
+    // the memory estimate in bytes, the limit of the address space in bytes, and the limit of the
+    // processor time in seconds.
     let job = ["decode", "converted", "0", "webp", "10", "10", "1", "1000", "100000000", "7"];
     let mut child = Command::new(decoder_settings().program)
         .args(job)

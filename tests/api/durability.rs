@@ -105,8 +105,8 @@ async fn before_the_answer_the_picture_is_written_synced_and_renamed_and_its_fol
     let nvidia = FakeNvidia::healthy().await;
     let settings = nvidia.settings();
     let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    // The first picture stays in memory until it is saved. The second is too large for that: its
-    // bytes go to a staging file as they arrive.
+    // The first picture stays in memory, and goes to a staging file only when it is saved. The second
+    // is too large for that: its bytes go to a staging file as they arrive.
     for picture in [ROCKET, HUBBLE] {
         let folder = tempfile::tempdir().unwrap();
         let trace_path = folder.path().join("trace");

@@ -1,5 +1,6 @@
-//! A long run with valid and hostile requests. After it, the service uses hardly more memory, files
-//! and sockets than before. CI runs it for half a minute. This command runs it for half an hour:
+//! A long run with valid and hostile requests. At its end, the service uses hardly more memory, files
+//! and sockets than after the first three tenths. CI runs it for half a minute. This command runs it
+//! for half an hour:
 //!
 //! `SOAK_SECONDS=1800 cargo test --release --test api -- --ignored --nocapture soak`
 

@@ -49,7 +49,7 @@ const CASES: [(&str, Expected); 17] = [
 /// The largest allowed [`Difference::worst_square`] between the JPEG that NVIDIA receives and the
 /// expected picture.
 fn tolerance(name: &str) -> f64 {
-    // The palette of this file has few colours. Even the nearest one may differ much from the
+    // The palette of this file has only 65 colours. Even the nearest one may differ much from the
     // original.
     if name == "tiff-palette8.tiff" { 80.0 } else { 30.0 }
 }

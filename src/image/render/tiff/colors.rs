@@ -52,7 +52,7 @@ pub(super) fn into_rgb(
 }
 
 /// Returns the colour for each value of an 8-bit sample, or no colours if the picture has no palette. A
-/// sample is an index into the stored palette, scaled to 8 bits.
+/// sample is an index that was scaled to 8 bits. The index refers to the stored palette.
 fn read_palette(tiff: &Tiff, reader: &mut Reader) -> io::Result<Vec<[u8; 3]>> {
     let Some(map) = tiff.color_map else { return Ok(Vec::new()) };
     let map = map.read(reader, tiff.order, map.count)?;
