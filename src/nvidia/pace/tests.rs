@@ -10,16 +10,14 @@ use tokio::{
 
 use super::*;
 
-/// The first of two clients.
+// Two clients. No `client(number)` equals `FIRST`.
 const FIRST: ClientNetwork = ClientNetwork::UNKNOWN;
-
-/// The second of two clients.
 const SECOND: ClientNetwork = client(2);
 
 /// Longer than any wait of these tests.
 const NO_DEADLINE: Duration = Duration::from_secs(1_000_000);
 
-/// The argument `is_spread` for a single call.
+/// The argument `is_spread` of all calls here, except those of [`batch`].
 const SPREAD: bool = true;
 
 const fn client(number: u8) -> ClientNetwork {
@@ -142,7 +140,7 @@ proptest! {
             let is_alone = guards.iter().all(|(number, ..)| Some(*number) == first);
             let mut tasks = JoinSet::new();
             for (number, count, guard) in guards {
-                drop(guard); // calls that wait for a permit are no longer reserved
+                drop(guard); // otherwise each call would count twice: as reserved and as waiting
                 for _ in 0..count {
                     let pace = pace.clone();
                     tasks.spawn(async move {
@@ -302,6 +300,7 @@ async fn a_call_that_new_clients_overtake_fails_at_its_deadline() {
     calls(&pace, FIRST, 2).await;
     let overtaken = pace.take_permit(FIRST, SPREAD, start + WINDOW + Duration::from_secs(1));
     let (overtaken, second) = tokio::join!(overtaken, call(&pace, SECOND));
+    // Zero means that the deadline has passed.
     assert_eq!((overtaken.unwrap_err(), second), (Duration::ZERO, start + WINDOW));
     assert_eq!(pace.waiting(), 0);
 }
@@ -362,8 +361,8 @@ async fn a_call_that_becomes_the_next_one_when_others_expire_is_made_at_that_tim
     calls(&pace, SECOND, 2).await;
     sleep(Duration::from_secs(10)).await;
     calls(&pace, FIRST, 2).await;
-    // Each client has two calls in the window, so the call that waits longer is the next one: that of
-    // `FIRST`. When the two calls of `SECOND` expire, its waiting call becomes the next one.
+    // Each client has two calls in the window, so the call that `join!` starts first is the next one. At
+    // `start + WINDOW`, `SECOND` has none in it any more, so its waiting call becomes the next one.
     let (first, second) = tokio::join!(call(&pace, FIRST), call(&pace, SECOND));
     assert_eq!((first, second), (start + WINDOW, start + WINDOW));
 }
