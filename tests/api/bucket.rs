@@ -155,8 +155,8 @@ async fn a_vector_under_another_pictures_key_is_not_returned() {
 async fn a_picture_that_cannot_be_decoded_is_removed_from_the_bucket() {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia).bucket(&bucket).start().await;
-    // The first half of the file contains the whole header, so the service accepts the picture. With
-    // a bucket, it saves a picture before it decodes it.
+    // The first half of the file contains the whole header, so only decoding shows the damage. With a
+    // bucket, the service saves each picture before it decodes it.
     let mut damaged = converted(ROCKET, ImageFormat::WebP);
     damaged.truncate(damaged.len() / 2);
     let answer = app.upload(&damaged, "a.webp").await;

@@ -1,9 +1,9 @@
-//! Uploads the ordinary pictures that [`kinds`] generates.
+//! Uploads the pictures that [`kinds`] generates. The service cannot decode some of them.
 
 use crate::support::{FakeNvidia, TestApp, kinds};
 
 #[tokio::test]
-async fn ordinary_pictures_are_embedded_and_the_error_for_an_unsupported_kind_describes_it() {
+async fn supported_kinds_are_embedded_and_the_error_for_an_unsupported_kind_describes_it() {
     let nvidia = FakeNvidia::healthy().await;
     // With these settings, the service decodes every picture, except upright JPEGs and PNGs with a
     // Base64 text of fewer than 20,000 characters.

@@ -38,8 +38,10 @@ def cell(row, name, line):
     `line` is the row's line of JSON.
     """
     value = row.get(name)
-    if value is None or isinstance(value, str):
-        return None if value is None else str(value)
+    if value is None:
+        return None
+    if isinstance(value, str):  # a string or a number
+        return str(value)
     if isinstance(value, bool):
         return "true" if value else "false"
     # The text of a nested value is unchanged, with its spaces. In the tested files, the name of such a
@@ -59,7 +61,7 @@ def vectors(rows):
 def nearest(text):
     """The 32-bit float that is nearest to a number's text. Of two equally near floats, the even one."""
     guess = numpy.float32(float(text))  # rounds twice, so a neighbour may be nearer
-    with numpy.errstate(over="ignore"):  # above the largest float is only infinity
+    with numpy.errstate(over="ignore"):  # a neighbour may be infinite
         below, above = (numpy.nextafter(guess, numpy.float32(end)) for end in ("-inf", "inf"))
     exact = Fraction(text)
 
