@@ -123,7 +123,7 @@ impl Export {
                 say_not_made(&self.file.path);
                 return run_result;
             }
-            // With any other error, the run has sent no picture, so nobody expects the file.
+            // `Run::send_all` returns any other error before it sends a picture, so nobody expects the file.
             Err(_) => return run_result,
         }
         let (path, rows_path) = (self.file.path.clone(), self.rows_path.clone());

@@ -28,7 +28,7 @@ pub struct Readings {
     pub buffered_bytes: u64,
     /// The number of received pictures whose request or call to NVIDIA has not ended.
     pub pictures_at_work: u64,
-    /// The number of pictures that wait for their call to NVIDIA.
+    /// The number of pictures whose call to NVIDIA may not start yet.
     pub pictures_waiting: u64,
     /// The number of the runtime's tasks that have not ended.
     pub tasks: u64,

@@ -109,8 +109,8 @@ pub(super) async fn get_model(
     Ok(Json(Model::new(app.model)))
 }
 
-/// Checks that a name is one of the served model's names: `served`, which is the name in answers, or NVIDIA's
-/// name with or without the vendor. Upper and lower case are equal.
+/// Checks that a name is one of the model's names: NVIDIA's name with or without the vendor, or `served`, the
+/// name in answers. Only in the sandbox, `served` is not NVIDIA's name. Upper and lower case are equal.
 ///
 /// # Errors
 /// [`Error::ModelNotFound`]
