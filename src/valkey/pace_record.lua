@@ -1,5 +1,5 @@
--- Records calls that were made, or are made now. If a call is known already, the later of its two times
--- counts.
+-- Records calls that were made, or are made now. If a call is recorded already, the later of the
+-- recorded and the new time counts.
 -- KEYS[1]: the sorted set of calls that pace.lua describes, with their times and names
 -- ARGV: the window in microseconds; then for each call its name and its age in microseconds
 -- Returns the number of calls in the window.

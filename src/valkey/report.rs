@@ -8,9 +8,9 @@ use super::millis;
 
 static REPORT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("report.lua")));
 
-/// The script that reports that a replica runs, or that it stops if `expiry` is zero. Without another
-/// report, the replica counts as stopped after `expiry`. The reply is whether the server already knew the
-/// replica, and the number of replicas now.
+/// The script that reports that a replica runs, or, if `expiry` is zero, that it stops. Without another
+/// report, the replica counts as stopped after `expiry`. The reply is whether the Valkey already knew
+/// the replica, and how many replicas it knows now.
 pub(super) fn report_script(
     key: &str,
     replica: &str,

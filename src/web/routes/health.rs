@@ -37,7 +37,7 @@ pub(super) struct Readiness {
     /// still ready, since the bucket fails for all instances.
     #[serde(skip_serializing_if = "Option::is_none")]
     bucket: Option<BucketState>,
-    /// Only with a Valkey: whether it can be used, and how many replicas use it. An instance whose Valkey
+    /// Only with a Valkey: whether it can be used, and how many instances use it. An instance whose Valkey
     /// fails is still ready, and no longer shares calls and their limit with other instances.
     #[serde(skip_serializing_if = "Option::is_none")]
     valkey: Option<ValkeyState>,
@@ -54,7 +54,7 @@ struct BucketState {
 #[derive(Debug, Serialize, ToSchema)]
 struct ValkeyState {
     usable: bool,
-    /// How many replicas used it when it was last asked.
+    /// How many instances used it when it was last asked.
     #[schema(example = 3)]
     replicas: u32,
 }
