@@ -124,7 +124,8 @@ pub async fn embed(arguments: EmbedArguments, config: Config) -> Result<Outcome,
 /// The default limit on concurrent requests to a service in this process. It is twice the number of
 /// permits for calls to NVIDIA, because a request needs its permit for only a part of its time. But it is
 /// at most the number of calls to NVIDIA that `call_limit` allows in half a minute, and at least one. With
-/// more requests, some would wait for their calls past their deadlines, and would be refused.
+/// more requests, some would wait for their calls past their deadlines (by default, after a minute), and
+/// would be refused.
 fn concurrency_in_process(config: &Config) -> usize {
     let twice_the_permits = 2 * config.embed.call.max_concurrency;
     let limit = config.nvidia.call_limit;

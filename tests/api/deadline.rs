@@ -134,8 +134,8 @@ async fn waiting_for_the_concurrency_or_the_rate_limit_counts_against_the_deadli
             .setting("IMAGESVC_REQUEST_TIMEOUT", DEADLINE_SETTING)
             .settings(&[setting])
             .configure(|config| {
-                // Replaces the minute of `NVIDIA_REQUESTS_PER_MINUTE`. With the rate limit, the second
-                // picture's call waits for 400 ms, and then hangs until the deadline. If the wait
+                // Replaces the minute of `NVIDIA_REQUESTS_PER_MINUTE`. With the rate limit, the calls
+                // for the second picture wait for 400 ms, and then hang until the deadline. If the wait
                 // were longer than `DEADLINE`, the second picture would be refused at once.
                 config.nvidia.pace_window = Duration::from_millis(400);
             })
