@@ -27,8 +27,8 @@ const OTHER: [u8; 4] = [127, 0, 0, 9];
 /// How long an answer may take, on a busy machine, if the request does not wait for other clients.
 const PROMPTLY: Duration = Duration::from_secs(5);
 
-/// Sends a picture by each route from this source address. Asserts that each answer has a vector
-/// and comes promptly.
+/// Sends `picture` by upload and as Base64, and the URL of the picture server's own picture, from this
+/// source address. Asserts that each answer has a vector and comes promptly.
 async fn assert_served_promptly(
     app: &TestApp,
     picture_server: &FakeServer,
@@ -51,8 +51,8 @@ async fn assert_served_promptly(
 async fn requests_that_send_only_their_head_do_not_block_other_clients() {
     /// The routes of the requests, and the lengths of the bodies that the requests declare. The first
     /// length is nearly the longest that is allowed for a picture of 20 MiB as Base64 with line breaks.
-    /// All declared bodies together would need far more memory than IMAGESVC_MAX_BUFFERED_BYTES, which is
-    /// 128 MiB.
+    /// The other lengths are examples of long and short bodies. All declared bodies together would need
+    /// far more memory than IMAGESVC_MAX_BUFFERED_BYTES, which is 128 MiB.
     const HEADS: [(&str, usize); 6] = [
         ("/vectorize-image-base64", 30_300_000),
         ("/vectorize-image-base64", 11_050_000),
@@ -269,7 +269,7 @@ async fn a_network_that_exhausts_the_calls_per_minute_does_not_block_another_net
     };
     let (answers, ()) = tokio::join!(join_all(flood_uploads), other_upload);
     let embedded = answers.iter().filter(|answer| answer.status == 200).count();
-    // Most of the 26 calls. The other network needs only one.
+    // The flood gets most of the 26 calls, because the other network needs only one.
     assert!(embedded >= 20, "the flood should get at least 20 of the calls, not {embedded}");
 }
 

@@ -59,6 +59,7 @@ async fn unanswered_lookups_of_one_client_do_not_delay_fetches_of_another_client
             answer.assert_success();
         }
     };
+    // The first client's fetches time out. Its look-ups are still blocked then, or have never started.
     let (answers, ()) = tokio::join!(first_client, other_client);
     for answer in answers {
         let problem = assert_problem(&answer, 502, "download_failed");

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{disk_space::FreeSpace, embed::Prepared};
 
-/// A cached embedding whose numbers are all `number`.
+/// A cached embedding of a shrunk picture. All its numbers are `number`.
 fn cached(number: &str) -> CachedEmbedding {
     CachedEmbedding { prepared: Prepared::Shrunk, ..(&embedding_of(number)).into() }
 }
@@ -62,6 +62,7 @@ fn a_vector_is_read_exactly_as_it_was_written() {
 
 #[test]
 fn a_vector_that_replaces_another_does_not_increase_the_used_bytes() {
+    // With the lower limit, the old file is removed before the new one is written.
     for max_bytes in [file_size(), 10 * file_size()] {
         let (_folder, disk) = new_disk(max_bytes);
         for number in ["0.1", "0.2", "0.3"] {
@@ -77,7 +78,6 @@ fn a_vector_that_replaces_another_does_not_increase_the_used_bytes() {
 fn after_a_clean_up_the_cache_knows_which_files_do_not_exist() {
     let (folder, disk) = new_disk(2 * file_size());
     disk.write(&key_of(1), &cached("0.5"));
-    set_age(&disk, &key_of(1), 60);
     let disk = open(&folder, 2 * file_size());
     let may_contain = || [1, 2, 3].map(|n| disk.may_contain(&key_of(n)));
     assert_eq!(may_contain(), [true, true, true]);

@@ -57,7 +57,8 @@ impl Blocks {
         u64::from(self.random_state >> 16)
     }
 
-    /// Writes the code for a DC difference of five bits (see [`jpeg_head`]), and then five random bits.
+    /// Writes the number of bits of a DC difference, which is five, in four bits. Then writes these five
+    /// bits, which are random.
     fn write_dc(&mut self) {
         let difference = self.random() & 31;
         self.bits.put(5, 4);
