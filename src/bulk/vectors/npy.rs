@@ -79,9 +79,9 @@ impl Npy {
         self.rows_left -= 1;
         let read = self.input.read_exact(&mut self.bytes);
         read.map_err(|error| VectorsError::Io(self.path.clone(), error))?;
-        let (numbers, _) = self.bytes.as_chunks();
+        let (chunks, _) = self.bytes.as_chunks();
         row.vector.clear();
-        row.vector.extend(numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        row.vector.extend(chunks.iter().map(|chunk| f32::from_le_bytes(*chunk)));
         numbers::check(&row.vector).map_err(|detail| VectorsError::Row {
             path: self.path.clone(),
             place: format!("row {}", row.number),
