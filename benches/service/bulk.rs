@@ -154,7 +154,7 @@ fn write_pictures(folder: &Path, count: u32) {
     fs::create_dir(&photos).unwrap();
     let mut picture = jpeg(SMALL);
     for n in 0..count {
-        // The number replaces the last bytes, which decoders ignore.
+        // The number replaces the last bytes. Only the header must stay valid: see [`jpeg`].
         let digits = format!("{n:0NUMBER_LEN$}");
         picture[SMALL - NUMBER_LEN..].copy_from_slice(digits.as_bytes());
         fs::write(photos.join(format!("{n}.jpg")), &picture).unwrap();

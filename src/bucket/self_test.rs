@@ -38,8 +38,8 @@ impl TestReport {
             .filter_map(|result| result.as_ref().err())
     }
 
-    /// The first failure because of which the service must not start: the bucket refuses to be
-    /// written to or read. The service can work without removals.
+    /// The first failure because of which the service must not start: the bucket refused a write or a
+    /// read, or lost the object. The service can work without removals.
     pub fn refusal(&self) -> Option<&Error> {
         [&self.write, &self.read, &self.read_missing]
             .into_iter()
@@ -49,8 +49,8 @@ impl TestReport {
 }
 
 impl Bucket {
-    /// Writes, reads and removes an object with a new name. A write or a removal takes at most as long
-    /// as `timeout`, and each of the two reads at most a second.
+    /// Writes, reads and removes an object with a new name, and reads a missing object. A write or a
+    /// removal takes at most as long as `timeout`, and a read at most a second.
     pub async fn self_test(&self, timeout: Duration) -> TestReport {
         let started = Instant::now();
         let path = format!("checks/{}", Uuid::now_v7());

@@ -41,7 +41,7 @@ pub struct CallSettings {
     pub max_concurrency: usize,
     /// [`REFUSED_UPLOAD_PAUSE`], except in tests.
     pub refused_upload_pause: Duration,
-    /// [`FAILED_UPLOAD_PAUSE`].
+    /// [`FAILED_UPLOAD_PAUSE`], except in tests.
     pub failed_upload_pause: Duration,
 }
 
