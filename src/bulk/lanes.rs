@@ -133,7 +133,7 @@ impl Lanes {
         self.update(&name);
     }
 
-    /// Takes the next job that may start now. The caller calls [`Self::finish`] when it has ended.
+    /// Takes the next job that may start now. The caller calls [`Self::job_ended`] when it has ended.
     pub(super) fn take(&mut self, now: Instant) -> Option<Job> {
         self.end_pauses(now);
         let name = self.ready.pop_front()?;
@@ -148,7 +148,7 @@ impl Lanes {
     }
 
     /// Reports that a job of this lane has ended.
-    pub(super) fn finish(&mut self, name: &str) {
+    pub(super) fn job_ended(&mut self, name: &str) {
         if let Some(lane) = self.lanes.get_mut(name) {
             lane.running -= 1;
         }
@@ -271,11 +271,11 @@ mod tests {
             ["http://a/1", "http://b/1", "file.jpg", "http://a/2"]
         );
         assert_eq!(lanes.rows, 1);
-        lanes.finish("a:80");
+        lanes.job_ended("a:80");
         assert_eq!(take_all(&mut lanes, now), ["http://a/3"]);
         // The lane of jobs without a host has an empty name.
         for name in ["a:80", "a:80", "b:80", ""] {
-            lanes.finish(name);
+            lanes.job_ended(name);
         }
         assert!(lanes.is_empty() && lanes.lanes.is_empty() && lanes.bytes == 0);
     }
@@ -290,7 +290,7 @@ mod tests {
         lanes.push(job("http://b/1"));
         lanes.pause("a:80", now + Duration::from_secs(5), any_failure());
         lanes.push_again(taken);
-        lanes.finish("a:80");
+        lanes.job_ended("a:80");
         assert_eq!(take_all(&mut lanes, now), ["http://b/1"]);
         assert_eq!(lanes.next_end_of_pause(), Some(now + Duration::from_secs(5)));
         assert_eq!(take_all(&mut lanes, now + Duration::from_secs(5)), ["http://a/1"]);
@@ -317,7 +317,7 @@ mod tests {
             lanes.push(job("http://a/1"));
             lanes.take(now).unwrap();
             let may_try_again = lanes.host_failed("a:80");
-            lanes.finish("a:80");
+            lanes.job_ended("a:80");
             assert!(lanes.lanes.is_empty(), "the lane should be removed");
             may_try_again
         };

@@ -286,7 +286,7 @@ impl Run {
             }
             Err(action) => self.handle_error(job, &lane, action).await,
         }
-        self.lanes.finish(&lane);
+        self.lanes.job_ended(&lane);
     }
 
     /// Writes a row with its vector, unless the vector is of another model.
@@ -326,10 +326,10 @@ impl Run {
             }
             Action::HostFailed(failure) => {
                 job.attempts.add_failure();
-                if self.lanes.host_failed(lane) {
-                    self.try_again(job, failure, now).await;
-                } else {
-                    self.fail(job.item, failure).await;
+                let may_try_again = self.lanes.host_failed(lane);
+                match may_try_again {
+                    true => self.try_again(job, failure, now).await,
+                    false => self.fail(job.item, failure).await,
                 }
             }
             Action::PauseHost(failure, pause) => {
