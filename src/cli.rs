@@ -17,8 +17,7 @@ mod serve;
 
 /// Runs the command that the arguments select, and returns the exit code.
 pub fn run() -> ExitCode {
-    // In a child process of the decoder, this must be the first code that runs: here the child sets
-    // its own limits.
+    // No code may run before this: here, a child process that decodes a picture sets its own limits.
     if let Some(code) = decoder::run_child(env::args_os()) {
         return code;
     }

@@ -18,7 +18,7 @@ use uuid::{Uuid, Version};
 use super::{Error, Store, cannot, folder::Folder};
 use crate::{disk_space::size_on_disk, image::Format, telemetry::Metrics};
 
-/// The longest time from the end of [`MIN_INTERVAL`] to the next sweep.
+/// Once [`MIN_INTERVAL`] has passed since a sweep, the next one starts within this time.
 const MAX_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The shortest time between two sweeps.

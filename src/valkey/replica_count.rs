@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// After the Valkey has lost its data, the replicas report to it one after another. For this long, the
-/// count may rise but not fall. Otherwise the first replica to report would count as the only one, and
-/// take the whole limit on calls for itself.
+/// If the Valkey did not know this replica when it reported, the count may rise but not fall for this
+/// long. After the Valkey has lost its data, the replicas report to it one after another. The first must
+/// not count only itself, and take the whole limit on calls.
 const RISING_TIME: Duration = Duration::from_secs(3);
 
 /// How many replicas use the Valkey, as far as is known.
@@ -28,7 +28,7 @@ impl ReplicaCount {
 
     /// Stores the reply to a regular report of this replica: whether the Valkey knew the replica before, and
     /// how many replicas it knows now. The Valkey does not know this replica before the first report,
-    /// nor after it has lost its data.
+    /// nor after the Valkey has lost its data.
     pub(super) fn store(&mut self, was_known: bool, count: u32, now: Instant) {
         if !was_known {
             self.only_rises_until = Some(now + RISING_TIME);
