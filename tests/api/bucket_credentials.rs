@@ -15,7 +15,7 @@ use crate::support::{
 /// The settings with which the service gets its credentials from this endpoint of an instance's
 /// metadata.
 fn with_metadata_endpoint(moto: &MotoServer, endpoint: String) -> Vec<Setting> {
-    let mut settings = moto.settings_without_credentials(moto.address);
+    let mut settings = moto.settings_without_credentials();
     settings.push(("AWS_METADATA_ENDPOINT", endpoint));
     settings
 }
@@ -38,7 +38,7 @@ async fn temporary_credentials_in_the_environment_are_used_with_their_token() {
     let nvidia = FakeNvidia::healthy().await;
     let temporary = moto.assume_role().await;
     assert!(temporary.token.is_some());
-    let settings = [moto.settings_without_credentials(moto.address), temporary.settings()].concat();
+    let settings = [moto.settings_without_credentials(), temporary.settings()].concat();
     let replica = Replica::start(&nvidia, &settings).await;
     replica.upload(ROCKET).await.assert_success();
     assert_eq!(moto.keys_in("downloads").await.len(), 1);
@@ -123,6 +123,7 @@ async fn with_an_unusable_bucket_the_start_exits_with_1_and_names_the_setting_or
         ("AWS_SECRET_ACCESS_KEY", vec![("AWS_SECRET_ACCESS_KEY", "wrong".to_owned())]),
         ("AWS_ACCESS_KEY_ID", unknown.settings()),
         ("AWS_ACCESS_KEY_ID", revoked.settings()),
+        // The bucket is in another region.
         ("IMAGESVC_BUCKET_REGION", vec![("IMAGESVC_BUCKET_REGION", "us-east-1".to_owned())]),
         // The user's policy allows nothing outside of the prefix in `moto.settings()`.
         ("s3:PutObject", vec![("IMAGESVC_BUCKET", format!("s3://{}/other", moto.bucket))]),

@@ -155,7 +155,7 @@ async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_t
     let user_proxy = FaultProxy::start(moto.address).await;
     let role_proxy = FaultProxy::start(moto.address).await;
     let from_environment = moto.settings_through(user_proxy.address);
-    let mut from_metadata = moto.settings_without_credentials(role_proxy.address);
+    let mut from_metadata = moto.settings_without_credentials_through(role_proxy.address);
     from_metadata.push(("AWS_METADATA_ENDPOINT", metadata.endpoint()));
     // These run at the same time, because each waits several times for the bucket to recover.
     tokio::join!(

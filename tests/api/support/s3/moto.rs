@@ -108,11 +108,16 @@ impl MotoServer {
 
     /// Like [`Self::settings`], but with the address of a proxy in front of the server.
     pub fn settings_through(&self, endpoint: SocketAddr) -> Vec<(&'static str, String)> {
-        [self.settings_without_credentials(endpoint), self.user.settings()].concat()
+        [self.settings_without_credentials_through(endpoint), self.user.settings()].concat()
+    }
+
+    /// Like [`Self::settings`], but the credentials must come from elsewhere.
+    pub fn settings_without_credentials(&self) -> Vec<(&'static str, String)> {
+        self.settings_without_credentials_through(self.address)
     }
 
     /// Like [`Self::settings_through`], but the credentials must come from elsewhere.
-    pub fn settings_without_credentials(
+    pub fn settings_without_credentials_through(
         &self,
         endpoint: SocketAddr,
     ) -> Vec<(&'static str, String)> {
