@@ -40,24 +40,23 @@ async fn a_running_service_is_used_with_one_of_its_keys() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "first,second").start().await;
     // A `/` at the end of the URL makes no difference.
-    let arguments = format!("photos --out vectors.jsonl --to {}", app.url("/"));
+    let arguments = |options: &str| format!("photos {options} --to {}", app.url("/"));
     // No key and a wrong key are refused.
     for wrong_key in ["", "third"] {
         let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", wrong_key);
         bulk.write_pictures(1);
-        let run = bulk.run(&arguments).expect_exit_code(2);
+        let run = bulk.run(&arguments("--out vectors.jsonl")).expect_exit_code(2);
         assert!(run.stderr.contains("set IMAGESVC_API_KEY"), "{}", run.stderr);
     }
     let bulk = Bulk::without_nvidia().setting("IMAGESVC_API_KEY", "second");
     bulk.write_pictures(20);
     // The command streams a file of more than 128 KiB in chunks. This file has 270 KB.
     bulk.write("photos/large.png", noise_png(300, 300));
-    let run = bulk.run(&arguments).expect_exit_code(0);
+    let run = bulk.run(&arguments("--out vectors.jsonl")).expect_exit_code(0);
     assert!(run.stderr.contains("21 embedded"), "{}", run.stderr);
     // Without --save the service saves nothing. The command itself needs no cache.
     assert!(app.saved().is_empty() && !bulk.path(".cache").exists());
-    bulk.run(&arguments.replace("vectors", "again").replace("photos", "photos --save"))
-        .expect_exit_code(0);
+    bulk.run(&arguments("--out again.jsonl --save")).expect_exit_code(0);
     assert_eq!(app.saved().len(), 21);
 }
 

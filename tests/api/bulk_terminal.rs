@@ -176,6 +176,7 @@ async fn rows_on_a_terminal_are_not_mixed_with_a_bar() {
     })
     .await;
     let bulk = bulk_with_failures(&nvidia);
+    // Without `--out`, the terminal receives the rows and the failures.
     let output = run_on_terminal(&bulk, 80, "photos");
     assert!(!output.contains('\u{1b}'), "{output:.2000}");
     assert_eq!(output.matches("\"vector\":[").count(), 20);

@@ -109,7 +109,8 @@ pub(super) fn all(size: (u32, u32)) -> Vec<Kind> {
 /// TIFFs with JPEG compression in one strip, as scanners write them.
 fn with_jpeg_compression(size: (u32, u32)) -> Vec<Kind> {
     let jpegs = jpeg::all(size).into_iter();
-    // JPEGs with a scan for each component are left out: the service can decode only some of them.
+    // JPEGs with a scan for each component are left out. The service cannot decode them if their
+    // colours are subsampled.
     let jpegs = jpegs.filter(|(name, _)| !name.starts_with("jpeg-scan-per-component-"));
     let wrap = |(name, jpeg): Kind| {
         let (photometric, samples) = match name.rsplit('-').next() {
