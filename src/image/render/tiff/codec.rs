@@ -33,8 +33,8 @@ pub(super) fn rows<'a>(
 ) -> io::Result<Box<dyn Read + 'a>> {
     reader.seek(SeekFrom::Start(chunk.offset))?;
     if tiff.compression == Compression::None {
-        // The length of uncompressed rows follows from their width and depth. The length in the tags is
-        // ignored, because it is wrong in many files.
+        // No limit is needed: the caller reads only as many bytes as the rows have. The length in the
+        // tags is ignored, because it is wrong in many files.
         return Ok(with_usual_bit_order(reader.take(u64::MAX), tiff.is_bit_reversed));
     }
     if tiff.compression == Compression::Jpeg {
@@ -102,9 +102,9 @@ impl<R: Read> Read for Lzw<R> {
             match result.status.map_err(io::Error::other)? {
                 _ if result.consumed_out > 0 => return Ok(result.consumed_out),
                 LzwStatus::Done => return Ok(0),
-                // `NoProgress` may mean that the bytes of one code do not fit into `buffer`. The next
-                // round then returns as many as fit. Only a second `NoProgress` in a row means that the
-                // data ends too early.
+                // `NoProgress` may mean that the bytes of one code do not fit into `buffer`. The decoder
+                // then keeps them, and returns as many as fit in the next round. Only a second
+                // `NoProgress` in a row means that the data ends too early.
                 LzwStatus::NoProgress if made_no_progress => {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
@@ -305,8 +305,8 @@ fn decode_jpeg(
     Ok(decode_segments(&bytes, size, unconverted).map_err(broken)?.bytes)
 }
 
-/// The capacity of a buffer for `len` bytes of the file and some padding. The buffer must not grow
-/// while it is filled, because growth may double its memory.
+/// The capacity of a buffer for `len` bytes of the file and up to 64 more, such as the padding of a fax.
+/// The buffer must not grow while it is filled, because growth may double its memory.
 fn buffer_capacity(len: u64) -> io::Result<usize> {
     usize::try_from(len.saturating_add(64)).map_err(io::Error::other)
 }
