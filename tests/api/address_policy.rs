@@ -42,7 +42,7 @@ impl Trap {
     /// check that the trap counts them.
     async fn assert_no_connection(&self) {
         let connections = self.connections.load(Ordering::SeqCst);
-        assert_eq!(connections, 0, "the service must not connect to this machine");
+        assert_eq!(connections, 0, "the service must not connect to the trap");
         for host in ["127.0.0.1", "::1"] {
             TcpStream::connect((host, self.port)).await.unwrap();
         }
@@ -123,7 +123,7 @@ async fn no_connection_is_made_to_this_machine_however_the_url_spells_its_addres
 }
 
 #[tokio::test]
-async fn no_redirect_to_this_machine_is_followed() {
+async fn no_redirect_to_a_denied_url_is_followed() {
     let trap = Trap::start().await;
     let nvidia = FakeNvidia::healthy().await;
     // `/302?http://…` redirects to the URL. `/301/302?http://…` redirects to `/302?http://…`.
