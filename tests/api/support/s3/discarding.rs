@@ -1,5 +1,5 @@
-//! A bucket that keeps the bytes of small objects, but not of pictures and large objects. So tests can
-//! write gigabytes. It compares each object with its checksum. It serves each connection in a blocking
+//! A bucket for tests that write gigabytes: it keeps only the bytes of small objects that are not
+//! pictures. It compares each object with its checksum. It serves each connection in a blocking
 //! thread, which needs little processor time. The benchmarks use this bucket, too.
 
 use std::{
@@ -16,8 +16,8 @@ use std::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
 
-/// The largest size of a small object. The bytes of small objects are kept, except those of pictures.
-const MAX_KEPT: usize = 64 << 10;
+/// The largest size of a small object.
+const MAX_SMALL_LEN: usize = 64 << 10;
 
 /// The most bytes that are read at once.
 const MAX_READ: usize = 64 << 10;
@@ -30,8 +30,8 @@ pub struct DiscardingBucket {
 
 #[derive(Default)]
 struct State {
-    /// The small objects, by their paths. Small pictures are stored without their bytes.
-    kept: Mutex<BTreeMap<String, Vec<u8>>>,
+    /// The small objects, by their paths. For a picture, the bytes are empty.
+    small_objects: Mutex<BTreeMap<String, Vec<u8>>>,
     /// The number of large objects.
     large_count: AtomicUsize,
 }
@@ -86,23 +86,24 @@ fn serve(mut stream: &TcpStream, state: &State) -> io::Result<()> {
                 if digest != header(&head, "x-amz-checksum-sha256") {
                     response("400 Bad Request", b"<Error><Code>BadDigest</Code></Error>")
                 } else {
-                    if length <= MAX_KEPT {
-                        // The service never reads a picture again.
-                        let kept = if path.contains("/downloads/") { Vec::new() } else { start };
-                        state.kept.lock().unwrap().insert(path, kept);
+                    if length <= MAX_SMALL_LEN {
+                        // The service never reads a picture from the bucket.
+                        let is_picture = path.contains("/downloads/");
+                        let bytes = if is_picture { Vec::new() } else { start };
+                        state.small_objects.lock().unwrap().insert(path, bytes);
                     } else {
                         state.large_count.fetch_add(1, Ordering::SeqCst);
                     }
                     response("200 OK", b"")
                 }
             }
-            "GET" => match state.kept.lock().unwrap().get(&path) {
+            "GET" => match state.small_objects.lock().unwrap().get(&path) {
                 Some(object) => response("200 OK", object),
                 None => response("404 Not Found", b"<Error><Code>NoSuchKey</Code></Error>"),
             },
             _ => {
                 // DELETE
-                state.kept.lock().unwrap().remove(&path);
+                state.small_objects.lock().unwrap().remove(&path);
                 b"HTTP/1.1 204 No Content\r\n\r\n".to_vec()
             }
         };
@@ -128,7 +129,7 @@ fn header<'a>(head: &'a str, name: &str) -> &'a str {
 }
 
 /// Receives a body of `length` bytes. Returns the SHA-256 of the whole body in Base64, and at most
-/// its first [`MAX_KEPT`] bytes.
+/// its first [`MAX_SMALL_LEN`] bytes.
 fn receive(reader: &mut impl Read, length: usize) -> io::Result<(String, Vec<u8>)> {
     let (mut hasher, mut start) = (Sha256::new(), Vec::new());
     let mut chunk = vec![0; MAX_READ];
@@ -140,7 +141,7 @@ fn receive(reader: &mut impl Read, length: usize) -> io::Result<(String, Vec<u8>
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         hasher.update(&chunk[..read]);
-        let room = MAX_KEPT - start.len();
+        let room = MAX_SMALL_LEN - start.len();
         start.extend_from_slice(&chunk[..read.min(room)]);
         left -= read;
     }
