@@ -33,8 +33,8 @@ async fn under_load_and_with_a_stalled_client_every_complete_request_is_answered
     let (release, _) = watch::channel(false);
     let nvidia = FakeNvidia::replying(vec![embedding().held_until(&release)]).await;
     let folder = tempfile::tempdir().unwrap();
-    // The drain delay leaves time for a request after SIGTERM. The body timeout ends the request of
-    // the stalled client, for which the shutdown would otherwise wait.
+    // The drain delay leaves time for a request after SIGTERM. At the body timeout, the stalled client
+    // is answered with an error. Otherwise the shutdown would wait for its request.
     let settings = [("IMAGESVC_DRAIN_DELAY", "1s"), ("IMAGESVC_BODY_TIMEOUT", "2s")];
     let service = ServiceProcess::start_with(&nvidia, folder.path(), &settings);
     let _stalled = connect_stalled_client(&service).await;
@@ -192,9 +192,9 @@ async fn a_shutdown_waits_for_calls_whose_clients_have_disconnected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_sigterm_or_sigint_ends_the_service_at_once() {
     for signal in ["TERM", "INT"] {
-        // With this drain delay, the service would not stop within a minute after only one signal.
         let nvidia = FakeNvidia::replying(vec![Reply::Hang]).await;
         let folder = tempfile::tempdir().unwrap();
+        // With this drain delay, the service would not stop within a minute after only one signal.
         let service =
             ServiceProcess::start_with(&nvidia, folder.path(), &[("IMAGESVC_DRAIN_DELAY", "60s")]);
         let stopping = async {

@@ -54,7 +54,7 @@ pub(in crate::web) struct Form {
     parser: Multipart<'static>,
     /// How many bytes of the body arrived since the parser last returned a part or bytes of a part.
     bytes_since_output: Arc<AtomicUsize>,
-    /// Whether the parser must parse its current chunk of the body before it gets the next one.
+    /// Whether the body is paused: the parser must parse its current chunk before it gets the next one.
     is_paused: Arc<AtomicBool>,
     part_count: usize,
 }
@@ -368,10 +368,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_part_whose_header_is_too_long_is_refused() {
-        // A header of 1600 KiB, in chunks of 16 KiB: far longer than `MAX_HEADER_BYTES`.
+        // A header of 128 KiB, in chunks of 16 KiB: twice as long as `MAX_HEADER_BYTES`.
         let start = Bytes::from("--x\r\nContent-Disposition: ");
         let mut chunks = vec![start];
-        chunks.extend(std::iter::repeat_n(Bytes::from(vec![b'a'; 16 * 1024]), 100));
+        chunks.extend(std::iter::repeat_n(Bytes::from(vec![b'a'; 16 * 1024]), 8));
         let error = read(chunks).await.unwrap_err();
         assert!(error.detail().contains("header of a part of the form is too long"));
     }

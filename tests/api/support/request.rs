@@ -17,8 +17,8 @@ pub fn base64_body(picture: &[u8]) -> String {
     json!({ "image_base64": BASE64_STANDARD.encode(picture) }).to_string()
 }
 
-/// A picture as Base64 in lines of 76 characters, like the output of the program `base64`, but with this
-/// line break and none at the end.
+/// A picture as Base64 in lines of 76 characters, as the program `base64` prints it. But `line_break` is
+/// between the lines, and there is none at the end.
 pub fn wrapped_base64(picture: &[u8], line_break: &str) -> String {
     let text = BASE64_STANDARD.encode(picture);
     let lines = text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap());
