@@ -1,6 +1,6 @@
-//! Finds the columns for the fields of the source. `embed` copies these fields to its rows, and adds
-//! fields of its own, which are not meant here. Every name of a copied field, in any row, becomes a
-//! column. The columns are in the order in which the names first occur. The rows are read twice: first
+//! Finds the columns of a Parquet file for the fields that `embed` copied from the source to its rows. The
+//! fields that `embed` adds itself are not among them. Every name of a copied field, in any row, becomes
+//! a column. The columns are in the order in which the names first occur. The rows are read twice: first
 //! for the names, then for the values.
 
 use std::{borrow::Cow, collections::HashMap};
@@ -18,7 +18,7 @@ const MAX_COLUMNS: usize = 1000;
 /// The most bytes of all names together.
 const MAX_NAME_BYTES: usize = 1 << 20;
 
-/// The columns for the fields of the source.
+/// The columns for the copied fields.
 #[derive(Debug, Default)]
 pub(super) struct Columns {
     pub names: Vec<String>,

@@ -10,7 +10,7 @@ use std::{
 use super::{Row, VectorsError, json_lines::JsonLines};
 use crate::bulk::item::ItemReader;
 
-/// The labels of the wanted rows.
+/// The labels of the wanted rows: those whose numbers were passed to [`Labels::beside`].
 #[derive(Debug)]
 pub(in crate::bulk) struct Labels {
     /// The file from which the labels were read.
