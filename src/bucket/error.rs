@@ -118,8 +118,8 @@ impl ErrorResponse {
             )
     }
 
-    /// Whether the clocks of the server and of this machine differ. For a signed URL, S3 says so only
-    /// in its message.
+    /// Whether the clocks of the server and of this machine differ. All requests have signed URLs. For these,
+    /// S3's code is only `AccessDenied`, but its message tells the cause.
     fn is_about_the_clock(&self) -> bool {
         self.code() == "RequestTimeTooSkewed"
             || self.message_contains("Request has expired")
@@ -148,6 +148,7 @@ impl Cause {
             Self::ErrorResponse(response) => response.status >= 500,
             Self::Connection { was_sent, .. } => *was_sent,
             Self::Timeout(_) | Self::DeadlinePassed => true,
+            // `Lost` is the cause of a failed read.
             Self::Credentials(_) | Self::Lost | Self::Suspended => false,
         }
     }
@@ -199,8 +200,8 @@ impl Error {
     /// Whether the error shows that the bucket fails. `false` for `DeadlinePassed` and `Suspended`, and if
     /// the server refuses only this object.
     pub(super) fn is_about_the_bucket(&self) -> bool {
-        let was_stopped_here = matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended);
-        !was_stopped_here && !self.is_about_the_object()
+        !matches!(self.cause, Cause::DeadlinePassed | Cause::Suspended)
+            && !self.is_about_the_object()
     }
 
     /// What the operator can do, if that is known.

@@ -72,7 +72,7 @@ impl Location {
 
     /// The whole name of an object. `path` is the part of the name after the prefix.
     pub(super) fn object(&self, path: &str) -> Path {
-        // `from_iter` leaves empty parts out, for example that of an empty prefix.
+        // An empty prefix splits into one empty part. `from_iter` leaves it out.
         Path::from_iter(self.prefix.split('/').chain(path.split('/')))
     }
 }

@@ -42,7 +42,7 @@ pub enum BulkError {
     /// The output cannot be used: no rows can be appended to it.
     #[error("{0}")]
     Output(String),
-    /// A row or a failure cannot be written.
+    /// The output, the file of failures or standard output cannot be written.
     #[error("the output cannot be written: {0}")]
     Write(io::Error),
     /// `embed` has written the rows, but cannot make the Parquet or NumPy file from them.

@@ -24,7 +24,8 @@ pub enum Operation {
     DeleteAsset,
 }
 
-/// The statuses that the alert `ImagesvcKeyRefused` in docs/operating.md counts, for all operations.
+/// The alert `ImagesvcKeyRefused` in docs/operating.md counts responses with these statuses. It counts them
+/// for every operation, whatever [`Operation::classify`] returns.
 pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// The state of a call that has not failed.
@@ -92,7 +93,6 @@ impl Operation {
         use Operation::{
             CreateAsset, DeleteAsset, Infer, InferAsset, Poll, PollAsset, UploadAsset,
         };
-        // The first arm that matches decides: a `Poll` with 404 does not reach `(Infer | Poll, …)`.
         Err(match (self, status) {
             (Infer | InferAsset | Poll | PollAsset | CreateAsset, 200) => {
                 return Ok(Progress::Done);
@@ -114,7 +114,7 @@ impl Operation {
             (Infer | InferAsset | Poll | PollAsset, 403) => KeyRefused,
             (InferAsset, 400 | 404 | 410 | 413 | 415 | 422) => UploadsRefused,
             (PollAsset, 400 | 410 | 413 | 415 | 422) => UploadsRefused,
-            (Infer | Poll, 404 | 410) => AccountRefused,
+            (Infer, 404 | 410) | (Poll, 410) => AccountRefused,
             (Infer | Poll, 400 | 413 | 415 | 422) => PictureRefused,
             _ => Unexpected,
         })
