@@ -15,9 +15,9 @@ use crate::{
 };
 
 impl Config {
-    /// Listens on a free loopback port, accepts only `keys`, and removes the limits that separate
-    /// clients from each other. If `folder` is set, it replaces the downloads folder, and the cache on
-    /// disk is inside of it. The settings that remove old pictures then have no effect.
+    /// Listens on a free loopback port, accepts only `keys`, and sets no limits per client. If
+    /// `folder` is set, it replaces the downloads folder, and the cache on disk is inside of it. The
+    /// settings that remove old pictures then have no effect.
     #[must_use]
     pub fn for_own_client(self, keys: ClientKeys, folder: Option<PathBuf>) -> Self {
         let Self { mut server, mut store, mut embed, mut warnings, .. } = self;
@@ -52,8 +52,7 @@ mod tests {
     use super::*;
     use crate::config::RawSettings;
 
-    #[test]
-    fn the_service_for_one_client_has_a_loopback_port_one_key_no_rate_limit_and_the_given_folder() {
+    fn config_for_own_client() -> Config {
         let raw = RawSettings::from_pairs([
             ("IMAGESVC_SANDBOX", "true"),
             ("IMAGESVC_API_KEYS", "a,b"),
@@ -63,12 +62,22 @@ mod tests {
             ("IMAGESVC_DOWNLOADS_MAX_AGE", "1d"),
         ]);
         let keys = ClientKeys::parse("one-key").unwrap();
-        let config = Config::resolve(&raw).unwrap().for_own_client(keys, Some("cache".into()));
+        Config::resolve(&raw).unwrap().for_own_client(keys, Some("own-folder".into()))
+    }
+
+    #[test]
+    fn the_service_for_one_client_has_a_loopback_port_one_key_no_rate_limit_and_the_given_folder() {
+        let config = config_for_own_client();
         assert!(config.server.listen.ip().is_loopback() && config.server.listen.port() == 0);
         assert_eq!(format!("{:?}", config.web.keys), "ClientKeys(1 redacted)");
         assert_eq!(config.web.rate_limit, None);
-        assert_eq!(config.embed.cache_folder.to_str(), Some("cache/.vectors"));
-        assert_eq!(config.store.folder.to_str(), Some("cache"));
+        assert_eq!(config.embed.cache_folder.to_str(), Some("own-folder/.vectors"));
+        assert_eq!(config.store.folder.to_str(), Some("own-folder"));
+    }
+
+    #[test]
+    fn the_service_for_one_client_keeps_old_pictures_trusts_no_proxy_and_stops_without_a_delay() {
+        let config = config_for_own_client();
         assert_eq!(config.store.retention.max_age, None);
         assert!(!config.server.trusted_proxies.contains(Ipv4Addr::LOCALHOST.into()));
         assert_eq!(config.server.drain_delay, Duration::ZERO);

@@ -1,8 +1,10 @@
 //! Caches embeddings in memory, on disk and in the bucket.
 //!
-//! If the cache fails, requests still succeed, but each makes a call to NVIDIA. An embedding is
-//! temporary if it comes from a picture that was shrunk only because uploads did not work. Such an
-//! embedding is cached until it expires, and in memory only: after a restart, uploads may work again.
+//! If the cache fails, requests still succeed, but each makes a call to NVIDIA.
+//!
+//! An embedding is temporary if it comes from a picture that was shrunk only because uploads did not
+//! work. Such an embedding is cached until it expires, and in memory only: after a restart, uploads may
+//! work again.
 
 use std::{fmt, sync::Arc};
 
@@ -145,7 +147,7 @@ impl Cache {
         }
         if let Some(DiskLevel { writer, .. }) = &self.disk {
             let when_done = writer.enqueue(*key, cached.clone());
-            drop(when_done); // The request does not wait for the disk.
+            drop(when_done); // The write continues, but the request does not wait for it.
         }
         Some(cached.into_embedding(Provenance::Bucket))
     }
