@@ -23,7 +23,7 @@ fn take_all(shares: &Shares, client: ClientNetwork) -> SharePermit {
 }
 
 #[test]
-fn a_client_that_is_alone_leaves_a_quarter_of_the_units_to_a_second_client() {
+fn a_first_client_gets_three_quarters_or_its_share_if_that_is_more_and_a_second_one_the_rest() {
     // A quarter is rounded down: of fewer than four units, the first client gets all. Its share is
     // at least `largest` units, because one permit may need that many.
     for (total, largest, first_client_gets) in
@@ -153,7 +153,7 @@ proptest! {
                         .enable_time().build().unwrap();
                     let _inside = runtime.enter();
                     if let std::task::Poll::Ready(permit) = waiting.as_mut().poll(&mut context) {
-                        permits[index] = permit.ok();
+                        permits[index] = Some(permit.unwrap());
                     }
                 }
             }

@@ -75,7 +75,7 @@ fn no_watchdog_message_is_sent_if_watchdog_pid_is_the_id_of_another_process() {
     let settings = [
         ("IMAGESVC_SANDBOX", "true"),
         ("NOTIFY_SOCKET", path.to_str().unwrap()),
-        ("WATCHDOG_USEC", "1000"), // so short that a message would precede STOPPING=1
+        ("WATCHDOG_USEC", "1000"), // so short that a watchdog message would precede STOPPING=1
         ("WATCHDOG_PID", "1"),     // not the id of the service's process
     ];
     let service = ServiceProcess::start(folder.path(), &settings);

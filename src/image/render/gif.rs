@@ -103,7 +103,7 @@ mod tests {
         [b",", &area[..], &[flags], table, &[2, data.len() as u8], &data, &[0]].concat()
     }
 
-    /// The pixels of the decoded GIF that consists of these parts.
+    /// The pixels of the decoded GIF that consists of these parts. `decoded` makes transparent pixels white.
     fn pixels(parts: &[&[u8]]) -> Vec<[u8; 3]> {
         decoded_image(parts).pixels().map(|pixel| pixel.0).collect()
     }
@@ -124,9 +124,14 @@ mod tests {
         assert_eq!(pixels(&[&screen(4, 1, &[]), &with_local_table, b";"]), expected);
         let grey = [[0; 3], [1; 3], [2; 3], [3; 3]];
         assert_eq!(pixels(&[&screen(4, 1, &[]), &without_table, b";"]), grey);
+    }
+
+    #[test]
+    fn colours_beyond_the_table_are_black() {
+        let frame = encoded_frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
         let screen_of_two_colors = screen(4, 1, &TABLE[..6]);
-        let expected = [A, B, [0; 3], [0; 3]]; // colours beyond the table are black
-        assert_eq!(pixels(&[&screen_of_two_colors, &without_table, b";"]), expected);
+        let expected = [A, B, [0; 3], [0; 3]];
+        assert_eq!(pixels(&[&screen_of_two_colors, &frame, b";"]), expected);
     }
 
     #[test]
@@ -142,7 +147,6 @@ mod tests {
         let small_frame = encoded_frame([1, 1, 2, 1], &[], &[2, 3]);
         let first_color = [A, A, A, A, A, C, D, A, A, A, A, A];
         assert_eq!(pixels(&[&screen(4, 3, &TABLE), &small_frame]), first_color);
-        // Transparent pixels become white.
         let transparent = first_color.map(|color| if color == A { WHITE } else { color });
         assert_eq!(pixels(&[&screen(4, 3, &TABLE), TRANSPARENT_1, &small_frame]), transparent);
     }
@@ -158,7 +162,8 @@ mod tests {
     }
 
     #[test]
-    fn blocks_before_the_frame_and_everything_after_the_frame_are_ignored() {
+    fn blocks_without_a_transparent_colour_stray_zeros_and_everything_after_the_frame_are_ignored()
+    {
         let first = encoded_frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
         for before in [
             &b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"[..],

@@ -65,7 +65,8 @@ fn fax_is_decoded_unless_a_group_3_row_is_too_short_or_group_4_has_no_rows() {
         let white_is_zero = fax(compression, WHITE_IS_ZERO);
         assert_eq!(pixels(&white_is_zero, &strip), grey(&expected), "{compression}");
         let inverted: Vec<_> = expected.iter().map(|value| 255 - value).collect();
-        assert_eq!(pixels(&fax(compression, GREY), &strip), grey(&inverted), "{compression}");
+        let black_is_zero = fax(compression, GREY);
+        assert_eq!(pixels(&black_is_zero, &strip), grey(&inverted), "{compression}");
         let reversed: Vec<u8> = strip.iter().map(|byte| byte.reverse_bits()).collect();
         let picture = white_is_zero.with(FILL_ORDER, &[REVERSED_BITS]);
         assert_eq!(pixels(&picture, &reversed), grey(&expected), "{compression} reversed");
@@ -131,7 +132,7 @@ fn assert_close(actual: &RgbImage, expected: &[u8]) {
 }
 
 #[test]
-fn an_embedded_jpeg_is_decoded_with_the_colours_and_tables_but_not_the_fill_order_of_the_tags() {
+fn an_embedded_jpeg_uses_the_colours_and_tables_of_the_tags_and_ignores_their_fill_order() {
     const SIZE: (u32, u32) = (40, 24);
     let (values, jpeg) = samples_and_jpeg(SIZE, 3);
     let picture_with = |photometric| {
@@ -184,6 +185,7 @@ fn an_embedded_jpeg_whose_size_or_number_of_channels_differs_from_the_tags_is_re
     let two_strips = grey_picture((40, 40)).with(ROWS_PER_STRIP, &[24]).file(&[&jpeg, &jpeg]);
     let image = decoded(two_strips).unwrap();
     assert_close(&image, &[&values[..], &values[..40 * 16 * 3]].concat());
+    // The JPEG of a picture's only strip must have the picture's size.
     for size in [(41, 24), (39, 24), (40, 25), (40, 23)] {
         assert!(decoded(grey_picture(size).file(&[&jpeg])).is_err(), "{size:?}");
     }
