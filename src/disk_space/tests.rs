@@ -79,7 +79,7 @@ async fn written_bytes_are_counted_only_once() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_written_during_a_measurement_are_counted() {
+async fn bytes_that_are_written_during_a_measurement_do_not_count_as_free() {
     let disk = FakeDisk::with_free(RESERVE + 10 * BLOCK);
     // Each measurement reads the free space, sends to `was_read`, and waits for the test to resume
     // it.

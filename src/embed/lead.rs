@@ -69,8 +69,8 @@ impl Inner {
         key: &CacheKey,
         mut reservation: Option<Reservation>,
     ) -> Result<(Embedding, Option<Lease>), Arc<Error>> {
-        // The request has looked in memory before. Another call may have ended since, so this looks
-        // in memory again, and then on disk.
+        // Another call may have ended since the request looked in the cache. So this looks in the cache
+        // again, in memory and on disk.
         if let Some(found) = self.look_up_locally(key, job.cache_mode).await {
             return Ok((found, None));
         }
@@ -83,7 +83,8 @@ impl Inner {
             };
             let reservation = match reservation.take() {
                 Some(reservation) => reservation,
-                // The request came without a reservation, or gave it up while another replica held the lease.
+                // The request came without a reservation, gave it up while another replica held the lease,
+                // or used it before this replica lost the lease.
                 None => self.reserve(job.client, 1, job.deadline)?,
             };
             match self.call(&job.picture, reservation, lease.as_ref(), job.deadline).await? {

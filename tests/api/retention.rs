@@ -43,13 +43,13 @@ async fn under_concurrent_uploads_only_pictures_that_are_not_in_use_are_removed(
         });
         uploads.buffer_unordered(8).collect::<()>().await;
         wait_until_removed(&app, 180.0).await; // all of the 200 pictures except 20
-        // Retention removes pictures until the rest is at least a sixteenth below the limit, so fewer than
-        // 20 pictures can be left.
+        // Retention removes pictures until the rest is at least a sixteenth below the limit. So 18 pictures
+        // are left, or up to 20 if more were saved afterwards.
         let saved = app.saved();
         let pictures: Vec<_> = saved.iter().filter(|name| name.ends_with(".png")).collect();
         assert!(
-            (10..=20).contains(&pictures.len()),
-            "10 to 20 pictures should be left, not {}",
+            (18..=20).contains(&pictures.len()),
+            "18 to 20 pictures should be left, not {}",
             pictures.len()
         );
         release.send(true).unwrap();
