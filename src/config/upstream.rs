@@ -12,7 +12,7 @@ use crate::nvidia::ApiKey;
 pub(super) const API_KEY: OptionalSetting<ApiKey> = OptionalSetting::secret(
     "NVIDIA_API_KEY",
     ApiKey::parse,
-    "The key for NVIDIA's API; required unless --sandbox is set",
+    "The key for NVIDIA's API; required unless it is in a file or --sandbox is set",
 );
 
 pub(super) const API_KEY_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
