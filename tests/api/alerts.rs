@@ -185,7 +185,7 @@ async fn one_refusal_of_the_nvidia_key_or_of_the_account_raises_the_key_alert() 
 #[tokio::test]
 async fn errors_raise_the_failing_alert_only_if_they_are_frequent_and_lasting() {
     // The alert fires if, for ten minutes, more than one in twenty requests to `/vectorize*` fails
-    // with an error 5xx.
+    // with an error 5xx other than 501.
     // NVIDIA replies to the tiny pictures 400 and 503 with their number as the status.
     let nvidia = FakeNvidia::scripted(|request, _| match picture_number(request) {
         400 => Reply::status(400),

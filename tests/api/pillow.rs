@@ -19,18 +19,18 @@ use crate::support::{
     Answer, Difference, FakeNvidia, InlinePicture, TestApp, assert_problem, kinds, python_lacks,
 };
 
-/// The beginnings of the names of kinds that the service does not support, each with a word of the
-/// error's detail.
+/// The beginnings of the names of pictures that the service does not support, each with a word of the
+/// error's detail. The names are without `kind-` and `file-`.
 const UNSUPPORTED: [(&str, &str); 3] = [
     ("tiff-grey-float-32-", "floating-point"),
     ("tiff-float-", "floating-point"),
     ("tiff-uncompressed-ycbcr", "YCbCr"),
 ];
 
-/// The beginnings of the names of JPEGs that the service can send unchanged, but cannot decode, each
-/// with a word of the error's detail.
+/// The beginnings of the names of JPEGs that the service cannot decode, each with a word of the error's
+/// detail. Those that are upright can still be sent unchanged.
 const UNDECODABLE: [(&str, &str); 5] = [
-    // The beginnings that end in 42 cover the kinds with 420 and 422.
+    // The beginnings that end in 42 cover the names with 420 and 422.
     ("jpeg-scan-per-component-42", "scan"),
     ("jpeg-three-scans-42", "scan"),
     ("jpeg-three-scans-411", "scan"),
@@ -58,8 +58,7 @@ const MAX_DIFFERENCE_IF_CONVERTED: Difference = Difference { mean: 3.5, worst_sq
 /// The largest allowed difference after encoding as JPEG with quality 90, in levels from 0 to 255.
 const MAX_DIFFERENCE_IF_SHRUNK: Difference = Difference { mean: 4.0, worst_square: 6.0 };
 
-/// The inline limit for pictures that are not large, in characters of Base64. This many zero bytes after
-/// the end of a file put it over the limit.
+/// The inline limit for pictures that are not large, in characters of Base64.
 const INLINE_LIMIT_FOR_SMALL: usize = 20_000;
 /// The inline limit for large pictures, in characters of Base64. Each must be scaled down to stay below it.
 const INLINE_LIMIT_FOR_LARGE: usize = 60_000;
@@ -152,7 +151,7 @@ fn equal_kind(name: &str) -> Option<String> {
     name.starts_with("kind-").then(|| name.replace(part, replacement))
 }
 
-/// Returns the word that the error's detail must contain, if the table lists the picture's kind.
+/// Returns the word that the error's detail must contain, if the table lists the picture.
 fn expected_word(table: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
     let name =
         ["kind-", "file-"].iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or(name);
@@ -160,7 +159,7 @@ fn expected_word(table: &[(&str, &'static str)], name: &str) -> Option<&'static 
 }
 
 impl TestPicture {
-    /// Whether the picture is stored upright. `false` if it has no reference.
+    /// Whether the picture is stored upright. `false` without a reference, but every JPEG and PNG has one.
     fn is_upright(&self) -> bool {
         self.reference.as_ref().is_some_and(|reference| reference.orientation == 1)
     }
@@ -299,7 +298,7 @@ async fn nvidia_receives_every_picture_with_the_pixels_that_pillow_decodes() {
 }
 
 #[tokio::test]
-async fn a_shrunk_jpeg_or_png_has_the_pixels_that_pillow_decodes() {
+async fn a_jpeg_or_png_over_the_inline_limit_is_reencoded_with_the_pixels_that_pillow_decodes() {
     let Some(pictures) = test_pictures() else { return };
     let nvidia = RecordingNvidia::start().await;
     let app = nvidia.start_shrinking_app(INLINE_LIMIT_FOR_SMALL).await;

@@ -69,7 +69,7 @@ async fn an_invalid_inference_request_gets_the_status_that_nvidia_would_send() {
         // Invalid Base64, and the Base64 of only the first 300 bytes of the photograph.
         (vec![BEARER, JSON], inline_body("image/jpeg", "no base64"), 422),
         (vec![BEARER, JSON], inline_body("image/jpeg", &photo_text[..400]), 422),
-        // A Base64 text must have fewer characters than this.
+        // A Base64 text that is one character too long.
         (vec![BEARER, JSON], inline_body("image/jpeg", &"A".repeat(200_000)), 413),
         // Fields that NVIDIA's API does not have.
         (vec![BEARER, JSON], valid.replace("\"messages\"", "\"model\":\"x\",\"messages\""), 422),
