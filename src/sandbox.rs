@@ -1,4 +1,4 @@
-//! Sandbox mode: a built-in stand-in for NVIDIA that needs neither a key nor a network.
+//! Sandbox mode: a built-in stand-in for NVIDIA that needs no NVIDIA key and no network.
 //!
 //! The stand-in listens on a loopback port, and the real NVIDIA client calls it over HTTP. A mock
 //! inside the client would be shorter, but it would skip the code for inline pictures, uploads and

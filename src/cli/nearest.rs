@@ -11,7 +11,8 @@ use crate::{
 ///
 /// - 0: the rows are printed.
 /// - 1: the picture cannot be embedded, or the rows cannot be printed.
-/// - 2: the file of vectors or the service cannot be used, or the system reported an error.
+/// - 2: the file of vectors or the service cannot be used, or the system refuses a thread or a
+///   signal handler.
 /// - 130: a signal interrupted the command.
 pub(super) async fn nearest(arguments: NearestArguments, config: Config) -> ExitCode {
     // On the heap, because this future is large: without `--to`, it also starts the service.

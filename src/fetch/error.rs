@@ -31,8 +31,8 @@ pub enum Error {
         /// The connection's error.
         source: io::Error,
     },
-    /// The host sent too many bytes, counted before decompression. The reader of the stream limits the
-    /// decompressed bytes.
+    /// The host sent too many bytes, counted before decompression. The caller of
+    /// `Fetched::into_stream` limits the decompressed bytes.
     #[error("the host sent more than {limit} bytes")]
     TooManyBytes {
         /// The most bytes that a picture may have.
@@ -111,8 +111,8 @@ impl Error {
         }
     }
 
-    /// How long the host asks to wait in a 429 or a 503, but at most an hour: a client that obeys must
-    /// not wait for years. `None` for every other error, and if the host does not say.
+    /// How long the host asks to wait in a 429 or a 503, but at most an hour: no client of the service
+    /// should wait for years. `None` for every other error, and if the host does not say.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { status: 429 | 503, retry_after } => {

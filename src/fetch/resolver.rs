@@ -115,7 +115,7 @@ impl Resolver {
         let lookup_limit = match clients {
             Clients::Many => Shares::capped(MAX_LOOKUPS, MAX_LOOKUPS_PER_CLIENT),
             Clients::One => {
-                let step = 1; // no rounding: each permit is for one unit, a look-up
+                let step = 1; // no rounding: a permit is for one look-up
                 Shares::undivided(MAX_LOOKUPS, step)
             }
         };

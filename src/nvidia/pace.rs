@@ -80,7 +80,7 @@ impl PaceLimiter {
         shared: Option<SharedLimit>,
     ) -> Self {
         let calls_per_window = usize::try_from(calls_per_window).unwrap_or(usize::MAX);
-        // `replicas` stays 1 without a Valkey. With one, `apply_mode` sets it in the state's copy.
+        // `replicas` stays 1 without a Valkey. With a Valkey, `apply_mode` sets it in the state's copy.
         let rule = Rule { calls_per_window, window, replicas: 1, clients };
         let inner = Arc::new(Inner {
             rule,
@@ -183,8 +183,8 @@ impl PaceLimiter {
                     (Step::AskForCalls, Some(shared)) => {
                         Action::AskForCalls(AskGuard::new(&self.0, shared, &mut state))
                     }
-                    // Only `Call` reaches this arm. With a Valkey, the arms above match the other two steps.
-                    // Without one, these do not occur.
+                    // Only `Call` reaches this arm. The other two steps occur only with a Valkey. The arms
+                    // above match them then.
                     (Step::Call | Step::AskForTurn | Step::AskForCalls, _) => {
                         let client_network = Some(client_network);
                         let call = TimedCall { time: now, id: guard.id, client_network };
@@ -214,8 +214,8 @@ impl PaceLimiter {
         }
     }
 
-    /// The most calls that this replica may make in a window now: the whole limit, or only the replica's
-    /// share while the Valkey cannot be used, and shortly after that.
+    /// The most calls that this replica may make in a window now. While the Valkey cannot be used, and
+    /// shortly after, this is the replica's share of the limit, otherwise the whole limit.
     pub(super) fn limit(&self) -> usize {
         self.0.state(Instant::now()).limit()
     }

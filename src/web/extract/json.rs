@@ -41,7 +41,8 @@ pub(in crate::web) fn parse<'a, T: Deserialize<'a>>(
     }
     serde_json::from_slice(body).map_err(|error| {
         // The position is left out, since it refers to the cleaned body. The rest of the message
-        // describes the syntax. It quotes only field names if all fields of `T` are `RawValue`s.
+        // describes the syntax. If all fields of `T` are `RawValue`s, it quotes names of fields, but no
+        // values.
         let message = error.to_string();
         let message = message.split(" at line ").next().unwrap_or_default();
         Invalid::at(
