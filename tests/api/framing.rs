@@ -20,7 +20,7 @@ async fn a_request_that_is_refused_for_its_head_is_logged_and_counted() {
     ] {
         let headers = format!("x-request-id: {id}\r\nconnection: close\r\n{framing}");
         let mut request = request_head("POST /vectorize-image HTTP/1.1", hosts, &headers);
-        // The body of the last request: empty, in chunks. The other two requests get it, too.
+        // An empty chunked body, as `chunks` needs it. The other two are refused whatever follows the head.
         request.extend(b"0\r\n\r\n");
         let answer = parse_answer(&exchange(service.address, &request).await);
         assert_eq!(answer.header("x-request-id"), id);
@@ -153,7 +153,7 @@ async fn the_connection_stays_open_after_a_refused_compressed_body() {
 }
 
 #[tokio::test]
-async fn a_transfer_coding_other_than_chunked_is_refused_and_smuggles_no_request() {
+async fn a_transfer_encoding_other_than_chunked_is_refused_and_smuggles_no_request() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     // hyper accepts all these lists, because they end in `chunked`.
@@ -242,8 +242,8 @@ async fn with_chunks_the_content_length_is_ignored_and_the_connection_closes() {
         // Without chunks, two different lengths are refused.
         "transfer-encoding: chunked\r\ncontent-length: 5\r\ncontent-length: 6\r\n",
     ] {
-        // The chunks and a length of 5 mean the same body, `0\r\n\r\n`. The service must not answer
-        // the request after this body: `parse_answer` refuses a second answer.
+        // With the chunks or with a length of 5, the body ends at the same byte. The service must not
+        // answer the request that follows: `parse_answer` refuses a second answer.
         let mut request = request_head("POST /nothing HTTP/1.1", &["x"], framing);
         request.extend(format!("0\r\n\r\n{SMUGGLED_REQUEST}").as_bytes());
         let answer = parse_answer(&exchange(app.address, &request).await);
