@@ -297,8 +297,8 @@ impl State {
     }
 
     /// The state of a client. A client that is not stored has no permit, so it goes before clients with
-    /// permits. Among clients without a permit, it goes before the client of the most recent grant, but
-    /// after the others that already wait: otherwise, ever new clients could overtake them.
+    /// permits. It goes after clients that already wait without a permit: otherwise, ever new clients could
+    /// overtake them. The exception is the client of the most recent grant, which goes after a new client.
     fn client_state(&self, client: ClientNetwork) -> ClientState {
         let last_grant = self.grant_count.saturating_sub(1);
         let new_client = ClientState { last_grant, ..ClientState::default() };
@@ -347,8 +347,9 @@ impl State {
     }
 
     /// Estimates how many queued jobs are served before a job that this client submits now. The client's
-    /// own queued jobs go first, and give it `own_permits` permits. Jobs of each other client go first
-    /// until that client has as many permits, and one more if its last grant is now older.
+    /// own queued jobs go first: with them, it has `own_permits` permits. Each other client's jobs go first
+    /// until that client has `own_permits` permits, too. One more goes first, unless that client has more
+    /// permits already, or its last grant is newer.
     fn jobs_ahead_of(&self, client: ClientNetwork) -> u64 {
         let own = self.client_state(client);
         let own_permits = own.permits + own.queued;
