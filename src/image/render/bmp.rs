@@ -29,8 +29,8 @@ pub(super) fn decode(picture: &Picture, memory_estimate: u64) -> Result<DynamicI
     // as if the bottom row came first, and are then flipped.
     let must_flip = bmp.is_top_down && !is_uncompressed;
     // Some programs leave out the padding of the last row, or the marker at the end of run-length
-    // coded pixels. So zeros are added after the file. For the decoder, run-length coded pixels may
-    // also end with two zeros, the marker at the end of a row.
+    // coded pixels. Zeros after the file replace either. After run-length coded pixels, they are an
+    // end-of-row marker, which the decoder accepts as well.
     let zero_count = if is_uncompressed { row_padding(&bmp) } else { END_OF_ROW_LEN };
     let height = bmp.height.cast_signed();
     let signed_height = if bmp.is_top_down && !must_flip { -height } else { height };
@@ -242,7 +242,7 @@ mod tests {
     fn wrong_values_in_headers_are_tolerated_except_a_nonzero_pixel_offset_within_the_headers() {
         assert_eq!(File { planes: 0, ..FILE }.pixels(), PIXELS);
         assert_eq!(File { data_at: Some(0), ..FILE }.pixels(), PIXELS);
-        // With a palette, the offset of the pixels is zero, or it is the offset of the palette.
+        // In a file with a palette, the wrong offset may also be that of the palette: 54.
         for data_at in [0, 54] {
             let file = File { data_at: Some(data_at), ..INDEXED };
             assert_eq!(file.pixels(), INDEXED_PIXELS, "{data_at}");
@@ -253,6 +253,7 @@ mod tests {
             let expected = if colors == 2 { [BLACK, B, A, B] } else { INDEXED_PIXELS };
             assert_eq!(File { colors, ..INDEXED }.pixels(), expected, "{colors}");
         }
+        // 40 is inside the second header, which ends at 54.
         assert!(decoded(&File { data_at: Some(40), ..FILE }.bytes()).is_err());
     }
 

@@ -163,7 +163,8 @@ mod tests {
             });
             let folder = store.unwrap().folder;
             let spooled = runtime.block_on(async {
-                let mut spool = folder.incoming.spool_for_disk(100); // keeps the bytes in memory
+                // Up to 100 bytes stay in memory, so `save` must write them to the disk.
+                let mut spool = folder.incoming.spool_for_disk(100);
                 spool.write(&Bytes::from_static(b"picture")).await.unwrap();
                 spool.finish().await.unwrap()
             });
