@@ -1,8 +1,8 @@
 //! Decides how many requests may run at once.
 //!
-//! After a busy service has refused a picture, half as many requests may run at once. With each success,
-//! the number slowly grows again. Without this limit, pictures that the service cannot accept now would
-//! be sent again and again. TCP avoids congestion in the same way (RFC 5681).
+//! If the service is too busy for a picture, or unreachable, half as many requests may run at once. With
+//! each success, the number slowly grows again. Without this limit, pictures that the service cannot accept
+//! now would be sent again and again. TCP avoids congestion in the same way (RFC 5681).
 
 /// The number of requests that may run at once.
 #[derive(Debug)]
@@ -30,9 +30,9 @@ impl Window {
         self.halvings
     }
 
-    /// Halves the window, because the service was too busy for a request. Does nothing if the window has
-    /// been halved since the start of that request: requests that run at the same time are often refused
-    /// together.
+    /// Halves the window, because the service was too busy for a request, or unreachable. Does nothing if the
+    /// window has been halved since the start of that request: requests that run at the same time are often
+    /// refused together.
     pub(super) fn halve_after_refusal(&mut self, halvings_at_start: u64) {
         if halvings_at_start == self.halvings {
             self.halvings += 1;
