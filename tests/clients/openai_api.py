@@ -12,8 +12,7 @@ FIXTURES = pathlib.Path(os.environ["IMAGESVC_PHOTO"]).parent
 MODEL = "nvidia/nv-dinov2"
 TEXT_IS_REFUSED = "is text, but this model embeds pictures only: send an http or https URL, a data: URL, or the picture's bytes as Base64."
 
-# The services, each with the key that the clients send. The first requires no key, so it gets any
-# word. The second requires this key.
+# The services, each with the key that the clients send. Only the second service requires its key.
 SERVICES = [
     (os.environ["IMAGESVC_URL"], "any"),
     (os.environ["IMAGESVC_KEYED_URL"], os.environ["IMAGESVC_KEY"]),
@@ -56,7 +55,7 @@ def float32_bytes(vector):
 
 def check(url, key, embed_one, embed_batch, is_exact):
     """Checks the vectors of single pictures and of a batch. With `is_exact`, they must equal the
-    expected ones. Without it, the client requests Base64, which rounds numbers to 32 bits."""
+    expected ones. Without it, they must be equal as 32-bit floats: the client requests Base64 vectors."""
     batch = embed_batch(pictures(url))
     assert len(batch) == 3
     singles = [embed_one(picture) for picture in pictures(url)]
