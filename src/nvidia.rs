@@ -193,8 +193,8 @@ impl Client {
             Some(proxy) => builder.proxy(reqwest::Proxy::all(proxy.url())?),
             None => builder.no_proxy(),
         };
-        // The alert of docs/operating.md about a refused key needs these counters from the start: it would
-        // not notice the first response of a counter that begins with it.
+        // The alert `ImagesvcKeyRefused` in docs/operating.md needs these counters at 0 from the start. If a
+        // counter first appeared with the value 1, Prometheus would see no increase.
         for operation in Operation::ALL {
             for status in ALERTING_STATUSES {
                 metrics.initialize_upstream_calls(operation.name(), status);

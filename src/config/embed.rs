@@ -17,7 +17,7 @@ pub(super) const LARGE_IMAGES: Setting<LargeImages> = Setting::new(
 pub(super) const INLINE_LIMIT: Setting<usize> = Setting::new(
     "NVIDIA_INLINE_LIMIT",
     "200000",
-    // With a limit below 20,000, even a thumbnail may be too long to be sent inline.
+    // With a limit below 20,000, large pictures might be shrunk to thumbnails.
     // NVIDIA refuses texts of more than 200,000 characters.
     |text| parse::number(text, 20_000..=200_000),
     "Pictures whose Base64 text has at least this many characters count as large",
