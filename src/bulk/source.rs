@@ -1,4 +1,4 @@
-//! Reads the sources row by row, with only one row in memory.
+//! Reads the items of the sources one by one, with only one in memory.
 
 use std::{
     fs::{self, File},
@@ -82,7 +82,7 @@ pub(super) fn check(sources: &[PathBuf]) -> Result<(), SourceError> {
     Ok(())
 }
 
-/// Opens a file or a folder once. A pipe is not opened: when this reader went away, its writer would fail.
+/// Opens and closes a file or a folder. A pipe is not opened: after the close, its writer would fail.
 fn check_exists(path: &Path) -> io::Result<()> {
     let metadata = fs::metadata(path)?;
     if metadata.is_file() || metadata.is_dir() {

@@ -191,9 +191,9 @@ fn reading_stops_when_no_more_items_are_wanted_even_at_the_last_item_of_a_source
             count += 1;
             false // no more items are wanted
         };
-        // The second source must not be read either.
+        // The second source must not be read, even if the first has no more items.
         read(&[source.to_owned(), source.to_owned()], &reader, sink).unwrap();
-        assert_eq!(count, 1, "{name} should be read only to its first row");
+        assert_eq!(count, 1, "only the first item of {name} should be read");
     }
 }
 
@@ -203,7 +203,7 @@ proptest! {
         rows in prop::collection::vec(("\\PC{0,8}[\"\n,]?", "[a-z]{1,5}"), 0..9),
     ) {
         let mut csv = csv::Writer::from_writer(Vec::new());
-        csv.write_record(["n", "url"]).unwrap();
+        csv.write_record(["name", "url"]).unwrap();
         for (name, url) in &rows {
             csv.write_record([name, url]).unwrap();
         }
@@ -211,7 +211,7 @@ proptest! {
         let items = read_files(&[("list.csv", &text)]).unwrap();
         let value = |item: &Item| {
             let object: serde_json::Value = serde_json::from_str(&item.object).unwrap();
-            object["n"].as_str().unwrap().to_owned()
+            object["name"].as_str().unwrap().to_owned()
         };
         let values: Vec<_> = items.iter().map(value).collect();
         prop_assert_eq!(values, rows.into_iter().map(|(name, _)| name).collect::<Vec<_>>());
