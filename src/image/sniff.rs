@@ -293,6 +293,7 @@ mod tests {
             b"\0\0\0\x1cftypmif1\0\0\0\0avifheicmif1",
             b"\0\0\0\x14ftypmif1\0\0\0\0mif1",
             b"\0\0\0\x10ftypmsf1\0\0\0\0",
+            // An unknown major brand.
             b"\0\0\0\x1cftypMiHE\0\0\0\0mif1heic",
         ] {
             assert_eq!(sniff(head), expected, "{}", head.escape_ascii());

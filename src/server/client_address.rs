@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_before_an_invalid_entry_are_ignored() {
+    fn an_invalid_entry_and_the_entries_before_it_are_ignored() {
         for forwarded in ["", "unknown", "1.1.1.1, _hidden", "1.1.1.1, 999.1.1.1"] {
             assert_eq!(client("127.0.0.1", &[forwarded]), "127.0.0.1", "{forwarded}");
         }

@@ -255,6 +255,7 @@ fn the_rpms_manifest_and_build_script_list_every_man_page_and_completion() {
             "_imagesvc" => "/usr/share/zsh/site-functions/_imagesvc".into(),
             page => format!("/usr/share/man/man1/{page}"),
         };
+        // cargo-generate-rpm replaces `target/release` with the folder of its `--profile`.
         let asset = format!("{{ source = \"target/release/manual/{name}\", dest = \"{installed}\"");
         assert!(manifest.contains(&asset), "Cargo.toml should package {name}");
         let is_expected = build_script.contains(&format!(" {installed}\n"));

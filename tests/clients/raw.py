@@ -105,9 +105,8 @@ def chunked(body, size):
     return [f"{len(piece):x}\r\n".encode() + piece + b"\r\n" for piece in pieces] + [b"0\r\n\r\n"]
 
 
-# The boundaries.
-OKHTTP = "6f3d4a9c-2b8e-4c7f-9a51-0e8d7c6b5a43"
-URLSESSION = "Boundary-5D1F2E3A-9B7C-4D8E-A6F5-1C2B3A4D5E6F"
+OKHTTP_BOUNDARY = "6f3d4a9c-2b8e-4c7f-9a51-0e8d7c6b5a43"
+URLSESSION_BOUNDARY = "Boundary-5D1F2E3A-9B7C-4D8E-A6F5-1C2B3A4D5E6F"
 # The URL of the sandbox's sample picture, which is the same photograph as `photo`.
 SAMPLE = f"http://{server.netloc}/sandbox/photo.jpg"
 
@@ -120,10 +119,10 @@ def json_request(value, *fields):
 
 def uploads_of_okhttp_and_urlsession_and_a_url_are_answered_on_one_connection():
     with Connection() as connection:
-        connection.send(upload_request(okhttp_form(OKHTTP), OKHTTP, "Connection: Keep-Alive", "Accept-Encoding: gzip", "User-Agent: okhttp/4.12.0"))
+        connection.send(upload_request(okhttp_form(OKHTTP_BOUNDARY), OKHTTP_BOUNDARY, "Connection: Keep-Alive", "Accept-Encoding: gzip", "User-Agent: okhttp/4.12.0"))
         first = check(*connection.read_answer())
         assert first["original_filename"] == "IMG_20240101_120000.jpg"
-        connection.send(upload_request(urlsession_form(URLSESSION), f'"{URLSESSION}"', "Accept: */*", "Accept-Encoding: gzip, deflate"))
+        connection.send(upload_request(urlsession_form(URLSESSION_BOUNDARY), f'"{URLSESSION_BOUNDARY}"', "Accept: */*", "Accept-Encoding: gzip, deflate"))
         second = check(*connection.read_answer())
         assert second["original_filename"] == "Größe.jpg", second["original_filename"]
         connection.send(json_request({"image_url": SAMPLE}))
@@ -136,21 +135,21 @@ def a_chunked_upload_is_accepted():
     # Chunks of 7 bytes split every boundary and every header of a part.
     for size in (7, 16_384):
         with Connection() as connection:
-            connection.send(request_head("/vectorize-image-upload", f"Content-Type: multipart/form-data; boundary={OKHTTP}", "Transfer-Encoding: chunked"))
-            connection.send(*chunked(okhttp_form(OKHTTP), size))
+            connection.send(request_head("/vectorize-image-upload", f"Content-Type: multipart/form-data; boundary={OKHTTP_BOUNDARY}", "Transfer-Encoding: chunked"))
+            connection.send(*chunked(okhttp_form(OKHTTP_BOUNDARY), size))
             check(*connection.read_answer())
 
 
 def a_client_that_expects_100_continue_gets_it():
-    form = okhttp_form(OKHTTP)
+    form = okhttp_form(OKHTTP_BOUNDARY)
     with Connection() as connection:
-        head = upload_request(form, OKHTTP, "Expect: 100-continue").removesuffix(form)
+        head = upload_request(form, OKHTTP_BOUNDARY, "Expect: 100-continue").removesuffix(form)
         connection.send(head)
         assert connection.read_head()[0] == 100
         connection.send(form)
         check(*connection.read_answer())
         # A second request on this connection sends its body without waiting for `100 Continue`.
-        connection.send(upload_request(form, OKHTTP, "Expect: 100-continue"))
+        connection.send(upload_request(form, OKHTTP_BOUNDARY, "Expect: 100-continue"))
         status, headers = connection.read_head()
         if status == 100:  # the service may send it nevertheless
             status, headers = connection.read_head()
@@ -170,7 +169,7 @@ def pipelined_requests_are_answered_in_order():
     with Connection() as connection:
         ids = [f"request-{number}" for number in range(6)]
         # URLs and uploads alternate, so that the answers differ.
-        requests = [upload_request(okhttp_form(OKHTTP), OKHTTP, f"X-Request-Id: {request_id}") if number % 2 else json_request({"image_url": SAMPLE}, f"X-Request-Id: {request_id}") for number, request_id in enumerate(ids)]
+        requests = [upload_request(okhttp_form(OKHTTP_BOUNDARY), OKHTTP_BOUNDARY, f"X-Request-Id: {request_id}") if number % 2 else json_request({"image_url": SAMPLE}, f"X-Request-Id: {request_id}") for number, request_id in enumerate(ids)]
         connection.send(b"".join(requests))
         answers = [connection.read_answer() for _ in ids]
         assert [headers["x-request-id"] for _, headers, _ in answers] == ids

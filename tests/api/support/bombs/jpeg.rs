@@ -25,7 +25,7 @@ const END: &[u8] = b"\xff\xd9";
 /// 64 megapixels. [`jpeg_head`] explains the sampling factors, such as 0x22.
 pub(super) fn quick() -> Vec<Bomb> {
     vec![
-        // The limit is 100 scans, so the service tries to decode 99, and refuses 101.
+        // The service tries to decode pictures of up to 100 scans.
         ("jpeg-99-scans", scans((1000, 1000), 99)),
         ("jpeg-101-scans", scans((1000, 1000), 101)),
         ("jpeg-99-scans-of-9-megapixels", scans((3000, 3000), 99)),
@@ -59,7 +59,7 @@ pub(super) fn quick() -> Vec<Bomb> {
     ]
 }
 
-/// Pictures that take minutes or hours to decode.
+/// Pictures that keep some decoders busy for minutes or hours.
 pub(super) fn endless() -> Vec<Bomb> {
     vec![("jpeg-extended-xmp", extended_xmp())]
 }
