@@ -18,7 +18,7 @@ pub(super) const INLINE_LIMIT: Setting<usize> = Setting::new(
     "NVIDIA_INLINE_LIMIT",
     "200000",
     // With a limit below 20,000, large pictures might be shrunk to thumbnails.
-    // NVIDIA refuses texts of more than 200,000 characters.
+    // NVIDIA refuses texts of 200,000 characters or more.
     |text| parse::number(text, 20_000..=200_000),
     "Pictures whose Base64 text has at least this many characters count as large",
 );
