@@ -51,7 +51,7 @@ pub struct Metrics {
     valkey_command_seconds: Labelled<Histogram, 1>,
     saved_pictures: Counter,
     saved_bytes: Counter,
-    /// Old pictures that were removed.
+    /// Pictures that were removed because of their age or the size limit.
     pub removed_pictures: Counter,
     registry: Registry,
 }
@@ -67,7 +67,7 @@ impl Drop for InFlightGuard {
 }
 
 impl Metrics {
-    /// Creates the metrics. All of them start at 0.
+    /// Creates the metrics. Those with labels have no series yet.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix(PREFIX);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -149,7 +149,7 @@ impl Metrics {
             saved_pictures: unlabelled(&mut registry, "pictures_saved", "Pictures saved"),
             saved_bytes: unlabelled_bytes(
                 &mut registry,
-                "pictures_saved",
+                "pictures_saved", // the registry appends `_bytes`
                 "Bytes of pictures saved",
             ),
             removed_pictures: unlabelled(
