@@ -25,7 +25,7 @@ pub(super) struct CredentialsConnector(pub(super) reqwest::Client);
 impl HttpConnector for CredentialsConnector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         // `object_store` sets `AllowHttp` to true or false, depending on the kind of credentials. For web
-        // identities it is false, because others could read their tokens on the way.
+        // identities it is false: over HTTP, others could read the identity's token on the way.
         let allows_http = options.get_config_value(&ClientConfigKey::AllowHttp);
         let allows_http = allows_http.is_some_and(|value| value == "true");
         Ok(HttpClient::new(CredentialsClient { http: self.0.clone(), allows_http }))
@@ -68,7 +68,7 @@ impl HttpService for CredentialsClient {
     }
 }
 
-/// An error of the HTTP client. Its kind tells `object_store` whether to send the request again.
+/// An error of the HTTP client. After both kinds, `object_store` may send the request again.
 fn http_error(error: reqwest::Error) -> HttpError {
     let kind = if error.is_connect() { HttpErrorKind::Connect } else { HttpErrorKind::Request };
     HttpError::new(kind, error.without_url())

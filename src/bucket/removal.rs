@@ -1,7 +1,7 @@
 //! Removes objects that nobody needs, in the background.
 //!
-//! Such an object is usually a picture that, according to the service's answer, is not saved. So that
-//! this answer becomes true, a removal waits for up to an hour while the bucket fails.
+//! Usually, a client was told that the picture in such an object is not saved. To make this true, a removal
+//! waits for up to an hour while the bucket fails.
 
 use std::{
     fmt,
@@ -29,8 +29,8 @@ const MAX_REMOVALS: usize = 10_000;
 /// At most this many requests to remove an object run at once.
 const MAX_REQUESTS: usize = 8;
 
-/// How long each of the one or two removals of an object may take, with all attempts and the wait for a
-/// bucket that fails.
+/// How long one removal may take, with all attempts and the wait while the bucket fails. An object is
+/// removed once or twice: see [`RemovalTime`].
 const MAX_TIME: Duration = Duration::from_secs(60 * 60);
 
 /// The pause between two attempts of a removal, and between two checks whether the bucket works or the
@@ -80,7 +80,7 @@ impl Bucket {
         self.0.background.spawn(async move {
             let others = bucket.0.removals.count.fetch_add(1, Ordering::Relaxed);
             if others >= MAX_REMOVALS {
-                log_remaining(&path, "too many removals wait");
+                log_remaining_object(&path, "too many removals wait");
             } else {
                 bucket.remove_once_or_twice(&path, time).await;
             }
@@ -97,7 +97,7 @@ impl Bucket {
                 return;
             }
             if let Err(error) = self.remove_when_bucket_works(path).await {
-                return log_remaining(path, error);
+                return log_remaining_object(path, error);
             }
         }
     }
@@ -142,6 +142,6 @@ impl Bucket {
     }
 }
 
-fn log_remaining(path: &str, cause: impl fmt::Display) {
+fn log_remaining_object(path: &str, cause: impl fmt::Display) {
     tracing::warn!(%cause, path, "an object that nobody needs remains in the bucket");
 }
