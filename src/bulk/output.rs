@@ -113,7 +113,8 @@ pub(super) fn read(
     let io_error = |error| OutputError::Io(path.to_owned(), error);
     let mut lines = Lines::new(input);
     let mut existing = Existing::default();
-    // An incomplete last line is not a row. Only a dry run finds one, because `open` removes it.
+    // An incomplete last line is not a row. Only a dry run finds one: other runs call `open`, which
+    // removes it.
     while lines.advance().map_err(io_error)? == Found::Line {
         let line = lines.number();
         let not_a_row =

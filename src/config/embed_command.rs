@@ -24,10 +24,10 @@ pub struct EmbedArguments {
     /// The file that is made from the rows when the run ends. `None` means no such file.
     pub export: Option<ExportFile>,
     /// In a list, the name of the field with the picture's path or URL. `a.b` is the field `b` of the
-    /// object in `a`. `None` means that the usual names are tried.
+    /// object in `a`. `None` means that usual names such as `image_url` are tried.
     pub field: Option<String>,
-    /// In a list, the name of the field that identifies a row. `None` means that the row's path or URL
-    /// identifies it.
+    /// In a list, the name of the field that identifies each row of the list. `None` means that the path or
+    /// URL identifies the row.
     pub id: Option<String>,
     /// The prefix of the names of the fields that `embed` adds.
     pub prefix: String,
@@ -197,6 +197,7 @@ mod tests {
 
     #[test]
     fn the_ending_of_the_output_selects_what_is_made_from_the_rows() {
+        // The dot in the folder's name does not count.
         let jsonl = parse_with("a.b/vectors.jsonl").unwrap();
         assert_eq!((jsonl.out, jsonl.export), (Some("a.b/vectors.jsonl".into()), None));
         let npy = parse_with("a.b/vectors.npy").unwrap();
