@@ -18,10 +18,10 @@ use super::{
     report::report_script,
 };
 
-/// The time between two reports. The next report notices a failure that no request has noticed.
+/// The time between two reports. A report also notices a failure that no request has noticed.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The wait before each attempt to connect.
+/// The wait before each attempt to connect again.
 const CONNECT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A replica that has not reported for this time counts as stopped.
@@ -61,8 +61,8 @@ async fn maintain(valkey: Weak<Inner>) {
                 () = valkey.0.failed.notified() => {}
             }
         } else {
-            // Waits before the first attempt, too. Otherwise, a command that always fails would always
-            // cause a new connection at once.
+            // Waits before the first attempt after a failure, too. Otherwise, a command that always fails
+            // would always cause a new connection at once.
             sleep(CONNECT_INTERVAL).await;
             match valkey.connect().await {
                 Ok(()) => tracing::info!(replicas = valkey.replicas(), "Valkey works again"),
@@ -106,10 +106,11 @@ impl Valkey {
         let connected =
             timeout(2 * command_timeout, connect).await.map_err(|_| Failure::Timeout)?;
         let mut commands: MultiplexedConnection = connected??;
-        let report = self.script_to_report(REPLICA_EXPIRY).invoke_async(&mut commands).await;
+        let report = self.report_of_this_replica(REPLICA_EXPIRY).invoke_async(&mut commands).await;
         let (was_known, replicas): ReportReply = report?;
         self.replica_count().store(was_known, replicas, Instant::now());
-        // A request that finds the connection must find the new generation as well.
+        // With a new generation, this replica records its recent calls again. A request that finds the
+        // connection must find the new generation, too.
         let mut connection = self.connection();
         let generation = *self.0.generation.borrow() + 1;
         self.0.generation.send_replace(generation);
@@ -120,7 +121,7 @@ impl Valkey {
     /// Reports that this replica runs, and counts the replicas.
     async fn report(&self) -> Result<(), Unavailable> {
         let (was_known, replicas): ReportReply =
-            self.run("report", &self.script_to_report(REPLICA_EXPIRY)).await?;
+            self.run("report", &self.report_of_this_replica(REPLICA_EXPIRY)).await?;
         self.replica_count().store(was_known, replicas, Instant::now());
         if !was_known {
             tracing::info!(
@@ -133,7 +134,7 @@ impl Valkey {
 
     /// The script that reports this replica. Without a further report, the replica counts as
     /// stopped after `expiry`.
-    fn script_to_report(&self, expiry: Duration) -> ScriptInvocation<'static> {
+    fn report_of_this_replica(&self, expiry: Duration) -> ScriptInvocation<'static> {
         report_script(&format!("{PREFIX}:replicas"), &self.0.replica, expiry)
     }
 
@@ -152,7 +153,7 @@ impl Valkey {
         let _ = timeout(3 * self.0.timeout, self.0.may_connect.acquire()).await;
         // With this expiry, the replica counts as stopped at once. If the report fails, the replica
         // counts as stopped after `REPLICA_EXPIRY`.
-        let script = self.script_to_report(Duration::ZERO);
+        let script = self.report_of_this_replica(Duration::ZERO);
         let _: Result<ReportReply, Unavailable> = self.run("report", &script).await;
     }
 }
