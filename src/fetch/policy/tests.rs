@@ -18,7 +18,7 @@ fn new_policy(hosts: &[&str], exceptions: &[&str]) -> Policy {
 const ALLOWED: Result<bool, UrlError> = Ok(false);
 
 /// The result of [`check`] for an allowed URL whose server is an exception.
-const ALLOWED_AS_EXCEPTION: Result<bool, UrlError> = Ok(true);
+const ALLOWED_AS_SERVER_EXCEPTION: Result<bool, UrlError> = Ok(true);
 
 /// Checks a URL. If it is allowed, returns whether its server is an exception.
 fn check(policy: &Policy, url: &str) -> Result<bool, UrlError> {
@@ -87,6 +87,10 @@ fn the_first_and_last_address_of_each_denied_range_are_denied_and_their_neighbou
     ] {
         assert!(is_public(public.parse().unwrap()), "{public}");
     }
+}
+
+#[test]
+fn addresses_that_are_not_global_unicast_or_that_belong_to_isatap_tunnels_are_denied() {
     // The last two belong to ISATAP tunnels, which lead to an IPv4 address. The others are not global
     // unicast addresses.
     for denied in [
@@ -180,14 +184,14 @@ fn an_exception_allows_only_its_own_network_or_server() {
         &[],
         &["10.1.0.0/16", "pictures.internal:8080", "127.0.0.1:9000", "169.254.0.0/16"],
     );
-    // The exception that allows this URL is one for a network.
+    // An exception for a network allows this URL.
     assert_eq!(check(&policy, "http://10.1.2.3/"), ALLOWED);
     assert!(is_denied(&policy, "http://10.2.0.1/"));
     // An exception for a network does not allow further ports.
     assert!(is_denied(&policy, "http://10.1.2.3:8080/"));
-    assert_eq!(check(&policy, "http://PICTURES.internal.:8080/"), ALLOWED_AS_EXCEPTION);
+    assert_eq!(check(&policy, "http://PICTURES.internal.:8080/"), ALLOWED_AS_SERVER_EXCEPTION);
     assert!(is_denied(&policy, "http://pictures.internal:8081/"));
-    assert_eq!(check(&policy, "http://127.0.0.1:9000/"), ALLOWED_AS_EXCEPTION);
+    assert_eq!(check(&policy, "http://127.0.0.1:9000/"), ALLOWED_AS_SERVER_EXCEPTION);
     assert!(is_denied(&policy, "http://127.0.0.1/"));
     assert_eq!(check(&policy, "http://169.254.1.1/"), ALLOWED);
     // No exception allows a metadata endpoint.
