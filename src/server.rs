@@ -113,8 +113,7 @@ impl Server {
         self.shutdown.clone()
     }
 
-    /// The tracker for tasks that may outlive their request. When the server stops, it waits for them
-    /// as long as for requests.
+    /// The tracker for tasks that may outlive their request. The drain timeout applies to them, too.
     pub fn background(&self) -> TaskTracker {
         self.background.clone()
     }
@@ -127,7 +126,7 @@ impl Server {
         let _watchdog = Watchdog::from_environment();
         Phase::Serving(self.address).announce(&self.shutdown);
         self.accept_until(stop, &connections).await;
-        self.drain(&connections).await;
+        self.accept_during_drain_delay(&connections).await;
         self.shut_down(connections).await;
     }
 
@@ -151,7 +150,7 @@ impl Server {
 
     /// Announces the stop. Still accepts connections during the drain delay, so that load balancers
     /// can notice the stop first.
-    async fn drain(&self, connections: &Connections) {
+    async fn accept_during_drain_delay(&self, connections: &Connections) {
         let delay = self.settings.drain_delay;
         Phase::Draining(delay).announce(&self.shutdown);
         self.accept_until(sleep(delay), connections).await;
@@ -160,7 +159,7 @@ impl Server {
     /// Closes the listener, and waits for running requests and background tasks, at most about a second
     /// longer than the drain timeout.
     async fn shut_down(self, connections: Connections) {
-        connections.serve_pending(self.listener); // also closes the listener
+        connections.serve_backlog(self.listener); // then closes the listener
         // The last clients may have connected without sending their request yet.
         sleep(FIRST_REQUEST_WAIT).await;
         // Ends no task, but `wait` returns only after this call.

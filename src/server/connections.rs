@@ -105,7 +105,7 @@ impl Connections {
     /// Serves the connections in the listener's backlog, and then closes the listener. If the listener
     /// were closed first, these connections would be reset. Tokio may not have noticed the last of
     /// them yet, so the standard library's listener accepts them.
-    pub(super) fn serve_pending(&self, listener: TcpListener) {
+    pub(super) fn serve_backlog(&self, listener: TcpListener) {
         let Ok(listener) = listener.into_std() else { return };
         loop {
             let (stream, peer) = match listener.accept() {
