@@ -31,8 +31,9 @@ pub(in crate::image) struct Frame {
     pub(in crate::image) height: u16,
     /// The number of components: one for grey, three for colours, four for CMYK.
     pub(in crate::image) components: u8,
-    /// Whether any sampling factor is not one, even if all components have the same factors.
-    is_subsampled: bool,
+    /// Whether any sampling factor is not one. If all factors are two, nothing is subsampled, but this is
+    /// true.
+    has_factor_other_than_one: bool,
 }
 
 /// A marker for temporary private use in arithmetic coding.
@@ -153,14 +154,15 @@ impl Frame {
         let u16_at = |at: usize| u16::from_be_bytes([head[at], head[at + 1]]);
         // Each entry has three bytes: its identifier, its two sampling factors with four bits
         // each, and its table.
-        let is_subsampled = component_entries.chunks_exact(3).any(|entry| entry[1] != 0x11);
+        let has_factor_other_than_one =
+            component_entries.chunks_exact(3).any(|entry| entry[1] != 0x11);
         Some(Self {
             marker,
             precision: head[0],
             height: u16_at(1),
             width: u16_at(3),
             components: head[5],
-            is_subsampled,
+            has_factor_other_than_one,
         })
     }
 }
@@ -195,7 +197,7 @@ impl Jpeg {
             }
             // zune-jpeg 0.5.15 decodes subsampled colours in several scans to a green picture
             // (zune-image, issues 419 and 422).
-            Frame { is_subsampled: true, .. }
+            Frame { has_factor_other_than_one: true, .. }
                 if !self.is_progressive()
                     && self.first_scan_components.is_some()
                     && self.has_several_scans() =>

@@ -20,10 +20,10 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let options = heifer::Options {
         // The memory limit of the child process is computed for one thread.
         max_threads: 1,
-        // The limit for each HEVC stream, which contains the whole picture or one tile. With its padding,
-        // the stream of a small picture may be larger than the picture. One tile of many needs far less
-        // than this limit. If a tile is larger than the header says, but within this limit, only the
-        // limits of the process stop it.
+        // The limit for each HEVC stream, which contains the whole picture or one tile, and padding. The
+        // padding may make the stream of a small picture larger than the picture. For one of many tiles,
+        // the limit is far too high. Below it, only the limits of the process stop a tile that is larger
+        // than the header says.
         max_pixels: header.coded_pixels().max(header.padded_stream_pixels()),
     };
     let image =
@@ -36,7 +36,7 @@ pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let (width, height) = (image.width, image.height);
     let blend = match header.alpha {
         // The value is multiplied by alpha already, so only white is added.
-        Alpha::Premultiplied => |value, alpha| value + 255 - alpha,
+        Alpha::Premultiplied => |value: u32, alpha: u32| value + 255 - alpha,
         Alpha::Straight | Alpha::None => blend_value_onto_white,
     };
     let image = if image.has_alpha {
