@@ -2,9 +2,10 @@
 -- KEYS[1]: a sorted set of the calls in the last window, by their times in microseconds. A call's
 --          name is its replica's id, a colon, and a number.
 -- ARGV: the most calls in a window; the window in microseconds; the replica's id; the call's number,
---       or '' to take no turn; how many of the oldest calls are searched for those of other replicas
--- Returns whether a turn was taken (1 or 0); how long a call must wait for a turn, or 0 if one was or could
--- be taken now; and the ages of the other replicas' calls, the oldest first. Times are in microseconds.
+--       or '' to take no turn; how many calls, the oldest first, are searched for calls of other replicas
+-- Returns whether a turn was taken (1 or 0); how long a call must wait for a turn, or 0 if a turn was
+-- taken or could be taken now; and the ages of the other replicas' calls, the oldest first. Times are in
+-- microseconds.
 local calls = KEYS[1]
 local limit, window, replica = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 local number, max_searched = ARGV[4], tonumber(ARGV[5])
@@ -18,7 +19,7 @@ end
 
 local count, granted, wait = redis.call('ZCARD', calls), 0, 0
 if count >= limit then
-  -- The call at this index must leave the window before there is room for another one.
+  -- When this call and all older ones have left the window, there is room for another call.
   local blocking = redis.call('ZRANGE', calls, count - limit, count - limit, 'WITHSCORES')
   wait = blocking[2] + window - now
 end
