@@ -71,7 +71,7 @@ pub enum Error {
     /// A web page of another origin sent the request.
     #[error("sent by a web page of {0}")]
     CrossOrigin(String),
-    /// A web page called the service by a host name that is not configured.
+    /// A web page called the service by a host name that is not configured. It may use DNS rebinding.
     #[error("sent by a web page to the host name {0}")]
     UnknownHost(String),
     /// A parameter of a batch has a value that the service does not support.
