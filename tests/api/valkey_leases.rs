@@ -22,7 +22,7 @@ use crate::support::{
     tiny, try_picture_number, wait_for,
 };
 
-/// The other replicas must answer within this time. It is longer than [`LEASE`] and [`SUSPENSION`].
+/// The other replicas must answer within this time, even if they wait for [`LEASE`] or [`SUSPENSION`].
 const RECOVERY: Duration = Duration::from_secs(15);
 
 /// How long a lease is valid if nobody renews it.
@@ -67,15 +67,14 @@ impl Setup {
         let (released, is_first) = (release.clone(), AtomicBool::new(true));
         let nvidia = FakeNvidia::healthy_except(move |request| {
             let number = try_picture_number(request).filter(|_| request.line() == INFER)?;
-            let action = match number {
-                BLOCKER => FirstCall::Hold,
-                PICTURE if is_first.swap(false, Ordering::SeqCst) => first_call,
-                _ => FirstCall::Answer,
-            };
-            match action {
-                FirstCall::Answer => None,
-                FirstCall::Hold => Some(embedding().held_until(&released)),
-                FirstCall::Refuse => Some(Reply::status(422).held_until(&released)),
+            match number {
+                BLOCKER => Some(embedding().held_until(&released)),
+                PICTURE if is_first.swap(false, Ordering::SeqCst) => match first_call {
+                    FirstCall::Answer => None,
+                    FirstCall::Hold => Some(embedding().held_until(&released)),
+                    FirstCall::Refuse => Some(Reply::status(422).held_until(&released)),
+                },
+                _ => None,
             }
         })
         .await;
@@ -96,7 +95,7 @@ impl Setup {
     }
 
     /// Uploads a picture to the holder with `save=false`, and waits until NVIDIA has been called for it.
-    async fn send_to_holder(&self, picture: usize) -> JoinHandle<reqwest::Result<Answer>> {
+    async fn start_call_by_holder(&self, picture: usize) -> JoinHandle<reqwest::Result<Answer>> {
         let upload = self.holder.start_unsaved_upload(&tiny(picture));
         let is_called = async || {
             self.nvidia.received().iter().any(|call| try_picture_number(call) == Some(picture))
@@ -118,10 +117,11 @@ impl Setup {
             started.elapsed()
         };
         let happen = async {
-            let asked = "imagesvc_valkey_commands_total{command=\"lease\",outcome=\"ok\"}";
+            let lease_commands = "imagesvc_valkey_commands_total{command=\"lease\",outcome=\"ok\"}";
             for other in &self.others {
-                let has_asked = async || metric(&other.get("/metrics").await.text(), asked) >= 1.0;
-                wait_for("the question for the lease", PATIENCE, has_asked).await;
+                let has_asked =
+                    async || metric(&other.get("/metrics").await.text(), lease_commands) >= 1.0;
+                wait_for("the command for the lease", PATIENCE, has_asked).await;
             }
             event.await;
         };
@@ -142,7 +142,7 @@ impl Setup {
 
 async fn kill_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Answer).await;
-    let _blocker = setup.send_to_holder(BLOCKER).await;
+    let _blocker = setup.start_call_by_holder(BLOCKER).await;
     let _picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
     // The holder has taken the picture's lease, and the picture waits for the holder's only permit.
     setup.holder.wait_for_metric("imagesvc_pictures_waiting", 1.0).await;
@@ -152,7 +152,7 @@ async fn kill_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
 
 async fn kill_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
-    let _picture = setup.send_to_holder(PICTURE).await;
+    let _picture = setup.start_call_by_holder(PICTURE).await;
     setup.upload_to_others(async { setup.kill_holder() }).await;
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
 }
@@ -161,7 +161,7 @@ async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
     let mut setup = Setup::new(moto, valkey, FirstCall::Answer).await;
     let writes_vector = |line: &str| line.starts_with("PUT") && line.contains("/vectors/");
     setup.proxy.set_for(Fault::Hold, move |request| writes_vector(&request.line())).await;
-    let picture = setup.send_to_holder(PICTURE).await;
+    let picture = setup.start_call_by_holder(PICTURE).await;
     picture.await.unwrap().unwrap().assert_success();
     setup.upload_to_others(async { setup.kill_holder() }).await;
     assert_eq!(setup.calls(), 2, "the others together should call NVIDIA once");
@@ -169,7 +169,7 @@ async fn kill_before_the_write(moto: &MotoServer, valkey: &ValkeyServer) {
 
 async fn suspend_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Answer).await;
-    let blocker = setup.send_to_holder(BLOCKER).await;
+    let blocker = setup.start_call_by_holder(BLOCKER).await;
     let picture = setup.holder.start_unsaved_upload(&tiny(PICTURE));
     setup.holder.wait_for_metric("imagesvc_pictures_waiting", 1.0).await;
     setup.upload_to_others(setup.suspend_holder()).await;
@@ -182,7 +182,7 @@ async fn suspend_before_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
 
 async fn suspend_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
-    let picture = setup.send_to_holder(PICTURE).await;
+    let picture = setup.start_call_by_holder(PICTURE).await;
     setup.upload_to_others(setup.suspend_holder()).await;
     setup.release.send_replace(true);
     picture.await.unwrap().unwrap().assert_success();
@@ -191,7 +191,7 @@ async fn suspend_during_the_call(moto: &MotoServer, valkey: &ValkeyServer) {
 
 async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Hold).await;
-    let picture = setup.send_to_holder(PICTURE).await;
+    let picture = setup.start_call_by_holder(PICTURE).await;
     setup
         .upload_to_others(async {
             sleep(SUSPENSION).await;
@@ -204,7 +204,7 @@ async fn call_for_longer_than_a_lease(moto: &MotoServer, valkey: &ValkeyServer) 
 
 async fn refuse_the_picture_once(moto: &MotoServer, valkey: &ValkeyServer) {
     let setup = Setup::new(moto, valkey, FirstCall::Refuse).await;
-    let picture = setup.send_to_holder(PICTURE).await;
+    let picture = setup.start_call_by_holder(PICTURE).await;
     let started = Instant::now();
     setup.upload_to_others(async { _ = setup.release.send_replace(true) }).await;
     assert!(started.elapsed() < LEASE, "the holder should release its lease after a failed call");
