@@ -33,8 +33,8 @@ use crate::support::{
 /// The longest fixture to damage, in bytes. Longer fixtures are slower to decode, and most of the
 /// damage would be in their pixels.
 const MAX_FIXTURE_LEN: u64 = 30_000;
-/// The width and height of the generated pictures.
-const SIZE: (u32, u32) = (45, 31);
+/// The width and height of the pictures from `kinds`.
+const KINDS_SIZE: (u32, u32) = (45, 31);
 
 /// Every picture must be answered within this time. A decoder uses at most 20 s of processor time,
 /// but the machine may be busy.
@@ -54,7 +54,7 @@ type Corpus = Vec<Vec<u8>>;
 fn load_corpora() -> Vec<Corpus> {
     let mut corpora = BTreeMap::<String, Corpus>::new();
     let mut add = |format: &str, picture| corpora.entry(format.into()).or_default().push(picture);
-    for (name, picture) in kinds::all(SIZE.0, SIZE.1) {
+    for (name, picture) in kinds::all(KINDS_SIZE.0, KINDS_SIZE.1) {
         add(name.split('-').next().unwrap(), picture);
     }
     for (format, image_format) in [
@@ -99,8 +99,8 @@ fn turned(format: &str, picture: &[u8], width: u32, height: u32) -> Vec<u8> {
     const EXIF: &[u8; 26] = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
     const HAS_EXIF: u8 = 0b1000;
     let mut turned = picture.to_vec();
-    // The data is inserted after the start of the JPEG, and after the header chunk of the PNG. `splice`
-    // inserts when its result is dropped.
+    // The data is inserted after the start of the JPEG, and after the header chunk of the PNG. It is
+    // appended to the WebP, whose chunks begin at byte 12. `splice` inserts when its result is dropped.
     match format {
         "jpeg" => drop(turned.splice(2..2, segment(0xe1, &[b"Exif\0\0", &EXIF[..]].concat()))),
         "png" => drop(turned.splice(33..33, png_chunk(b"eXIf", EXIF))),
@@ -208,8 +208,8 @@ async fn damaged_pictures_of_every_format_are_answered_and_leak_no_files_and_har
                 });
                 *outcomes.lock().unwrap().entry(outcome).or_default() += 1;
             });
-            // One request for each core. The service and its sandbox share as many decoders, so no
-            // request waits for a decoder.
+            // One request for each core. The service and its sandbox share a pool with one decoder for
+            // each core, so no request waits for a decoder.
             let max_concurrent = available_parallelism().map_or(1, usize::from);
             requests.buffer_unordered(max_concurrent).collect::<()>().await;
         }
