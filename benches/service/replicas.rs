@@ -54,6 +54,7 @@ impl Bench {
             "one client, a bucket and an NVIDIA of 20 ms on loopback; median latency",
             &["picture", "bucket alone ms", "with Valkey ms", "added ms"],
         );
+        // Each request sends a new picture, or all requests send the same one.
         for (sent, is_fresh, max_added_ms) in [("fresh", true, 5.0), ("again", false, 2.0)] {
             let load = Load {
                 request: Request::upload(SMALL),
