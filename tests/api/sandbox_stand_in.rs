@@ -122,7 +122,7 @@ async fn an_invalid_request_to_create_an_asset_gets_the_status_that_nvidia_would
 }
 
 #[tokio::test]
-async fn an_upload_with_a_key_or_without_a_length_or_a_matching_signature_is_refused() {
+async fn the_stand_in_refuses_an_upload_with_a_key_or_without_a_length_or_a_matching_signature() {
     let router = &stand_in();
     let (_, upload_path) = created_asset(router).await;
     let length = PHOTO.len().to_string();
