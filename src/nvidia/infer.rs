@@ -83,7 +83,7 @@ impl Client {
                 && retry_state.pace_permit.is_none()
             {
                 // The permit replaces the reservation. Reserved calls of a batch may be made all at once if
-                // they all fit into the window. All other calls, such as retries, are spread over time.
+                // the limit allows that. All other calls, such as retries, are spread over time.
                 let reservation = retry_state.reservation.take();
                 let is_spread = reservation.as_ref().is_none_or(ReservationGuard::is_spread);
                 drop(reservation);
@@ -170,7 +170,7 @@ impl Client {
         };
         let url = item_url(&self.0.settings.status_url, id);
         let mut wait = self.0.settings.poll_interval;
-        let mut gateway_failed_before = false;
+        let mut was_unreachable = false;
         loop {
             let next_poll = Instant::now() + wait;
             if next_poll >= deadline {
@@ -201,10 +201,9 @@ impl Client {
                         return Err(error);
                     }
                 }
-                // After a gateway's error, NVIDIA may still have the result, so one more poll is
-                // made.
-                Err(error) if is_gateway_error(response.status) && !gateway_failed_before => {
-                    gateway_failed_before = true;
+                // NVIDIA may still have the result, so one more poll is made.
+                Err(error) if is_server_unreachable(response.status) && !was_unreachable => {
+                    was_unreachable = true;
                     wait = wait.max(error.retry_after.unwrap_or_default());
                     if Instant::now() + wait >= deadline {
                         return Err(error);
@@ -216,8 +215,9 @@ impl Client {
     }
 }
 
-/// Whether this is a status that a gateway sends if it cannot reach NVIDIA's server.
-fn is_gateway_error(status: StatusCode) -> bool {
+/// Whether a gateway sends this status if it cannot reach NVIDIA's server. A 504 says less: the server may
+/// have received the poll, and delivered the result.
+fn is_server_unreachable(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE)
 }
 

@@ -23,8 +23,8 @@ const CLIENT: ClientNetwork = ClientNetwork::UNKNOWN;
 
 /// The argument `is_spread` of [`PaceLimiter::take_permit`] for a call that is not part of a batch.
 const SPREAD: bool = true;
-/// The same argument for a call of a batch that fits into the window. So the only client of these tests may
-/// use the whole limit at once.
+/// The same argument for a call of a batch that fits into the window. Such calls are not spread: one client
+/// may use the whole limit at once.
 const AT_ONCE: bool = false;
 
 /// The default of `IMAGESVC_VALKEY_TIMEOUT`.
@@ -48,8 +48,8 @@ fn key() -> PaceKey {
 }
 
 impl Replica {
-    /// A replica that shares `total` calls in a window, and need not wait until the limit has settled. Its
-    /// commands have the longest timeout that does not lengthen the window.
+    /// A replica that shares `total` calls in a window, and need not wait until the limit has settled. The
+    /// replica uses exactly this window: only a timeout above [`COVERED_TIMEOUT`] would lengthen it.
     async fn start(server: &RedisServer, total: u32, window: Duration) -> Self {
         Self::start_with(server, total, window, Duration::ZERO, COVERED_TIMEOUT).await
     }
@@ -101,7 +101,7 @@ impl Replica {
 
     /// How many calls of other replicas the Valkey knows.
     async fn calls_of_others(&self) -> usize {
-        // Without a call, this takes no turn. The limit affects only the wait in the reply.
+        // With `no_call`, this only asks, and takes no turn. The limit affects only the wait in the reply.
         let (limit, no_call) = (1, None);
         let reply = self.valkey.take_turn(&key(), limit, MINUTE, no_call).await;
         reply.map_or(0, |reply| reply.ages_of_others.len())
@@ -194,7 +194,7 @@ async fn a_request_that_ends_before_the_valkey_replies_gives_its_turn_back() {
     timeout(SOON, first.background.wait()).await.unwrap();
     let second = Replica::start(&server, 1, MINUTE).await;
     assert_eq!(second.make_calls().await.0, 1);
-    assert!(second.valkey.works(), "the turn should be the Valkey's, not the replica's share");
+    assert!(second.valkey.works(), "the Valkey, not the replica's share, should allow the call");
 }
 
 #[tokio::test]
@@ -284,19 +284,19 @@ async fn a_valkey_that_hangs_delays_only_one_call_by_the_timeout_of_a_command() 
     signal(&server, "-STOP");
     let start = Instant::now();
     let (count, _) = replica.make_calls().await;
-    assert_eq!(count, 10);
+    assert_eq!(count, 10, "the share of the only replica is the whole limit");
     let elapsed = start.elapsed();
     assert!((command_timeout..2 * command_timeout).contains(&elapsed), "{elapsed:?}");
 }
 
 #[tokio::test]
-async fn the_recorder_does_not_keep_the_limiter_alive() {
+async fn the_task_that_records_calls_again_does_not_keep_the_limiter_alive() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let Replica { pace, valkey, .. } = Replica::start(&server, 10, MINUTE).await;
     let inner = Arc::downgrade(&pace.0);
     drop(pace);
     until(async || inner.strong_count() == 0).await;
-    assert!(valkey.works());
+    assert!(valkey.works(), "the Valkey should outlive the limiter");
 }
 
 #[tokio::test]
