@@ -3,10 +3,10 @@
 //! A request that waits for a failing bucket would hold its memory and its permits for nothing. So
 //! requests stop writing after one failed write, and stop reading after three failed reads in a row.
 //! From then on, a task tests the bucket every few seconds. Tests overlap: one that hangs does
-//! not delay the next. The requests themselves do not test the bucket, because some of them would wait.
+//! not delay the next. Requests do not test the bucket: a request that did would wait.
 //!
-//! A request fails if its picture cannot be written, but not if its vector cannot. So failed writes of
-//! vectors are not counted.
+//! A request fails if its picture cannot be written, but not if its vector cannot. So writes of vectors
+//! ([`Bucket::write_optional`]) are not recorded.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -192,7 +192,7 @@ async fn test_until_it_works(bucket: Weak<Inner>) {
                 let bucket = Bucket(inner);
                 bucket.record_test(&report);
                 if bucket.0.health.end_testing_if_works() {
-                    // The other tests still remove their objects.
+                    // The other tests continue, so that they remove their objects.
                     return tests.detach_all();
                 }
             }
