@@ -46,7 +46,7 @@ impl Request {
 
     /// A batch of `count` different pictures of about `len` bytes each, as Base64. The same arguments give
     /// the same pictures, so the cache can answer a repeated batch. [`Self::set_number`] must not be called,
-    /// because it would overwrite other bytes.
+    /// because it would overwrite the end of the JSON.
     pub fn batch(len: usize, count: u64) -> Self {
         let pictures = (0..count).map(|number| {
             // A multiple of three, as in `base64`.

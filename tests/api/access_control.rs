@@ -323,7 +323,7 @@ async fn the_log_contains_the_client_address_that_a_trusted_proxy_reports() {
         &[("IMAGESVC_TRUSTED_PROXIES", "127.0.0.1/32")],
     );
     let client = reqwest::Client::new();
-    // The proxy appends the client's address, so a client may have forged any address before it.
+    // The proxy appends the client's address. The client may have forged any address before it.
     for forwarded_for in ["198.51.100.7", "1.2.3.4, 198.51.100.8"] {
         let request = client.get(service.url("/nothing")).header("x-forwarded-for", forwarded_for);
         assert_eq!(request.send().await.unwrap().status(), 404);

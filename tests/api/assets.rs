@@ -180,7 +180,7 @@ async fn an_asset_is_deleted_if_its_inference_fails() {
 async fn a_failed_creation_and_a_failed_upload_of_an_asset_are_retried() {
     use std::sync::atomic::{AtomicUsize, Ordering};
     let (creations, uploads) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    // The first creation and the first upload fail.
+    // The first upload gets no response, and its connection is closed. The first creation gets a 503.
     let nvidia = FakeNvidia::healthy_except(move |request| match request.method.as_str() {
         "PUT" => {
             (uploads.fetch_add(1, Ordering::Relaxed) == 0).then(|| Reply::CloseAfter(Vec::new()))

@@ -1,4 +1,4 @@
-//! Hostile HEICs. `tests/fixtures/heic/make.py` writes them.
+//! Hostile HEICs, and one of an unsupported kind. `tests/fixtures/heic/make.py` writes them.
 
 use super::Bomb;
 
@@ -19,6 +19,6 @@ pub fn all() -> Vec<Bomb> {
         "bad-grid-uncovered",
         "bad-alpha-grid-uncovered",
         "bad-two-metas",
-        "overlay", // valid, but of an unsupported kind
+        "overlay", // valid, but unsupported
     ]
 }
