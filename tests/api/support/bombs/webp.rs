@@ -12,7 +12,7 @@ const ANIMATED: u8 = 0b10;
 pub(super) fn all() -> Vec<Bomb> {
     vec![
         ("webp-deep-codes", lossless(&codes(16_384, 11))),
-        ("webp-65536-codes", lossless(&codes(65_536, 10))),
+        ("webp-65536-groups", lossless(&codes(65_536, 10))),
         ("webp-deep-codes-in-alpha", deep_codes_in_alpha()),
         ("webp-inner-frame-larger", inner_frame_larger()),
         ("webp-animated-inner-frame-larger", animated_inner_frame_larger()),
@@ -23,6 +23,7 @@ pub(super) fn all() -> Vec<Bomb> {
         // 4096 bytes must follow for 64 × 64 pixels without compression.
         ("webp-alpha-short", alpha(&[0; 17], &vp8_grey(64, 64))),
         ("webp-alpha-no-such-compression", alpha(&[3; 5000], &vp8_grey(64, 64))),
+        // With the gradient filter, the sums of these bytes exceed 255.
         ("webp-alpha-gradient", alpha(&[0b1100; 4097], &vp8_grey(64, 64))),
         ("webp-exif-4gib", exif_4_gib()),
         ("webp-chunks-4gib", chunks_4_gib()),
@@ -40,8 +41,9 @@ fn lossless(stream: &[u8]) -> Vec<u8> {
 /// 5.2.2: meta prefix codes). The codes for green have `length` bits. A group has ten bytes here. With
 /// codes of 11 bits, a decoder that expands every group needs 52 KiB for each (CVE-2026-46603).
 fn codes(groups: u64, length: usize) -> Vec<u8> {
-    /// The symbols of the second code below, in the order in which the lengths of their codes are stored.
-    const ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
+    /// The symbols of the length code (see below), in the order in which the stream stores the lengths of
+    /// their codes.
+    const LENGTH_CODE_ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
     let mut bits = LowBits::default();
     bits.put(0, 1); // no transform
     bits.put(1 | 11 << 1, 5); // a colour cache of 11 bits
@@ -55,18 +57,19 @@ fn codes(groups: u64, length: usize) -> Vec<u8> {
     single_symbol(&mut bits, (groups - 1) & 0xff);
     single_symbol(&mut bits, (groups - 1) >> 8);
     for _ in 0..3 {
-        bits.put(1, 4); // one symbol, zero
+        bits.put(1, 4); // blue, alpha and distance: one symbol, zero
     }
     for _ in 0..groups {
-        // The code for green: all 2^length symbols have codes of `length` bits. A second code encodes
-        // these lengths. It has only the symbol `length`, so each encoded length takes no bits.
+        // The code for green: its first 2^length symbols have codes of `length` bits. A second code, the
+        // length code, encodes these lengths. It has only the symbol `length`, so each encoded length
+        // takes no bits.
         bits.put(11 << 1, 5); // not a simple code; the lengths of 4 + 11 symbols follow
-        ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
-        // The number of symbols, minus 2, in 2 + 2 * 5 bits.
+        LENGTH_CODE_ORDER.iter().for_each(|symbol| bits.put(u64::from(*symbol == length), 3));
+        // The number of encoded lengths, minus 2, in 2 + 2 * 5 bits.
         bits.put(1 | 5 << 1, 4);
         bits.put((1 << length) - 2, 12);
         for _ in 0..4 {
-            bits.put(1, 4); // one symbol, zero
+            bits.put(1, 4); // red, blue, alpha and distance: one symbol, zero
         }
     }
     // More than enough zeros for the 64 pixels.
@@ -105,7 +108,7 @@ fn animated_inner_frame_larger() -> Vec<u8> {
 /// A frame of 16 × 16 pixels with alpha of the same size, but a picture of 64 × 64. The decoder
 /// assumes that alpha and picture have the same size, and panics.
 fn animated_alpha_smaller() -> Vec<u8> {
-    let alpha = riff_chunk(b"ALPH", &[0; 257]);
+    let alpha = riff_chunk(b"ALPH", &[0; 1 + 16 * 16]);
     animated(&[anmf(16, 16, &[alpha, riff_chunk(b"VP8 ", &vp8_grey(64, 64))])])
 }
 
