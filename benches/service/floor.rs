@@ -64,7 +64,7 @@ impl Bench {
             ("upload", "34 KB", "again", Request::upload(SMALL), 2.8),
             ("upload", "2 MB", "fresh", Request::upload(LARGE), 120.0),
         ];
-        // The loads of one program in all rounds together last for twice the usual time of a load.
+        // In all rounds together, each of the two programs gets load for twice `load_time`.
         let run_for = self.load_time / ROUNDS * 2;
         let load_of = |request, is_fresh| Load { request, is_fresh, clients: 16, run_for };
         let pass_through = load_of(Request::inference(), true);

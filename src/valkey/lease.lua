@@ -1,8 +1,8 @@
--- Takes the lease of a picture's call, if the lease is free.
+-- Acquires the lease for computing a picture's vector, if the lease is free.
 -- KEYS[1]: the lease. Its value is its holder's token, or 'done' for a while after the vector was
 --          written to the bucket.
 -- ARGV: the caller's token; the milliseconds until the lease expires; whether 'done' counts as free (1 or 0)
--- Returns 'acquired'; 'held' if another call holds the lease; or 'done' if the value is 'done' and does not
+-- Returns 'acquired'; 'held' if another caller holds the lease; or 'done' if the value is 'done' and does not
 --          count as free.
 local value = redis.call('GET', KEYS[1])
 if value == 'done' and ARGV[3] == '0' then

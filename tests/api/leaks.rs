@@ -14,7 +14,7 @@ use crate::support::{
     tiny, try_picture_number,
 };
 
-/// The secrets in these tests, or parts of these secrets.
+/// The secrets, or parts of them, that every test looks for. [`assert_no_credentials_leak`] looks for more.
 const SECRETS: [&str; 7] = [
     // the key for NVIDIA
     KEY,
@@ -150,7 +150,8 @@ async fn no_log_line_answer_or_metric_contains_a_secret_even_at_trace_level() {
 async fn no_log_line_answer_or_metric_contains_credentials_of_a_bucket_even_at_trace_level() {
     let Some(moto) = MotoServer::start().await else { return };
     let role_credentials = moto.assume_role().await;
-    // Credentials with such a short lifetime are fetched again for each request.
+    // The service fetches new credentials five minutes before the old ones expire. So with this lifetime,
+    // it fetches them again and again.
     let metadata = FakeMetadata::start(role_credentials.clone(), Duration::from_secs(200)).await;
     let user_proxy = FaultProxy::start(moto.address).await;
     let role_proxy = FaultProxy::start(moto.address).await;

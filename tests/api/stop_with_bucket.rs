@@ -65,7 +65,7 @@ async fn after_sigterm_under_load_every_answered_picture_and_its_vector_are_in_t
     let calls = nvidia.count();
     let second_replica = Replica::start(&nvidia, &settings).await;
     for (n, name) in saved {
-        let found = moto.read(&format!("imagesvc/downloads/{name}")).await;
+        let found = moto.read(&format!("{}/downloads/{name}", moto.prefix)).await;
         assert!(found == Some(tiny(n)), "{name} should be in the bucket");
         let answer = second_replica.upload_unsaved(&tiny(n)).await;
         answer.assert_success();

@@ -24,7 +24,8 @@ for url, key in SERVICES:
     picture_and_text = [pictures(url)[0], "a photo of a cat"]
     error = refusal(lambda: embedding(url, key).get_text_embedding_batch(picture_and_text), openai.UnprocessableEntityError)
     assert str(error) == f"Error code: 422 - input[1] {TEXT_IS_REFUSED}", error
-    too_many = [encoded("formats/plain.jpg")] * 33  # the service accepts at most 32 in a batch
+    # By default, LlamaIndex sends up to 100 pictures in a batch. The service accepts at most 32.
+    too_many = [encoded("formats/plain.jpg")] * 33
     error = refusal(lambda: embedding(url, key).get_text_embedding_batch(too_many), openai.UnprocessableEntityError)
     assert "LlamaIndex's embed_batch_size" in str(error), error
 

@@ -13,7 +13,8 @@ use super::{
 /// Returns whether the sink wants more items.
 ///
 /// # Errors
-/// The list cannot be read to its end, a row is too long, or two fields have the same name.
+/// The list cannot be read to its end, a row is too long, or the first row is not UTF-8 or contains a name
+/// twice.
 pub(super) fn read(
     input: impl Read,
     delimiter: u8,

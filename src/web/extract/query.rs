@@ -197,7 +197,7 @@ mod tests {
             "save=",
             "save=0",
             "save=no",
-            "save=fal%73", // encoded, and not a whole word
+            "save=fal%73", // `fals`
             "save=%zz",
             "save=+true", // ` true`
             "save=true&save=false",
