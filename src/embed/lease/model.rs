@@ -3,8 +3,9 @@
 //!
 //! The model's replicas decide with [`Step`], as the real ones do. A payment is a call to NVIDIA. After a
 //! failed command, a replica does not use the Valkey until it has connected again, as in `Valkey`. Time is
-//! reduced to one event: more time passes than the reserve, `Valkey::lease_reserve`. While its holder runs
-//! and reaches the Valkey, a lease has at least the reserve left. So it can expire only after this event.
+//! reduced to one event: more time passes than the reserve, `Valkey::lease_reserve`. A lease has at least the
+//! reserve left while its holder runs and reaches the Valkey. So a lease can expire only if this event
+//! happens and nothing renews the lease.
 
 use std::collections::HashMap;
 
@@ -30,7 +31,7 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Replica {
     state: State,
-    /// Whether it has looked in the bucket, and since then less time than the reserve has passed.
+    /// Whether it looked in the bucket less than the reserve ago, and has not lost the lease since.
     looked_recently: bool,
     is_suspended: bool,
     /// Whether it uses the Valkey: no command has failed since it last connected.
@@ -91,9 +92,9 @@ impl World {
         }
     }
 
-    /// One payment, or one for each replica if there was an outage. Each of these allows one more: a lost
-    /// reply, a kill between paying and writing, and the expiry of a lease that its holder relies on, or
-    /// relied on when it was killed.
+    /// One payment, or one for each replica if there was an outage. One more for each lost reply, and for
+    /// each expiry of a lease that its holder relies on. One more for each kill of a replica that has paid
+    /// and not written, or that relies on a lease that may expire already.
     fn most_payments(&self) -> usize {
         self.most_extra + if self.had_outage { REPLICAS } else { 1 }
     }
@@ -119,7 +120,7 @@ impl World {
         }
     }
 
-    /// Whether the replica is about to pay or has paid, so that it does not ask for the lease again.
+    /// Whether the replica is about to pay, or has paid and not ended. It does not ask for the lease again.
     fn relies_on_lease(&self, replica: usize) -> bool {
         let state = self.replicas[replica].state;
         matches!(state, State::AboutToPay(_) | State::Paid(_) | State::Written(_))
@@ -245,12 +246,11 @@ impl World {
                     // Another replica may have written the vector, so this one must look again.
                     world.replicas[index].looked_recently = false;
                 }
-                // A confirmation renews the lease.
                 if let LeaseKey::Held { by, may_expire } = &mut world.lease
                     && *by == Some(index)
                     && is_held.is_ok()
                 {
-                    *may_expire = false;
+                    *may_expire = false; // the confirmation has renewed the lease
                 }
                 vec![world]
             }
@@ -303,8 +303,8 @@ impl World {
             if self.faults.kills > 0 {
                 let mut world = *self;
                 world.faults.kills -= 1;
-                // `expire_lease` allows no payment after the holder was killed. So if the lease may expire
-                // already, the kill allows this payment.
+                // `expire_lease` allows no payment for the lease of a killed holder. So if this lease may
+                // expire already, the kill itself allows one.
                 let may_lose_lease = self.relies_on_lease(index)
                     && matches!(self.lease, LeaseKey::Held { by, may_expire: true } if by == Some(index));
                 world.most_extra += usize::from(matches!(state, State::Paid(_)) || may_lose_lease);
@@ -380,7 +380,7 @@ fn without_faults_three_replicas_pay_once() {
 #[test]
 fn each_kill_or_suspension_costs_at_most_one_more_payment() {
     let (_, payments) = search(Faults { kills: 2, suspensions: 2, ..NO_FAULTS });
-    // `search` checks the limit. No replica pays twice, so at worst each of the three pays.
+    // A suspension lets at most one lease expire: see `most_payments`. At worst, each replica pays once.
     assert_eq!(payments, 3);
 }
 
