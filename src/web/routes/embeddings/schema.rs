@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 /// One picture or a batch, as OpenAI's clients send it. Unknown fields are
-/// ignored; `modality` must be `image` or absent.
+/// ignored, except that `modality` must be `image` if present.
 #[derive(Serialize, ToSchema)]
 #[allow(dead_code, reason = "only describes the body, which `input.rs` reads")]
 pub(super) struct EmbeddingsRequest {
