@@ -215,9 +215,10 @@ mod tests {
         let out = folder.path().join("out.jsonl");
         assert_eq!(run(&out, &["a", "b", "c"], &[], End::Finished), "abc");
         assert_eq!(run(&out, &["b"], &["a"], End::Finished), "cb");
-        // A killed run leaves the file as it was. The next run adds the failure of `d`. `is_done` is always
-        // false in this test, so the failure of `c` remains until `c` succeeds in the next run.
+        // A killed run leaves the file as it was, so it still contains the failure of `c`.
         assert_eq!(run(&out, &["d"], &["c"], End::Killed), "cb");
+        // This run adds the failure of `d` first. `is_done` is always false in this test, so `c` must succeed
+        // again.
         assert_eq!(run(&out, &[], &["c"], End::Finished), "bd");
         assert_eq!(run(&out, &[], &["b", "d"], End::Finished), "");
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "no file should be left");

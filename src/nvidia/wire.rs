@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vector_contains_exactly_the_text_of_the_response() {
+    fn a_vector_contains_exactly_the_text_of_the_embedding() {
         let text = numbers(DIMENSIONS, "-0.0").replacen("-0.0", "1.50E-310", 1);
         assert_eq!(parse_response(&response(&text)).unwrap().json().get(), text);
     }

@@ -171,10 +171,10 @@ async fn curl_always_receives_the_413_for_a_body_that_is_too_large() {
 async fn a_client_that_waits_for_100_continue_receives_the_413_before_it_sends_the_body() {
     let nvidia = FakeNvidia::healthy().await;
     let app = start_limited(&nvidia).await;
-    for (route, content_type, body) in bodies_that_are_too_large() {
+    for (route, content_type, _) in bodies_that_are_too_large() {
         // A body is refused before it is sent only if the declared length exceeds the route's limit on
         // bodies. This limit is at most twice `MAX_PICTURE_BYTES` here, to leave room for a form or JSON.
-        let declared_length = body.len() + 2 * MAX_PICTURE_BYTES;
+        let declared_length = 2 * MAX_PICTURE_BYTES + 1;
         let mut stream = TcpStream::connect(app.address).await.unwrap();
         let head = format!(
             "POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: {content_type}\r\n\
@@ -266,7 +266,7 @@ async fn a_fetch_from_a_misbehaving_picture_host_ends_with_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_the_refusal() {
+async fn a_client_that_expects_100_continue_but_reads_only_after_sending_receives_the_refusal() {
     let nvidia = FakeNvidia::healthy().await;
     let limited_app = start_limited(&nvidia).await;
     let keyed_app = TestApp::builder(&nvidia).setting("IMAGESVC_API_KEYS", "k-1").start().await;
@@ -290,7 +290,7 @@ async fn a_client_that_expects_100_continue_and_sends_its_body_anyway_receives_t
                 }
                 let mut answer = String::new();
                 stream.read_to_string(&mut answer).await.unwrap();
-                // A `100 Continue` comes first if the declared length is within the limit on the body.
+                // A `100 Continue` comes first if the declared length is within the route's limit on bodies.
                 let final_answer = answer.rsplit("HTTP/1.1 ").next().unwrap();
                 assert!(final_answer.starts_with(status), "{answer}");
             }
