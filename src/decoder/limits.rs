@@ -24,8 +24,8 @@ const MAX_CPU_SECONDS: u64 = 20;
 const CPU_SECONDS_PER_MEGAPIXEL: u64 = 1;
 
 /// Returns how much of `max_memory` is reserved for small jobs, in bytes: a quarter, or zero if a
-/// quarter is too little for the job of the smallest picture. A job is small if its permit includes
-/// at most the reserved memory. Small jobs do not wait for the memory of large jobs.
+/// quarter is too little for the job of the smallest picture. A job is small if its
+/// [`memory_of_permit`] is at most the reserved memory. Small jobs do not wait for the memory of large jobs.
 pub(super) fn memory_reserved_for_small_jobs(max_memory: u64) -> u64 {
     let quarter = max_memory / 4;
     if quarter < SMALLEST_PERMIT_MEMORY { 0 } else { quarter }
@@ -61,7 +61,8 @@ pub(super) fn plan_job(
         height: picture.height,
         orientation: picture.orientation,
         memory_estimate,
-        // The queue could never grant a permit with more memory than `largest_permit`.
+        // Less for the largest pictures, because the queue could never grant a permit with more
+        // memory than `largest_permit`.
         address_space: address_space.min(largest_permit + STARTUP_ADDRESS_SPACE),
         cpu_seconds: (MIN_CPU_SECONDS + megapixels * CPU_SECONDS_PER_MEGAPIXEL)
             .min(MAX_CPU_SECONDS),

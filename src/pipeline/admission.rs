@@ -1,4 +1,4 @@
-//! Decides whether the service's load allows a request to start.
+//! Decides whether the service's load, the disk and the bucket allow a request to start.
 
 use std::time::Duration;
 
@@ -21,7 +21,8 @@ pub struct Limits {
     pub max_image_pixels: u64,
     /// The maximum memory for the bodies of all requests and of their calls to NVIDIA together, in bytes.
     pub max_buffered_bytes: u64,
-    /// The maximum number of received pictures that are read, saved or embedded at the same time.
+    /// The maximum number of received pictures at work: their headers are read, or they are saved or
+    /// embedded.
     pub max_at_work: usize,
     /// The maximum number of pictures in one batch.
     pub max_batch: usize,

@@ -69,10 +69,10 @@ impl<'a> Directory<'a> {
         reader.seek(SeekFrom::Start(0))?;
         let mut head = [0; 4];
         reader.read_exact(&mut head)?;
-        // The file begins with "II" or "MM".
+        // `sniff` has checked that the file begins with "II" or "MM".
         let order = if head[0] == b'I' { ByteOrder::Little } else { ByteOrder::Big };
         let is_big_tiff = order.number(&head[2..]) == 43; // TIFF has 42 here
-        // The length of an offset or a count, in bytes.
+        // The length of an offset, and of a tag's number of values, in bytes.
         let offset_len = if is_big_tiff { 8 } else { 4 };
         let mut directory = Self { reader, order, positions: Vec::new() };
         if is_big_tiff {
