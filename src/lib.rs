@@ -33,7 +33,7 @@
 //! 6. **[`embed`]** looks in the cache (memory, then disk, then the bucket), or joins a running call
 //!    for the same picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.)
 //!    Without a cached vector or a running call, it prepares the picture. Upright JPEGs and upright
-//!    PNGs are sent unchanged, unless their files are too large. [`decoder`] turns all others into an
+//!    PNGs are sent unchanged, unless they are large and cannot be uploaded. [`decoder`] turns all others into an
 //!    upright JPEG, in a child process with strict limits: a hostile picture may need far more
 //!    memory and time than its header suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it
@@ -51,7 +51,7 @@
 //!
 //! | Module | What it does |
 //! |---|---|
-//! | [`cli`] | runs the command of the arguments, such as `serve` or `embed` |
+//! | [`cli`] | serves, or runs another command, such as `embed` |
 //! | [`bulk`] | embeds the pictures of folders and lists, and finds similar ones, as a client of the service |
 //! | [`app`] | builds the service from the settings, and binds its port |
 //! | [`config`] | parses, checks and lists all settings |
