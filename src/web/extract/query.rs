@@ -197,7 +197,7 @@ mod tests {
             "save=",
             "save=0",
             "save=no",
-            "save=fal%73", // `fals`
+            "save=fal%73", // an encoded letter, and not a whole word
             "save=%zz",
             "save=+true", // ` true`
             "save=true&save=false",
