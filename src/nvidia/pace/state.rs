@@ -39,7 +39,7 @@ struct ClientQueue {
 pub(super) enum Step {
     /// Makes the call.
     Call,
-    /// Asks the Valkey for a turn: its permission for the call.
+    /// Asks the Valkey for a turn: a place for the call in the window that all replicas share.
     AskForTurn,
     /// Asks the Valkey which calls other replicas have made.
     AskForCalls,
@@ -86,8 +86,9 @@ impl State {
     /// The most calls that this replica may make in a window.
     pub(super) fn limit(&self) -> usize {
         match self.sharing.mode {
+            // The log has the whole limit, but the replica keeps to its share.
             Mode::Settling => self.sharing.share,
-            // In `Alone`, the log's limit is the replica's share, or the whole limit without a Valkey.
+            // The log's limit: the replica's share in `Alone` with a Valkey, otherwise the whole limit.
             Mode::Alone | Mode::Shared => self.log.limit(),
         }
     }
@@ -135,7 +136,7 @@ impl State {
     }
 
     /// The value of [`Demand::is_spread`] for a request with `count` calls. False only for a batch whose
-    /// calls all fit into the window, after the calls that wait or are reserved.
+    /// calls all fit into the window, besides the calls that wait or are reserved.
     pub(super) fn must_spread(&self, count: usize) -> bool {
         let reserved = usize::try_from(self.reserved.total()).unwrap_or(usize::MAX);
         let earlier = self.waiting().saturating_add(reserved);
@@ -150,7 +151,8 @@ impl State {
             let count = usize::try_from(count).unwrap_or(usize::MAX);
             Demand { client_network, is_spread: true, count }
         });
-        // The client's earlier calls come before its new ones, so both are one demand.
+        // The client's earlier calls come before its new ones. Both count as one demand, with the
+        // `is_spread` of the new ones.
         let (of_client, mut demands): (Vec<_>, Vec<_>) = waiting
             .chain(reserved)
             .partition(|other| other.client_network == demand.client_network);
