@@ -59,9 +59,9 @@ impl Console {
         }
     }
 
-    /// Writes a row as one line. The line means the same JSON, although control characters are replaced.
-    pub(super) fn write_row(&self, row: &str) {
-        self.write_line(&without_tabs_and_line_breaks(row));
+    /// Writes JSON as one line. The line means the same JSON, although control characters are replaced.
+    pub(super) fn write_json(&self, json: &str) {
+        self.write_line(&without_tabs_and_line_breaks(json));
     }
 }
 

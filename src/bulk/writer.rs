@@ -23,8 +23,8 @@ const MAX_WAITING: usize = 64;
 pub(super) enum Target {
     /// The output file and the file of failures beside it.
     Files(Appender, Failures),
-    /// Rows on standard output, and failures on standard error. The `ItemReader` contains the prefix
-    /// for the name of a failure's field `error`.
+    /// Rows on standard output, and failures on standard error. The `ItemReader` adds the value of
+    /// `--prefix` to the name of a failure's field `error`.
     Standard(ItemReader),
 }
 
@@ -109,7 +109,7 @@ fn write(
                         output.flush()?;
                     }
                     Entry::Failure(item, failure) => {
-                        console.write_row(&failures::row(&item, &failure, &reader));
+                        console.write_json(&failures::row(&item, &failure, &reader));
                     }
                 }
             }
