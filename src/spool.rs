@@ -37,7 +37,7 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
-    /// Less than the reserve would stay free on the disk, or the disk's free space is unknown.
+    /// Less than the reserve of [`DiskSpace`] would stay free, or the disk's free space is unknown.
     #[error(transparent)]
     Space(#[from] disk_space::Error),
     /// The thread that writes the file panicked.
