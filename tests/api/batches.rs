@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Starts a fake NVIDIA. From its embedding of a tiny picture, [`number_in`] gets the picture's number.
+/// Starts a fake NVIDIA whose embedding of a tiny picture contains the picture's number: see [`number_in`].
 pub async fn nvidia_with_numbered_embeddings() -> FakeNvidia {
     FakeNvidia::scripted(|request, _| embedding_filled_with(picture_number(request))).await
 }
@@ -47,8 +47,8 @@ fn only_embedding(answer: &Answer) -> Vec<String> {
     embedding.split(',').map(ToOwned::to_owned).collect()
 }
 
-/// The number of the tiny picture that this entry is for. [`nvidia_with_numbered_embeddings`] makes each
-/// value of its embedding (number + 0.5) / 1000.
+/// The number of the tiny picture that this entry is for. With [`nvidia_with_numbered_embeddings`], each
+/// value of the entry's embedding is (number + 0.5) / 1000.
 fn number_in(entry: &Value) -> f64 {
     let embedding = entry["embedding"].as_array().unwrap();
     assert_eq!(embedding.len(), 1536);
@@ -99,6 +99,7 @@ async fn base64_may_contain_line_breaks_and_escapes_as_on_the_base64_route() {
     for text in [wrapped_base64(ROCKET, "\n"), wrapped_base64(ROCKET, "\\n"), with_escaped_slashes]
     {
         let body = format!(r#"{{"input": ["{text}", "data:image\/jpeg;base64,{text}"]}}"#);
+        // JSON is accepted with any Content-Type.
         let answer = app.post("/v1/embeddings", "text/plain", body).await;
         assert_eq!(assert_entries(&answer).len(), 2);
     }
@@ -196,8 +197,8 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", 0)
         .setting("IMAGESVC_CACHE_DISK", 0)
-        // With one call at a time, the batch handles an equal picture after the call for the first one.
-        // The equal picture can then get the embedding only from the batch itself.
+        // With one call at a time, an equal picture cannot join the call for the first one, which has ended.
+        // The equal picture can get its embedding only from the batch itself.
         .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()
         .await;

@@ -22,7 +22,7 @@ async fn other_fields_before_and_after_the_file_are_ignored() {
 }
 
 #[tokio::test]
-async fn a_form_with_two_pictures_is_refused_and_leaves_no_file() {
+async fn a_form_with_two_pictures_is_refused_and_saves_no_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let part = ("name=\"file\"; filename=\"rocket.jpg\"", ROCKET);
@@ -143,7 +143,7 @@ async fn a_content_type_with_unusual_spaces_and_an_unusual_boundary_is_accepted(
 }
 
 #[tokio::test]
-async fn a_truncated_form_is_refused_and_leaves_no_file() {
+async fn a_truncated_form_is_refused_and_saves_no_picture() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::start(&nvidia).await;
     let mut body = form(ROCKET);
@@ -209,7 +209,7 @@ async fn a_boundary_longer_than_the_standard_allows_is_refused() {
 }
 
 #[tokio::test]
-async fn the_error_for_a_body_over_the_limit_for_bodies_states_the_limit_for_pictures() {
+async fn the_error_for_a_too_long_body_states_the_limit_for_pictures() {
     // A body is longer than its picture, so the upload and Base64 routes have higher limits for bodies.
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_MAX_IMAGE_BYTES", "1MiB").start().await;

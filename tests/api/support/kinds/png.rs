@@ -1,4 +1,4 @@
-//! PNG of every depth and colour type, interlaced or not. [`zlib`] does not compress the pixels.
+//! PNG of every depth and colour type, interlaced or not. All are uncompressed.
 
 use super::{Kind, packed, palette};
 use crate::support::craft::{Interlace, png, png_chunk, zlib};
