@@ -7,17 +7,18 @@ use crate::{decoder, nvidia};
 /// Why a picture gets no embedding.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The call to NVIDIA failed.
+    /// The call to NVIDIA failed, or must not be made before the deadline.
     #[error(transparent)]
     Nvidia(#[from] nvidia::Error),
-    /// The deadline passed while the picture waited for this: `a call to NVIDIA`, or
-    /// `another replica's call to NVIDIA`.
+    /// The deadline passed while the picture waited. The field names what it waited for: `a call to NVIDIA`,
+    /// or `another replica's call to NVIDIA`.
     #[error("the deadline passed while waiting for {0}")]
     QueueTimeout(&'static str),
-    /// The queue is so long that the deadline would pass before the picture gets a permit.
+    /// The queue for permits is so long that the deadline would probably pass before the call ends.
     #[error("the queue for calls to NVIDIA is too long")]
     QueueTooLong,
-    /// Even the smallest JPEG of the picture is too large to be sent inline.
+    /// Uploads do not work or are off, and even the smallest JPEG of the picture is too large to be sent
+    /// inline.
     #[error("the picture cannot be made small enough")]
     CannotShrinkEnough,
     /// The picture could not be decoded.
@@ -55,7 +56,8 @@ impl Error {
         }
     }
 
-    /// The number of inference calls that were made without success. `None` if the error is not NVIDIA's.
+    /// The number of inference calls that were made without success. `None` if the error is not
+    /// [`Self::Nvidia`].
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Nvidia(error) => Some(error.sent_inferences),
