@@ -33,9 +33,10 @@ pub(super) fn quick() -> Vec<Bomb> {
         ("tiff-wide-tile-137gb", wide_tile(u32::MAX.into(), 16, 16, &[0; 1000], NONE)),
         ("tiff-wide-tile-extra-sample", wide_tile(1 << 28, 4, 8, &zlib_zeros(1 << 30), DEFLATE)),
         ("tiff-wide-tile-extra-pixels", wide_tile(1 << 28, 3, 8, &zlib_zeros(1 << 30), DEFLATE)),
-        // These two end soon, unlike those of `endless`. The decoder refuses the JPEGs because of their
-        // size. It decompresses only the visible pixel of each tile.
+        // The next two resemble those of `endless`, but end soon. Here, the decoder refuses the JPEGs
+        // because of their size.
         ("tiff-shared-jpeg", shared_jpeg()),
+        // Here, the decoder decompresses only the visible pixel of each tile.
         ("tiff-shared-deflate", shared(DEFLATE, &zlib_zeros(1 << 24), Some(1 << 24))),
         ("tiff-wide-tile-of-floats", wide_tile_of_floats()),
         ("tiff-large-tile-jpeg", large_tile_jpeg()),
@@ -282,17 +283,19 @@ fn large_tile_jpeg() -> Vec<u8> {
 
 /// A BigTIFF with this number of entries. The values of most entries are far away from the entry. A
 /// decoder that reads all values seeks twice for each entry.
-fn far_entries(count: usize) -> Vec<u8> {
+fn far_entries(entry_count: usize) -> Vec<u8> {
     const DATA_LEN: usize = 1 << 17;
     let mut entries = vec![(tag::WIDTH, tag::LONG, vec![16]), (tag::HEIGHT, tag::LONG, vec![16])];
-    entries.resize(count, (tag::BITS_PER_SAMPLE, tag::SHORT, vec![DATA_AT, 0, 0, 0]));
+    entries.resize(entry_count, (tag::BITS_PER_SAMPLE, tag::SHORT, vec![DATA_AT, 0, 0, 0]));
     let mut file = big_tiff(&[8, 0].repeat(DATA_LEN / 2), &entries);
-    for entry in 2..count {
-        // Four SHORTs fit into the entry, eight do not. So with a count of eight, a decoder reads
-        // the four SHORTs as one offset: `DATA_AT`, far before the directory. The directory begins
-        // with the number of entries, in 8 bytes. An entry has 20 bytes, and its count follows the
-        // 4 bytes of the tag and the type.
-        file[DATA_AT as usize + DATA_LEN + 8 + entry * 20 + 4] = 8;
+    // The directory follows the data, and begins with the number of entries, in 8 bytes.
+    let entries_at = DATA_AT as usize + DATA_LEN + 8;
+    for index in 2..entry_count {
+        // An entry has 20 bytes. The number of values follows the tag and the type, which have 4 bytes.
+        let value_count_at = entries_at + index * 20 + 4;
+        // Four SHORTs fit into the entry, eight do not. So a decoder reads the four SHORTs as the offset
+        // of eight values: `DATA_AT`, far before the directory.
+        file[value_count_at] = 8;
     }
     file
 }
@@ -348,6 +351,7 @@ fn strips_of_nothing() -> Vec<u8> {
 
 /// A picture whose entry with this tag has two billion values, according to the entry's count.
 fn entry_with_too_many_values(entry_tag: u16) -> Vec<u8> {
+    // Decoders ignore the JPEG tables of a picture with another compression.
     let compression = if entry_tag == tag::JPEG_TABLES { JPEG } else { NONE };
     let mut file = small_picture(compression);
     let directory = directory_offset(&file);
