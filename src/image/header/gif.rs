@@ -52,8 +52,8 @@ const HAS_TRANSPARENT: u8 = 1;
 
 /// Reads the headers.
 pub(in crate::image) fn read(reader: &mut Reader) -> Result<Gif, HeaderError> {
-    // A failed read also becomes `Damaged` here. But `reader` keeps the error of the read, and
-    // `header::read_bounded` returns that error instead.
+    // An early end of the file and a failed read both become `Damaged` here. But after a failed read,
+    // `header::read_bounded` returns the error that `reader` keeps.
     read_to_pixels(reader).ok().flatten().ok_or(HeaderError::Damaged)
 }
 
@@ -160,6 +160,9 @@ mod tests {
     const FILE: &[u8] = b"GIF89a\xa0\0\x78\0\x80\0\0\0\0\0\xff\xff\xff\
         !\xff\x0bNETSCAPE2.0\x03\x01\0\0\0!\xf9\x04\x01\0\0\x01\0,\x05\0\x06\0\x07\0\x08\0\x40\x02";
 
+    /// The length of the headers: all of [`FILE`] but the byte of the pixels.
+    const HEADERS_LEN: usize = FILE.len() - 1;
+
     fn read_bytes(bytes: &[u8]) -> Result<Gif, HeaderError> {
         read(&mut Content::Memory(bytes.to_vec().into()).header_reader())
     }
@@ -169,7 +172,7 @@ mod tests {
         let gif = read_bytes(FILE).unwrap();
         let frame = Frame { left: 5, top: 6, width: 7, height: 8, is_interlaced: true };
         assert_eq!((gif.width, gif.height, gif.frame), (160, 120, frame));
-        assert_eq!((gif.transparent, gif.data_at), (Some(1), FILE.len() as u64 - 1));
+        assert_eq!((gif.transparent, gif.data_at), (Some(1), HEADERS_LEN as u64));
         assert_eq!(gif.palette.len(), 768);
         assert_eq!(gif.palette[..6], [0, 0, 0, 255, 255, 255]); // black and white
         // The canvas is enlarged until the frame fits: 5 + 7 and 6 + 8 pixels.
@@ -181,7 +184,7 @@ mod tests {
 
     #[test]
     fn truncated_headers_are_damaged() {
-        for len in 0..FILE.len() - 1 {
+        for len in 0..HEADERS_LEN {
             assert_eq!(read_bytes(&FILE[..len]), Err(HeaderError::Damaged));
         }
     }
@@ -189,6 +192,7 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_headers_cause_no_panic_and_the_frame_is_within_the_canvas(
+            // The parser ignores the signature, the first 6 bytes.
             start in 6..FILE.len(),
             noise in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
