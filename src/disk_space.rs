@@ -201,8 +201,8 @@ impl DiskSpace {
 
     /// Measures the free space and records it. Blocks the thread.
     fn measure(&self) -> Result<FreeSpace, Error> {
-        // Bytes may be written after `written` is read and before the system measures. They count twice:
-        // as used on the disk, and as not written yet. In the other order, they would count as free.
+        // Gets `written` before the measurement. Bytes that are written in between count twice: as used
+        // on the disk, and as not written yet. In the other order, they would count as free.
         let (taken_at, written) = (Instant::now(), self.ledger().written());
         let free = (self.0.measure)(&self.0.folder).map_err(|e| Error::Unknown(Arc::new(e)))?;
         self.ledger().record(Measurement { taken_at, free, written });

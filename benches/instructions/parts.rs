@@ -1,5 +1,5 @@
-//! Runs the parts of the service whose instructions `.ci/instructions` counts: the functions that compute
-//! for each byte, each number or each request, without a thread, a clock or a file.
+//! Runs the parts of the service whose instructions `.ci/instructions` counts: what the service
+//! computes for a picture, without a thread, a clock or a file.
 //!
 //! To measure the time of a part, the machine would have to be quiet. The number of its instructions
 //! hardly differs between runs.
@@ -31,7 +31,7 @@ use serde_json::value::RawValue;
 #[path = "../service/samples.rs"]
 mod samples;
 
-/// The size of a picture as messengers send it, in bytes.
+/// The size of a picture as messenger apps send it, in bytes.
 const PICTURE_LEN: usize = 34 * 1024;
 
 /// The size of the chunks in which hyper delivers a body, in bytes.

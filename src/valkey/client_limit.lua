@@ -16,6 +16,6 @@ if wait > 0 then
   return { wait, arrival - now }
 end
 arrival = arrival + cost
--- The server counts from the current millisecond, rounded down, so one is added.
+-- `PX` counts from the start of the current millisecond, so one millisecond is added.
 redis.call('SET', KEYS[1], string.format('%d', arrival), 'PX', math.ceil((arrival - now) / 1000) + 1)
 return { 0, arrival - now }
