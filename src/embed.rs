@@ -47,8 +47,8 @@ pub use settings::{
     CallSettings, FAILED_UPLOAD_PAUSE, LargeImages, REFUSED_UPLOAD_PAUSE, Settings,
 };
 
-/// How long after the deadline a request still waits for the outcome of its call. The call has the
-/// same deadline, and its own error says more precisely what took too long.
+/// How long after the deadline a request still waits for the outcome of its call. A call that the
+/// request leads has the same deadline. The call's error says more precisely what took too long.
 const GRACE: Duration = Duration::from_millis(50);
 
 /// How long the look-up on disk may take. After that, the embedding counts as missing on disk.
@@ -240,9 +240,9 @@ impl Embedder {
         self.0.nvidia.key_state()
     }
 
-    /// Returns the embedding of a picture before the job's deadline. Looks in the cache first, but in
-    /// the bucket only if there is a Valkey. If a call is necessary, it uses `reservation`. If
-    /// `reservation` is `None`, the call is reserved first.
+    /// Returns the embedding of a picture before the job's deadline. Looks in memory first. The task that
+    /// leads a new call also looks on disk, and in the bucket if there is a Valkey. If that task must call
+    /// NVIDIA, it uses `reservation`. If `reservation` is `None`, it reserves the call first.
     ///
     /// # Errors
     /// [`Error`], shared by all requests that waited for the same call.

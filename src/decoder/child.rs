@@ -58,6 +58,7 @@ fn run_job(job: Job) -> io::Result<()> {
             write_message(ResultKind::Unreadable, &error.to_string())
         }
         Ok(Err(Error::Broken { reason, .. })) => write_message(ResultKind::Broken, &reason),
+        // `render` returns no other error.
         Ok(Err(error)) => write_message(ResultKind::Broken, &error.to_string()),
         Err(payload) => write_message(ResultKind::Panicked, panic_message(&*payload)),
     }
@@ -73,8 +74,8 @@ fn apply_limits(job: &Job) -> io::Result<()> {
         std::fs::write("/proc/self/oom_score_adj", "1000")?;
         lower_limit(Resource::As, job.address_space, job.address_space)?;
     }
-    // At the soft limit, the kernel sends SIGXCPU, which ends the process. At the hard limit, one
-    // second later, it sends SIGKILL.
+    // At the soft limit, the kernel sends SIGXCPU, which ends the process and tells the parent the
+    // reason. With an equal hard limit, it would send SIGKILL instead.
     lower_limit(Resource::Cpu, job.cpu_seconds, job.cpu_seconds + 1)?;
     // The process can open no files or sockets. Closing a descriptor does not allow a new one.
     lower_limit(Resource::Nofile, 0, 0)?;

@@ -31,7 +31,8 @@ impl Fetched {
     /// Checks the headers of a response.
     ///
     /// # Errors
-    /// [`Error::Encoded`] for an encoding other than gzip. [`Error::Empty`] for a declared length of 0.
+    /// [`Error::Encoded`] for a `Content-Encoding` that [`is_gzip`] refuses. [`Error::Empty`] for a
+    /// declared length of 0.
     pub(super) fn new(response: Response, deadline: Instant) -> Result<Self, Error> {
         let is_gzip = is_gzip(response.headers())?;
         match response.content_length() {

@@ -12,7 +12,8 @@ use crate::shares::ClientNetwork;
 pub(in crate::nvidia) struct ReservationGuard {
     pub(super) pace: Arc<Inner>,
     pub(super) client_network: ClientNetwork,
-    /// Whether the calls are spread over time. False only for a batch whose calls all fit into the window.
+    /// False for a batch whose calls all fit into the limit's window: they may be made at once. All other
+    /// calls are spread over time.
     pub(super) is_spread: bool,
     /// The number of reserved calls.
     pub(super) count: usize,
@@ -27,8 +28,8 @@ pub(in crate::nvidia) struct PacePermit {
     /// When the Valkey was asked for a turn. `None` if it was not asked. A turn is the Valkey's permission
     /// for a call, which replicas need while they share the limit.
     pub(super) asked: Option<Instant>,
-    /// True if a drop has nothing to undo: the call was made, or the request for a turn ended without one.
-    /// False while the reply is awaited, so that a drop gives back a turn that is on its way.
+    /// True if a drop has nothing to undo: the call was made, or the Valkey's reply granted no turn or was
+    /// lost. False for an unused permit, and while the reply is awaited: a drop then gives back the turn.
     pub(super) is_done: bool,
 }
 

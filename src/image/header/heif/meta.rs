@@ -138,12 +138,12 @@ impl<'a> Meta<'a> {
     }
 
     fn read_properties(&mut self, fields: Fields<'a>) -> Option<()> {
-        let mut has_properties = false;
+        let mut has_ipco = false;
         for child in Boxes(fields) {
             match child? {
-                (b"ipco", _) if has_properties => return None,
+                (b"ipco", _) if has_ipco => return None,
                 (b"ipco", fields) => {
-                    has_properties = true;
+                    has_ipco = true;
                     self.properties = Boxes(fields).take(MAX_ITEMS + 1).collect::<Option<_>>()?;
                     if self.properties.len() > MAX_ITEMS {
                         return None;
