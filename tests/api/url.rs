@@ -176,7 +176,7 @@ async fn a_host_name_is_refused_if_any_of_its_addresses_is_denied() {
         let answer = app.by_url(&format!("http://{name}:{port}/")).await;
         assert_problem(&answer, 403, "url_not_allowed");
     }
-    // The look-up knows neither of these names: it gets the first one with its trailing dot.
+    // The look-up knows neither `private.example.`, with the dot, nor `missing.example`.
     for name in ["PRIVATE.example.", "missing.example"] {
         let answer = app.by_url(&format!("http://{name}:{port}/")).await;
         assert_problem(&answer, 502, "download_failed");
@@ -239,9 +239,11 @@ async fn an_invalid_url_and_an_invalid_or_long_body_are_refused() {
         (json!({}).to_string(), "missing"),
         (json!({ "url": "https://example.com" }).to_string(), "missing"),
         (json!({ "image_url": 7 }).to_string(), "string_type"),
+        // A body that does not begin with `{`, and an object with a syntax error.
         ("https://example.com/a.jpg".to_owned(), "model_attributes_type"),
         ("{\"image_url\": }".to_owned(), "json_invalid"),
     ] {
+        // The route ignores the content type.
         let problem = assert_problem(
             &app.post("/vectorize-image", "text/plain", body).await,
             422,

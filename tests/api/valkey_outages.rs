@@ -12,7 +12,7 @@ use crate::support::{
     tiny,
 };
 
-/// The replicas must share their calls again within this time after the end of the outage.
+/// All replicas must use the Valkey again within this time after the end of the outage.
 const MAX_RECOVERY: Duration = Duration::from_secs(6);
 
 /// The service's timeout for a reply of the Valkey. It is so long that the tests can tell one timeout from
@@ -126,7 +126,7 @@ async fn suffer(outage: Outage, bucket: &[Setting]) {
         replica.wait_for_valkey(json!({ "usable": true, "replicas": 3 }), PATIENCE).await;
     }
     let recovery = ended.elapsed();
-    println!("{outage:?}: all replicas shared their calls again after {recovery:?}");
+    println!("{outage:?}: all replicas used the Valkey again after {recovery:?}");
     assert!(recovery < MAX_RECOVERY, "{outage:?}: the recovery took {recovery:?}");
     let before = nvidia.inference_calls();
     send_to_all(&replicas, 3).await;
@@ -175,7 +175,7 @@ async fn a_replica_stops_without_an_error_while_the_valkey_does_not_answer() {
     assert_eq!(count_lines(&log, "ERROR"), 0, "{log:#?}");
 }
 
-/// The bucket of the first test does not check signatures.
+/// Repeats one outage with a stricter bucket: the first test's bucket accepts every signature.
 #[tokio::test(flavor = "multi_thread")]
 async fn with_a_bucket_that_checks_signatures_a_killed_valkey_makes_no_request_fail() {
     let Some(moto) = MotoServer::start().await else { return };

@@ -18,5 +18,6 @@ for name in ["folder", "people"]:
     assert frame["width"].to_list() == [int(row["width"]) for row in expected]
     assert rows.same_bits(frame["vector"].to_numpy(), rows.vectors(expected)), name
 
+    # A lazy query finds a row by its path. Both files have one row with this path.
     lazy = polars.scan_parquet(f"{name}.parquet").filter(polars.col("path") == "photos/chelsea.png")
     assert lazy.select("path").collect().height == 1
