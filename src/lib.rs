@@ -26,10 +26,10 @@
 //!    writes them to a file in `downloads/.incoming/`; only small pictures stay in memory.
 //!    [`image`] then reads the picture's header: its format, size and orientation. Nothing is
 //!    decoded.
-//! 5. The pipeline *saves* the picture and *embeds* it at the same time, because the call to NVIDIA
-//!    takes longest. [`store`] syncs the file and renames it, so that the file is complete or
-//!    absent. If the picture turns out to be broken in step 6, the file is removed again. If pictures are
-//!    saved in a bucket, the call to NVIDIA waits until the bucket has the picture.
+//! 5. The pipeline *saves* and *embeds* the picture. With a downloads folder, it does both at the
+//!    same time, because the call to NVIDIA takes longest. With a bucket, the call waits until the
+//!    bucket has the picture. [`store`] syncs the file and renames it, so that the file is complete
+//!    or absent. If the picture turns out to be broken in step 6, the file is removed again.
 //! 6. **[`embed`]** looks in the cache (memory, then disk, then the bucket), or joins a running call
 //!    for the same picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.)
 //!    Without a cached vector or a running call, it prepares the picture. Upright JPEGs and upright
