@@ -152,7 +152,7 @@ impl Server {
     /// can notice the stop first.
     async fn accept_during_drain_delay(&self, connections: &Connections) {
         let delay = self.settings.drain_delay;
-        Phase::Draining(delay).announce(&self.shutdown);
+        Phase::DrainDelay(delay).announce(&self.shutdown);
         self.accept_until(sleep(delay), connections).await;
     }
 

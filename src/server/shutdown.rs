@@ -21,11 +21,11 @@ use super::systemd;
 pub(super) enum Phase {
     /// The server accepts connections.
     Serving(SocketAddr),
-    /// The stop is announced, and the server still accepts connections for this long.
-    Draining(Duration),
-    /// The listener is closed. The server waits for running requests, until the drain timeout has passed.
+    /// The stop is announced, and the server still accepts connections during this drain delay.
+    DrainDelay(Duration),
+    /// The listener is closed. The drain timeout begins, and the server waits for running requests.
     Finishing,
-    /// Requests that are still running end with `shutting_down`.
+    /// The drain timeout has passed. Requests that are still running end with `shutting_down`.
     EndingRequests,
 }
 
@@ -39,7 +39,7 @@ impl Phase {
                 let status = format!("serving on {address}");
                 systemd::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
             }
-            Self::Draining(delay) => {
+            Self::DrainDelay(delay) => {
                 let delay_s = delay.as_secs_f64();
                 tracing::info!(delay_s, "stopping: /ready reports 503 from now on");
                 shutdown.announce_stop();
