@@ -1,5 +1,5 @@
 //! The composition root: turns a [`Config`] into a service that is bound to its port. Only this
-//! module connects the other modules.
+//! module connects the modules of the service.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -30,7 +30,8 @@ use crate::{
 /// The timeout of the decoder's test at start, which decodes one pixel.
 const DECODER_TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The timeout for writing the bucket's test object at start, and for removing it.
+/// The timeout for writing the bucket's test object at start, and for removing it. Reading it has a
+/// timeout of its own.
 const BUCKET_TEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A service that is bound to its port and ready to serve.
@@ -108,7 +109,7 @@ impl App {
             .map_err(BuildError::Decoder)?;
 
         let limits = config.limits;
-        let UpstreamSetup { nvidia_settings, key, source, sandbox } = UpstreamSetup::new(
+        let UpstreamSetup { nvidia_settings, key, embedding_source, sandbox } = UpstreamSetup::new(
             config.upstream,
             config.nvidia,
             limits.max_image_pixels,
@@ -160,7 +161,7 @@ impl App {
             background,
             metrics: Arc::clone(&metrics),
         };
-        let embedder = Embedder::new(parts, &config.embed, &source);
+        let embedder = Embedder::new(parts, &config.embed, &embedding_source);
         let state = AppState::new(web::Shared {
             pipeline: Pipeline {
                 store: store.with_bucket(bucket),
@@ -173,7 +174,7 @@ impl App {
             },
             fetcher: Fetcher::new(fetch_settings, &lookup, &trust)?,
             metrics,
-            model: source.model,
+            model: embedding_source.model,
             sample_url,
             shutdown: server.shutdown_handle(),
         });
@@ -215,12 +216,12 @@ async fn test_bucket(bucket: &Bucket) -> Result<(), BuildError> {
     Ok(())
 }
 
-/// The settings, key and source for calls to the upstream, which is NVIDIA or the sandbox.
+/// What depends on the upstream, which is NVIDIA or the sandbox.
 struct UpstreamSetup {
     nvidia_settings: nvidia::Settings,
     key: ApiKey,
     /// The model and the endpoint, which are part of the cache's keys.
-    source: Source,
+    embedding_source: Source,
     /// The running stand-in for NVIDIA. `None` if the upstream is NVIDIA.
     sandbox: Option<Sandbox>,
 }
@@ -236,8 +237,8 @@ impl UpstreamSetup {
         match upstream {
             Upstream::Nvidia(key) => {
                 let endpoint = nvidia_settings.infer_url.to_string();
-                let source = Source { model: nvidia::MODEL, endpoint };
-                Ok(Self { nvidia_settings, key, source, sandbox: None })
+                let embedding_source = Source { model: nvidia::MODEL, endpoint };
+                Ok(Self { nvidia_settings, key, embedding_source, sandbox: None })
             }
             Upstream::Sandbox => {
                 let sandbox = Sandbox::start(max_pixels, decoder.clone(), staging).await;
@@ -249,7 +250,7 @@ impl UpstreamSetup {
                 Ok(Self {
                     nvidia_settings: sandbox.settings(nvidia_settings),
                     key: sandbox.key(),
-                    source: Source { model: sandbox::MODEL, endpoint },
+                    embedding_source: Source { model: sandbox::MODEL, endpoint },
                     sandbox: Some(sandbox),
                 })
             }
