@@ -77,13 +77,14 @@ struct Inner {
     /// `None` while the Valkey cannot be used.
     connection: Mutex<Option<Connection>>,
     replicas: Mutex<ReplicaCount>,
-    /// Changes with each new connection, and when the Valkey has forgotten this replica.
+    /// See [`Valkey::generation`].
     generation: watch::Sender<u64>,
     /// Notified when a command has failed, so that the task connects again.
     failed: Notify,
     /// The task that maintains the connection.
     maintenance: Mutex<Option<AbortOnDropHandle<()>>>,
-    /// Has one permit. Connecting may block, so it runs on a thread of its own, which holds the permit.
+    /// Has one permit, so that at most one thread connects at a time. A thread of its own connects,
+    /// because connecting may block.
     may_connect: Arc<Semaphore>,
     /// Tracks the tasks that the shutdown waits for.
     background: TaskTracker,
