@@ -132,7 +132,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(poll!(Box::pin(sample_again())), std::task::Poll::Ready(Err(NoAnswer)));
         }
-        // After the reading has ended, the next caller starts a new one.
+        // The reading started longer than `MAX_AGE` ago. So after its end, the next caller starts a new one.
         release.send(()).unwrap();
         while sampler.0.lock().unwrap().as_ref().unwrap().is_running() {
             tokio::task::yield_now().await;
