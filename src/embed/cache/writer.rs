@@ -15,7 +15,7 @@ use super::{CacheKey, CachedEmbedding, Disk};
 /// if the cache in memory contains the same embedding.
 const MAX_QUEUE_LEN: usize = 32;
 
-/// The only writer to the disk.
+/// The only writer to the cache's [`Disk`].
 pub(super) struct Writer(mpsc::Sender<Entry>);
 
 /// An embedding in the queue.
@@ -96,8 +96,9 @@ mod tests {
     }
 
     fn open_disk(folder: &Path) -> Arc<Disk> {
-        let space = DiskSpace::new(folder.to_owned(), 0);
-        Arc::new(Disk::new(folder.join("vectors"), 1 << 30, space))
+        let (max_bytes, min_free_bytes) = (1 << 30, 0);
+        let space = DiskSpace::new(folder.to_owned(), min_free_bytes);
+        Arc::new(Disk::new(folder.join("vectors"), max_bytes, space))
     }
 
     #[tokio::test]
