@@ -115,7 +115,7 @@ fn check_folder(folder: &Path) -> Finding {
         Ok(true) => {}
         Ok(false) => {
             let existing_parent = folder.ancestors().skip(1).find(|ancestor| ancestor.is_dir());
-            // If no part of a relative path exists, its parent is the working directory.
+            // If no part of a relative path exists, the service creates it in the working directory.
             let existing_parent = existing_parent.unwrap_or(Path::new("."));
             // To create a folder in another folder, a process needs both permissions.
             return match access(existing_parent, Access::WRITE_OK | Access::EXEC_OK) {
@@ -136,7 +136,7 @@ fn check_folder(folder: &Path) -> Finding {
     }
     // The service writes received pictures to `.incoming` first.
     let incoming = folder.join(".incoming");
-    for tested in [folder, &incoming].into_iter().filter(|folder| folder.exists()) {
+    for tested in [folder, &incoming].into_iter().filter(|tested| tested.exists()) {
         let test_file = tested.join(format!(".check-{}", Uuid::new_v4()));
         if let Err(error) = File::create_new(&test_file).and_then(|_| fs::remove_file(&test_file)) {
             return fault(error);
