@@ -186,8 +186,11 @@ impl Metrics {
 impl Sample {
     fn parse(line: &str) -> Self {
         let (series, value) = line.rsplit_once(' ').unwrap();
-        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-        let labels = labels.strip_suffix('}').unwrap().split(',').filter(|label| !label.is_empty());
+        let (name, labels) = match series.split_once('{') {
+            Some((name, labels)) => (name, labels.strip_suffix('}').unwrap()),
+            None => (series, ""),
+        };
+        let labels = labels.split(',').filter(|label| !label.is_empty());
         let labels = labels.map(|label| {
             let (label_name, label_value) = label.split_once('=').unwrap();
             (label_name.to_owned(), label_value.trim_matches('"').to_owned())

@@ -191,7 +191,7 @@ async fn a_valkey_is_used_only_if_its_certificate_is_valid() {
             ["--tls-port", &port.to_string()],
             ["--tls-cert-file", &pem_file],
             ["--tls-key-file", &key_file],
-            // Only for the certificates of clients, which send none.
+            // Would verify the certificates of clients, but the service sends none.
             ["--tls-ca-cert-file", &pem_file],
             ["--tls-auth-clients", "no"],
         ];

@@ -107,7 +107,7 @@ def main():
             elif language == "python":
                 compile(text, heading, "exec")
                 counts["not run"] += 1
-    # A test in tests/api/commands.rs compares these numbers with the page.
+    # A test in tests/api/commands.rs finds this text, and compares its numbers with the page.
     assert counts == {"run": 5, "not run": 3}, counts
     print("5 passed, 0 failed, 3 skipped")
 

@@ -1,5 +1,5 @@
-//! WebP: lossless from an encoder, and lossy in grey. Both are also in extended files, with and without
-//! alpha and animation.
+//! WebP: lossless from an encoder, and lossy without an encoder, in grey. Both are also in extended
+//! files, with and without alpha and animation.
 
 use image_rs::{ImageFormat, RgbImage, RgbaImage};
 
