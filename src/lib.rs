@@ -33,9 +33,9 @@
 //! 6. **[`embed`]** looks in the cache (memory, then disk, then the bucket), or joins a running call
 //!    for the same picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.)
 //!    Without a cached vector or a running call, it prepares the picture. Upright JPEGs and upright
-//!    PNGs are sent unchanged, unless they are large and cannot be uploaded. [`decoder`] turns all others into an
-//!    upright JPEG, in a child process with strict limits: a hostile picture may need far more
-//!    memory and time than its header suggests.
+//!    PNGs are sent unchanged, unless they are large and cannot be uploaded. [`decoder`] turns all
+//!    others into an upright JPEG, in a child process with strict limits: a hostile picture may
+//!    need far more memory and time than its header suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it
 //!    is large. The call has retries, one deadline, and a limit on calls per minute. NVIDIA's
 //!    key is in a type that only this module can read.

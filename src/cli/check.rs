@@ -123,7 +123,14 @@ fn check_folder(folder: &Path) -> Finding {
                     let text = "does not exist yet: the service creates it at its start";
                     finding(State::Note, format!("{path} {text}"))
                 }
-                Err(error) => fault(error.into()),
+                Err(error) => {
+                    let parent = existing_parent.display();
+                    let kind = io::Error::from(error).kind();
+                    let advice =
+                        "change the owner of that folder to the user that runs the service";
+                    let text = format!("{path} cannot be created in {parent} ({kind}): {advice}");
+                    finding(State::Fault, text)
+                }
             };
         }
     }
@@ -266,17 +273,17 @@ async fn check_call(config: &Config, key: ApiKey, trust: &Trust) -> Finding {
                     "check the account's credits and its access to NV-DINOv2"
                 }
                 ErrorKind::RateLimited => "wait a minute; set NVIDIA_REQUESTS_PER_MINUTE",
-                ErrorKind::PictureRefused
-                | ErrorKind::UploadsRefused
-                | ErrorKind::Unavailable
+                ErrorKind::Unavailable
                 | ErrorKind::AttemptTimeout
-                | ErrorKind::PolledResultGone
                 | ErrorKind::GatewayPage
-                | ErrorKind::InvalidResponse
-                | ErrorKind::Unexpected
                 | ErrorKind::DeadlinePassed => {
                     "check that the network allows outgoing connections, and see NVIDIA's status page"
                 }
+                ErrorKind::PictureRefused
+                | ErrorKind::UploadsRefused
+                | ErrorKind::PolledResultGone
+                | ErrorKind::InvalidResponse
+                | ErrorKind::Unexpected => "see NVIDIA's status page, and try again later",
             };
             finding(State::Fault, format!("{error}: {advice}"))
         }
