@@ -124,7 +124,7 @@ impl Fetcher {
     }
 
     fn http_client_for(&self, target: &Target) -> &Client {
-        if target.is_exception { &self.exception_client } else { &self.guarded_client }
+        if target.is_server_exception { &self.exception_client } else { &self.guarded_client }
     }
 }
 

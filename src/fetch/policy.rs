@@ -73,8 +73,8 @@ const NOT_FOLLOWED: UrlError =
 pub struct Target {
     /// The URL.
     pub url: Url,
-    /// Whether the operator allowed this host and port as an exception.
-    pub is_exception: bool,
+    /// Whether the host and port are an [`Exception::Server`].
+    pub is_server_exception: bool,
 }
 
 impl HostPattern {
@@ -177,11 +177,11 @@ impl Policy {
                 "This host is not on the list of hosts that the service fetches from.",
             ));
         }
-        let is_exception = self.exceptions.iter().any(|exception| {
+        let is_server_exception = self.exceptions.iter().any(|exception| {
             matches!(exception, Exception::Server(allowed_host, allowed_port)
                 if allowed_host == without_trailing_dot(&name) && *allowed_port == port)
         });
-        if !is_exception && !self.ports.contains(&port) {
+        if !is_server_exception && !self.ports.contains(&port) {
             return Err(UrlError::Denied("The service does not fetch from this port."));
         }
         let address_in_url = match host {
@@ -190,17 +190,21 @@ impl Policy {
             Host::Domain(_) => None,
         };
         if let Some(address) = address_in_url {
-            self.check_address(address, is_exception)?;
+            self.check_address(address, is_server_exception)?;
         }
-        Ok(Target { url, is_exception })
+        Ok(Target { url, is_server_exception })
     }
 
-    /// Checks an IP address from a URL or from a look-up. If `is_exception` is true, the operator
-    /// allowed the host and port, and only metadata endpoints are denied.
+    /// Checks an IP address from a URL or from a look-up. `is_server_exception` is whether the host and port
+    /// are an [`Exception::Server`]. If they are, only metadata endpoints are denied.
     ///
     /// # Errors
     /// [`UrlError::Denied`]
-    pub fn check_address(&self, address: IpAddr, is_exception: bool) -> Result<(), UrlError> {
+    pub fn check_address(
+        &self,
+        address: IpAddr,
+        is_server_exception: bool,
+    ) -> Result<(), UrlError> {
         // IPv4-mapped and NAT64 addresses are checked as the IPv4 address that they contain.
         let address = unwrap_nat64(address.to_canonical());
         let is_in_allowed_network = || {
@@ -210,7 +214,7 @@ impl Policy {
             })
         };
         let is_allowed = !METADATA_ENDPOINTS.contains(&address)
-            && (is_exception || is_public(address) || is_in_allowed_network());
+            && (is_server_exception || is_public(address) || is_in_allowed_network());
         if is_allowed { Ok(()) } else { Err(NOT_PUBLIC) }
     }
 }

@@ -22,7 +22,7 @@ const ALLOWED_AS_SERVER_EXCEPTION: Result<bool, UrlError> = Ok(true);
 
 /// Checks a URL. If it is allowed, returns whether its server is an exception.
 fn check(policy: &Policy, url: &str) -> Result<bool, UrlError> {
-    policy.check_url(url).map(|target| target.is_exception)
+    policy.check_url(url).map(|target| target.is_server_exception)
 }
 
 fn is_denied(policy: &Policy, url: &str) -> bool {
@@ -197,15 +197,15 @@ fn an_exception_allows_only_its_own_network_or_server() {
     // No exception allows a metadata endpoint.
     assert!(is_denied(&policy, "http://169.254.169.254/"));
     let metadata_address = "::ffff:169.254.169.254".parse().unwrap();
-    let is_exception = true; // as for a server that is an exception
-    assert!(policy.check_address(metadata_address, is_exception).is_err());
+    let is_server_exception = true;
+    assert!(policy.check_address(metadata_address, is_server_exception).is_err());
 }
 
 #[test]
 fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
     // The first exception has no effect, because only the contained IPv4 address is checked.
     let with_exceptions = new_policy(&[], &["64:ff9b::/96", "10.1.0.0/16"]);
-    let is_exception = false; // no exception for a host and port
+    let is_server_exception = false;
     for (address, is_allowed, is_allowed_with_exceptions) in [
         ("64:ff9b::808:808", true, true),     // 8.8.8.8
         ("64:ff9b::a9fe:a9fe", false, false), // 169.254.169.254
@@ -216,14 +216,14 @@ fn a_nat64_address_is_checked_as_the_ipv4_address_that_it_contains() {
         ("64:ff9b:1::808:808", false, false),
     ] {
         let address = address.parse().unwrap();
-        let result = new_policy(&[], &[]).check_address(address, is_exception);
+        let result = new_policy(&[], &[]).check_address(address, is_server_exception);
         assert_eq!(result.is_ok(), is_allowed, "{address}");
-        let result = with_exceptions.check_address(address, is_exception);
+        let result = with_exceptions.check_address(address, is_server_exception);
         assert_eq!(result.is_ok(), is_allowed_with_exceptions, "{address}");
     }
     let metadata_address = "64:ff9b::a9fe:a9fe".parse().unwrap();
-    let is_exception = true; // as for a server that is an exception
-    assert!(with_exceptions.check_address(metadata_address, is_exception).is_err());
+    let is_server_exception = true;
+    assert!(with_exceptions.check_address(metadata_address, is_server_exception).is_err());
 }
 
 #[test]
@@ -362,8 +362,8 @@ proptest! {
 
     #[test]
     fn no_allowed_address_is_private(address in any_address()) {
-        let is_exception = false; // no exception for a host and port
-        if new_policy(&[], &[]).check_address(address, is_exception).is_ok() {
+        let is_server_exception = false;
+        if new_policy(&[], &[]).check_address(address, is_server_exception).is_ok() {
             prop_assert!(!is_private(address), "{address}");
         }
     }
