@@ -111,7 +111,13 @@ async fn paths_on_standard_input_become_rows_on_standard_output_and_failures_on_
     let row = run.stderr.lines().find(|line| line.starts_with('{')).unwrap();
     let row: Value = serde_json::from_str(row).unwrap();
     assert_eq!(row["error"]["code"], json!("unreadable_file"));
-    // With --save, the picture is also saved in `downloads/`.
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_save_a_picture_becomes_a_row_and_the_downloads_folder_is_created() {
+    let nvidia = FakeNvidia::healthy().await;
+    let bulk = Bulk::new(&nvidia);
+    bulk.write_pictures(1);
     let run = bulk.run("photos/0.png --save").expect_exit_code(0);
     assert_eq!(run.stdout.lines().count(), 1);
     assert!(bulk.path("downloads").is_dir(), "{}", run.stderr);
@@ -136,8 +142,8 @@ async fn the_failures_file_can_be_a_source_and_is_removed_after_a_run_without_fa
     let rows = bulk.read("vectors.jsonl");
     assert!(rows.contains("{\"n\": 1.0, \"path\": \"a.png\",\"sha256\""), "{rows:.500}");
     assert_eq!(rows.lines().count(), 2);
-    // A run keeps the earlier failures of rows that it does not try again. The new list has no third
-    // line, so without this removal, the failure of the bad line would stay.
+    // The new list has no bad line, and a run keeps the failures of lines that it does not try again. So
+    // the test itself removes the failure of the bad line.
     std::fs::remove_file(bulk.path("vectors.failed.jsonl")).unwrap();
     bulk.write("list.jsonl", "{\"path\": \"a.png\"}\n{\"path\": \"c.png\"}\n");
     bulk.run("list.jsonl --out vectors.jsonl").expect_exit_code(1);
@@ -210,8 +216,8 @@ async fn a_mistake_in_the_arguments_or_sources_exits_with_2_before_a_picture_is_
         ("broken.json --out vectors.jsonl", "list of objects"),
         // The file of failures is a folder.
         ("photos --out x.jsonl", "x.failed.jsonl: "),
-        // The folder `broken.jsonl` does not exist.
-        ("broken.json --out broken.jsonl/x.jsonl", "x.jsonl: "),
+        // The source is broken, too, but the output is opened first.
+        ("broken.json --out missing_folder/x.jsonl", "x.jsonl: "),
     ] {
         let run = bulk.run(arguments).expect_exit_code(2);
         assert!(run.stderr.contains(message), "{arguments}: {}", run.stderr);
