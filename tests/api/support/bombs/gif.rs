@@ -5,11 +5,12 @@ use crate::support::craft::{LowBits, gif_lzw, sub_blocks};
 
 pub(super) fn all() -> Vec<Bomb> {
     let pixel_frame = frame((1, 1), &gif_lzw(&[0]));
+    let too_few_pixels = gif_lzw(&[0; 1000]);
     vec![
         ("gif-100000-frames", gif((1, 1), &pixel_frame.repeat(100_000))),
-        ("gif-frame-larger", gif((1, 1), &frame((2000, 1000), &gif_lzw(&[0; 1000])))),
-        ("gif-frame-65535", gif((16, 16), &frame((65_535, 65_535), &gif_lzw(&[0; 1000])))),
-        ("gif-huge-canvas", gif((5000, 5000), &pixel_frame)),
+        ("gif-frame-larger", gif((1, 1), &frame((2000, 1000), &too_few_pixels))),
+        ("gif-frame-65535", gif((16, 16), &frame((65_535, 65_535), &too_few_pixels))),
+        ("gif-canvas-5000", gif((5000, 5000), &pixel_frame)),
         ("gif-canvas-65535", gif((65_535, 65_535), &pixel_frame)),
         ("gif-lzw-never-ends", gif((16, 16), &frame((16, 16), &endless_lzw()))),
         ("gif-lzw-of-nothing", gif((16, 16), &frame((16, 16), &[12, 0]))),
