@@ -64,6 +64,7 @@ mod tests {
         assert_eq!(silence.length(), Duration::ZERO, "nothing was sent");
         advance(10 * SECOND).await;
         let second_start = Instant::now();
+        // Two attempts begin at each of these starts.
         advance(10 * SECOND).await;
         silence.add(Sign::NotProcessed, second_start);
         assert_eq!(silence.length(), 10 * SECOND);
@@ -71,7 +72,7 @@ mod tests {
         assert_eq!(silence.length(), 20 * SECOND);
         silence.add(Sign::Processed, second_start);
         assert_eq!(silence.length(), Duration::ZERO);
-        // This attempt began before a picture was processed, but only the 5 s since then count.
+        // This attempt began before a picture was processed. Only the 5 s since then count.
         advance(5 * SECOND).await;
         silence.add(Sign::NotProcessed, first_start);
         assert_eq!(silence.length(), 5 * SECOND);

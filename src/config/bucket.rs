@@ -54,7 +54,7 @@ pub(super) fn resolve(
     let is_bucket_set = reader.is_set(&BUCKET.info);
     let (endpoint, region) = (reader.optional(&ENDPOINT), reader.optional(&REGION));
     let timeout = reader.value(&WRITE_TIMEOUT);
-    // The timeout has a default, so a file with all defaults sets it without a bucket.
+    // The timeout causes no warning: a file that lists all defaults sets it even without a bucket.
     for setting in [&ENDPOINT.info, &REGION.info] {
         if reader.is_set(setting) && !is_bucket_set {
             reader

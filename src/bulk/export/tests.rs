@@ -81,12 +81,12 @@ fn formats() -> Vec<ExportFormat> {
 /// A number's text and its nearest `f32`. The number is just above the middle between two neighbouring
 /// `f32`, so the nearest is the upper one. Parsed as `f64`, it would be exactly in the middle, and a
 /// conversion from there to `f32` would give the lower one.
-pub(super) const ABOVE_MIDDLE: (&str, f32) =
+pub(super) const ABOVE_MIDDLE_OF_TWO_F32: (&str, f32) =
     ("1.0000000596046447753906250000000001", 1.0 + f32::EPSILON);
 
 #[test]
 fn a_numpy_file_has_a_header_and_the_nearest_f32_of_each_number_in_the_order_of_the_rows() {
-    let numbers = [("-0.0", -0.0), ("1E-3", 0.001), ABOVE_MIDDLE, ("1e-60", 0.0)];
+    let numbers = [("-0.0", -0.0), ("1E-3", 0.001), ABOVE_MIDDLE_OF_TWO_F32, ("1e-60", 0.0)];
     let texts = numbers.map(|(text, _)| text);
     let text = row(&texts.join(" , ")) + &row_of(r#"{"n": 1}"#, "1,2,3,4");
     let rows = RowsFolder::new(&text);

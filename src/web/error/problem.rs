@@ -63,7 +63,7 @@ pub struct ErrorExtension(pub Arc<Error>);
 
 impl ErrorExtension {
     /// The body of the response to a request with this path.
-    pub fn problem(&self, request_id: &str, path: &str) -> Problem {
+    pub fn problem(&self, request_id: &str, request_path: &str) -> Problem {
         let (error, code) = (&self.0, self.0.code());
         Problem {
             kind: "about:blank",
@@ -75,7 +75,7 @@ impl ErrorExtension {
             errors: error.field_errors().to_vec(),
             saved_as: error.saved().map(|saved| saved.saved_as.clone()),
             path: error.saved().map(Saved::path),
-            error: expects_openai_errors(path).then(|| OpenAiError::new(error)),
+            error: expects_openai_errors(request_path).then(|| OpenAiError::new(error)),
         }
     }
 }

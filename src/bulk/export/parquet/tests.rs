@@ -9,7 +9,7 @@ use arrow_array::{
 };
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
-use super::super::tests::{ABOVE_MIDDLE, RowsFolder, row, row_of};
+use super::super::tests::{ABOVE_MIDDLE_OF_TWO_F32, RowsFolder, row, row_of};
 use super::*;
 use crate::config::ExportFormat;
 
@@ -59,7 +59,7 @@ fn fields_of_the_source_become_text_columns_in_the_order_in_which_they_first_occ
 
 #[test]
 fn sizes_are_stored_as_integers_and_vectors_as_the_nearest_f32_of_each_number() {
-    let (number, nearest_f32) = ABOVE_MIDDLE;
+    let (number, nearest_f32) = ABOVE_MIDDLE_OF_TWO_F32;
     let text = row(&format!("{number},-1e-3")) + &row("3,4");
     let batch = read(&RowsFolder::new(&text));
     let size = |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int32Type>();
