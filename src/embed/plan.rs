@@ -14,7 +14,8 @@ pub(super) enum Plan {
     SendInline,
     /// Upload it as an asset, and refer to the asset in the request.
     Upload,
-    /// Re-encode it as an upright JPEG, in full size if possible, then plan again.
+    /// Re-encode it as an upright JPEG in full size, then plan again. If such a JPEG is impossible or
+    /// too long, shrink the picture instead.
     Reencode,
     /// Re-encode it as a JPEG that is small enough to be sent inline, then plan again.
     Shrink,
