@@ -99,8 +99,9 @@ pub(in crate::web) async fn access_log(
     let log_span = tracing::info_span!("request", request_id = %entry.id);
 
     // A call to NVIDIA may outlive its request, and keeps the innermost span until the call ends. If
-    // that were `trace_span`, the request would seem to last as long as the call. So `log_span` is
-    // innermost. It is created outside `trace_span`, because a child would keep its parent open.
+    // that span were `trace_span`, the request would seem to last as long as the call. So `log_span`
+    // is innermost. A child would keep `trace_span` open, too. So `log_span` is not its child: it is
+    // created before `trace_span` is entered.
     let mut response = next.run(request).instrument(log_span).instrument(trace_span).await;
 
     let error = response.extensions_mut().remove::<ErrorExtension>();
