@@ -64,6 +64,7 @@ impl Service {
             true => format!("pictures are saved in {place}"),
             false => format!("vectors are cached in {place}; pictures are not saved"),
         });
+        // Unlike `App::build`, this does not log the warnings, which are printed above.
         let app = App::build_with_lookup(config, Lookup::system()).await.map_err(cannot_start)?;
         let url = format!("http://{}", app.address());
         let url = Url::parse(&url).map_err(|error| BulkError::Service(error.to_string()))?;
