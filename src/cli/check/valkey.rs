@@ -9,8 +9,8 @@ use crate::{
     valkey::{Probe, Settings, probe},
 };
 
-/// A larger difference between the server's clock and this machine's is noted. It is not a fault,
-/// because the service uses only the server's clock.
+/// A larger difference between the Valkey's clock and this machine's is noted. It is not a fault,
+/// because the service uses only the Valkey's clock.
 const MAX_CLOCK_DIFFERENCE: Duration = Duration::from_secs(5);
 
 /// Checks the Valkey.
