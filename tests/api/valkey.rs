@@ -73,7 +73,8 @@ async fn assert_all_leases_done(valkey: &ValkeyServer) {
     assert!(are_done, "each lease must be released as done: {states:?}");
 }
 
-/// The number of turns that were taken and not given back.
+/// The number of turns in the Valkey. With a limit on calls per minute, a call takes a turn before it is
+/// made. The turn stays in the Valkey for a minute, unless the replica gives it back.
 async fn turns(valkey: &ValkeyServer) -> usize {
     let [key] = &valkey.keys("pace:").await[..] else { panic!("there should be one set of turns") };
     valkey.query(&["ZCARD", key]).await
@@ -139,7 +140,6 @@ async fn pictures_that_come_to_several_replicas_at_once_cause_one_call_each() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_sigterm_under_load_nothing_is_lost_and_no_unused_turn_or_held_lease_is_left() {
-    // With a limit, each call takes a turn in the Valkey, which stays there for a minute.
     let limit = [("NVIDIA_REQUESTS_PER_MINUTE", "1000".to_owned())];
     let Some(setup) = Setup::new(&limit).await else { return };
     let Setup { valkey, nvidia, replicas, .. } = setup;
@@ -204,8 +204,8 @@ async fn a_replica_that_stops_gives_back_the_turns_of_the_calls_that_it_does_not
         ("IMAGESVC_REQUEST_TIMEOUT", "5s".to_owned()),
     ];
     let replica = Replica::start(&nvidia, &[valkey.settings(), more.to_vec()].concat()).await;
-    // The first call keeps the only permit until its request fails after 5 s. Then too little time is left
-    // for the other calls.
+    // A call takes a turn first, and then waits for a permit. The first call keeps the only permit until its
+    // request fails after 5 s. Then too little time is left for the other calls.
     let first = replica.start_unsaved_upload(&tiny(0));
     nvidia.wait_for(1).await;
     let others = (1..4).map(|n| replica.start_unsaved_upload(&tiny(n)));
