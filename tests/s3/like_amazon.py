@@ -45,9 +45,9 @@ class LikeAmazon:
             if not sign_again(environ, query, credential[0]):
                 message = "The signature in the URL is wrong."
                 return refuse(environ, start_response, "403 Forbidden", "SignatureDoesNotMatch", message)
-        return self.hide_missing_objects(environ, start_response)
+        return self.let_moto_answer(environ, start_response)
 
-    def hide_missing_objects(self, environ, start_response):
+    def let_moto_answer(self, environ, start_response):
         """Lets moto answer. If an object is missing, a signed request gets 403, not 404, unless its client
         may list the bucket. An unsigned request gets moto's answer."""
         request = dict(environ)  # a copy, because moto may change `environ`
