@@ -31,11 +31,11 @@ use crate::{
 /// machine's by minutes.
 const URL_VALIDITY: Duration = Duration::from_secs(15 * 60);
 
-/// Reading an object ends with the chunk that exceeds this many bytes. The service reads only vectors,
-/// which have less than 1.1 MB.
+/// Reading an object ends when more than this many bytes are read. The service reads only vectors, which
+/// have less than 1.1 MB.
 const MAX_OBJECT_LEN: usize = 2 << 20;
 
-/// Reading an error response ends with the chunk that exceeds this many bytes.
+/// Reading an error response ends when more than this many bytes are read.
 const MAX_ERROR_LEN: usize = 4096;
 
 /// The most characters of a message about missing credentials. The library's message may contain a
@@ -104,6 +104,7 @@ impl Bucket {
         let earlier_deadline = deadline.filter(|deadline| *deadline < end);
         let outcome = match timeout_at(earlier_deadline.unwrap_or(end), attempts).await {
             Ok(outcome) => outcome,
+            // The operation's own timeout may be shorter than `LONG_WAIT`, but always counts as a failure.
             Err(_) if started.elapsed() < LONG_WAIT.min(max_wait) => Err(Cause::DeadlinePassed),
             Err(_) => Err(Cause::Timeout(started.elapsed())),
         };
@@ -185,8 +186,8 @@ impl Bucket {
         if status.is_success() {
             return match operation {
                 Operation::Read => {
-                    let object = read_start(response, MAX_OBJECT_LEN).await;
-                    object.map(|object| Some(object.freeze())).map_err(connection_error)
+                    let bytes = read_start(response, MAX_OBJECT_LEN).await;
+                    bytes.map(|bytes| Some(bytes.freeze())).map_err(connection_error)
                 }
                 Operation::Write | Operation::ReadMissing | Operation::Remove => Ok(None),
             };

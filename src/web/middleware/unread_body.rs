@@ -23,7 +23,8 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::timeout;
 
-/// Discarding ends with the chunk that exceeds this many bytes. By default, no route accepts a larger body.
+/// Discarding ends when more than this many bytes of a body are discarded. By default, no route accepts a
+/// larger body.
 const MAX_DISCARDED_BYTES: u64 = 32 << 20;
 /// The most time for discarding a body.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
