@@ -7,8 +7,7 @@ use std::num::NonZeroU32;
 pub struct CallLimit {
     /// The calls of all replicas together.
     pub total: u32,
-    /// How many replicas share these calls. With a Valkey, this number holds only until the Valkey
-    /// reports another one.
+    /// How many replicas share these calls in equal parts. Not used if `has_valkey` is true.
     pub replicas: NonZeroU32,
     /// Whether the replicas count their calls together, in a Valkey. Otherwise each has a fixed part.
     pub has_valkey: bool,

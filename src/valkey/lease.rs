@@ -1,8 +1,8 @@
 //! Leases: of all replicas, only the one that holds a picture's lease calls NVIDIA for it.
 //!
 //! A lease expires, so that a replica that is killed does not keep it. After the vector was written to
-//! the bucket, the lease is released as done, and says so for a while. So a replica that looked in the
-//! bucket just before the write knows that it must look again.
+//! the bucket, the lease is released, and its key says `done` for a while. So a replica that looked in
+//! the bucket just before the write knows that it must look again.
 
 use std::{fmt::Display, sync::LazyLock, time::Duration};
 
@@ -27,10 +27,10 @@ const RENEWAL_INTERVAL: Duration = Duration::from_secs(3);
 const LATENESS: Duration = Duration::from_secs(1);
 
 /// How long the key of a lease says `done` after the release. Must be longer than [`Valkey::lease_reserve`]:
-/// a replica that acquires a lease does not look in the bucket again if it looked less than that ago.
+/// a replica that acquires a lease does not look in the bucket again if it has looked within the reserve.
 const DONE_EXPIRY: Duration = Duration::from_secs(30);
 
-/// The reply to an attempt to acquire a lease.
+/// The reply to an attempt to acquire a lease. In tests that need no real lease, `L` is `()`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseReply<L = Lease> {
     /// The caller has the lease.
