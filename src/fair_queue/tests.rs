@@ -107,7 +107,8 @@ async fn a_permit_that_comes_too_late_to_be_used_does_not_change_the_typical_tim
         let _permit = take_now(&queue, client(1), 0).await;
         tokio::time::advance(Duration::from_secs(4)).await;
     }
-    // A permit is now typically in use for 4 s. Each deadline below is only 1 s away.
+    // A permit is now typically in use for 4 s. Below, a permit is free at once, but each
+    // deadline is only 1 s away.
     let before = queue.0.typical_permit_time();
     for _ in 0..20 {
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -236,7 +237,7 @@ async fn two_floods_get_half_of_the_permits_each_and_one_flood_alone_gets_all() 
 }
 
 #[tokio::test]
-async fn large_jobs_do_not_get_the_permit_and_memory_reserved_for_small_jobs() {
+async fn large_jobs_do_not_get_the_permit_reserved_for_small_jobs() {
     let queue = with_memory(2);
     let large = take_now(&queue, client(1), 75).await;
     let mut waiting = queue_up(&queue, client(1), 26, 3).await;
