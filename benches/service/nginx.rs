@@ -33,8 +33,9 @@ fn find_program() -> Option<PathBuf> {
 }
 
 /// A minimal configuration. There is one process, which is enough for the 16 clients of the benchmark.
-/// Requests and answers stay in memory, and no connection is closed while the benchmark sends requests.
-/// [`Service::spawn`] waits until `/health` answers.
+/// Requests and answers stay in memory: nginx creates the folder `temp`, but writes nothing to it. No
+/// connection is closed while the benchmark sends requests. [`Service::spawn`] waits until `/health`
+/// answers.
 fn configuration_text(folder: &Path, address: SocketAddr, nvidia: SocketAddr) -> String {
     let folder = folder.display();
     format!(

@@ -146,6 +146,7 @@ async fn assert_outage_is_survived(outage: Outage) {
     ] {
         assert_eq!(count_lines(&log, line), 1, "{line}: {log:#?}");
     }
+    // Neither a late write nor a late removal has changed the number since.
     assert_eq!(setup.moto.keys_in("downloads").await.len(), expected, "{outage:?}");
 }
 

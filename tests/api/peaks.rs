@@ -44,7 +44,7 @@ const SIZE: (u32, u32) = (1600, 1200);
 const CONVERTED_TARGET: Target = Target::Converted { max_len: 20 << 20 };
 /// A JPEG that is shrunk to about the length that NVIDIA accepts in a request.
 const SHRUNK_TARGET: Target = Target::Shrunk { max_len: 149_999 };
-/// A small square. The sandbox computes vectors from still smaller squares.
+/// A small square, but larger than the square from which the sandbox computes a vector.
 const SQUARE_TARGET: Target = Target::Square { side: 300 };
 
 /// A picture of one pixel. Its peak memory is the memory of the program itself, and its memory
@@ -203,15 +203,15 @@ fn full_pipe() -> io::Result<(io::PipeReader, io::PipeWriter, usize)> {
 }
 
 /// Waits until the child has rendered its picture, and returns the child's `/proc` status. By then
-/// the child has exited, or it sleeps because it cannot write its result. It does not sleep
-/// earlier, because it reads a file and has only one thread.
+/// the child has exited, or it sleeps because it cannot write its result. Earlier, it sleeps at most
+/// for a moment, because it reads a file and has only one thread.
 fn status_after_rendering(id: u32) -> String {
     let mut last_status = String::new();
     loop {
         let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         // `S` is a process that sleeps, and `Z` is one that has exited. The status contains the
-        // number of context switches, so an equal status means that the child has not run in
-        // between.
+        // number of context switches, so an equal status means that the child has slept since
+        // `last_status`.
         if status.contains("State:\tS") && status == last_status || status.contains("State:\tZ") {
             return status;
         }

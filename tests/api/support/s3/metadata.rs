@@ -68,8 +68,8 @@ fn reply(request: &Received, current: &Current) -> Reply {
     if line == "PUT /latest/api/token" {
         let lifetime = request.header(LIFETIME_HEADER).and_then(|text| text.parse::<u32>().ok());
         return match lifetime {
-            // EC2 accepts a lifetime of at most six hours. Here, the token lives for ten minutes, whatever
-            // was requested.
+            // EC2 accepts a lifetime of at most six hours. The fake states ten minutes, whatever was
+            // requested, but its token never expires.
             Some(1..=21_600) => Reply::new(200, &[(LIFETIME_HEADER, "600")], FakeMetadata::TOKEN),
             _ => Reply::status(400),
         };
