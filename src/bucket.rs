@@ -7,8 +7,8 @@
 //! Each picture's object gets a new name. The name of a vector's object is derived from the vector's
 //! picture. So a write can be repeated, and need not check whether the object exists.
 //!
-//! While the bucket fails, nobody waits for it: writes are refused at once, and reads are skipped.
-//! Meanwhile `health` tests the bucket every few seconds.
+//! Nobody waits for a failing bucket: while writes fail, they are refused at once, and while reads fail,
+//! they are skipped. Meanwhile `health` tests the bucket every few seconds.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -50,7 +50,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an idle connection is retained. S3 closes idle connections after about 20 s.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The names of the variables from which `object_store` takes the credentials and the region. See
+/// The names of the variables with the credentials and the region for `object_store`. See
 /// <https://docs.rs/object_store/0.14/object_store/aws/enum.AmazonS3ConfigKey.html>.
 pub const AWS_VARIABLES: [&str; 13] = [
     "AWS_ACCESS_KEY_ID",
@@ -79,7 +79,7 @@ pub struct Settings {
     pub region: Option<String>,
     /// The longest time for a write, including its second attempt.
     pub timeout: Duration,
-    /// The values of [`AWS_VARIABLES`] that are set.
+    /// The names and values of those [`AWS_VARIABLES`] that are set.
     pub aws_variables: Vec<(&'static str, SecretString)>,
 }
 
@@ -210,7 +210,7 @@ impl Bucket {
     /// Checks that an operation works, as far as is known without trying.
     ///
     /// # Errors
-    /// [`Error`] if the bucket fails at the moment, so that the operation must not be tried.
+    /// [`Error`] if this kind of operation fails at the moment, so that it must not be tried.
     pub fn check(&self, operation: Operation) -> Result<(), Error> {
         if self.works(operation) { Ok(()) } else { Err(Error::new(operation, Cause::Suspended)) }
     }
@@ -225,7 +225,8 @@ impl Bucket {
         self.act_on(transition, operation, error);
     }
 
-    /// Logs that an operation fails or works again, and starts to test a failing bucket.
+    /// Logs that an operation fails or works again, and starts to test a failing bucket. `error` is
+    /// `None` if the operation succeeded.
     fn act_on(&self, transition: Option<Transition>, operation: Operation, error: Option<&Error>) {
         match transition {
             Some(Transition::Fails) => {

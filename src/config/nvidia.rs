@@ -73,7 +73,7 @@ pub(super) const PROXY: OptionalSetting<ProxyUrl> = OptionalSetting::new(
 );
 
 /// Reads the limit on the calls per minute. Adds an error if the limit leaves this replica
-/// without a call. With a Valkey, that cannot happen, because [`CallLimit`] then does not divide the limit.
+/// without a call. With a Valkey, that cannot happen: the part of a replica is then at least one call.
 fn call_limit(reader: &mut Reader<'_>, has_valkey: bool) -> Option<CallLimit> {
     let replicas = reader.value(&REPLICAS);
     let total = reader.optional(&REQUESTS_PER_MINUTE)?;
