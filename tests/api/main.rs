@@ -49,6 +49,7 @@ mod fallback;
 mod formats;
 mod framing;
 mod fuzz;
+mod health_and_metrics;
 #[cfg(feature = "heic")]
 mod heic;
 mod help;
@@ -64,7 +65,6 @@ mod mutations;
 mod nearest;
 mod numbers;
 mod nvidia_faults;
-mod ops;
 mod orientation;
 mod overload;
 mod pages;
