@@ -102,7 +102,7 @@ async fn the_call_for_a_large_picture_finishes_after_the_client_disconnects() {
 #[tokio::test]
 async fn a_request_that_joined_late_succeeds_although_the_call_misses_the_leaders_deadline() {
     // The first call hangs until the leader's deadline. The late request then has 0.3 s of its
-    // 1 s left. This is more than a quarter, so it makes a call of its own.
+    // 1 s left. It makes a call of its own, because the last quarter of its time has not begun.
     let nvidia = FakeNvidia::replying(vec![Reply::Hang, embedding()]).await;
     let app = TestApp::builder(&nvidia).setting("IMAGESVC_REQUEST_TIMEOUT", "1s").start().await;
     let upload_late = async {
@@ -119,7 +119,8 @@ async fn a_request_that_joined_late_succeeds_although_the_call_misses_the_leader
 #[tokio::test]
 async fn a_request_that_joined_a_call_late_succeeds_if_the_call_has_no_time_for_a_retry() {
     // The first attempt fails after 0.6 s, and NVIDIA asks to wait until 1.6 s. The leader's
-    // deadline is at 1.5 s. That of the late request is at 1.9 s, so it makes a call after the wait.
+    // deadline is at 1.5 s, so its call ends at once, at 0.6 s. The late request starts a call of its
+    // own. This call waits until 1.6 s, which is before the late request's deadline at 1.9 s.
     let unavailable =
         Reply::new(503, &[("retry-after", "1")], "").after(Duration::from_millis(600));
     let nvidia = FakeNvidia::replying(vec![unavailable, embedding()]).await;

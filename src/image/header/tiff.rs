@@ -251,7 +251,8 @@ mod tests {
         Crafted::new(SIZE, 2, &[8, 8, 8])
     }
 
-    /// Reads the header of a file with one strip of 8 bytes, at offset 16. `read` ignores a strip's length.
+    /// Reads the header of a file with one strip or tile of 8 bytes, at offset 16. `read` ignores its length.
+    /// `Crafted::file` adds the tags for the offset and the length, unless the test sets or removes them.
     fn read_crafted(crafted: &Crafted) -> Result<Tiff, HeaderError> {
         read_file(crafted.file(&[&[0; 8]]))
     }
@@ -371,12 +372,9 @@ mod tests {
                 grey().with(ROWS_PER_STRIP, &[5]).with(STRIP_OFFSETS, &[16, 16]),
                 "one length for two strips",
             ),
-            (grey().without(ROWS_PER_STRIP), "no rows per strip"),
+            (grey().without(ROWS_PER_STRIP), "no tag for the rows per strip"),
             (grey().with(ROWS_PER_STRIP, &[u32::MAX.into()]), "too many rows per strip"),
-            (
-                tiled.without(TILE_OFFSETS).with(STRIP_OFFSETS, &[16]),
-                "the offset of the tile in the tag for strips",
-            ),
+            (tiled.without(TILE_OFFSETS).with(STRIP_OFFSETS, &[16]), "strip offsets for a tile"),
         ] {
             assert!(read_crafted(&crafted).is_ok(), "{mistake}");
         }
