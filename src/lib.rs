@@ -29,7 +29,7 @@
 //! 5. The pipeline *saves* and *embeds* the picture. With a downloads folder, it does both at the
 //!    same time, because the call to NVIDIA takes longest. With a bucket, the call waits until the
 //!    bucket has the picture. [`store`] syncs the file and renames it, so that the file is complete
-//!    or absent. If the picture turns out to be broken in step 6, the file is removed again.
+//!    or absent. If step 6 finds that the picture is broken, the file is removed again.
 //! 6. **[`embed`]** looks in the cache (memory, then disk, then the bucket), or joins a running call
 //!    for the same picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.)
 //!    Without a cached vector or a running call, it prepares the picture. Upright JPEGs and upright
@@ -37,8 +37,8 @@
 //!    others into an upright JPEG, in a child process with strict limits: a hostile picture may
 //!    need far more memory and time than its header suggests.
 //! 7. **[`nvidia`]** calls NVIDIA. The picture is part of the request, or an uploaded asset if it
-//!    is large. The call has retries, one deadline, and a limit on calls per minute. NVIDIA's
-//!    key is in a type that only this module can read.
+//!    is large. Each call has retries and one deadline. All calls share a limit on calls per
+//!    minute. NVIDIA's key is in a type that only this module can read.
 //! 8. The answer or an error returns to [`web`]. The inner modules have their own error types,
 //!    without any HTTP. [`web::error`] maps each error to a code, a status and a sentence. The
 //!    outermost layer logs the error once.

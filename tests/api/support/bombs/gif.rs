@@ -13,7 +13,7 @@ pub(super) fn all() -> Vec<Bomb> {
         ("gif-canvas-5000", gif((5000, 5000), &pixel_frame)),
         ("gif-canvas-65535", gif((65_535, 65_535), &pixel_frame)),
         ("gif-lzw-never-ends", gif((16, 16), &frame((16, 16), &endless_lzw()))),
-        ("gif-lzw-of-nothing", gif((16, 16), &frame((16, 16), &[12, 0]))),
+        ("gif-lzw-of-nothing", gif((16, 16), &frame((16, 16), &[8, 0]))),
         ("gif-code-size-255", gif((16, 16), &frame((16, 16), &[255, 3, 1, 2, 3, 0]))),
         ("gif-extensions", gif((16, 16), &b"!\xfe\x01 \0".repeat(600_000))),
         ("gif-xmp-3mb", gif((16, 16), &xmp())),
