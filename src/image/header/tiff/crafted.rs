@@ -22,8 +22,8 @@ pub(in crate::image) struct Crafted {
 }
 
 impl Crafted {
-    /// A little-endian TIFF with one uncompressed strip, which is passed to [`Self::file`]. `bits` contains
-    /// the number of bits of each sample of a pixel.
+    /// A little-endian TIFF with one uncompressed strip, whose bytes are passed to [`Self::file`]. `bits`
+    /// contains the number of bits of each sample of a pixel.
     pub(in crate::image) fn new(size: (u64, u64), photometric: u64, bits: &[u64]) -> Self {
         let crafted = Self { tags: BTreeMap::new(), is_big_endian: false, is_big_tiff: false };
         crafted

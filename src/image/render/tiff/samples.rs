@@ -9,14 +9,16 @@ use crate::image::header::tiff::{
 /// Restores the samples of a row from the differences that a predictor stored (TIFF 6.0, section 14,
 /// and Adobe's Technical Note 3).
 pub(super) fn undo_predictor(tiff: &Tiff, row: &mut [u8]) {
-    // Each sample is added to that of the same channel in the next pixel.
+    // `Difference` adds each sample to that of the same channel in the next pixel.
     let distance = tiff.samples_of_a_pixel_in_one_chunk() as usize;
     match (tiff.predictor, tiff.depth) {
         (Predictor::None, _) => {}
         (Predictor::Difference, Depth::Float) => sum_differences::<4>(row, distance, tiff.order),
         (Predictor::Difference, Depth::Bits(16)) => sum_differences::<2>(row, distance, tiff.order),
+        // These are 8 bits: `Predictor::from_tag` refuses fewer.
         (Predictor::Difference, Depth::Bits(_)) => sum_differences::<1>(row, distance, tiff.order),
         (Predictor::FloatDifference, _) => {
+            // Here, `distance` counts bytes, not samples.
             sum_differences::<1>(row, distance, tiff.order);
             // In a file of either byte order, the row now contains the highest byte of every sample,
             // then the second byte of every sample, and so on.
