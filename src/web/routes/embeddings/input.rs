@@ -173,8 +173,8 @@ fn locate(text: &RawValue, body_address: usize, place: &str) -> Result<Source, E
     Ok(if is_data_url { Source::DataUrl(range) } else { Source::Base64(range) })
 }
 
-/// Whether the content of a JSON string begins like a URL: with a scheme, which may be empty here, and
-/// `://`, whose slashes may be escaped. No Base64 text contains a colon.
+/// Whether the content of a JSON string begins like a URL: with a scheme and `://`. The scheme may be
+/// empty, and the slashes may be escaped. Base64 text never begins so, because it contains no colon.
 fn is_url(content: &str) -> bool {
     let is_scheme = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
     let rest = content.trim_start_matches(is_scheme);
