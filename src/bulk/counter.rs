@@ -1,6 +1,6 @@
 //! Counts the rows of the sources while the first rows are sent, so that the progress can show how much
-//! time is left. The run itself reads only a limited number of rows ahead, so it would know their number
-//! only near its end.
+//! time is left. The run itself reads only a limited number of rows ahead, so it would know the total only
+//! near its end.
 
 use std::{
     fs, io,
