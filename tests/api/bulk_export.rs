@@ -83,7 +83,7 @@ async fn the_file_is_made_from_all_rows_although_some_pictures_failed() {
     assert!(run.stderr.contains("vectors.npy contains 3 rows"), "{}", run.stderr);
     assert_eq!(names(&bulk), ["vectors.failed.jsonl", "vectors.jsonl", "vectors.npy"]);
     assert_eq!((file_len(&bulk, "vectors.npy"), bulk.rows("vectors.jsonl").len()), (npy_len(3), 3));
-    bulk.write_pictures(5);
+    bulk.write_pictures(5); // the same three, and two new ones
     // `vectors.failed.jsonl` still contains `text.jpg`, which fails again, now because it is missing.
     fs::remove_file(bulk.path("photos/text.jpg")).unwrap();
     let run = bulk.run("photos vectors.failed.jsonl --out vectors.npy").expect_exit_code(1);

@@ -115,8 +115,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
         .for_each(|answer| async move { answer.assert_success() })
         .await;
     let calls_before = nvidia.count();
-    // All requests begin at once. Their heads arrive while the queue is empty. So the service
-    // refuses pictures because of their expected wait only after their bodies have arrived.
+    // All requests begin at once. When their heads arrive, no picture waits for a call yet. So the
+    // service refuses pictures because of their expected wait only after their bodies have arrived.
     let pictures: Vec<_> = (1000..1300).map(tiny).collect();
     let answers = join_all(pictures.iter().map(|picture| app.upload(picture, "a.png"))).await;
     let served = answers.iter().filter(|answer| answer.status == 200).count();
@@ -138,8 +138,8 @@ async fn in_a_burst_hardly_any_call_is_made_whose_reply_would_come_after_the_dea
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_pictures_beyond_the_limit_on_calls_per_minute_are_not_uploaded_to_nvidia() {
-    // Each PUT to the asset store takes half a second, so all six requests arrive before the first call.
-    // The limit allows one call immediately, and a second one after half a minute.
+    // Each PUT to the asset store takes half a second, so all six pictures arrive before the first
+    // inference call. The limit allows one such call immediately, and a second one after half a minute.
     let nvidia = FakeNvidia::healthy_except(|request| {
         (request.method == "PUT").then(|| Reply::status(200).after(Duration::from_millis(500)))
     })
@@ -305,8 +305,8 @@ async fn one_of_two_bodies_that_together_exceed_the_memory_for_bodies_is_refused
         .start()
         .await;
     let endless = || {
-        // The client sends 3.5 MB, and does not end the body. Two such bodies exceed even the limit
-        // for all clients, 6 MiB.
+        // The client sends 3.5 MB, and does not end the body. One such body is allowed: a picture of
+        // 3 MiB is 4 MiB in Base64. Two exceed the memory for all bodies, 6 MiB.
         let bytes = bytes::Bytes::from(vec![b' '; 3_500_000]);
         let frames = stream::iter([Ok::<_, std::io::Error>(http_body::Frame::data(bytes))]);
         let body = http_body_util::StreamBody::new(frames.chain(stream::pending()));

@@ -33,7 +33,7 @@ for name in ["folder", "people"]:
         WHERE picture.path = 'photos/rocket.jpg' AND other.path != 'photos/hard.jpg'
         ORDER BY cosine DESC, other.path
     """).fetchall()
-    # again.jpg is the same picture as rocket.jpg.
+    # rocket.jpg is also compared with itself. again.jpg is the same picture.
     assert [path for path, _ in nearest[:2]] == ["photos/again.jpg", "photos/rocket.jpg"], nearest
     by_path = {row["path"]: vector.astype(numpy.float64) for row, vector in zip(expected_rows, vectors)}
     rocket = by_path["photos/rocket.jpg"]

@@ -1,5 +1,5 @@
 //! NVIDIA's API as its server sees it: the key that it accepts, the paths, and the bodies of
-//! requests and replies. All fakes of NVIDIA use this file, also that of the benchmarks.
+//! requests and replies. All fakes of NVIDIA use this file, including the fake in `benches/`.
 
 use std::net::SocketAddr;
 

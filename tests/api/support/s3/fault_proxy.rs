@@ -54,8 +54,8 @@ struct Shared {
     rule: watch::Receiver<Option<Rule>>,
 }
 
-/// A running proxy. Requests without a fault are forwarded with `Connection: close`, and otherwise
-/// unchanged. S3's signature does not cover that header. Dropping this value closes all connections.
+/// A running proxy. It forwards each request with `Connection: close`, a header that S3's signature does
+/// not cover. Without a fault, it changes nothing else. Dropping this value closes all connections.
 pub struct FaultProxy {
     pub address: SocketAddr,
     rule: watch::Sender<Option<Rule>>,
