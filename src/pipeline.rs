@@ -204,7 +204,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// The stream's own error, or an [`Error`]: there are too many bytes, too little memory or
-    /// disk is free, too many pictures are at work, or the bytes are not a picture. No file
+    /// disk space is free, too many pictures are at work, or the bytes are not a picture. No file
     /// remains after an error.
     pub fn receive<E: From<Error>>(
         &self,
@@ -286,7 +286,7 @@ impl Pipeline {
                     None
                 }
             };
-            // This fails if `embed` has already ended.
+            // Tells `embed` that the picture is saved or discarded. Fails if `embed` has already ended.
             let _ = saved_sender.send(());
             Ok::<_, Error>(guard)
         };
@@ -301,7 +301,7 @@ impl Pipeline {
             }
             // The picture cannot be decoded, so its file is removed. Dropping `guard` removes a
             // provisional one.
-            (Err(error), _) if error.is_about_the_picture() => {
+            (Err(error), _) if error.picture_is_undecodable() => {
                 if let (Some(saved), FileMode::Final) = (saved, file_mode) {
                     self.store.remove(saved.saved_as).await;
                 }
@@ -348,8 +348,8 @@ impl Pipeline {
             if received > max_bytes {
                 return Err(Error::TooManyBytes { limit: max_bytes, size: None }.into());
             }
-            // A picture that does not fit into the spool's memory goes to a staging file. Then only
-            // one chunk and a small buffer are in memory.
+            // A picture that is too large to be sent inline goes to a staging file. Then only one chunk
+            // and a small buffer are in memory.
             let is_in_memory = received <= max_bytes_in_memory as u64;
             let needed = if is_in_memory { received } else { MEMORY_STEP };
             memory.grow_to(needed).map_err(no_memory)?;

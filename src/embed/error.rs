@@ -44,7 +44,7 @@ impl Error {
     }
 
     /// Whether decoding showed that the picture itself is the cause. False if NVIDIA refused the picture.
-    pub fn is_about_the_picture(&self) -> bool {
+    pub fn picture_is_undecodable(&self) -> bool {
         matches!(self, Self::Decoder(decoder::Error::Image(error)) if error.is_about_the_picture())
     }
 
