@@ -1,5 +1,5 @@
-//! The span of one call to NVIDIA in a trace. It contains the host and port, but no other part of the URL,
-//! and no header.
+//! The span of one attempt of a call to NVIDIA, for the trace. It contains the host and port, but no other
+//! part of the URL, and no header.
 
 use reqwest::Request;
 use tracing::{Span, field::Empty};
@@ -7,10 +7,10 @@ use tracing::{Span, field::Empty};
 use super::{ApiResponse, Error, Operation};
 use crate::telemetry::{mark_failed, span};
 
-/// The field of a failed call: the status of the response, or the kind of the error.
+/// The field of a failed attempt: the status of the response, or the kind of the error.
 const ERROR_TYPE: &str = "error.type";
 
-/// Creates the span of a call. `request` is `None` if it could not be built.
+/// Creates the span of an attempt. `request` is `None` if it could not be built.
 pub(super) fn start(operation: Operation, request: Option<&Request>) -> Span {
     let url = request.map(Request::url);
     span!(
@@ -25,7 +25,7 @@ pub(super) fn start(operation: Operation, request: Option<&Request>) -> Span {
     )
 }
 
-/// Records the outcome of a call.
+/// Records the outcome of an attempt.
 pub(super) fn record(span: &Span, outcome: &Result<ApiResponse, Error>) {
     let status = outcome.as_ref().map(|response| response.status);
     if let Ok(status) = status {
