@@ -60,7 +60,8 @@ async fn find_and_print(arguments: NearestArguments, config: Config) -> Result<(
     let file_reader = reader.clone();
     let open = move || Ok(VectorFile::open(&vectors, &file_reader)?);
     let file = super::on_blocking_thread(open).await?;
-    // `prefix` is for the fields in the file. The answer's fields need none: they are not added to a row.
+    // In the file, the names of the fields that `imagesvc embed` added begin with `prefix`. This command
+    // adds no fields, so its service needs no prefix.
     let (save, no_prefix) = (false, "");
     let service = Service::open(to.as_ref(), save, no_prefix, config).await?;
     let embedded = embed(&service.client, &picture, &file).await;
@@ -73,8 +74,8 @@ async fn find_and_print(arguments: NearestArguments, config: Config) -> Result<(
     .await
 }
 
-/// Embeds the picture, unless the file's first row has another model than the service. Returns the
-/// picture's vector, and the model that computed it.
+/// Embeds the picture. Fails without embedding it if the file's first row has another model than the
+/// service. Returns the picture's vector, and the model that computed it.
 async fn embed(
     client: &ServiceClient,
     picture: &str,
