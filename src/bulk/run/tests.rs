@@ -141,7 +141,8 @@ async fn a_run_stops_if_the_service_never_answers() {
     // `SERVICE_TIMEOUT` stops the run after 900 s. Its last requests then end within 420 s, the
     // `REQUEST_TIMEOUT`.
     assert!((900..1400).contains(&seconds), "{seconds} s");
-    // Only two pictures of the host are sent at once. Each is tried for 900 s, so no others fail.
+    // Only two pictures of the host are sent at once. Each is tried for 900 s, the `PICTURE_TIMEOUT`, so the
+    // run ends before others fail.
     assert!(failures.len() <= 2, "most pictures must be left for the next run");
 }
 
@@ -166,7 +167,7 @@ async fn every_picture_of_a_host_that_always_fails_is_tried_but_only_the_first_o
         // first 4 pictures are sent 5 times each. After these 20 consecutive failures of the host, each
         // further picture is sent only once.
         assert!((1000..1030).contains(&service.requests()), "{} requests", service.requests());
-        // The first 2 pictures wait 1, 2, 4 and 8 s between their attempts, together 15 s each.
+        // Each of these 4 waits 1, 2, 4 and 8 s between its attempts. So the first 2 alone take 15 s.
         assert!(
             seconds > 15,
             "the first pictures should be tried again, but the run took {seconds} s"
@@ -187,7 +188,8 @@ async fn the_pause_that_a_host_demands_takes_the_place_of_a_shorter_wait() {
 #[tokio::test(start_paused = true)]
 async fn a_run_stops_if_the_service_is_always_busy_even_while_unreadable_files_fail() {
     let service = FakeService::replying(503, "retry-after: 2\r\n", &problem("overloaded")).await;
-    // Between two pauses of the service, the run tries only a few files, so 3000 files outlast the run.
+    // Between two pauses that the service demands, the run tries only a few files. So it stops before it
+    // has tried all 3000.
     let files = (0..3000).map(|n| format!("/nothing/here/{n}.jpg"));
     let locations: Vec<_> = urls(1).into_iter().chain(files).collect();
     let (outcome, seconds, failures) = send_pictures(service.address, &locations).await;
