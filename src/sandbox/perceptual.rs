@@ -73,7 +73,7 @@ fn features(pixels: &[Lab], cell: usize) -> [f32; FEATURES] {
             }
         }
     }
-    // The last three sums are of squares, so their means are too.
+    // `across`, `down` and `l_squared` are means of squares.
     let [l, a, b, across, down, l_squared] = sums.map(|sum| sum / (CELL * CELL) as f32);
     [l, a, b, across.sqrt(), down.sqrt(), (l_squared - l * l).max(0.0).sqrt()]
 }

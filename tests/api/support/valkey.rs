@@ -44,7 +44,7 @@ enum Source {
     Server,
 }
 
-/// A server with a password. The process is killed when this value is dropped.
+/// A `redis-server` with a password, behind a proxy. The process is killed when this value is dropped.
 pub struct ValkeyServer {
     /// `None` after [`Self::kill`].
     server: Option<RedisServer>,
@@ -75,8 +75,8 @@ impl ValkeyServer {
         Some(Self { server: Some(server), port, proxy, link, _proxy_task: proxy_task })
     }
 
-    /// The settings with which the service uses this server. The timeout is long, so that a busy machine
-    /// is not taken for an outage.
+    /// The settings with which the service uses this server. The timeout is longer than the default, so
+    /// that a busy machine is not taken for an outage.
     pub fn settings(&self) -> Vec<Setting> {
         let url = format!("redis://:{}@{}", Self::PASSWORD, self.proxy);
         let timeout = format!("{}s", Self::TIMEOUT.as_secs());
