@@ -12,7 +12,7 @@ use image_rs::metadata::Orientation;
 
 use self::{
     boxes::{Fields, read_meta_box},
-    meta::{Location, MAX_ITEMS, Meta},
+    meta::{Location, MAX_ENTRIES, Meta},
 };
 use super::{
     Header,
@@ -169,7 +169,7 @@ fn read_tiles(
 ) -> Result<BTreeSet<u32>, HeaderError> {
     let layout = read_grid_layout(reader, meta, grid)?;
     let tiles: Vec<u32> = meta.referenced_items(b"dimg", grid).ok_or(Damaged)?;
-    if u32::try_from(tiles.len()) != Ok(layout.rows * layout.columns) || tiles.len() > MAX_ITEMS {
+    if u32::try_from(tiles.len()) != Ok(layout.rows * layout.columns) || tiles.len() > MAX_ENTRIES {
         return Err(Damaged);
     }
     let first_tile = tiles.first().ok_or(Damaged)?;

@@ -8,9 +8,9 @@ use super::{
     boxes::{Boxes, Child, Fields},
 };
 
-/// The maximum number of items. The numbers of properties, of references, of locations and of items with
-/// associations have the same limit, because the decoder searches all of them for each item.
-pub(super) const MAX_ITEMS: usize = 4096;
+/// The maximum number of items. The same limit applies to properties, references, locations, and items
+/// with associations, because the decoder searches all of them for each item.
+pub(super) const MAX_ENTRIES: usize = 4096;
 
 /// The contents of a `meta` box.
 #[derive(Debug, Default)]
@@ -115,7 +115,8 @@ impl<'a> Meta<'a> {
                 _ => return None,
             };
             let _protection = fields.number(2)?;
-            if self.items.len() == MAX_ITEMS || self.items.insert(item, fields.name()?).is_some() {
+            if self.items.len() == MAX_ENTRIES || self.items.insert(item, fields.name()?).is_some()
+            {
                 return None;
             }
         }
@@ -129,7 +130,7 @@ impl<'a> Meta<'a> {
             let (kind, mut fields) = entry?;
             let (from, count) = (fields.number(id_len)?, fields.number(2)?);
             let to = Fields(fields.bytes(usize::try_from(count).ok()? * id_len)?);
-            if self.references.len() == MAX_ITEMS {
+            if self.references.len() == MAX_ENTRIES {
                 return None;
             }
             self.references.push(Reference { kind, from, to, id_len });
@@ -144,8 +145,8 @@ impl<'a> Meta<'a> {
                 (b"ipco", _) if has_ipco => return None,
                 (b"ipco", fields) => {
                     has_ipco = true;
-                    self.properties = Boxes(fields).take(MAX_ITEMS + 1).collect::<Option<_>>()?;
-                    if self.properties.len() > MAX_ITEMS {
+                    self.properties = Boxes(fields).take(MAX_ENTRIES + 1).collect::<Option<_>>()?;
+                    if self.properties.len() > MAX_ENTRIES {
                         return None;
                     }
                 }
@@ -168,7 +169,7 @@ impl<'a> Meta<'a> {
                 Some(Association { is_essential: value & essential_bit != 0, property })
             };
             let associations = (0..count).map(|_| association()).collect::<Option<_>>()?;
-            if self.associations.len() == MAX_ITEMS
+            if self.associations.len() == MAX_ENTRIES
                 || self.associations.insert(item, associations).is_some()
             {
                 return None;
@@ -255,7 +256,7 @@ impl<'a> Meta<'a> {
         }
         let id_len = if version < 2 { 2 } else { 4 };
         let count = fields.number(id_len)?;
-        if usize::try_from(count).ok()? > MAX_ITEMS {
+        if usize::try_from(count).ok()? > MAX_ENTRIES {
             return None;
         }
         let extent_len = index_len + offset_len + length_len;

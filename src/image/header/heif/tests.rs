@@ -48,34 +48,34 @@ fn boxed(name: &[u8; 4], body: &[u8]) -> Vec<u8> {
 #[test]
 fn the_size_of_every_valid_fixture_is_the_size_that_libheif_reports() {
     for (name, size) in expected_sizes() {
-        assert_eq!(read_fixture(name).map(|header| header.size), Ok(size), "{name}");
+        assert_eq!(read_fixture(name).map(|heif| heif.size), Ok(size), "{name}");
     }
 }
 
 #[test]
 fn the_fields_for_the_memory_estimate_are_read() {
-    let header_of = |name| read_fixture(name).unwrap();
-    let phone = header_of("iphone-grid");
+    let heif_of = |name| read_fixture(name).unwrap();
+    let phone = heif_of("iphone-grid");
     assert_eq!((phone.coded_size, phone.stream_size, phone.chroma), ((120, 80), (64, 64), 1));
     assert!(phone.is_grid && phone.is_transformed && phone.alpha == Alpha::None);
     for (name, chroma) in
         [("pixels-grey", 0), ("pixels-10bit-420", 1), ("pixels-422", 2), ("pixels-444", 3)]
     {
-        let header = header_of(name);
-        assert_eq!((header.is_grid, header.alpha), (false, Alpha::None), "{name}");
-        assert_eq!(header.chroma, chroma, "{name}");
+        let heif = heif_of(name);
+        assert_eq!((heif.is_grid, heif.alpha), (false, Alpha::None), "{name}");
+        assert_eq!(heif.chroma, chroma, "{name}");
     }
     for name in ["alpha", "alpha-turned", "grid-alpha", "grid-alpha-of-tiles"] {
-        assert_eq!(header_of(name).alpha, Alpha::Straight, "{name}");
+        assert_eq!(heif_of(name).alpha, Alpha::Straight, "{name}");
     }
-    assert_eq!(header_of("alpha-premultiplied").alpha, Alpha::Premultiplied);
+    assert_eq!(heif_of("alpha-premultiplied").alpha, Alpha::Premultiplied);
     for name in ["depth", "gain-map", "thumbnail"] {
-        assert_eq!(header_of(name).alpha, Alpha::None, "{name}");
+        assert_eq!(heif_of(name).alpha, Alpha::None, "{name}");
     }
     for name in ["halves-imir0", "halves-irot2", "clap-off-centre", "odd-17x33"] {
-        assert!(header_of(name).is_transformed, "{name}");
+        assert!(heif_of(name).is_transformed, "{name}");
     }
-    assert!(!header_of("generic-brand").is_transformed);
+    assert!(!heif_of("generic-brand").is_transformed);
 }
 
 #[test]
@@ -129,14 +129,15 @@ fn incomplete_or_contradictory_headers_are_damaged() {
         "bad-no-configuration",
         "bad-primary",
         "bad-two-metas",
-        "bomb-same-tile",
+        "bomb-same-tile", // each of its 400 tiles is as large as the whole grid
     ] {
         assert_eq!(read_fixture(name), Err(Damaged), "{name}");
     }
     // The handler of this `meta` box is "soun" (sound) instead of "pict".
     assert_eq!(read_bytes(replaced("generic-brand.heic", b"pict", b"soun")), Err(Damaged));
-    // A `meta` box may contain each of these boxes only once. It must contain `pitm`.
+    // A `meta` box must contain a `pitm` box, so each `meta` box here begins with one.
     let primary = boxed(b"pitm", &[0; 6]);
+    // A `meta` box may contain each of these boxes only once.
     for (name, body) in [
         (b"pitm", &[0; 6][..]),
         (b"iinf", &[0; 6]),
@@ -168,17 +169,17 @@ fn a_truncated_picture_is_damaged() {
 
 #[test]
 fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
-    let item = |n: usize| {
-        boxed(b"infe", &[&[2, 0, 0, 0, (n >> 8) as u8, n as u8, 0, 0][..], b"hvc1\0"].concat())
+    let item = |id: usize| {
+        boxed(b"infe", &[&[2, 0, 0, 0, (id >> 8) as u8, id as u8, 0, 0][..], b"hvc1\0"].concat())
     };
     let property = |_| boxed(b"free", b"");
-    // Two bytes for the item, two for the data reference, none for the base, and two for the number of
+    // Two bytes for the item's id, two for the data reference, none for the base, and two for the number of
     // extents, which is zero.
-    let location = |n: usize| [(n >> 8) as u8, n as u8, 0, 0, 0, 0];
-    // The last two bytes before the locations are their number.
-    let iloc_body = |numbers: &[usize]| {
-        let count = (numbers.len() as u16).to_be_bytes();
-        [&[0; 6][..], &count, &numbers.iter().copied().flat_map(location).collect::<Vec<_>>()]
+    let location = |id: usize| [(id >> 8) as u8, id as u8, 0, 0, 0, 0];
+    // The last two bytes before the locations are their count.
+    let iloc_body = |item_ids: &[usize]| {
+        let count = (item_ids.len() as u16).to_be_bytes();
+        [&[0; 6][..], &count, &item_ids.iter().copied().flat_map(location).collect::<Vec<_>>()]
             .concat()
     };
     // From item 1, to no other item.
@@ -190,7 +191,7 @@ fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
         let meta = [vec![0; 4], boxed(b"pitm", &[0; 6]), boxed(name, body)].concat();
         Meta::parse(&meta).is_none()
     };
-    for (n, expected) in [(MAX_ITEMS, false), (MAX_ITEMS + 1, true)] {
+    for (n, expected) in [(MAX_ENTRIES, false), (MAX_ENTRIES + 1, true)] {
         assert_eq!(is_damaged(b"iinf", &items(n)), expected, "{n} items");
         let properties = boxed(b"ipco", &(0..n).flat_map(property).collect::<Vec<_>>());
         assert_eq!(is_damaged(b"iprp", &properties), expected, "{n} properties");
@@ -247,7 +248,8 @@ proptest! {
     ) {
         let (name, _) = expected_sizes().nth(file.index(expected_sizes().count())).unwrap();
         let mut bytes = fixture(&format!("{name}.heic"));
-        let changed_len = bytes.len().min(700); // most of the boxes before the coded pixels
+        // The first 700 bytes contain most of the boxes before the coded pixels.
+        let changed_len = bytes.len().min(700);
         for (at, value) in changes {
             bytes[at.index(changed_len)] = value;
         }
