@@ -39,8 +39,8 @@ pub(super) struct TimedCall {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Demand {
     pub client_network: ClientNetwork,
-    /// Whether the client's calls are spread after the first [`Rule::burst`] calls, even if the window
-    /// allows them now.
+    /// Whether the calls keep a distance from each other, even if the window allows them now. The
+    /// client's first [`Rule::burst`] calls in a window need no distance.
     pub is_spread: bool,
     pub count: usize,
 }
@@ -138,8 +138,8 @@ impl CallLog {
             && let Some(client_calls) = self.by_client.get_mut(&client_network)
         {
             // The client's last call may have been this one.
-            let mut others = self.calls.iter().rev();
-            let last = others.find(|known| known.client_network == call.client_network);
+            let mut newest_first = self.calls.iter().rev();
+            let last = newest_first.find(|known| known.client_network == call.client_network);
             client_calls.last = last.map_or(client_calls.last, |last| last.time);
         }
     }
@@ -253,7 +253,8 @@ impl CallLog {
             && client_calls.count >= self.rule.burst()
         {
             let last_call_to_expiry = expiry.saturating_duration_since(client_calls.last);
-            // The client may make up to `usable` calls in this time. They divide it into equal gaps.
+            // Up to `usable` calls divide this time into equal gaps. A gap is never shorter than if all calls
+            // of a window were spread evenly.
             let usable = self.free().saturating_sub(self.rule.spare());
             let gaps = usable.saturating_add(1);
             let spacing = divide(window, calls_per_window).max(divide(last_call_to_expiry, gaps));
