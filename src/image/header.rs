@@ -23,8 +23,8 @@ pub(super) mod webp;
 /// The values that are read from the header of every format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Header {
-    /// The width in pixels before `orientation` is applied. In a HEIC, the properties that crop and
-    /// turn the picture are already applied.
+    /// The width in pixels before `orientation` is applied. For a HEIC, the width after cropping and
+    /// turning.
     pub(super) width: u32,
     /// The height in pixels, like `width`.
     pub(super) height: u32,

@@ -178,13 +178,13 @@ impl Columns<'_> {
         })
     }
 
-    /// The picture's path or URL, unless it is missing or blank. `field` is the field that the user chose
-    /// for it, if any.
-    fn location(&self, field: Option<&str>) -> Option<String> {
-        let text = |field_path: &str| self.field(field_path).filter(|text| !text.trim().is_empty());
-        match field {
-            Some(field) => text(field),
-            None => USUAL_FIELDS.iter().find_map(|name| text(name)),
+    /// The picture's path or URL, unless it is missing or blank. `chosen_field` is the field that the user
+    /// chose for it, if any.
+    fn location(&self, chosen_field: Option<&str>) -> Option<String> {
+        let is_not_blank = |text: &String| !text.trim().is_empty();
+        match chosen_field {
+            Some(field_path) => self.field(field_path).filter(is_not_blank),
+            None => USUAL_FIELDS.iter().find_map(|name| self.field(name).filter(is_not_blank)),
         }
     }
 
