@@ -23,7 +23,7 @@ impl Bulk {
         Self::with_settings(settings.into())
     }
 
-    /// For runs that start no service (with `--to`, for example), or one with `--sandbox`.
+    /// For runs that start no service (with `--to`, for example), or a service with `--sandbox`.
     pub fn without_nvidia() -> Self {
         Self::with_settings(Vec::new())
     }
