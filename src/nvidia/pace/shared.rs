@@ -34,17 +34,17 @@ const MIN_SETTLE_TIME: Duration = Duration::from_secs(3);
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// If the turn for a call was asked for longer ago than this, the call is recorded again just before it is
-/// made. A call that is not recorded again is made at most this much later than the Valkey counts it. A call
-/// that is recorded again is made at most one timeout of the Valkey's commands later. The margin of
-/// [`super::WINDOW`] covers either delay.
+/// made. A call that is not recorded again is made at most this long after its time in the Valkey. A call
+/// that is recorded again is made at most one timeout of the Valkey's commands after its new time. The margin
+/// of [`super::WINDOW`] covers either delay.
 const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
 
 /// The longest timeout of the Valkey's commands that the margin of [`super::WINDOW`] covers. A longer
 /// timeout makes [`SharedPace::window`] longer.
 const COVERED_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// With a limit above this, the calls of other replicas are not stored anew after each granted turn,
-/// because that takes longer the more calls there are in the window.
+/// With a limit above this, a reply that grants a turn does not update the calls of other replicas in
+/// `State::log`. The update takes longer the more calls there are in the window.
 const LARGE_LIMIT: usize = 1000;
 
 /// The most calls that one command records. A command with many calls would block the Valkey.
@@ -110,17 +110,18 @@ impl Sharing {
     /// Until when the replica must wait for other replicas to write their calls, because it has used its
     /// share. `None` if it need not wait. `own` counts its calls in the window.
     pub(super) fn must_wait_until(&self, own: impl FnOnce() -> usize) -> Option<Instant> {
-        let (_, settled) = self.settle_end.filter(|_| self.mode == Mode::Settling)?;
-        (own() >= self.share).then_some(settled)
+        let (_, settle_end) = self.settle_end.filter(|_| self.mode == Mode::Settling)?;
+        (own() >= self.share).then_some(settle_end)
     }
 }
 
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
-        // When the Valkey works again, an earlier attempt of another replica to connect may still hang
-        // for three timeouts. Half a second later, that replica tries again, for up to four timeouts: two
-        // to connect, one to report, and one to write its calls. The other half second is a margin. A
-        // replica that notices the failure only with its next report, within a second, needs less time.
+        // When the Valkey works again, another replica may be in a hanging attempt to connect. It takes
+        // up to three timeouts: two to connect, and one to report. Half a second later, that replica tries
+        // again. This takes up to four timeouts, because it also writes its calls. The other half second is
+        // a margin. A replica that has not noticed yet that its connection failed needs less time: its next
+        // report, within a second, shows the failure.
         let settle_time = MIN_SETTLE_TIME.max(Duration::from_secs(1) + 7 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
@@ -141,12 +142,12 @@ impl SharedPace {
             return Mode::Alone;
         }
         let generation = *self.generation.borrow();
-        let settled = match sharing.settle_end {
-            Some((known, settled)) if known == generation => settled,
+        let settle_end = match sharing.settle_end {
+            Some((known, settle_end)) if known == generation => settle_end,
             _ => now + self.limit.settle_time,
         };
-        sharing.settle_end = Some((generation, settled));
-        if now < settled { Mode::Settling } else { Mode::Shared }
+        sharing.settle_end = Some((generation, settle_end));
+        if now < settle_end { Mode::Settling } else { Mode::Shared }
     }
 
     /// Tells the Valkey that this call is made now, unless its turn is younger than [`MAX_AGE_OF_TURN`].
@@ -202,15 +203,16 @@ impl Inner {
         let replicas = usize::try_from(replicas).unwrap_or(usize::MAX).max(1);
         let share = (total / replicas).max(1);
         match mode {
+            // No other replica uses this share.
             Mode::Alone => state.log.set_limit(share, 1),
-            // While the limit settles, `Sharing::must_wait_until` enforces the share. The log gets the
-            // whole limit, because it also predicts waits that end after the settle time.
+            // In `Settling`, `Sharing::must_wait_until` enforces the share. The log gets the whole limit,
+            // because `CallLog::expected_time` also predicts waits that end after the settle time.
             Mode::Settling | Mode::Shared => state.log.set_limit(total, replicas),
         }
         state.sharing.share = share;
         if state.sharing.mode != mode {
             state.sharing.mode = mode;
-            // The Valkey's last reply is out of date. In `Alone`, the limit is for this replica's calls only.
+            // The Valkey's last reply is out of date. In `Alone`, calls of other replicas do not count.
             state.log.replace_others([]);
             state.log.set_not_before(None);
             state.sharing.next_ask = now;
@@ -315,15 +317,17 @@ async fn record_again(pace: Weak<Inner>, mut generation: watch::Receiver<u64>) {
             pace.changed.notify_waiters();
             shared.limit.settle_time
         };
-        let mut next = timeout(settle_time, generation.changed()).await;
-        if next.is_err() {
+        let changed_early = timeout(settle_time, generation.changed()).await;
+        let changed = if let Ok(changed) = changed_early {
+            changed
+        } else {
             // The share no longer applies, so a waiting call may be made.
             if let Some(pace) = pace.upgrade() {
                 pace.changed.notify_waiters();
             }
-            next = Ok(generation.changed().await);
-        }
-        if !matches!(next, Ok(Ok(()))) {
+            generation.changed().await
+        };
+        if changed.is_err() {
             return;
         }
     }
