@@ -16,17 +16,17 @@ use super::{
 };
 use crate::nvidia::CallLimit;
 
-/// Counts the rows of the sources until `limit` is reached, and prints the counts. Rows without a picture
-/// count towards `limit`, too. Rows in `existing`, which the output contains already, do not. Blocks
+/// Counts the rows of the sources until `row_limit` is reached, and prints the counts. Rows without a picture
+/// count towards `row_limit`, too. Rows in `existing`, which the output contains already, do not. Blocks
 /// the thread.
 pub(super) fn count(
     sources: &[PathBuf],
     reader: &ItemReader,
     existing: Existing,
-    limit: Option<u64>,
+    row_limit: Option<u64>,
     call_limit: Option<CallLimit>,
 ) -> Result<(), BulkError> {
-    let mut selection = Selection::new(existing, limit);
+    let mut selection = Selection::new(existing, row_limit);
     let (mut files, mut urls, mut invalid, mut skipped) = (0_u64, 0_u64, 0_u64, 0_u64);
     // The closure returns whether to read another row.
     source::read(sources, reader, &mut |item| {
@@ -57,7 +57,7 @@ pub(super) fn count(
     io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)
 }
 
-/// A line that says how long the limit makes this number of calls wait.
+/// A line that says how long `call_limit` makes this number of calls wait.
 fn line_with_longest_time(calls: u64, call_limit: CallLimit) -> String {
     let CallLimit { total, replicas, has_valkey } = call_limit;
     // The settings refuse a limit of 0 calls, but the type allows it.

@@ -4,8 +4,8 @@ use clap::Arg;
 
 use super::{parse, raw::RawSettings, telemetry, upstream};
 
-/// Which messages the log contains unless `IMAGESVC_LOG` is set. The commands themselves report every
-/// failure, which the log of the requests would only repeat.
+/// Which messages the log contains unless `IMAGESVC_LOG` is set. The commands report every failure
+/// themselves. The messages of `imagesvc::web` would only repeat these reports.
 const LOG_FILTER: &str = "error,imagesvc::web=off";
 
 /// An argument with a name and a value.
@@ -26,8 +26,8 @@ pub(super) fn to() -> Arg {
         .value_parser(parse::endpoint)
 }
 
-/// Adapts the settings to the command. A command that starts no service needs no key for NVIDIA. So that
-/// none is required, this selects the sandbox, which such a command does not start either.
+/// Adapts the settings to the command. A command that starts no service needs no key for NVIDIA. For such a
+/// command, this function turns on sandbox mode, only so that no key is required.
 pub(super) fn adapt_settings(raw: &mut RawSettings, starts_service: bool) {
     if !starts_service {
         raw.values.insert(upstream::SANDBOX.info.name, "true".into());

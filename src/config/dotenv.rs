@@ -59,7 +59,7 @@ fn parse_value(text: &str) -> Result<&str, &'static str> {
         // In single quotes, a `$` is accepted.
         Some('\'') => return parse_quoted(&trimmed[1..], '\''),
         Some('"') => parse_quoted(&trimmed[1..], '"')?,
-        // Not `trimmed`: in `A= # comment`, the blank makes the rest a comment.
+        // `trimmed` lacks the blank that makes the rest of `A= # comment` a comment.
         _ => without_comment(text).trim(),
     };
     if value.contains('$') { Err(DOLLAR) } else { Ok(value) }

@@ -288,6 +288,7 @@ impl Pipeline {
         options: BatchOptions,
     ) -> Result<Vectorized, Error> {
         let PlannedPicture { received, embedding, is_repeated } = planned;
+        // The pictures before this one may have taken all the time.
         if Instant::now() >= deadline {
             let error = Arc::new(embed::Error::QueueTimeout("a call to NVIDIA"));
             return Err(Error::Embed { error, saved: None });
@@ -308,7 +309,7 @@ impl Pipeline {
         self.save_and_embed(received, embed, options.save_mode, file_mode).await
     }
 
-    /// Makes a picture's file permanent, if it is provisional.
+    /// Makes a provisional file stay. A final file is already confirmed.
     fn confirm(&self, vectorized: &mut Vectorized) {
         if let Some(guard) = &mut vectorized.guard
             && !guard.is_confirmed()

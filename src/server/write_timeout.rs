@@ -49,9 +49,9 @@ impl<S> WriteTimeout<S> {
         context: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         if polled.is_ready() {
-            // A write always means progress. Another operation means progress only if it was the
-            // pending one: hyper flushes before each attempt to shut the stream down, and such a
-            // flush must not restart the timer of the shutdown.
+            // A write always means progress. A flush or shutdown means progress only if it was pending:
+            // hyper flushes before each attempt to shut the stream down, and such a flush must not
+            // restart the timer of the shutdown.
             if let Some(pending) = &self.pending
                 && (operation == Operation::Write || operation == pending.operation)
             {

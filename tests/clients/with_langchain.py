@@ -21,6 +21,7 @@ def open_ai(url, key, **options):
 
 
 for url, key in SERVICES:
+    # OpenAIEmbeddings requests Base64 by default, which rounds each number. NVIDIAEmbeddings requests floats.
     for embeddings, is_exact in [
         (open_ai(url, key), False),
         (open_ai(url, key, model_kwargs={"encoding_format": "float"}), True),

@@ -18,7 +18,7 @@ use super::{
 /// The `.jsonl` file, to which `imagesvc embed` has written the rows.
 pub(super) struct RowFile<'a> {
     pub file: &'a File,
-    /// Knows the names, with their prefix, of the fields that `embed` adds to a row.
+    /// Used only for the names, with their prefix, of the fields that `embed` adds to a row.
     pub reader: &'a ItemReader,
     /// How many rows were written to the Parquet or NumPy file so far, for the progress line.
     pub exported: &'a AtomicU64,
@@ -27,14 +27,15 @@ pub(super) struct RowFile<'a> {
 }
 
 impl RowFile<'_> {
-    /// Calls `on_row` with each row, from the first to the last. Returns the number of rows.
+    /// Calls `on_line` with each row and its line number, from the first to the last. Returns the number of
+    /// rows.
     ///
     /// # Errors
-    /// An error of the disk or of `on_row`, a line that `imagesvc embed` has not written, or an
+    /// An error of the disk or of `on_line`, a line that `imagesvc embed` has not written, or an
     /// interruption. After the first of these, no more rows are read.
     pub(super) fn for_each(
         &self,
-        mut on_row: impl FnMut(Line<'_>) -> Result<(), ExportError>,
+        mut on_line: impl FnMut(Line<'_>) -> Result<(), ExportError>,
     ) -> Result<u64, ExportError> {
         let mut file = self.file;
         file.seek(SeekFrom::Start(0))?;
@@ -47,11 +48,11 @@ impl RowFile<'_> {
                 Found::Line => {}
                 // Every line was a row, so the number of the last line is the number of rows.
                 Found::End => return Ok(number),
-                // This run has removed the incomplete line of an earlier run, so this one is an error.
+                // `output::open` has removed the incomplete line of an earlier run.
                 Found::IncompleteLine => return Err(error("the line is incomplete".into())),
             }
             let row = lines.row(self.reader).map_err(|detail| error(not_a_row(&detail)))?;
-            on_row(Line { number, row })?;
+            on_line(Line { number, row })?;
         }
         Err(ExportError::Interrupted)
     }

@@ -75,8 +75,8 @@ fn check_column(column: &ColumnChunkMetaData, file_bytes: u64) -> Result<()> {
     check().ok_or_else(impossible_sizes)
 }
 
-/// Checks that this program can read the compression of a column. Creating a page reader fails only if it
-/// cannot. Reads no page.
+/// Checks that this program can read the compression of a column. Creates a page reader, which fails only
+/// for a compression that this program cannot read. Reads no page.
 fn check_compression(column: &ColumnChunkMetaData, file: &Arc<File>) -> Result<()> {
     let row_count = 0; // needed only for reading pages
     let created = SerializedPageReader::new(Arc::clone(file), column, row_count, None);
