@@ -13,8 +13,8 @@ use crate::support::{
 #[allow(clippy::large_enum_variant, reason = "a test has only one or two of these")]
 enum Bucket {
     Moto(MotoServer),
-    /// rclone serves the bucket. Of this moto, only the S3 client is used: it replaces objects in rclone's
-    /// bucket. rclone would not notice a file that is replaced directly on the disk.
+    /// A bucket of rclone, and a moto whose S3 client replaces objects in this bucket. rclone would not
+    /// notice a file that is replaced directly on the disk. The moto's own bucket is not used.
     Rclone(RcloneServer, MotoServer),
 }
 
@@ -101,6 +101,7 @@ fn assert_is_whole_vector(key: &str, bytes: &[u8], vector: &[f64]) {
         .collect();
     let sum = crc32fast::hash(&[&key[..], prepared.as_bytes(), numbers.as_bytes()].concat());
     assert_eq!(checksum, format!("{sum:08x}"));
+    // serde_json may return a neighbour of the nearest `f64`, so the numbers are compared with a tolerance.
     let numbers: Vec<f64> = serde_json::from_str(numbers).unwrap();
     let differs = numbers.iter().zip(vector).any(|(a, b)| (a - b).abs() > 1e-6);
     assert!(numbers.len() == vector.len() && !differs, "the vector should be the answer's");
@@ -154,34 +155,34 @@ async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_for_agai
     for bucket in Bucket::all().await {
         let nvidia = FakeNvidia::healthy().await;
         let payer = Replica::start(&nvidia, &bucket.settings()).await;
-        // Four vectors will be damaged, and the last one stays intact.
+        // The first four vectors will be overwritten with invalid ones. The last one stays.
         let mut keys = Vec::new();
         for n in 0..5 {
             assert_vector(&payer.upload_unsaved(&tiny(n)).await, "miss");
             let all = bucket.wait_for_vectors(n + 1).await;
             keys.extend(all.into_iter().filter(|key| !keys.contains(key)).collect::<Vec<_>>());
         }
-        let mut intact = Vec::new();
+        let mut originals = Vec::new();
         for key in &keys {
             let bytes = bucket.read(&format!("vectors/{key}")).await;
-            intact.push(String::from_utf8(bytes).unwrap());
+            originals.push(String::from_utf8(bytes).unwrap());
         }
-        let damaged = [
-            intact[0].replacen("0.4", "0.5", 1), // a wrong number
-            intact[1][..1000].to_owned(),        // truncated
-            intact[2].replacen("imagesvc-vector 2", "imagesvc-vector 3", 1), // another version
-            intact[0].clone(),                   // the vector of another key
+        let invalid = [
+            originals[0].replacen("0.4", "0.5", 1), // a wrong number
+            originals[1][..1000].to_owned(),        // truncated
+            originals[2].replacen("imagesvc-vector 2", "imagesvc-vector 3", 1), // another version
+            originals[0].clone(),                   // the vector of another key
         ];
-        for (n, text) in damaged.iter().enumerate() {
-            assert_ne!(*text, intact[n]);
+        for (n, text) in invalid.iter().enumerate() {
+            assert_ne!(*text, originals[n]);
             bucket.write(&format!("vectors/{}", keys[n]), text).await;
         }
         let reader = Replica::start(&nvidia, &bucket.settings()).await;
-        for n in 0..damaged.len() {
+        for n in 0..invalid.len() {
             assert_vector(&reader.upload_unsaved(&tiny(n)).await, "miss");
             let path = format!("vectors/{}", keys[n]);
             let is_replaced =
-                async || bucket.try_read(&path).await.as_deref() == Some(intact[n].as_bytes());
+                async || bucket.try_read(&path).await.as_deref() == Some(originals[n].as_bytes());
             wait_for("the vector", PATIENCE, is_replaced).await;
         }
         assert_vector(&reader.upload_unsaved(&tiny(4)).await, "hit");
@@ -189,6 +190,6 @@ async fn a_vector_that_is_damaged_or_has_another_version_or_key_is_paid_for_agai
         for n in 0..5 {
             assert_vector(&another.upload_unsaved(&tiny(n)).await, "hit");
         }
-        assert_eq!(nvidia.inference_calls(), 5 + damaged.len());
+        assert_eq!(nvidia.inference_calls(), 5 + invalid.len());
     }
 }

@@ -25,7 +25,7 @@ async fn a_photograph_gets_the_same_vector_by_upload_base64_and_url() {
         assert_eq!(answer.prepared(), "original");
         assert_eq!(app.base64(photo).await.vector(), answer.vector());
     }
-    // This sample picture is the rocket.
+    // `/sandbox/photo.jpg` is the rocket, too.
     let by_url = app.by_url(&app.url("/sandbox/photo.jpg")).await;
     assert_eq!(by_url.vector(), app.upload(ROCKET, "rocket.jpg").await.vector());
     // The service's own port is allowed under both names, 127.0.0.1 and localhost.
@@ -89,7 +89,8 @@ async fn in_sandbox_mode_a_loopback_url_of_another_server_is_refused() {
 async fn a_picture_that_the_sandbox_cannot_decode_is_rejected_but_saved() {
     let app = TestApp::sandbox().start().await;
     // The header is intact, but the pixels end early and are followed by zeros. The service sends an
-    // upright PNG unchanged, so only the sandbox decodes it.
+    // upright PNG unchanged, so only the sandbox decodes it. When NVIDIA or the sandbox rejects
+    // a picture, the saved file stays.
     let mut png = CHELSEA[..5000].to_vec();
     png.extend([0; 100]);
     let problem = assert_problem(&app.upload(&png, "broken.png").await, 422, "embedding_rejected");
