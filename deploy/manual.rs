@@ -74,7 +74,7 @@ fn see_imagesvc() -> Roff {
     let mut section = Roff::new();
     section.control("SH", ["SETTINGS"]);
     section.text([
-        roman("Every setting of the service is also a flag of this command: see "),
+        roman("Every setting of the service, except secrets, is also a flag of this command: see "),
         bold("imagesvc"),
         roman("(1)."),
     ]);

@@ -183,7 +183,6 @@ impl Pipeline {
                 }
             }
         });
-        let steps: Vec<_> = steps.collect();
         collect_in_order(stream::iter(steps).buffer_unordered(PICTURES_AT_ONCE), on_error).await
     }
 
