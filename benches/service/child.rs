@@ -78,6 +78,7 @@ impl Service {
             // All connections of the benchmark come from the same address.
             .env("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "1024")
             .env("IMAGESVC_PORT", address.port().to_string())
+            // The fake NVIDIA also serves the pictures of the requests with a URL.
             .env("IMAGESVC_FETCH_ALLOW", nvidia.address.to_string())
             .envs(nvidia_api::settings(nvidia.address))
             .envs(settings.iter().copied());

@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn pictures_with_flags_for_missing_chunks_are_decoded() {
         let red = RgbImage::from_pixel(4, 4, [200, 10, 20].into());
-        // `!ANIMATED` sets all flags except that for animation, which the correction keeps.
+        // ANIMATED is left out, because the correction keeps it. `!ANIMATED` is all other flags.
         for flags in [0, XMP, EXIF, XMP | EXIF, ALPHA, PROFILE, !ANIMATED] {
             let image = decoded(&extended(flags, &red.clone().into())).unwrap();
             assert_eq!(image, red, "{flags:#b}");

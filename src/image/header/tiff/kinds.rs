@@ -123,8 +123,7 @@ impl Depth {
             (Some(bits), Some(format)) => (bits, format),
             _ => return Err(unsupported("a TIFF whose samples differ in kind or depth")),
         };
-        // YCbCr needs whole bytes, too. It is only supported with JPEG compression, which is checked later
-        // and needs 8 bits.
+        // YCbCr is left out, because `check_combinations` accepts it only with 8 bits.
         let needs_whole_bytes = matches!(color, Color::Rgb | Color::Cmyk);
         Err(match (format, bits) {
             // Grey floating-point numbers are not supported: they are often temperatures or heights,
@@ -167,8 +166,8 @@ pub(in crate::image) enum Predictor {
     Difference,
     /// The bytes of a row's floating-point numbers are reordered: first the most significant byte of
     /// each number, then the next byte of each number, and so on. In this order, each byte is then stored
-    /// as the difference from the byte `n` bytes before it. `n` is the number of samples of a pixel in the
-    /// same strip or tile: 1 if each sample has its own plane, otherwise all samples of the pixel.
+    /// as the difference from the byte `n` bytes before it. `n` is 1 if each sample has its own plane,
+    /// otherwise the number of samples per pixel.
     FloatDifference,
 }
 
