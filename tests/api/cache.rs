@@ -104,7 +104,7 @@ async fn at_start_the_cache_removes_unfinished_files_and_keeps_its_vectors() {
     let app = TestApp::start(&nvidia).await;
     assert_x_cache(&app, ROCKET, "miss").await;
     let folder = app.stop().await;
-    // The cache writes each vector to a file in this folder first. The file's name is a number.
+    // The cache writes each vector to a file in `.staged` first. The file's name is a number.
     let staging_folder = folder.path().join(".vectors/.staged");
     fs::write(staging_folder.join("17"), "half a vector").unwrap();
     let app = TestApp::builder(&nvidia).folder(folder).start().await;
@@ -178,9 +178,9 @@ async fn without_a_cache_every_picture_is_sent_to_nvidia() {
 /// A way in which the cache is damaged while no service runs.
 struct Damage {
     name: &'static str,
-    /// Whether the service replaces what is damaged. It does not replace a folder in place of a
-    /// cache file, or a file in place of the cache's folder. Until somebody removes it, the vectors
-    /// that belong there are cached only in memory.
+    /// Whether the service replaces what is damaged. It does not replace a folder that has the path of a
+    /// cache file, or a file that has the path of the cache's folder. Until somebody removes such a folder
+    /// or file, the vectors that belong there are cached only in memory.
     is_repaired: bool,
     /// Damages the cache. The argument is the paths of its files.
     damage: fn(&[PathBuf]),

@@ -54,8 +54,8 @@ fn npy_header(rows: usize) -> Vec<u8> {
     [&b"\x93NUMPY\x01\x00\x76\x00"[..], format!("{text:<117}\n").as_bytes()].concat()
 }
 
-/// A row as `embed` writes it for a path, with this model and vector. `nearest` does not print the
-/// other fields.
+/// A row as `embed` writes it for a path, with this model and vector. The values of the other fields
+/// make no difference to `nearest`.
 fn row(path: &str, model: &str, vector: &[String]) -> String {
     let vector = vector.join(",");
     format!(
@@ -280,7 +280,7 @@ async fn a_service_that_answers_503_or_502_is_asked_again_and_rows_are_printed_b
     let rows = [
         row("zero", "m", &vector(&["0", "0"])),
         row("opposite", "m", &vector(&["-1", "2"])),
-        row("same", "m", &vector(&["1", "-2"])),
+        row("same direction", "m", &vector(&["1", "-2"])),
         row("equal", "m", &vector(&["0.5", "-1"])),
         row("right angle", "m", &vector(&["2", "1"])),
         "{\"path\":\"torn".into(),
@@ -291,7 +291,8 @@ async fn a_service_that_answers_503_or_502_is_asked_again_and_rows_are_printed_b
     // Rows with the same cosine are printed in the order of the file.
     assert_eq!(
         run.stdout,
-        "1.0000  same\n1.0000  equal\n0.0000  zero\n0.0000  right angle\n-1.0000  opposite\n"
+        "1.0000  same direction\n1.0000  equal\n0.0000  zero\n0.0000  right angle\n\
+         -1.0000  opposite\n"
     );
     assert!(run.stderr.contains("overloaded: Busy. Trying again in 1s."), "{}", run.stderr);
     assert_eq!(service.count(), 4);

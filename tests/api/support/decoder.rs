@@ -13,9 +13,10 @@ pub fn decoder_settings() -> decoder::Settings {
     decoder::Settings { program, ..decoder::Settings::new(max_memory) }
 }
 
-/// Creates a fake decoder. For the test picture that the service decodes when it starts, the fake runs
-/// the real decoder. The second and the third argument are then `square` and `1`. For every other picture,
-/// the fake writes its process id to the file `pid`, and runs the shell script `script`.
+/// Creates a fake decoder. When the service starts, it decodes a test picture to a square with a side of
+/// 1 pixel: the second and the third argument are `square` and `1`. For this picture, the fake runs the
+/// real decoder. For every other picture, the fake writes its process id to the file `pid`, and runs the
+/// shell script `script`.
 pub fn fake_decoder(folder: &TempDir, script: &str) -> PathBuf {
     let program = folder.path().join("decoder");
     let real_program = decoder_settings().program;
