@@ -16,7 +16,7 @@ DCT = np.array([
     [(0.5 if u else 0.125 ** 0.5) * np.cos((2 * x + 1) * u * np.pi / 16) for x in range(8)] for u in range(8)
 ])
 
-# The positions of a block's coefficients, in their order in the file (figure A.6).
+# The positions (across, down) of a block's coefficients, in their order in the file (figure A.6).
 ZIGZAG = sorted(((u, v) for v in range(8) for u in range(8)), key=lambda at: (
     sum(at), at[1] if sum(at) % 2 else at[0]))
 
@@ -75,10 +75,11 @@ def encode(planes, sampling, *, frame=BASELINE, scans=None, ids=None, adobe=None
 def transform(plane, unit_counts, max_factors, factors):
     """Returns the blocks of a plane by row and column. Each has 64 coefficients in the file's order."""
     # The height and the width with padding, in the order of numpy's axes.
-    size = unit_counts[1] * 8 * max_factors[1], unit_counts[0] * 8 * max_factors[0]
-    plane = np.pad(plane.astype(float), [(0, size[axis] - plane.shape[axis]) for axis in (0, 1)], "edge")
+    padded_size = unit_counts[1] * 8 * max_factors[1], unit_counts[0] * 8 * max_factors[0]
+    padding = [(0, padded_size[axis] - plane.shape[axis]) for axis in (0, 1)]
+    plane = np.pad(plane.astype(float), padding, "edge")
     across, down = max_factors[0] // factors[0], max_factors[1] // factors[1]
-    plane = plane.reshape(size[0] // down, down, size[1] // across, across).mean((1, 3)) - 128
+    plane = plane.reshape(padded_size[0] // down, down, padded_size[1] // across, across).mean((1, 3)) - 128
     blocks = plane.reshape(plane.shape[0] // 8, 8, plane.shape[1] // 8, 8).swapaxes(1, 2)
     blocks = np.rint(DCT @ blocks @ DCT.T / QUANTIZER).astype(int)
     return np.stack([blocks[:, :, at[1], at[0]] for at in ZIGZAG], axis=-1)
@@ -116,7 +117,7 @@ def compress(units, first, last, restart):
                     difference = int(block[0]) - previous.get(plane, 0)
                     previous[plane] = int(block[0])
                     length = abs(difference).bit_length()
-                    bits += [f"{length:04b}", magnitude(difference, length)]
+                    bits += [f"{length:04b}", additional_bits(difference, length)]
                 if last > 0:
                     bits += ac_codes(block[max(first, 1):last + 1].tolist())
         text = "".join(bits)
@@ -137,12 +138,12 @@ def ac_codes(values):
             zeros -= 16
         length = abs(value).bit_length()
         yield AC_CODES[zeros << 4 | length]
-        yield magnitude(value, length)
+        yield additional_bits(value, length)
         zeros = 0
     if zeros:
         yield AC_CODES[0x00]
 
 
-def magnitude(value, length):
-    """Returns the bits of a number. Those of a negative number are inverted (F.1.2.1)."""
+def additional_bits(value, length):
+    """Returns the bits of the absolute value, inverted if the value is negative (F.1.2.1)."""
     return f"{value if value > 0 else value + (1 << length) - 1:0{length}b}" if length else ""
