@@ -76,8 +76,8 @@ impl Format {
 /// # Errors
 /// A message that continues a sentence that begins with the setting's name.
 pub fn parse_filter(text: &str) -> Result<String, String> {
-    // `EnvFilter` takes a single word that is not a level for the name of a module. Such a word is more
-    // likely a misspelt level.
+    // If a single word is not a level, `EnvFilter` reads it as a module's name. Such a word is more likely
+    // a misspelt level.
     let is_level = |word: &str| word.trim().parse::<LevelFilter>().is_ok();
     let is_unambiguous =
         text.split(',').all(|directive| directive.contains('=') || is_level(directive));

@@ -162,8 +162,8 @@ impl AsRef<[u8]> for ChargedBody {
     }
 }
 
-/// Decodes the normalized Base64 text in this range of a body, piece by piece. The stream drops its
-/// reference to the body at its end.
+/// Decodes the normalized Base64 text in this range of a body, piece by piece. When the stream
+/// ends, it drops its reference to the body.
 pub(super) fn decode_pieces(
     body: Arc<ChargedBody>,
     text: Range<usize>,
@@ -241,7 +241,8 @@ mod tests {
                 // A control character marks the line breaks until slashes and padding are escaped.
                 let text = lines.join("\u{1}").replace('/', slash).replace('=', "\\u003d");
                 let text = text.replace('\u{1}', line_break);
-                // If the text has no padding, one added `=` may be too few. Four are always enough.
+                // A text without padding may end with two characters of a group of four. A single `=` after
+                // these would mean that the text was cut. Four are valid after any text.
                 let is_extra_padding_valid = extra_padding.is_empty() || text.ends_with("\\u003d");
                 let padding = if is_extra_padding_valid { &extra_padding } else { "====" };
                 let [before, between, after] = &blanks[..] else { unreachable!() };

@@ -29,9 +29,9 @@ pub(super) struct Encoding {
 pub(super) enum EncodedVector {
     /// The numbers with the digits that NVIDIA sent.
     Unchanged(Vector),
-    /// The vector scaled to a Euclidean length of 1. A vector of zeros stays as it is.
+    /// A list of the numbers, scaled to a Euclidean length of 1. A vector of zeros stays as it is.
     Normalized(Vec<f64>),
-    /// Base64 of little-endian 32-bit floats.
+    /// Base64 of the numbers, scaled or not, as little-endian 32-bit floats.
     Base64(String),
 }
 
