@@ -214,12 +214,13 @@ async fn the_bytes_decide_the_format_whatever_the_file_name_and_media_type() {
 #[tokio::test]
 async fn hostile_pictures_are_refused_and_not_saved() {
     let nvidia = FakeNvidia::healthy().await;
+    // With `shrink`, a JPEG over the inline limit is decoded, not uploaded as it is.
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     // A JPEG with more than the 100 scans that the service decodes.
     let jpeg_with_200_scans = {
         let start = ROCKET.windows(2).position(|pair| pair == [0xff, 0xda]).unwrap();
         let scan = &ROCKET[start..start + 2000];
-        // With 400 KB, the file is over the inline limit. So the service decodes it, to shrink it.
+        // With 400 KB, the file is over the inline limit.
         [&ROCKET[..start], &scan.repeat(200)].concat()
     };
     let gif_of_size = |width: u16, height: u16| {

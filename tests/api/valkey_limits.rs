@@ -20,14 +20,14 @@ use crate::support::{
 /// periods that are half a second longer.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The limit of these tests on calls per minute.
-const LIMIT: usize = 30;
+/// How many calls to NVIDIA per minute all replicas together may make.
+const CALLS_PER_MINUTE: usize = 30;
 
 /// The number of the picture whose call never ends.
 const BLOCKER: usize = 1000;
 
-/// Uploads pictures at the same time, each from a different client, because the calls of a single client
-/// would be spread over the minute. Returns how many pictures got a vector.
+/// Uploads pictures at the same time, and returns how many got a vector. Each is from a different client:
+/// the service makes a client's first calls at once, but spreads its further calls over the minute.
 async fn upload(replica: &Replica, pictures: impl Iterator<Item = usize>) -> usize {
     let upload = async |n: usize| {
         replica.upload_unsaved_from(&format!("192.0.2.{}", n % 256), &tiny(n)).await
@@ -47,7 +47,7 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
         (picture_number(request) == BLOCKER).then_some(Reply::Hang)
     })
     .await;
-    let limit: Setting = ("NVIDIA_REQUESTS_PER_MINUTE", LIMIT.to_string());
+    let limit: Setting = ("NVIDIA_REQUESTS_PER_MINUTE", CALLS_PER_MINUTE.to_string());
     let proxies: Setting = ("IMAGESVC_TRUSTED_PROXIES", "127.0.0.0/8".to_owned());
     let shared = [valkey.settings(), vec![limit, proxies]].concat();
     // The first replica makes one call at a time, and its requests have five seconds.
@@ -64,7 +64,7 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
         Replica::start_three(&nvidia, [&of_first, &of_others, &of_others]).await;
     // For some seconds after its start, a replica makes only its part of the calls.
     for replica in [&first, &second, &third] {
-        replica.wait_for_metric("imagesvc_call_limit", LIMIT as f64).await;
+        replica.wait_for_metric("imagesvc_call_limit", CALLS_PER_MINUTE as f64).await;
     }
 
     // The first replica takes ten turns: for the blocker and for nine pictures. The blocker's call never
@@ -89,20 +89,20 @@ async fn three_replicas_use_the_limit_on_calls_and_never_exceed_it_although_turn
     // wait until the first calls are a minute old.
     assert_eq!(join!(upload(&second, 300..302), upload(&third, 302..303)), (2, 1));
     let calls = times.lock().unwrap().clone();
-    assert_eq!(calls.len(), LIMIT + 2);
-    for (earlier, later) in calls.iter().zip(&calls[LIMIT..]) {
+    assert_eq!(calls.len(), CALLS_PER_MINUTE + 2);
+    for (earlier, later) in calls.iter().zip(&calls[CALLS_PER_MINUTE..]) {
         let window = *later - *earlier;
-        assert!(window >= MINUTE, "{} calls in {window:?}", LIMIT + 1);
+        assert!(window >= MINUTE, "{} calls in {window:?}", CALLS_PER_MINUTE + 1);
         assert!(window < MINUTE + PATIENCE, "a call waited too long: {window:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_of_a_client_holds_for_all_replicas_together() {
-    const PER_MINUTE: usize = 60;
+    const REQUESTS_PER_MINUTE: usize = 60;
     let Some(valkey) = ValkeyServer::start().await else { return };
     let nvidia = FakeNvidia::healthy().await;
-    let limit: Setting = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", PER_MINUTE.to_string());
+    let limit: Setting = ("IMAGESVC_RATE_LIMIT_PER_MINUTE", REQUESTS_PER_MINUTE.to_string());
     let settings = [valkey.settings(), vec![limit]].concat();
     let replicas = Replica::start_three(&nvidia, [&settings; 3]).await;
     let started = Instant::now();
@@ -120,6 +120,7 @@ async fn the_limit_of_a_client_holds_for_all_replicas_together() {
     // The limit allows a burst of a minute's requests, and then one request each second. The test tolerates
     // a tenth of the limit in addition: `as_secs` rounds down, and a replica counts alone if the Valkey's
     // reply is late.
-    let most = PER_MINUTE + PER_MINUTE / 10 + started.elapsed().as_secs() as usize;
-    assert!((PER_MINUTE..=most).contains(&admitted), "{admitted} requests were admitted");
+    let most =
+        REQUESTS_PER_MINUTE + REQUESTS_PER_MINUTE / 10 + started.elapsed().as_secs() as usize;
+    assert!((REQUESTS_PER_MINUTE..=most).contains(&admitted), "{admitted} requests were admitted");
 }
