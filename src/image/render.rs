@@ -41,8 +41,8 @@ const MAX_TINY_JPEG_BYTES: u64 = 64 << 10;
 pub(super) const SCALING_MEMORY: u64 = 48 << 20;
 
 /// The memory for [`square`], in addition to the decoded picture, in bytes for each pixel of the
-/// square. The averaged copy has 4 × 4 pixels of 3 bytes for each of these. The filter's floating-point
-/// copy has 4 pixels of 16 bytes: it is as high as the square, but 4 times as wide.
+/// square. The averaged copy is 4 times as high and 4 times as wide as the square, with 3 bytes a pixel.
+/// The filter's floating-point copy is as high as the square and 4 times as wide, with 16 bytes a pixel.
 const SQUARING_BYTES_PER_PIXEL: u64 = 4 * 4 * 3 + 4 * 16;
 
 /// What a picture is rendered as. Only the first frame is rendered, and transparent pixels are
@@ -220,7 +220,7 @@ fn blend_image_onto_white(image: RgbaImage, blend: fn(value: u32, alpha: u32) ->
         let [red, green, blue, alpha] =
             [0, 1, 2, 3].map(|channel| u32::from(bytes[pixel * 4 + channel]));
         for (channel, value) in [red, green, blue].into_iter().enumerate() {
-            // A premultiplied value that exceeds its alpha would give more than 255.
+            // If `blend` expects premultiplied values, it returns more than 255 for a value above alpha.
             bytes[pixel * 3 + channel] = blend(value, alpha).min(255) as u8;
         }
     }

@@ -62,8 +62,8 @@ fn read_headers(reader: &mut Reader) -> Option<WebP> {
         }
         b"VP8X" => {
             let mut chunks = Chunks::default();
-            // The result is always an error. At the end of the file, that is normal, and the decoder
-            // reports missing pixels. `header::read_bounded` returns all other errors.
+            // The result is always an error. The end of the file is normal: if pixels are missing, the
+            // decoder reports that. After any other error, `header::read_bounded` fails.
             let _ = chunks.read(reader);
             let flags = head[FLAGS_AT];
             let orientation = chunks.orientation.filter(|_| flags & HAS_EXIF != 0);
@@ -87,7 +87,7 @@ struct Chunks {
     has_exif: bool,
     /// Whether there is a separate chunk of alpha. Only lossy pixels need such a chunk.
     has_alpha_chunk: bool,
-    /// Whether the lossless pixels use alpha. `None` if there are no lossless pixels outside of frames.
+    /// Whether the lossless pixels use alpha. `None` if there are none, or only in an animation's frames.
     lossless_alpha: Option<bool>,
 }
 
@@ -237,6 +237,7 @@ mod tests {
         let longer_than_the_file = [b"ICCP", &u32::MAX.to_le_bytes()[..]].concat();
         for chunks in [
             vec![longer_than_the_file, exif.clone()],
+            // The second EXIF chunk is ignored even if the first one is invalid.
             vec![chunk(b"EXIF", b"II*\0"), exif.clone()],
             vec![exif[..20].to_vec()],
             // Zeros are not valid EXIF data. Only the first 64 KiB of them are read.
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_flag_for_alpha_is_corrected_that_for_animation_kept_and_all_others_cleared() {
+    fn the_alpha_flag_is_corrected_the_animation_flag_kept_and_all_others_cleared() {
         let lossless = |alpha_bit| chunk(b"VP8L", &[0x2f, 159, 0, 0, alpha_bit]);
         let (lossy, alpha) = (chunk(b"VP8 ", &[1; 7]), chunk(b"ALPH", &[0; 3]));
         let corrected = |stored_flags, chunks: &[Vec<u8>]| {
