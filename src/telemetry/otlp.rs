@@ -159,7 +159,7 @@ pub(crate) fn continue_trace(span: &Span, trace_id: &str, parent_id: &str, is_sa
 #[derive(Debug)]
 struct Sender {
     http: reqwest::Client,
-    /// Only the SDK's thread sends, and this thread does not belong to the service's runtime.
+    /// Runs `send` on the SDK's thread, which does not belong to the service's runtime.
     runtime: Runtime,
     /// Whether the last batch was not accepted.
     is_failing: AtomicBool,

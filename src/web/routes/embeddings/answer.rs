@@ -37,7 +37,7 @@ pub(super) struct BatchAnswer {
     usage: Usage,
     #[serde(skip)]
     log: LogFields,
-    /// Whether the request sent an inference to NVIDIA itself, or joined one that failed.
+    /// Whether a picture of the batch caused an inference call, or joined an inference call that failed.
     #[serde(skip)]
     is_miss: bool,
 }
@@ -95,7 +95,7 @@ struct Description {
     /// What was sent to NVIDIA. Each value gives a slightly different vector.
     #[schema(value_type = PreparedName)]
     prepared: &'static str,
-    /// `miss` if the service called NVIDIA for this picture, else `hit`.
+    /// `miss` if this picture caused a call to NVIDIA, else `hit`.
     #[schema(example = "hit")]
     cache: &'static str,
 }
