@@ -27,7 +27,7 @@ impl Bench {
             &["in memory", "on disk", "alone", "times"],
         );
         let folder = self.folder("alone");
-        // The loads of one service in all rounds together last for twice the usual time of a load.
+        // In all rounds together, each service gets load for twice `load_time`.
         let run_for = self.load_time / ROUNDS * 2;
         let load = Load { run_for, ..self.fresh_uploads() };
         // 16 threads save, as 16 clients send in `load`.
@@ -61,7 +61,7 @@ impl Bench {
             self.warm_up(&earlier);
             earlier
         });
-        // For each service, the loads of one kind in all rounds together last for twice the usual time.
+        // In all rounds together, each program gets each of these two loads for twice `load_time`.
         let from_16_clients = Load { run_for: self.load_time / ROUNDS * 2, ..self.fresh_uploads() };
         let from_one_client = Load { clients: 1, ..from_16_clients.clone() };
         let per_second = |service: &Service| from_16_clients.run(service, &self.nvidia).per_second;

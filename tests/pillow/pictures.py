@@ -22,7 +22,7 @@ LARGE = 480, 320
 class Picture:
     name: str
     data: bytes
-    # The pixels before the encoding, upright and on white. Pillow's pixels must be similar, unless this is None.
+    # The pixels before the encoding, upright and on white. None if Pillow's pixels are not compared with them.
     original: Image.Image | None
     # The EXIF orientation that applies: 1 if the file has none or an invalid one.
     orientation: int = 1
@@ -304,7 +304,7 @@ def pngs():
         ("animated", original, {"save_all": True, "append_images": [Image.new("RGB", SIZE)]}),
     ]:
         yield Picture(f"png-{name}", encoded(image, "PNG", **options), None)
-    # 16-bit grey. Where it is bright, dividing by 257 and rounding gives one less than dropping the low eight bits.
+    # 16-bit grey. Divided by 257 and rounded, its bright pixels are one less than those of the original.
     deep = (np.asarray(original.convert("L")).astype("uint16") << 8) + 40
     yield Picture("png-16-bits", encoded(Image.fromarray(deep), "PNG"), original.convert("L").convert("RGB"))
 
