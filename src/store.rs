@@ -35,7 +35,7 @@ pub use retention::{Retention, SweepReport};
 /// How long [`Store::remove`] waits for the removal.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Where pictures are saved.
+/// Settings of the downloads folder. [`Store::with_bucket`] sets the bucket.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The folder; created if it is missing.
@@ -232,9 +232,9 @@ impl Store {
             return Ok(SavedGuard(Place::Bucket(object)));
         }
         let folder = Arc::clone(&self.folder);
-        let saving = save_before(deadline, move |decision| {
+        let saving = save_before(deadline, move |progress| {
             let _permits = permits;
-            save::save(&folder, spooled, format.extension(), |stage| decision.enter(stage))
+            save::save(&folder, spooled, format.extension(), |stage| progress.enter(stage))
         });
         Ok(SavedGuard(Place::Folder(saving.await?)))
     }
@@ -305,6 +305,7 @@ mod tests {
             saved.confirm();
             assert!(saved.name().ends_with(".jpg"));
             assert_eq!(fs::read(folder.path().join(saved.name())).unwrap(), b"hello world");
+            // After the save, the content can still be read: here from byte 6 to its end.
             assert_eq!(&content.read_at(6, 100).unwrap()[..], b"world");
         }
         assert_eq!(files(folder.path()).len(), 3);

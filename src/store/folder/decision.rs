@@ -34,11 +34,11 @@ pub(in crate::store) enum Stage {
     GivenUp,
 }
 
-/// The current stage, shared by the thread and the waiting request.
+/// The current stage of saving, shared by the thread and the waiting request.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Decision(Mutex<Stage>);
+pub(in crate::store) struct Progress(Mutex<Stage>);
 
-impl Decision {
+impl Progress {
     /// Records that the thread begins a stage.
     ///
     /// # Errors
@@ -69,7 +69,7 @@ impl Decision {
 }
 
 /// Gives the picture up if the waiting request is dropped.
-struct GiveUpGuard(Arc<Decision>);
+struct GiveUpGuard(Arc<Progress>);
 
 impl Drop for GiveUpGuard {
     fn drop(&mut self) {
@@ -85,11 +85,11 @@ impl Drop for GiveUpGuard {
 /// ended.
 pub(in crate::store) async fn save_before<T: Send + 'static>(
     deadline: Instant,
-    save: impl FnOnce(&Decision) -> Result<T, Error> + Send + 'static,
+    save: impl FnOnce(&Progress) -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    let decision = Arc::new(Decision::default());
-    let guard = GiveUpGuard(Arc::clone(&decision));
-    let mut thread = spawn_blocking(move || save(&decision));
+    let progress = Arc::new(Progress::default());
+    let guard = GiveUpGuard(Arc::clone(&progress));
+    let mut thread = spawn_blocking(move || save(&progress));
     if let Ok(saved) = timeout_at(deadline, &mut thread).await {
         return saved?;
     }
@@ -165,11 +165,11 @@ mod tests {
             let folder = Arc::clone(&self.store.folder);
             let stops_sender = self.stops_sender.take().unwrap();
             let resume_receiver = self.resume_receiver.take().unwrap();
-            let save = save_before(Instant::now() + TIMEOUT, move |decision| {
+            let save = save_before(Instant::now() + TIMEOUT, move |progress| {
                 save::save(&folder, spooled, "jpg", |stage| {
                     stops_sender.send(stage).unwrap();
                     resume_receiver.recv().unwrap();
-                    decision.enter(stage)
+                    progress.enter(stage)
                 })
             });
             let task = tokio::spawn(save);
