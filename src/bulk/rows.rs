@@ -1,7 +1,7 @@
 //! Reads the lines of the `.jsonl` output, and defines which of them are rows.
 //!
-//! A run that continues its output, an export and `nearest` all read such a file. This module is the
-//! only one that knows the form of a row, so they cannot disagree.
+//! A run that continues its output, an export and `nearest` all read such a file. All three read it
+//! with this module, so they agree which lines are rows.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -12,8 +12,8 @@ use super::{
     json_object::{self, Member},
 };
 
-/// The most bytes of a line, with its line break. A line contains the source's object, which is read from
-/// at most about 4 MiB, and a vector of about 30 KB.
+/// The most bytes of a line, with its line break. A line contains the JSON object of a row of the source,
+/// and a vector of about 30 KB. In the source, the row has at most about 4 MiB; as JSON, it may be longer.
 const MAX_LINE: usize = 16 << 20;
 /// [`MAX_LINE`] as the type that `Read::take` needs.
 const MAX_LINE_U64: u64 = MAX_LINE as u64;
@@ -21,7 +21,7 @@ const MAX_LINE_U64: u64 = MAX_LINE as u64;
 /// How many bytes of the file are read at once.
 const READ_BYTES: usize = 1 << 20;
 
-/// How many fields are added before the vector.
+/// How many fields `embed` adds to a row before the vector.
 const ADDED_BEFORE_VECTOR: usize = ADDED_FIELDS.len() - 1;
 
 /// The values of the added fields before the vector, in the order of [`ADDED_FIELDS`].
@@ -226,6 +226,7 @@ mod tests {
     #[test]
     fn with_a_prefix_only_prefixed_fields_count_as_added() {
         let object = r#"{"sha256":"own","vector":[7]}"#;
+        // Every name follows a comma, except the first.
         let added = ADDED.replace(",\"", ",\"p_").replace("\"sha256\"", "\"p_sha256\"");
         let line = json_object::append(object, &added) + "\n";
         let (lines, prefixed) = (at_first_line(line.as_bytes()), reader("p_"));
@@ -256,6 +257,7 @@ mod tests {
             (good.replace(",\"width\":1", ""), "its last fields are not those"),
             (good.replace("\"width\":1", "\"width\":1,\"x\":1"), "its last fields are not those"),
             (good.replace("\"m\"", "[\"m\"]"), "its model is not a text"),
+            // `embed` writes the vector's name without escapes, so it has not written this line.
             (good.replace("\"vector\"", "\"v\\u0065ctor\""), "its vector is not the last field"),
             (good.replace(":\"ab\"", ":ab"), "expected value"),
             ("\n".into(), "it does not end with a vector"),
