@@ -15,7 +15,7 @@ pub struct ClientLimitReply {
     /// How long the client must wait; zero if its requests are counted.
     pub wait: Duration,
     /// By how much the client's theoretical arrival time is ahead of the clock after this attempt. Each
-    /// counted request moves this time forward by the limit's interval. The time is never behind the clock.
+    /// counted request moves this time forward by the limit's interval. This time is never behind the clock.
     pub ahead: Duration,
 }
 

@@ -29,7 +29,7 @@ pub enum StartError {
     /// The client cannot be created from the URL.
     #[error("IMAGESVC_VALKEY_URL cannot be used")]
     Client(#[from] RedisError),
-    /// The server refuses this client.
+    /// The server refuses this client, or the client refuses the URL.
     #[error("IMAGESVC_VALKEY_URL cannot be used: {advice}")]
     Refused {
         /// What the operator can do.
@@ -88,8 +88,8 @@ impl Failure {
             || error.detail().is_some_and(is_in_script)
     }
 
-    /// If the server refuses this client, returns the [`StartError`] as `Ok`. Returns every other failure
-    /// unchanged, as `Err`: the server cannot be reached, or the failure may pass.
+    /// Returns a [`StartError`] as `Ok`, if the server refuses this client or the client refuses the URL.
+    /// Returns every other failure unchanged, as `Err`: it does not prevent the start.
     pub(super) fn into_start_error(self) -> Result<StartError, Self> {
         let is_refusal = match &self {
             Self::Timeout | Self::Task(_) => false,
