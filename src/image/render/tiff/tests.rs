@@ -1,4 +1,4 @@
-//! Tests of decoding TIFF, except for the compressions, which have a module of their own.
+//! Tests of decoding TIFF. `codec` tests the compressions themselves.
 
 use image_rs::RgbImage;
 use proptest::prelude::*;
@@ -42,8 +42,8 @@ const ALPHA: u64 = 2;
 // Values of other tags.
 /// Predictor: each sample is the difference from the pixel to the left.
 const DIFFERENCE: u64 = 2;
-/// Predictor: like `DIFFERENCE`, but for the bytes of floating-point numbers. They are grouped by their
-/// significance first.
+/// Predictor: the bytes of floating-point numbers are grouped by their significance. Each byte is the
+/// difference from the pixel to the left.
 const FLOAT_DIFFERENCE: u64 = 3;
 /// SampleFormat: floating-point numbers.
 const FLOAT: u64 = 3;
@@ -275,9 +275,8 @@ fn truncated_pixels_are_broken() {
         let result = decoded(picture.file(&[&strip[..strip.len() / 2]]));
         assert!(matches!(result, Err(Error::Broken { .. })), "{result:?}");
     }
-    // Without compression, the decoder ignores the strip's length. After a short strip, it would read on
-    // into the tags. So this file ends with the short strip: 700 of the 768 bytes. `STRIP_OFFSETS`
-    // names only this strip, so the complete one at the beginning is not used.
+    // The decoder ignores the length of an uncompressed strip, and would read on into the tags after it.
+    // So the short strip, 700 of 768 bytes, is at the end of the file, where `STRIP_OFFSETS` points.
     let mut file = picture.with(STRIP_OFFSETS, &[4000]).file(&[&values]);
     file.resize(4000, 0);
     file.extend(&values[..700]);
