@@ -21,7 +21,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// Turns this embedding into that of an equal picture that made no call of its own.
+    /// Returns this embedding for an equal picture that needed no call of its own.
     /// [`Provenance::Nvidia`] becomes [`Provenance::Shared`], and every other provenance stays.
     pub fn without_own_call(self) -> Self {
         match self.provenance {
