@@ -104,7 +104,7 @@ impl Servers {
     /// Makes a request, or two for [`Ending::Joined`], and asserts that it ends in this way. `n` is the
     /// number of the request.
     async fn send_request(&self, ending: Ending, n: usize) {
-        let (app, picture) = (&self.app, tiny(1000 * n));
+        let (app, picture) = (&self.app, accepted_picture(n));
         // With the limit of 1 MiB for pictures, `base64_text::body_limit` allows JSON of about 1.6 MB.
         let too_large = bytes::Bytes::from(vec![b'A'; 2_000_000]);
         let post_base64 = || app.client.post(app.url("/vectorize-image-base64"));
@@ -166,9 +166,9 @@ impl Servers {
         assert!(is_as_expected, "request {n} should end as {ending:?}");
     }
 
-    /// Sends the head of an upload and `part` of its body, and returns the connection. Requests with
-    /// consecutive numbers `n` come from different addresses, because the service limits the
-    /// connections of one address.
+    /// Sends the head of an upload and `part` of its body, and returns the connection. Consecutive
+    /// numbers `n` give different source addresses. So no address comes near its limit of 64
+    /// connections.
     async fn send_part(&self, n: usize, part: &[u8], declared_length: usize) -> TcpStream {
         let source = [127, 0, 0, 2 + (n % 3) as u8];
         let mut stream = connect_from(source, self.app.address).await.unwrap();
@@ -179,8 +179,12 @@ impl Servers {
     }
 }
 
-/// A picture that NVIDIA refuses, a different one for each request. The number of any other
-/// [`tiny`] picture is [`CACHED_PICTURE`] or a multiple of 1000.
+/// A picture that NVIDIA accepts, a different one for each request.
+fn accepted_picture(n: usize) -> Vec<u8> {
+    tiny(1000 * n)
+}
+
+/// A picture that NVIDIA refuses, a different one for each request.
 fn refused_picture(n: usize) -> Vec<u8> {
     tiny(1000 * n + 400)
 }
