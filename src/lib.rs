@@ -27,9 +27,9 @@
 //!    [`image`] then reads the picture's header: its format, size and orientation. Nothing is
 //!    decoded.
 //! 5. The pipeline *saves* and *embeds* the picture. With a downloads folder, it does both at the
-//!    same time, because the call to NVIDIA takes longest. With a bucket, the call waits until the
-//!    bucket has the picture. [`store`] syncs the file and renames it, so that the file is complete
-//!    or absent. If step 6 finds that the picture is broken, the file is removed again.
+//!    same time, because the call to NVIDIA takes longest. [`store`] syncs the file and renames it,
+//!    so that the file is complete or absent. With a bucket, the call waits until the bucket has
+//!    the picture. If step 6 finds that the picture is broken, the picture is removed again.
 //! 6. **[`embed`]** looks in the cache (memory, then disk, then the bucket), or joins a running call
 //!    for the same picture. (Replicas that share a bucket and a [`valkey`] also agree on one call.)
 //!    Without a cached vector or a running call, it prepares the picture. Upright JPEGs and upright

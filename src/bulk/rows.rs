@@ -13,8 +13,9 @@ use super::{
 };
 
 /// The most bytes of a line, with its line break. A line contains the JSON object of a row of the source,
-/// and a vector of about 30 KB. In the source, the row has at most about 4 MiB; as JSON, it may be longer.
-const MAX_LINE: usize = 16 << 20;
+/// and a vector of about 30 KB. In the source, the row has at most about 4 MiB. As JSON, it may be six times
+/// as long, because a control character takes six bytes.
+const MAX_LINE: usize = 32 << 20;
 /// [`MAX_LINE`] as the type that `Read::take` needs.
 const MAX_LINE_U64: u64 = MAX_LINE as u64;
 
