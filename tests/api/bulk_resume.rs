@@ -31,8 +31,8 @@ async fn a_run_that_is_killed_at_fifty_random_moments_loses_and_repeats_no_row()
     const CONCURRENCY: usize = 4;
     let nvidia =
         FakeNvidia::healthy_except(|_| Some(embedding().after(Duration::from_millis(20)))).await;
-    // With two calls of 20 ms at once, the 500 pictures take 5 s. The 50 killed runs together last
-    // about 6 s: at first, each lasts between 5 and 250 ms.
+    // With two calls of 20 ms at once, the calls for the 500 pictures take 5 s. The 50 killed runs
+    // together last about 6 s or longer, including their starts.
     let bulk = Bulk::new(&nvidia).setting("NVIDIA_MAX_CONCURRENCY", 2);
     bulk.write_pictures(PICTURES);
     bulk.write("photos/bad.png", "no picture");
@@ -82,7 +82,7 @@ async fn a_torn_last_line_is_cut_off_and_its_row_is_written_again() {
     bulk.write_pictures(3);
     bulk.run("photos --out vectors.jsonl").expect_exit_code(0);
     let complete_output = bulk.read("vectors.jsonl");
-    // The file lacks the line break, the end of the last vector, or more than half of the last row.
+    // The file lacks the line break, the end of the last vector, or most of the last row (about 15 KB).
     for missing_len in [1, 20, 10_000] {
         bulk.write("vectors.jsonl", &complete_output[..complete_output.len() - missing_len]);
         let run = bulk.run("photos --out vectors.jsonl").expect_exit_code(0);

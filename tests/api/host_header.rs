@@ -76,7 +76,7 @@ async fn requests_of_each_kind_require_exactly_one_valid_host_header() {
             assert_eq!(answer.header("connection"), "close");
         }
     }
-    // HTTP/1.0 requires no host, but an invalid one is refused.
+    // HTTP/1.0 requires no host, but two hosts or an invalid one are refused.
     for hosts in [&["x", "x"][..], &["a b"]] {
         let head = request_head("GET /health HTTP/1.0", hosts, "");
         assert_problem(&parse_answer(&exchange(app.address, &head).await), 400, "invalid_host");

@@ -26,7 +26,7 @@ pub struct Block {
     /// The page's path and the line of the opening fence, for assertion messages.
     pub place: String,
     pub language: String,
-    /// The reason why no test runs the block, or `None` if a test runs it.
+    /// The reason after [`NOT_RUN`], or `None` if the opening fence does not have this mark.
     pub not_run: Option<String>,
     pub text: String,
 }
