@@ -10,10 +10,11 @@ use crate::{
     spool::StagingFile,
 };
 
-/// The shortest time between two checks.
+/// The shortest time between the starts of two checks.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a check may take. While it takes longer, requests get [`NotReadyReason::DiskHangs`] at once.
+/// How long a check may take. After this time, requests get [`NotReadyReason::DiskHangs`] at once, until the
+/// check ends.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why pictures cannot be saved.

@@ -1,8 +1,9 @@
--- Releases a lease. If no vector was written, deletes its key. If one was written, sets the key to
--- 'done', even if the lease has expired. Changes nothing if another call has the lease or has set 'done'.
--- KEYS[1]: as in lease.lua
--- ARGV: the token; for how many milliseconds the key says 'done', or 0 if no vector was written
--- Returns 0 if another call has the lease or has set 'done', else 1.
+-- Releases a lease. If the caller knows that the vector is in the bucket, sets the lease's value to 'done',
+-- even if the lease has expired. Otherwise, deletes the lease. Changes nothing if another caller holds the
+-- lease, or if the value is already 'done'.
+-- KEYS[1]: the lease. Its value is its holder's token, or 'done'.
+-- ARGV: the caller's token; for how many milliseconds the value is 'done', or 0 to delete the lease
+-- Returns 0 if another caller holds the lease or the value was already 'done', else 1.
 local holder = redis.call('GET', KEYS[1])
 if holder and holder ~= ARGV[1] then
   return 0
