@@ -308,8 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_that_cannot_be_shrunk_enough_is_not_said_to_be_refused_by_nvidia() {
-        // The code is that of a refusal by NVIDIA, but the sentence is not.
+    fn a_picture_that_cannot_be_shrunk_enough_gets_the_code_but_not_the_detail_of_a_refusal() {
         let error = embed::Error::CannotShrinkEnough;
         assert_eq!(embed_code(&error), Code::EmbeddingRejected);
         let detail = embed_detail(&error);

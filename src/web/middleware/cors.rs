@@ -65,7 +65,7 @@ const EXPOSED_HEADERS: [HeaderName; 5] = [
 #[derive(Debug, Clone, Default)]
 pub struct Origins {
     allows_any: bool,
-    /// In lower case, as browsers send them.
+    /// In lower case, as browsers send them: [`CorsLayer`] compares them case-sensitively.
     allowed: Vec<HeaderValue>,
 }
 
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_origin_is_refused() {
+    fn a_malformed_origin_in_the_setting_is_refused() {
         for item in
             ["app.example.com", "https://", "https://a/path", "://a", "https://*.a", "https://a\n"]
         {

@@ -43,8 +43,8 @@ const SAMPLE_PLACEHOLDER: &str = "{sample}";
 /// The placeholder for the formats that the file chooser offers.
 const FORMATS_PLACEHOLDER: &str = "{formats}";
 
-/// The placeholder for the host in the page's URL, if the service refuses calls from pages at this host.
-/// Otherwise, an empty text replaces the placeholder.
+/// The placeholder for a refused host. If the service refuses calls by the page because of the host in the
+/// page's URL, this host replaces the placeholder. Otherwise, an empty text does.
 const UNKNOWN_HOST_PLACEHOLDER: &str = "{unknown host}";
 
 /// The page's content security policy. Allows the script and the style by their hashes, so that
