@@ -5,8 +5,8 @@
 //! only some parts of the benchmark, write their names after `--`, as in
 //! `cargo bench --bench service -- disk load`.
 //!
-//! - `BENCH_SECONDS`: the usual time of a load, in seconds. The default is 3.
-//! - `BENCH_PROGRAM`: the path of another build to measure.
+//! - `BENCH_SECONDS`: for how many seconds most loads run. The default is 3.
+//! - `BENCH_PROGRAM`: the path of a build to measure instead of the release build.
 //! - `BENCH_PROGRAM_BEFORE`: the path of an earlier build. The part `saving` measures the earlier and the
 //!   new build alternately, and compares them.
 //! - `BENCH_LIST_ROWS`: the number of rows of the long list in the part `bulk`. The default is a
@@ -19,8 +19,8 @@
 //! is not installed, or if `/dev/shm` has too little space.
 //!
 //! Times differ between machines and between runs, so compare times of the same run only. Wait some
-//! minutes between two runs; the comment on `Bench::folder` explains why. Memory and the number of
-//! calls are almost the same in every run.
+//! minutes between two runs, because the removal of a run's folders can slow down the next run (see
+//! `Bench::folder`). Memory and the number of calls are almost the same in every run.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, missing_docs, unreachable_pub)]
 
@@ -106,7 +106,7 @@ struct Bench {
     root: PathBuf,
     /// The number of folders created so far.
     folder_count: u32,
-    /// The usual time of a load. Some parts use another time.
+    /// How long a load runs, unless a part sets another time.
     load_time: Duration,
     /// Only loads whose names contain this text are run.
     load_filter: String,
