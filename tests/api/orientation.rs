@@ -1,6 +1,6 @@
 //! How pictures are prepared for NVIDIA. JPEG, PNG, WebP and TIFF with an EXIF orientation are turned
-//! upright. If the JPEG made of a picture is too long, its quality is lowered, or the picture is shrunk.
-//! A picture with a side that is too long for any JPEG is shrunk as well.
+//! upright. If the JPEG made of a picture has too many bytes, its quality is lowered, or the picture is
+//! shrunk. A picture with more pixels on a side than a JPEG can have is shrunk as well.
 
 use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 
@@ -156,15 +156,14 @@ async fn every_picture_is_sent_upright_and_saved_unchanged() {
 }
 
 #[tokio::test]
-async fn a_picture_that_is_too_long_to_be_sent_inline_is_sent_upright_whether_or_not_it_is_shrunk()
-{
+async fn a_picture_over_the_inline_limit_is_sent_upright_whether_or_not_it_is_shrunk() {
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let picture = corners(1600, 800);
-    // The orientation 1 is left out: a JPEG that need not be turned is shrunk at once.
+    // The orientation 1 is left out: such a JPEG is shrunk without being re-encoded in full size first.
     for orientation in 2..=8 {
-        // The default inline limit, 200,000 characters of Base64, allows at most 149,997 bytes. The zeros
-        // after the end make this JPEG longer. The JPEG of the turned picture is short enough.
+        // The default inline limit allows fewer than 200,000 characters of Base64: at most 149,997 bytes.
+        // The zeros after the end make this JPEG longer. The JPEG of the turned picture is short enough.
         let bytes = [jpeg_with_orientation(&picture, orientation), vec![0; 200_000]].concat();
         let answer = app.upload(&bytes, "picture.jpg").await;
         assert_eq!(answer.prepared(), "jpeg", "the picture must be turned, but not shrunk");
@@ -258,7 +257,7 @@ async fn the_quality_is_lowered_if_the_jpeg_of_a_png_webp_or_gif_is_over_max_ima
 }
 
 #[tokio::test]
-async fn a_picture_is_shrunk_if_it_is_too_wide_for_a_jpeg_or_its_jpeg_is_too_long_at_any_quality() {
+async fn a_picture_too_wide_for_a_jpeg_or_whose_jpeg_has_too_many_bytes_at_any_quality_is_shrunk() {
     // A JPEG has at most 65,535 pixels on each side.
     let wide =
         RgbImage::from_fn(
@@ -279,6 +278,7 @@ async fn a_picture_is_shrunk_if_it_is_too_wide_for_a_jpeg_or_its_jpeg_is_too_lon
         sideways
     };
     for (name, limit, picture) in [
+        // An upright PNG would be sent unchanged. So the wide picture is a TIFF, or a PNG to be turned.
         ("too wide", 1 << 20, converted(&png, ImageFormat::Tiff)),
         ("sideways", 1 << 20, sideways),
         // At any quality, the JPEG of this noise is longer than the GIF, whose length is the limit.
@@ -305,7 +305,10 @@ async fn an_unusual_jpeg_is_sent_unchanged_and_decoded_correctly() {
     for (name, bytes) in [
         ("fill bytes", &include_bytes!("../fixtures/formats/jpeg-fill-bytes-before-sof.jpg")[..]),
         ("a stray byte", include_bytes!("../fixtures/formats/jpeg-one-zero-after-app0.jpg")),
-        ("three scans", include_bytes!("../fixtures/formats/jpeg-three-scans-444.jpg")),
+        (
+            "three scans, colours not subsampled",
+            include_bytes!("../fixtures/formats/jpeg-three-scans-444.jpg"),
+        ),
     ] {
         let answer = app.upload(bytes, "picture.jpg").await;
         assert_eq!(answer.prepared(), "original", "{name}");
@@ -322,19 +325,19 @@ async fn an_unusual_jpeg_is_sent_unchanged_and_decoded_correctly() {
 #[tokio::test]
 async fn a_jpeg_that_would_be_decoded_wrongly_is_sent_unchanged_or_refused() {
     /// A JPEG with subsampled colours and a scan for each colour component.
-    const THREE_SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
+    const SUBSAMPLED_SCANS: &[u8] = include_bytes!("../fixtures/formats/jpeg-three-scans-420.jpg");
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia)
-        // THREE_SCANS has 30,580 characters as Base64.
+        // SUBSAMPLED_SCANS has 30,580 characters as Base64.
         .setting("NVIDIA_INLINE_LIMIT", 40_000)
         .setting("NVIDIA_LARGE_IMAGES", "shrink")
         .start()
         .await;
-    assert_eq!(app.upload(THREE_SCANS, "scans.jpg").await.prepared(), "original");
+    assert_eq!(app.upload(SUBSAMPLED_SCANS, "scans.jpg").await.prepared(), "original");
     let saved = app.saved();
-    let mut sideways = THREE_SCANS.to_vec();
+    let mut sideways = SUBSAMPLED_SCANS.to_vec();
     add_orientation_to_jpeg(&mut sideways, 6);
-    let over_the_inline_limit = [THREE_SCANS, &[0; 20_000]].concat();
+    let over_the_inline_limit = [SUBSAMPLED_SCANS, &[0; 20_000]].concat();
     // Both pictures must be decoded: one to turn it, and the other to shrink it.
     for picture in [sideways, over_the_inline_limit] {
         let answer = app.upload(&picture, "scans.jpg").await;
