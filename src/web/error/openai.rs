@@ -46,18 +46,19 @@ impl OpenAiError {
     }
 }
 
-/// Whether a path belongs to OpenAI's API. Some clients leave out `/v1`.
+/// Whether a path belongs to OpenAI's API. Some clients leave out the `/v1` of `/v1/embeddings`.
 pub(in crate::web) fn expects_openai_errors(path: &str) -> bool {
     path.starts_with("/v1/") || path == "/embeddings"
 }
 
-/// Whether clients would repeat the request after the error's status, although that cannot help: the
-/// operator must resolve the error, or the client must change the request. False for an error after
-/// which no client repeats a request, such as a 415.
+/// Whether the response must tell clients not to repeat the request. True if clients repeat requests after
+/// this status, but only the operator or a changed request can help. False for a status after which no
+/// client repeats a request, such as 415.
 pub(in crate::web) fn is_retry_useless(error: &Error) -> bool {
     match error {
         Error::BatchItem { error, .. } => is_retry_useless(error),
-        // Of these, only `DownloadFailed` and `DownloadTimeout` are a 5xx. After a timeout, a retry may help.
+        // Of the codes of fetch errors, only `DownloadFailed` and `DownloadTimeout` have a status of 5xx.
+        // After a timeout, a retry may help.
         Error::Fetch(error) => fetch_code(error) == Code::DownloadFailed && !error.is_transient(),
         // All of these codes have a status of 5xx, after which clients repeat a request.
         _ => matches!(
