@@ -89,6 +89,7 @@ pub struct Shares(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// All units, in use or free.
     total: u64,
     /// How many units a client may take even if they are the last free ones.
     share: u64,
@@ -146,8 +147,8 @@ impl Shares {
         SharePermit { shares: self.clone(), client, units: 0 }
     }
 
-    /// Takes units. While too few are free, waits until other permits return units, but not past the
-    /// deadline.
+    /// Takes units. While the client cannot get them, waits until other permits return units, but
+    /// not past the deadline.
     ///
     /// # Errors
     /// [`NotEnoughUnits`] if the deadline passes.
@@ -160,7 +161,8 @@ impl Shares {
         timeout_at(deadline, self.take_when_free(client, units)).await.map_err(|_| NotEnoughUnits)
     }
 
-    /// Takes units. While too few are free, waits without a deadline: the caller must limit the wait.
+    /// Takes units. While the client cannot get them, waits without a deadline: the caller must limit the
+    /// wait.
     pub async fn take_when_free(&self, client: ClientNetwork, units: u64) -> SharePermit {
         let mut permit = self.empty_permit(client);
         loop {
@@ -217,7 +219,7 @@ impl SharePermit {
     /// Grows the permit to this many units, rounded up. A permit that is already larger stays as it is.
     ///
     /// # Errors
-    /// [`NotEnoughUnits`] if the missing units are not free now. The permit then stays as it is.
+    /// [`NotEnoughUnits`] if the client cannot get the missing units now. The permit then stays as it is.
     pub fn grow_to(&mut self, units: u64) -> Result<(), NotEnoughUnits> {
         let more = self.shares.0.round_up(units).saturating_sub(self.units);
         if more > 0 {

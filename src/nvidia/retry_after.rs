@@ -1,5 +1,5 @@
-//! Makes all new calls wait if NVIDIA answers one call with `Retry-After`: no inference starts and
-//! no asset is created until the wait has ended.
+//! Makes all new calls wait if NVIDIA answers one call with `Retry-After`: until the wait has ended, no
+//! inference starts, not even as a retry, and no asset is created.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
