@@ -1,4 +1,4 @@
-//! Settings for the log.
+//! Settings for the log. Traces have none: `telemetry::otlp` and OpenTelemetry's SDK read `OTEL_*`.
 
 use super::{reader::Reader, setting::Setting};
 use crate::telemetry::{Format, Settings, parse_filter};

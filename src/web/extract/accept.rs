@@ -64,8 +64,8 @@ struct BestMatch {
 
 impl BestMatch {
     /// Replaces the best match by a range of the header if that is a better match: a more specific one, or
-    /// an equally specific one with a higher weight. `matching` contains the ranges that match the media
-    /// type, the least specific first.
+    /// an equally specific one with a higher weight. `matching` lists the three ranges that
+    /// can match the media type, the least specific first.
     fn consider(&mut self, range: &Parameterized<'_>, weight: u16, matching: &[&str]) {
         let Some((specificity, _)) = (1..).zip(matching).find(|(_, name)| range.is(name)) else {
             return;
