@@ -37,7 +37,7 @@ impl Report {
     }
 
     /// Adds those figures of a load that have a goal. `sent` is `fresh` if each request had a new
-    /// picture, or `again` if all had the same picture.
+    /// picture, or `again` if all had the same picture, from the cache.
     pub fn add_load(&mut self, route: &str, picture: &str, sent: &str, result: &LoadResult) {
         let cpu = result.cpu.total();
         let name = format!("{route}, {picture}, {sent}");

@@ -1,4 +1,5 @@
-//! Runs the commands of all Markdown pages, and compares the answers with those in the README.
+//! Runs the commands of all Markdown pages. Compares the answers to the README's calls with those that the
+//! README shows.
 //!
 //! Commands are in blocks that are fenced as `bash`. If the opening fence also contains
 //! `not run here: ` and a reason, only the syntax of the block is checked.
@@ -141,7 +142,7 @@ fn ci_runs_the_programs_on_docs_databases_md() {
     let blocks = Document::read(DATABASES_PAGE).blocks();
     let programs: Vec<_> = blocks.iter().filter(|block| block.language == "python").collect();
     let run = programs.iter().filter(|program| program.not_run.is_none()).count();
-    // The runner contains the counts that it expects of its own run. They must be those of the page.
+    // When the runner ends, it compares what it did with these counts. They must be those of the page.
     let counts = format!("{{\"run\": {run}, \"not run\": {}}}", programs.len() - run);
     assert!(runner.contains(&counts), "tests/vectors/recipes.py should expect {counts}");
 }

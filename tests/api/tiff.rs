@@ -31,7 +31,8 @@ fn mean_difference(a: &RgbImage, b: &RgbImage, scale: u32) -> f64 {
     sum / a.len() as f64
 }
 
-/// Converts colours to grey like Pillow (ITU-R BT.601).
+/// Converts colours to grey like Pillow (ITU-R BT.601). The grey fixtures were made with the same
+/// weights.
 fn grey(image: &RgbImage) -> RgbImage {
     let mut picture = image.clone();
     for pixel in picture.pixels_mut() {
@@ -104,7 +105,7 @@ async fn an_unsupported_or_damaged_tiff_is_refused_with_the_reason_and_no_decode
     }
     // A damaged TIFF gets the same code, but another detail.
     for changes in [
-        vec![short(tag::SAMPLES_PER_PIXEL, 1)], // not 3
+        vec![short(tag::SAMPLES_PER_PIXEL, 1)], // RGB has 3
         vec![short(FILL_ORDER, 9)],
         vec![(tag::STRIP_OFFSETS, LONG, vec![])],
     ] {
