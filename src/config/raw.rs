@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_variable_of_the_service_or_of_an_access_key_must_be_utf_8() {
+    fn only_settings_and_aws_variables_must_be_utf_8() {
         let not_utf_8 = || OsString::from_vec(vec![0xff]);
         let environment = ["IMAGESVC_PORT", "AWS_SESSION_TOKEN", "OTHER"]
             .map(|name| (OsString::from(name), not_utf_8()));
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn an_invalid_value_in_dotenv_is_an_error_unless_another_program_uses_the_variable() {
-        // A `$` without single quotes is invalid, because other programs insert a variable there.
+        // Outside single quotes, a `$` is invalid, because other readers of `.env` substitute variables.
         assert_eq!(merge(&[], &[], "IMAGESVC_API_KEYS=$x\n").read_errors.len(), 1);
         let raw = merge(&[], &[], "DATABASE_URL=postgres://$USER\n");
         assert!(raw.read_errors.is_empty());

@@ -20,7 +20,7 @@ pub(super) struct Group {
 pub(super) const FIRST: Group = Group {
     heading: "Settings to start with",
     settings: &[
-        upstream::API_KEY.info,
+        upstream::NVIDIA_API_KEY.info,
         upstream::SANDBOX.info,
         server::PORT.info,
         store::DOWNLOADS_DIR.info,
@@ -46,7 +46,7 @@ pub(super) const GROUPS: &[Group] = &[
     Group {
         heading: "Settings for calls to NVIDIA",
         settings: &[
-            upstream::API_KEY_FILE.info,
+            upstream::NVIDIA_API_KEY_FILE.info,
             nvidia::REQUESTS_PER_MINUTE.info,
             embed::MAX_CONCURRENCY.info,
             nvidia::TIMEOUT.info,

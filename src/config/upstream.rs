@@ -9,13 +9,13 @@ use super::{
 };
 use crate::nvidia::ApiKey;
 
-pub(super) const API_KEY: OptionalSetting<ApiKey> = OptionalSetting::secret(
+pub(super) const NVIDIA_API_KEY: OptionalSetting<ApiKey> = OptionalSetting::secret(
     "NVIDIA_API_KEY",
     ApiKey::parse,
     "The key for NVIDIA's API; required unless it is in a file or --sandbox is set",
 );
 
-pub(super) const API_KEY_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
+pub(super) const NVIDIA_API_KEY_FILE: OptionalSetting<PathBuf> = OptionalSetting::new(
     "NVIDIA_API_KEY_FILE",
     parse::path,
     "A file that contains the key, as an alternative to NVIDIA_API_KEY (for systemd's LoadCredential)",
@@ -38,8 +38,8 @@ pub enum Upstream {
 /// Reads the settings, and returns what computes the embeddings. If this returns `None`, it has added an
 /// error to `reader.errors`.
 pub(super) fn resolve(reader: &mut Reader<'_>) -> Option<Upstream> {
-    let has_key = reader.is_set(&API_KEY.info) || reader.is_set(&API_KEY_FILE.info);
-    let (key_variable, file_variable) = (API_KEY.info.name, API_KEY_FILE.info.name);
+    let has_key = reader.is_set(&NVIDIA_API_KEY.info) || reader.is_set(&NVIDIA_API_KEY_FILE.info);
+    let (key_variable, file_variable) = (NVIDIA_API_KEY.info.name, NVIDIA_API_KEY_FILE.info.name);
     if reader.value(&SANDBOX) {
         if has_key {
             reader.warnings.push(format!("sandbox mode: {key_variable} is ignored and not sent"));
@@ -53,5 +53,5 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Option<Upstream> {
             SANDBOX.info.flag()
         ));
     }
-    reader.secret(&API_KEY, &API_KEY_FILE).map(Upstream::Nvidia)
+    reader.secret(&NVIDIA_API_KEY, &NVIDIA_API_KEY_FILE).map(Upstream::Nvidia)
 }
