@@ -27,8 +27,8 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest mean time between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 
-/// After a wait, a replica looks in the bucket if its last look is older than this. Usually the lease
-/// tells when the vector is there. But the holder may have lost its connection to the Valkey before it
+/// After a wait, a replica looks in the bucket if its last look is older than this. Usually the reply `Done`
+/// says that the vector is there. But the holder may have lost its connection to the Valkey before it
 /// could release the lease as done.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -45,8 +45,8 @@ enum Step {
     Wait,
     /// Look in the bucket.
     Read(Position),
-    /// Call NVIDIA. After [`decide`], right before the call, a holder checks with [`may_call`] that it still
-    /// holds the lease.
+    /// Call NVIDIA. [`decide`] ends with this step. Right before the call, a holder checks with [`may_call`]
+    /// that it still holds the lease.
     Call(Position),
 }
 
@@ -79,9 +79,9 @@ impl Step {
     /// the reply is `Held` or `Done`.
     ///
     /// After `Acquired`, that look is recent enough: no other replica has written the vector since. If one
-    /// had written it and released its lease, the reply would be `Done`. If it had been killed between the
-    /// two, the reply would be `Held`: a lease lasts at least [`Valkey::lease_reserve`] after its holder is
-    /// killed.
+    /// had written it and released its lease, the reply would be `Done`. If it had been killed after the
+    /// write and before the release, the reply would be `Held`: a lease lasts at least
+    /// [`Valkey::lease_reserve`] after its holder is killed.
     fn after_reply<L>(reply: &Reply<L>, looked_recently: bool) -> Self {
         match (reply, looked_recently) {
             (Ok(LeaseReply::Acquired(_)), true) => Self::Call(Position::Holder),
