@@ -42,8 +42,8 @@ impl TraceContext {
         let version = next_field(2).filter(|version| *version != "ff")?;
         let trace_id = next_field(32).filter(|id| !is_zero(id))?;
         let span_id = next_field(16).filter(|id| !is_zero(id))?;
-        // The four fields and three hyphens have exactly `LENGTH` bytes, so there is no fifth
-        // field.
+        // The four fields and three hyphens have exactly `LENGTH` bytes, so `first_fields` has no
+        // fifth field.
         let flags = u8::from_str_radix(next_field(2)?, 16).ok()?;
         if rest.is_empty() || (version != "00" && rest.starts_with('-')) {
             Some(Self {
@@ -159,7 +159,7 @@ mod tests {
             if let Some(context) = TraceContext::parse(&changed) {
                 let ids = format!("-{}-{}-", context.trace_id, context.span_id);
                 prop_assert!(changed.contains(&ids));
-                // A hyphen is valid only in the place of a hyphen. Then the header is unchanged.
+                // The new character is a hyphen in the place of a hyphen, or a digit in the place of a digit.
                 prop_assert!(character == '-' || matches!(character, '0'..='9' | 'a'..='f'));
             }
         }

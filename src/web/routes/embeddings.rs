@@ -170,16 +170,17 @@ pub(super) async fn embeddings(
         .map(|(picture, sent_item)| picture.map_err(|error| log_error(sent_item.explain(error))))
         .collect();
     let model = app.model;
-    let memory = app.pipeline.memory.empty_permit(client);
+    let answer_memory = app.pipeline.memory.empty_permit(client);
     if pictures.len() <= MAX_PICTURES_OF_SMALL_ANSWER {
-        return BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
+        return BatchAnswer::new(pictures, encoding, model)?.into_response(answer_memory);
     }
-    let serialize = move || BatchAnswer::new(pictures, encoding, model)?.into_response(memory);
+    let serialize =
+        move || BatchAnswer::new(pictures, encoding, model)?.into_response(answer_memory);
     spawn_blocking(serialize).await?
 }
 
-/// Logs and returns the error of a picture that does not fail its batch. The access log contains only one
-/// line for the whole request.
+/// Logs and returns the error of one picture, with `errors=item`. The access log contains only one line
+/// for the whole request.
 fn log_error(error: Error) -> Error {
     let code = error.code();
     if code.status().is_server_error() {
@@ -198,8 +199,8 @@ fn log_error(error: Error) -> Error {
     error
 }
 
-/// Turns [`pipeline::Error::BatchTooLarge`] into an error of the field `input`. Returns other errors
-/// unchanged.
+/// Turns [`pipeline::Error::BatchTooLarge`], which comes from the limit on calls to NVIDIA, into an error
+/// of the field `input`. Returns other errors unchanged.
 fn explain_batch_size(error: Error) -> Error {
     match error {
         Error::Pipeline(pipeline::Error::BatchTooLarge { max, .. }) => {
@@ -214,8 +215,8 @@ fn too_many_pictures(max: usize, detail: String) -> Error {
     Invalid::at(&["body", "input"], "too_long", &message, detail)
 }
 
-/// Counts the pictures of a batch against the client's rate limit. The rate limit's layer has already
-/// counted the first picture.
+/// Counts the pictures of a batch against the client's rate limit. [`ClientLimit::count_batch`] leaves out
+/// the first picture, which the rate limit's layer has already counted.
 async fn count_pictures(rate_limit: &ClientLimit, count: usize) -> Result<(), Error> {
     let max = rate_limit.largest_batch();
     if count > max {
@@ -283,8 +284,8 @@ impl SentItem {
         Self { place: item.place.clone(), sent_as }
     }
 
-    /// Adds the place to an error. Replaces an error whose sentence would mislead a client that sent
-    /// its picture like this.
+    /// Adds the place to an error. Replaces an error whose sentence does not fit how the picture was
+    /// sent.
     fn explain(&self, error: Error) -> Error {
         let is_not_a_picture = matches!(
             error,

@@ -58,8 +58,8 @@ impl Chunks {
             return Err(unsupported("a TIFF in more than 65,536 strips or tiles"));
         }
         let is_incomplete = |table: &Position| table.count < count;
-        let has_too_many = |table: Position| table.count > MAX_CHUNKS;
-        if is_incomplete(&offsets) || has_too_many(offsets) || lengths.is_some_and(has_too_many) {
+        let is_too_long = |table: Position| table.count > MAX_CHUNKS;
+        if is_incomplete(&offsets) || is_too_long(offsets) || lengths.is_some_and(is_too_long) {
             return Err(HeaderError::Damaged);
         }
         let complete_lengths = lengths.filter(|lengths| !is_incomplete(lengths));
