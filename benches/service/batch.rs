@@ -16,7 +16,7 @@ use crate::{
     request::Request,
 };
 
-/// The number of pictures in a batch: the most that the service accepts by default.
+/// The number of pictures in a batch, all different: the most that the service accepts by default.
 const PICTURES: u64 = 32;
 
 impl Bench {
@@ -58,9 +58,9 @@ impl Bench {
     /// Measures how long an upload takes while the pictures of a batch wait for calls to NVIDIA.
     fn single_picture_beside_batch(&mut self) {
         let folder = self.folder("beside");
-        // Of the eight calls that may run at once, a batch makes at most six. So its 32 pictures need
-        // six rounds of calls, 2.4 s. An upload that waits for all six rounds takes about 2.6 s. The
-        // goal is at most half of that.
+        // Of the eight calls that may run at once, a batch makes at most three quarters: six. So its 32
+        // pictures need six rounds of calls, 2.4 s. An upload that waits for all six rounds takes about
+        // 2.6 s. The goal is at most half of that.
         let settings = [("NVIDIA_MAX_CONCURRENCY", "8")];
         let service = Service::start(&folder, &self.nvidia, &settings);
         self.nvidia.set_delay(Duration::from_millis(400));

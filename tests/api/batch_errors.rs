@@ -306,7 +306,7 @@ async fn if_the_query_is_errors_item_each_item_has_its_own_outcome() {
         assert_eq!(entry["error"]["type"], "invalid_request_error");
         assert!(entry["error"]["message"].as_str().unwrap().contains(&format!("input[{index}]")));
     }
-    // The picture that NVIDIA rejected stays saved, unlike in a batch that fails as a whole. The error
+    // The picture that NVIDIA rejected stays saved, unlike in a batch that fails as a whole. Its entry
     // contains the file's name.
     let saved_as = outcomes[2]["saved_as"].as_str().unwrap();
     assert_eq!(app.saved_bytes(saved_as), tiny(2));

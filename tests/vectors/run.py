@@ -1,4 +1,4 @@
-"""Makes files of vectors with imagesvc, and runs the programs with_*.py of this folder, which read them.
+"""Makes files of vectors with imagesvc, and runs the programs `with_*.py` of this folder, which read them.
 
 Arguments: the names of the programs to run. Without arguments, all of them run."""
 
@@ -19,7 +19,7 @@ IMAGESVC = Path(os.environ.get("IMAGESVC_BINARY", ROOT / "target/debug/imagesvc"
 TIMEOUT = 120
 
 # The lines of list.jsonl. The Parquet columns must contain numbers and nested values as they are written
-# here. "name" and "Name" are two columns. If a line contains a name twice, the last value counts.
+# here. "name" and "Name" are two columns. If a line contains a field twice, like "n", its last value counts.
 PEOPLE = [
     r'{"name": "Ada \"the first\"", "path": "photos/rocket.jpg", "n": 12345678901234567890.10}',
     r'{"name": "Gr\u00fc\u00dfe, 世界 \ud83d\ude80", "path": "photos/chelsea.png", "n": -1E-7, "ok": true}',

@@ -19,7 +19,7 @@ impl RowsFolder {
         Self { folder, prefix: "" }
     }
 
-    /// Sets the prefix of the added fields' names.
+    /// Sets the prefix of the fields that `embed` adds.
     #[cfg(feature = "parquet")]
     pub(super) fn prefixed(self, prefix: &'static str) -> Self {
         Self { prefix, ..self }
