@@ -35,5 +35,5 @@ pub const FLOAT: u64 = 3;
 /// In [`EXTRA_SAMPLES`]: alpha that the colours are not multiplied by.
 pub const UNASSOCIATED_ALPHA: u64 = 2;
 
-/// The offset at which [`tiff`](super::craft::tiff) puts the data in a file.
+/// [`tiff`](super::craft::tiff) puts its argument `data` at this offset in the file.
 pub const DATA_AT: u64 = 16;

@@ -130,12 +130,12 @@ impl MotoServer {
         format!("http://{}", self.address)
     }
 
-    /// The keys of all objects, in order.
+    /// The full keys of all objects, with the prefix, sorted.
     pub async fn keys(&self) -> Vec<String> {
         serde_json::from_value(self.run(json!(["keys"])).await).unwrap()
     }
 
-    /// The keys of the objects in `<prefix>/<folder>/`, each without `<prefix>/<folder>/`.
+    /// The keys of the objects in `<prefix>/<folder>/`, sorted, each without `<prefix>/<folder>/`.
     pub async fn keys_in(&self, folder: &str) -> Vec<String> {
         let beginning = format!("{}/{folder}/", self.prefix);
         let keys = self.keys().await.into_iter();
@@ -143,19 +143,19 @@ impl MotoServer {
     }
 
     /// The bytes of an object, or `None` if there is no such object.
-    pub async fn read(&self, key: &str) -> Option<Vec<u8>> {
-        let result = self.run(json!(["read", key])).await;
+    pub async fn read(&self, full_key: &str) -> Option<Vec<u8>> {
+        let result = self.run(json!(["read", full_key])).await;
         result.as_str().map(|text| BASE64_STANDARD.decode(text).unwrap())
     }
 
     /// Creates or replaces an object, as an administrator who may do everything.
-    pub async fn write(&self, key: &str, bytes: &[u8]) {
-        self.run(json!(["write", key, BASE64_STANDARD.encode(bytes)])).await;
+    pub async fn write(&self, full_key: &str, bytes: &[u8]) {
+        self.run(json!(["write", full_key, BASE64_STANDARD.encode(bytes)])).await;
     }
 
     /// Deletes an object, as an administrator who may do everything.
-    pub async fn delete(&self, key: &str) {
-        self.run(json!(["delete", key])).await;
+    pub async fn delete(&self, full_key: &str) {
+        self.run(json!(["delete", full_key])).await;
     }
 
     /// Denies these actions, such as `s3:PutObject`, to the user and the role. Each call replaces the one

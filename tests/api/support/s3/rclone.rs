@@ -83,6 +83,7 @@ impl RcloneServer {
     }
 
     /// The keys of the objects in `<prefix>/<folder>/`, sorted, each without `<prefix>/<folder>/`.
+    /// Leaves out names that begin with a dot.
     pub fn keys_in(&self, folder: &str) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.path_of(folder)) else { return Vec::new() };
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
