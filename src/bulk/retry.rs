@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// The most attempts of a picture. Refusals because the service is busy do not count.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// The longest time for one request. The service itself limits receiving and embedding to less.
+/// The longest time for one request. With the default settings, the service ends it sooner.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(420);
 
 /// The least time for one request, even if the picture's deadline is nearer or has passed.
@@ -25,8 +25,8 @@ pub(super) struct Attempts {
     time_limit: Duration,
     /// When the wait after the latest failure ends. `None` before the first failure.
     wait_end: Option<Instant>,
-    /// From then on, [`Self::may_continue`] allows no further attempt. An attempt that is already
-    /// planned still starts, with [`MIN_REQUEST_TIMEOUT`]. `None` before the first attempt.
+    /// No attempt is planned for this time or later. An attempt that was planned for an earlier time
+    /// still starts, with at least [`MIN_REQUEST_TIMEOUT`]. `None` before the first attempt.
     deadline: Option<Instant>,
 }
 

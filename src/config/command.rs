@@ -94,7 +94,7 @@ pub fn documented_command_line() -> clap::Command {
         .args(flags)
 }
 
-/// Explains where settings can be set, and lists the secrets among these settings.
+/// Explains where settings can be set, and lists the secrets among `settings`.
 fn help_of_secrets(settings: impl IntoIterator<Item = &'static SettingInfo>) -> String {
     let secrets: Vec<_> = secrets_of(settings).collect();
     let width = secrets.iter().map(|(name, _)| name.len()).max().unwrap_or_default();

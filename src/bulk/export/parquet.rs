@@ -31,7 +31,7 @@ use crate::nvidia::DIMENSIONS;
 /// The most rows of a row group.
 const MAX_GROUP_ROWS: usize = 8192;
 
-/// A row group with this many bytes is full: about 5,000 vectors.
+/// A row group with this many bytes is full: about 5,000 of NVIDIA's vectors.
 const MAX_GROUP_BYTES: usize = 32 << 20;
 
 /// The most rows that are encoded at once.
@@ -49,40 +49,40 @@ const ELEMENT: &str = "element";
 /// A row that does not fit in the columns, or the system's error.
 pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError> {
     // The columns must be known before the first row is written, so the rows are read twice.
-    let (mut columns, mut length) = (Columns::default(), None);
+    let (mut columns, mut first_length) = (Columns::default(), None);
     rows.for_each(|line| {
         // Only the first vector is parsed here, for its length.
-        if length.is_none() {
-            line.append_vector(&mut length, &mut Vec::new())?;
+        if first_length.is_none() {
+            line.append_vector(&mut first_length, &mut Vec::new())?;
         }
         columns.add_all(&line.row.source_members)
     })?;
     // Without rows, this is the length of NVIDIA's vectors.
-    let dimensions = length.unwrap_or(DIMENSIONS);
-    let vector_length = i32::try_from(dimensions).map_err(|_| {
-        ExportError::Columns(format!("vectors of {dimensions} numbers are too long for Parquet"))
+    let vector_length = first_length.unwrap_or(DIMENSIONS);
+    let list_length = i32::try_from(vector_length).map_err(|_| {
+        ExportError::Columns(format!("vectors of {vector_length} numbers are too long for Parquet"))
     })?;
-    let schema = schema(&columns, vector_length, rows.reader);
+    let schema = schema(&columns, list_length, rows.reader);
     let properties = properties(rows.reader);
     let mut writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))?;
     let mut batch = Batch::new(columns, schema);
     let count = rows.for_each(|line| {
-        batch.add(&line, dimensions)?;
+        batch.add(&line, vector_length)?;
         rows.advance_progress();
-        if batch.is_full() { Ok(writer.write(&batch.take(vector_length)?)?) } else { Ok(()) }
+        if batch.is_full() { Ok(writer.write(&batch.take(list_length)?)?) } else { Ok(()) }
     })?;
-    writer.write(&batch.take(vector_length)?)?;
+    writer.write(&batch.take(list_length)?)?;
     writer.close()?;
     Ok(count)
 }
 
-fn schema(columns: &Columns, vector_length: i32, reader: &ItemReader) -> SchemaRef {
+fn schema(columns: &Columns, list_length: i32, reader: &ItemReader) -> SchemaRef {
     let of_source = columns.names.iter().map(|name| Field::new(name, DataType::Utf8, true));
     let [sha256, model, prepared, width, height, vector] =
         ADDED_FIELDS.map(|field| reader.name(field));
     let texts = [sha256, model, prepared].map(|name| Field::new(name, DataType::Utf8, false));
     let sizes = [width, height].map(|name| Field::new(name, DataType::Int32, false));
-    let list = DataType::FixedSizeList(element(), vector_length);
+    let list = DataType::FixedSizeList(element(), list_length);
     let vector = Field::new(vector, list, false);
     let fields: Vec<_> = of_source.chain(texts).chain(sizes).chain([vector]).collect();
     Arc::new(Schema::new(fields))
@@ -144,8 +144,8 @@ impl Batch {
         self.rows >= MAX_BATCH_ROWS || self.bytes >= MAX_BATCH_BYTES
     }
 
-    /// Adds a row, whose vector must have this many `dimensions`.
-    fn add(&mut self, line: &Line<'_>, dimensions: usize) -> Result<(), ExportError> {
+    /// Adds a row, whose vector must have this length.
+    fn add(&mut self, line: &Line<'_>, vector_length: usize) -> Result<(), ExportError> {
         let [sha256, model, prepared, width, height] = line.added_values()?;
         let cells = self.columns.cells(&line.row.source_members);
         let cells = cells.map_err(|detail| line.error(detail))?;
@@ -163,13 +163,13 @@ impl Batch {
             let size = value.get().parse();
             sizes.push(size.map_err(|_| line.error(format!("{value} is not a size in pixels")))?);
         }
-        line.append_vector(&mut Some(dimensions), &mut self.vectors)?;
+        line.append_vector(&mut Some(vector_length), &mut self.vectors)?;
         self.rows += 1;
         Ok(())
     }
 
     /// Takes all rows out of the batch, and leaves it empty.
-    fn take(&mut self, vector_length: i32) -> Result<RecordBatch, ExportError> {
+    fn take(&mut self, list_length: i32) -> Result<RecordBatch, ExportError> {
         let texts = self.of_source.iter_mut().chain(&mut self.texts);
         let mut arrays: Vec<_> =
             texts.map(|builder| Arc::new(builder.finish()) as ArrayRef).collect();
@@ -177,12 +177,7 @@ impl Batch {
             arrays.push(Arc::new(Int32Array::from(mem::take(sizes))));
         }
         let numbers = Arc::new(Float32Array::from(mem::take(&mut self.vectors)));
-        arrays.push(Arc::new(FixedSizeListArray::try_new(
-            element(),
-            vector_length,
-            numbers,
-            None,
-        )?));
+        arrays.push(Arc::new(FixedSizeListArray::try_new(element(), list_length, numbers, None)?));
         (self.rows, self.bytes) = (0, 0);
         Ok(RecordBatch::try_new(Arc::clone(&self.schema), arrays)?)
     }

@@ -23,7 +23,8 @@ pub(in crate::image) struct Bmp {
     pub(in crate::image) bits: u16,
     /// [`RGB`], [`RLE8`], [`RLE4`] or [`BITFIELDS`].
     pub(in crate::image) compression: u32,
-    /// Which bits of a pixel are red, green, blue and alpha. Used only for [`BITFIELDS`].
+    /// Which bits of a pixel are red, green, blue and alpha. The decoder in `render` uses them
+    /// only for [`BITFIELDS`].
     pub(in crate::image) masks: [u32; 4],
     /// Four bytes for each value that a pixel can have: blue, green, red and zero. Empty if a pixel
     /// has more than 8 bits.
@@ -228,6 +229,10 @@ mod tests {
     use super::*;
     use crate::image::Content;
 
+    // Offsets in `file_without_pixels`, which ends with the palette.
+    const PALETTE_AT: usize = 54;
+    const PALETTE_END: usize = 62;
+
     /// The headers and the palette of a BMP of 5 × 3 pixels, with 8 bits per pixel and two stored
     /// colours. The pixels are missing.
     fn file_without_pixels() -> Vec<u8> {
@@ -247,7 +252,7 @@ mod tests {
     fn the_size_the_palette_and_the_offset_of_the_pixels_are_read() {
         let bmp = read_bytes(&file_without_pixels()).unwrap();
         assert_eq!((bmp.width, bmp.height, bmp.is_top_down), (5, 3, false));
-        assert_eq!((bmp.bits, bmp.compression, bmp.data_at), (8, RGB, 62));
+        assert_eq!((bmp.bits, bmp.compression, bmp.data_at), (8, RGB, PALETTE_END as u64));
         assert_eq!(bmp.palette.len(), 4 * 256);
         assert!(bmp.palette.starts_with(&[1, 2, 3, 0, 5, 6, 7, 0, 0]));
         // A negative height means that the top row is stored first.
@@ -259,13 +264,12 @@ mod tests {
 
     #[test]
     fn a_truncated_header_is_damaged_and_missing_colours_are_black() {
-        let (palette_at, palette_end) = (54, 62);
-        for len in 0..palette_at {
+        for len in 0..PALETTE_AT {
             assert_eq!(read_bytes(&file_without_pixels()[..len]), Err(HeaderError::Damaged));
         }
-        for len in palette_at..palette_end {
+        for len in PALETTE_AT..PALETTE_END {
             let palette = read_bytes(&file_without_pixels()[..len]).unwrap().palette;
-            let first_color = if len < palette_at + 4 { [0; 4] } else { [1, 2, 3, 0] };
+            let first_color = if len < PALETTE_AT + 4 { [0; 4] } else { [1, 2, 3, 0] };
             assert_eq!(palette[..4], first_color);
             assert_eq!(palette[4..], [0; 1020]);
         }
@@ -274,11 +278,10 @@ mod tests {
     proptest! {
         #[test]
         fn damaged_headers_cause_no_panic_and_exceed_no_limit(
-            start in 2..70usize,
+            start in 2..PALETTE_END,
             noise in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
             let mut bytes = file_without_pixels();
-            let start = start.min(bytes.len());
             let end = (start + noise.len()).min(bytes.len());
             bytes[start..end].copy_from_slice(&noise[..end - start]);
             if let Ok(bmp) = read_bytes(&bytes) {
