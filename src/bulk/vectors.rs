@@ -9,7 +9,6 @@ use std::{
 use super::{
     item::ItemReader,
     json_object::{self, Member},
-    numbers::{self, MAX_LENGTH},
 };
 use json_lines::JsonLines;
 use npy::Npy;

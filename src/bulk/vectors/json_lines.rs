@@ -5,9 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Row, VectorsError, label, numbers};
+use super::{Row, VectorsError, label};
 use crate::bulk::{
     item::ItemReader,
+    numbers,
     rows::{Found, Lines},
 };
 

@@ -7,7 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{MAX_LENGTH, Row, VectorsError, numbers};
+use super::{Row, VectorsError};
+use crate::bulk::numbers::{self, MAX_LENGTH};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 

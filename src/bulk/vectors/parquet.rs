@@ -21,10 +21,11 @@ use parquet::{
     file::metadata::ParquetMetaDataReader,
 };
 
-use super::{MAX_LENGTH, Row, VectorsError, numbers, parquet_pages::CheckedRowGroups};
+use super::{Row, VectorsError, parquet_pages::CheckedRowGroups};
 use crate::bulk::{
     item::{ItemReader, USUAL_FIELDS},
     json_object,
+    numbers::{self, MAX_LENGTH},
 };
 
 /// How many rows are decoded at once.

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::bulk::json_object::append;
+use crate::bulk::{json_object::append, numbers::MAX_LENGTH};
 
 /// A row as the tests compare it: its number, its label and its vector.
 pub(super) type ReadRow = (u64, Option<String>, Vec<f32>);
