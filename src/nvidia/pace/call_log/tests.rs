@@ -84,17 +84,18 @@ impl Scripts {
         }
     }
 
-    /// Takes a turn for the call with this number. Without a `call`, only asks which calls were made.
-    fn take(&mut self, limit: usize, replica: u8, call: Option<u64>) -> Reply {
-        let call = call.map(|call| call.to_string()).unwrap_or_default();
+    /// Takes a turn for the call with this id. Without an id, only asks which calls were made.
+    fn take(&mut self, limit: usize, replica: u8, id: Option<u64>) -> Reply {
+        let id = id.map(|id| id.to_string()).unwrap_or_default();
         let (mut script, now) = (self.take.key("calls"), self.now);
         script.key(now / 1_000_000).key(now % 1_000_000);
         script.arg(limit).arg(WINDOW.as_micros() as u64).arg(format!("r{replica}"));
-        let max_searched = 1000; // more than the calls of a test
-        script.arg(call).arg(max_searched).invoke(&mut self.connection).unwrap()
+        // How many calls are searched for calls of other replicas: more than a test has.
+        let max_searched = 1000;
+        script.arg(id).arg(max_searched).invoke(&mut self.connection).unwrap()
     }
 
-    /// Records calls of a replica. Each call is a number and its age in microseconds. Returns the number of
+    /// Records calls of a replica. Each call is an id and its age in microseconds. Returns the number of
     /// calls in the window.
     fn record(&mut self, replica: u8, calls: impl Iterator<Item = (u64, u64)>) -> usize {
         let (mut script, now) = (self.record.key("calls"), self.now);
@@ -132,11 +133,13 @@ fn micros(duration: Duration) -> u64 {
 /// Lets the events happen to the scripts and to the log. Asserts that the scripts give the same replies as
 /// the log.
 fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
+    // `replicas` and `clients` have no effect here, because no call is spread.
     let rule =
         Rule { calls_per_window: limit, window: WINDOW, replicas: 1, clients: Clients::Many };
     let (mut log, start) = (CallLog::new(rule), Instant::now());
     // The open turns, each with its replica.
     let mut turns: Vec<(u8, TimedCall)> = Vec::new();
+    // The index of an event is the id of the call that it may add.
     for (id, event) in (0u64..).zip(events) {
         let now = start + Duration::from_micros(scripts.now - START);
         log.expire(now);
@@ -189,15 +192,15 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
                 if matches!(event, Event::LoseData) {
                     let () = redis::cmd("FLUSHALL").query(&mut scripts.connection).unwrap();
                 }
-                let mut count = 0;
+                let mut calls_in_window = 0;
                 for replica in 0..3 {
                     let own = log.own().filter(|call| call.client_network == Some(client(replica)));
                     let calls = own.map(|call| (call.id, micros(now - call.time)));
                     // The script must not record an expired call.
                     let expired_call = (u64::MAX, micros(WINDOW));
-                    count = scripts.record(replica, calls.chain([expired_call]));
+                    calls_in_window = scripts.record(replica, calls.chain([expired_call]));
                 }
-                assert_eq!(count, log.calls.len(), "all calls are recorded");
+                assert_eq!(calls_in_window, log.calls.len(), "all calls are recorded");
             }
         }
     }
@@ -240,7 +243,7 @@ fn a_client_may_make_half_of_the_calls_at_once_at_all_replicas_together() {
 fn a_call_later_than_the_clock_of_a_new_server_counts_as_made_now() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let mut scripts = Scripts::new(&server);
-    // The limit is one call. The arguments are this limit, the replica and the call's number.
+    // The limit is one call. The arguments are this limit, the replica and the call's id.
     assert_eq!(scripts.take(1, 0, Some(0)), (true, 0, vec![]));
     // The clock of the server that takes over is an hour behind.
     scripts.now -= 3_600_000_000;
