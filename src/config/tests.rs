@@ -26,13 +26,13 @@ fn the_nvidia_key_is_the_only_required_setting_and_missing_client_keys_cause_a_w
 }
 
 #[test]
-fn client_keys_are_read_from_a_file_and_an_error_names_the_setting_and_the_mistake() {
+fn client_keys_are_read_from_a_file_and_an_invalid_setting_is_named_with_the_mistake() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "first\nsecond\n").unwrap();
     let path = file.path().to_str().unwrap();
     let config = resolve(&[("IMAGESVC_SANDBOX", "1"), ("IMAGESVC_API_KEYS_FILE", path)]).unwrap();
     assert_eq!(format!("{:?}", config.web.keys), "ClientKeys(2 redacted)");
-    for (invalid, error) in [
+    for (invalid, mistake) in [
         (&[("IMAGESVC_API_KEYS_FILE", "/nowhere")][..], "cannot be read"),
         (&[("IMAGESVC_API_KEYS_FILE", path), ("IMAGESVC_API_KEYS", "a")], "both set"),
         (&[("IMAGESVC_API_KEYS", "planted key")], "space"),
@@ -44,7 +44,7 @@ fn client_keys_are_read_from_a_file_and_an_error_names_the_setting_and_the_mista
     ] {
         let pairs = [&[("IMAGESVC_SANDBOX", "1")], invalid].concat();
         let errors = resolve(&pairs).unwrap_err().to_string();
-        assert!(errors.contains(error) && errors.contains(invalid[0].0), "{errors}");
+        assert!(errors.contains(mistake) && errors.contains(invalid[0].0), "{errors}");
         assert!(!errors.contains("planted"), "an error must not quote a key: {errors}");
     }
 }
@@ -63,8 +63,8 @@ fn an_empty_value_is_an_error_for_settings_that_protect_the_service() {
             assert!(errors.contains(&format!("{name} is set but empty")), "{errors}");
         }
     }
-    // Pairs with the same name stand for two sources. An empty value is ignored if the other source
-    // sets a value.
+    // Two pairs with the same name stand for, say, the environment and `.env`. An empty value is ignored if
+    // the other one is not empty.
     let keys = "IMAGESVC_API_KEYS";
     assert!(!resolve(&[sandbox, (keys, "a"), (keys, "")]).unwrap().web.keys.is_empty());
     assert!(
@@ -135,8 +135,8 @@ fn every_default_parses_and_is_used_if_the_setting_is_not_set() {
 
 #[test]
 fn an_invalid_value_is_reported_with_the_name_of_its_setting() {
-    // A control character is invalid in every setting except the downloads folder, which may be any text.
-    // The paths of files are invalid here because the files do not exist.
+    // A control character is invalid in every setting except paths. The paths of files are invalid here
+    // because the files do not exist. The downloads folder need not exist.
     let downloads_dir = store::DOWNLOADS_DIR.info.name;
     for setting in settings::all().filter(|setting| setting.name != downloads_dir) {
         let errors = resolve(&[(setting.name, "\u{7}")]).unwrap_err().to_string();
@@ -160,7 +160,7 @@ fn errors_include_the_warning_about_a_misspelt_variable() {
 }
 
 #[test]
-fn the_nvidia_key_is_read_from_a_file_and_setting_the_variable_as_well_is_an_error() {
+fn the_nvidia_key_is_read_from_a_file_and_setting_both_file_and_key_is_an_error() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "nvapi-2\n").unwrap();
     let path = file.path().to_str().unwrap();
