@@ -52,12 +52,12 @@ async fn wait_until_the_bucket_works(app: &TestApp) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_picture_that_cannot_be_saved_is_refused_before_nvidia_is_paid() {
     // All faults are tested at the same time: each takes seconds until its bucket works again.
-    join_all(FAULTS.map(|(name, fault)| assert_nothing_is_paid(name, fault))).await;
+    join_all(FAULTS.map(|(name, fault)| assert_refused_pictures_cost_nothing(name, fault))).await;
 }
 
 /// Lets the bucket work, fail with this fault, and work again. While it fails, NVIDIA must not be
 /// called for a picture that is to be saved.
-async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
+async fn assert_refused_pictures_cost_nothing(name: &str, fault: FailingReply) {
     let (nvidia, bucket) = (FakeNvidia::healthy().await, FakeBucket::start().await);
     let app = TestApp::builder(&nvidia)
         .bucket(&bucket)
@@ -76,7 +76,7 @@ async fn assert_nothing_is_paid(name: &str, fault: FailingReply) {
     }
     let batch = app.batch(&json!({ "input": [data_url(&tiny(2))] })).await;
     assert_problem(&batch, 503, "storage_unavailable");
-    assert_eq!(nvidia.count(), 1, "nothing should be paid with the fault: {name}");
+    assert_eq!(nvidia.count(), 1, "only the call before the fault should be paid: {name}");
 
     // Pictures that are not to be saved are embedded as before.
     let request = with_query(app.upload_request(&tiny(3), "a.png"), "save=false");
@@ -151,7 +151,7 @@ async fn a_removal_is_repeated_until_it_succeeds() {
             .filter(|line| line.starts_with("DELETE") && line.contains("/downloads/"))
             .count()
     };
-    // A request that gets a 503 is sent once more. So four requests are two attempts to remove.
+    // A request that gets a 503 is sent once more. So the third and fourth requests repeat the removal.
     app.wait_for(|_| delete_requests() >= 4).await;
     bucket.recover();
     app.wait_for(|_| bucket.objects_in("downloads").is_empty()).await;

@@ -93,7 +93,8 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
     }
     // The lengths of the other codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes)
     // and for the distance 1. The symbols in between have no code, which is the length zero. These
-    // lengths are written with the 4 + 14 codes. Each pair is a code and its number of bits.
+    // lengths are written with the 4 + 14 codes. Each pair is a code and its number of bits. The first
+    // bit of a code is its lowest.
     let (length_1, length_2, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
     for ((code, code_bits), run) in [
         (length_2, None),
@@ -203,7 +204,7 @@ pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -
 /// The same as [`vp8`], with more zeros than a decoder reads for the whole picture.
 pub fn vp8_grey(width: u16, height: u16) -> Vec<u8> {
     // A decoder reads less than 600 bytes for the headers. For each block of 16 × 16 pixels, it reads
-    // less than one byte of each partition.
+    // less than one byte of each partition. The rest is longer than necessary, which does no harm.
     let blocks = u32::from(width.div_ceil(16)) * u32::from(height.div_ceil(16));
     vp8(width, height, 600 + blocks, 600 + 4 * blocks as usize)
 }
@@ -228,22 +229,25 @@ enum TiffKind {
 }
 
 fn tiff_or_big_tiff(kind: TiffKind, data: &[u8], entries: &[Entry]) -> Vec<u8> {
-    // `word` is the length of an offset, and also of the number of values in an entry. The number of
-    // entries has the length `entry_count_len`. Both lengths are in bytes.
-    let (signature, word, entry_count_len) = match kind {
+    // Lengths in bytes. An offset and the number of values in an entry are both `word_len` long. The
+    // number of entries is `entry_count_len` long.
+    let (signature, word_len, entry_count_len) = match kind {
         TiffKind::Tiff => (&b"II\x2a\0"[..], 4, 2),
         TiffKind::BigTiff => (&b"II\x2b\0\x08\0\0\0"[..], 8, 8),
     };
     let number = |value: u64, bytes: usize| value.to_le_bytes()[..bytes].to_vec();
     let directory_at = (16 + data.len()).next_multiple_of(2);
-    let mut file = [signature, &number(directory_at as u64, word)].concat();
+    let mut file = [signature, &number(directory_at as u64, word_len)].concat();
     file.resize(16, 0);
     file.extend(data);
     file.resize(directory_at, 0);
     file.extend(number(entries.len() as u64, entry_count_len));
     // Values that do not fit into their entry follow the directory.
     let mut long_values = Vec::new();
-    let long_values_at = file.len() + entries.len() * (4 + 2 * word) + word;
+    // An entry is a tag, a type, the number of values, and the values or their offset.
+    let entry_len = 2 + 2 + word_len + word_len;
+    let no_next_directory = vec![0; word_len];
+    let long_values_at = file.len() + entries.len() * entry_len + no_next_directory.len();
     for (tag, value_type, values) in entries {
         // The length of a value in bytes. The types are SHORT, LONG, LONG8, and types of one byte.
         let size = match value_type {
@@ -254,16 +258,16 @@ fn tiff_or_big_tiff(kind: TiffKind, data: &[u8], entries: &[Entry]) -> Vec<u8> {
         };
         let mut bytes: Vec<u8> = values.iter().flat_map(|value| number(*value, size)).collect();
         file.extend([number((*tag).into(), 2), number((*value_type).into(), 2)].concat());
-        file.extend(number(values.len() as u64, word));
-        if bytes.len() > word {
-            file.extend(number((long_values_at + long_values.len()) as u64, word));
+        file.extend(number(values.len() as u64, word_len));
+        if bytes.len() > word_len {
+            file.extend(number((long_values_at + long_values.len()) as u64, word_len));
             long_values.extend(bytes);
         } else {
-            bytes.resize(word, 0);
+            bytes.resize(word_len, 0);
             file.extend(bytes);
         }
     }
-    file.extend(vec![0; word]);
+    file.extend(no_next_directory);
     file.extend(long_values);
     file
 }
@@ -314,9 +318,8 @@ pub fn segment(marker: u8, data: &[u8]) -> Vec<u8> {
 /// component: the horizontal sampling factor in the upper four bits, and the vertical one in the
 /// lower four.
 ///
-/// The code of a DC difference is the number of its bits, written in four bits. There are three AC
-/// codes: `00` is the end of a block, `01` is a coefficient of one bit, and `10` is a coefficient of
-/// two bits.
+/// A DC difference of n bits has the four-bit code n. There are three AC codes: `00` is the end of a
+/// block, `01` is a coefficient of one bit, and `10` is a coefficient of two bits.
 pub fn jpeg_head(frame: u8, (width, height): (u16, u16), sampling: &[u8]) -> Vec<u8> {
     let mut jpeg = b"\xff\xd8".to_vec();
     jpeg.extend(segment(0xdb, &[&[0][..], &[1; 64]].concat()));

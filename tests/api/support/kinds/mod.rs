@@ -32,14 +32,16 @@ pub fn all(width: u32, height: u32) -> Vec<Kind> {
     .concat()
 }
 
-/// How the error describes the kind with this name, or `None` if the service can decode the kind.
+/// How the service's error describes the kind with this name, or `None` if the service can decode the
+/// kind.
 pub fn unsupported(name: &str) -> Option<&'static str> {
     let several_scans = "a baseline JPEG with its colour components in several scans";
+    // RGB includes RGBA: `tiff-rgba-float-32-` is decoded.
     let floats = "a TIFF of floating-point numbers that are not RGB of 32 bits";
     let kinds = [
         ("jpeg-scan-per-component-420", several_scans),
         ("jpeg-scan-per-component-422", several_scans),
-        ("tiff-grey-float-32-", floats), // RGB includes RGBA: `tiff-rgba-float-32-` is decoded
+        ("tiff-grey-float-32-", floats),
     ];
     // Only the start is compared, because the name of a TIFF ends with its layout.
     kinds.iter().find(|(start, _)| name.starts_with(start)).map(|(_, description)| *description)
