@@ -75,7 +75,8 @@ impl Feeder {
                     thread_skipped.fetch_add(1, Ordering::Relaxed);
                     true
                 }
-                Selected::LimitReached => false, // happens only if the limit is 0
+                // Happens only if the limit is 0. A higher limit ends the reading when its last row is sent.
+                Selected::LimitReached => false,
                 Selected::Send => {
                     let is_sent = sender.blocking_send(SourceEvent::Row(Box::new(item))).is_ok();
                     is_sent && selection.wants_more()

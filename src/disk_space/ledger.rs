@@ -209,8 +209,8 @@ impl Ledger {
             Some(latest) => (latest.free, latest.written),
             None => (FreeSpace { bytes: 0, inodes: None }, Amount::default()),
         };
-        // The measured free space includes all granted space that was not yet written at that time, and
-        // all that was granted later.
+        // The measurement counted granted space as free if it was not yet written, or was granted later.
+        // So this space is wanted, too.
         let mut wanted = self.granted.saturating_sub(written_when_measured);
         wanted += more;
         free.check_amount(wanted, min_free_bytes, margin)

@@ -127,7 +127,7 @@ pub(super) fn router(
     });
     let keyed = without_document(&KEYED, &state.metrics)
         .route("/v1/models/{*id}", get(models::get_model))
-        .route("/embeddings", post(embeddings::embeddings))
+        .route("/embeddings", post(embeddings::embeddings)) // for clients that omit `/v1`
         .fallback(async || Error::NotFound)
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .layer(
