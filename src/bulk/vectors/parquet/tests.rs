@@ -10,7 +10,7 @@ use arrow_schema::Field;
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 use proptest::prelude::*;
 
-use crate::bulk::vectors::tests::{ReadRow, read, usual_fields};
+use crate::bulk::vectors::tests::{ReadRow, default_reader, read};
 
 use super::*;
 
@@ -59,8 +59,8 @@ fn small_file() -> Vec<u8> {
 }
 
 /// Reads a file with these bytes.
-fn rows_of(bytes: Vec<u8>, fields: &ItemReader) -> Result<Vec<ReadRow>, String> {
-    read("v.parquet", bytes, fields)
+fn rows_of(bytes: Vec<u8>, reader: &ItemReader) -> Result<Vec<ReadRow>, String> {
+    read("v.parquet", bytes, reader)
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn lists_of_fixed_and_of_variable_length_are_read_with_floats_of_both_sizes() {
             ("model", models(5)),
             ("vector", vectors),
         ]);
-        assert_eq!(rows_of(bytes, &usual_fields()).unwrap(), expected);
+        assert_eq!(rows_of(bytes, &default_reader()).unwrap(), expected);
     }
 }
 
@@ -92,7 +92,7 @@ fn lists_of_fixed_and_of_variable_length_are_read_with_floats_of_both_sizes() {
 fn more_rows_than_one_batch_are_read() {
     let rows = 3 * BATCH_ROWS + 1;
     let bytes = file(&[("model", models(rows)), ("vector", fixed(rows))]);
-    let read = rows_of(bytes, &usual_fields()).unwrap();
+    let read = rows_of(bytes, &default_reader()).unwrap();
     assert_eq!(read.len(), rows);
     assert!(read.iter().zip(0_u16..).all(|((_, _, vector), n)| vector[0] == f32::from(n)));
 }
@@ -120,7 +120,7 @@ fn the_label_of_a_row_is_its_id_or_else_its_path_or_url() {
         let [field, id] = [field, id].map(|name: Option<&str>| name.map(str::to_owned));
         let rows = rows_of(
             bytes.clone(),
-            &ItemReader { location_field: field, id_field: id, ..usual_fields() },
+            &ItemReader { location_field: field, id_field: id, ..default_reader() },
         )
         .unwrap();
         let labels: Vec<_> = rows.iter().map(|(_, label, _)| label.as_deref()).collect();
@@ -131,7 +131,7 @@ fn the_label_of_a_row_is_its_id_or_else_its_path_or_url() {
 #[test]
 fn the_columns_of_models_and_vectors_are_found_by_their_names_with_the_prefix() {
     let prefixed = file(&[("p_model", models(1)), ("p_vector", fixed(1))]);
-    assert!(rows_of(prefixed, &ItemReader { prefix: "p_".into(), ..usual_fields() }).is_ok());
+    assert!(rows_of(prefixed, &ItemReader { prefix: "p_".into(), ..default_reader() }).is_ok());
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_file_without_usable_models_or_vectors_is_refused_with_the_reason() {
         ),
         (vec![("model", models(0)), ("vector", fixed(0))], "it contains no vectors"),
     ] {
-        let error = rows_of(file(&columns), &usual_fields()).unwrap_err();
+        let error = rows_of(file(&columns), &default_reader()).unwrap_err();
         assert!(error.contains(reason), "{error}");
     }
 }
@@ -174,7 +174,7 @@ fn a_file_without_usable_models_or_vectors_is_refused_with_the_reason() {
 fn an_incomplete_file_is_refused_wherever_it_ends() {
     let complete = small_file();
     for end in 0..complete.len() {
-        let error = rows_of(complete[..end].to_vec(), &usual_fields()).unwrap_err();
+        let error = rows_of(complete[..end].to_vec(), &default_reader()).unwrap_err();
         // The file is refused before its first row is read. Errors of a row begin with `v.parquet, row`.
         assert!(error.starts_with("v.parquet: "), "the file ended at {end}: {error}");
     }
@@ -188,7 +188,7 @@ fn a_changed_byte_causes_no_panic_and_many_changes_are_refused() {
         for change in [0x01, 0x02, 0x40, 0x80, 0xff] {
             let mut bytes = original.clone();
             bytes[at] ^= change;
-            errors.extend(rows_of(bytes, &usual_fields()).err());
+            errors.extend(rows_of(bytes, &default_reader()).err());
         }
     }
     // Of the five changes of a byte, more than one is noticed on average.
@@ -213,7 +213,7 @@ proptest! {
             let at = at % bytes.len();
             bytes[at] = byte;
         }
-        if let Ok(rows) = rows_of(bytes, &usual_fields()) {
+        if let Ok(rows) = rows_of(bytes, &default_reader()) {
             prop_assert!(rows.iter().all(|(_, _, vector)| vector.iter().all(|n| n.is_finite())));
         }
     }
