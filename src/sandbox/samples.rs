@@ -102,7 +102,7 @@ fn landscape() -> RgbImage {
         let sky = mix([72.0, 145.0, 222.0], [214.0, 234.0, 248.0], y / 0.7);
         // The picture is about 1.5 times as wide as it is high. The factor makes the sun a circle.
         let from_sun = ((x - 0.74) * 1.5).hypot(y - 0.24);
-        let glow = mix([255.0, 244.0, 190.0], sky, (from_sun - 0.085) / 0.06);
+        let sky_with_sun = mix([255.0, 244.0, 190.0], sky, (from_sun - 0.085) / 0.06);
         // Where a hill's edge is at `x`, from 0 at the top of the picture to 1 at the bottom.
         let edge = |level: f32, wave: f32, shift: f32| level + 0.07 * (wave * x + shift).sin();
         let (far, middle, near) =
@@ -113,7 +113,7 @@ fn landscape() -> RgbImage {
             let dark = color.map(|channel| channel * 0.72);
             mix(behind, mix(color, dark, y - hill_edge), (y - hill_edge) * 300.0)
         };
-        let color = with_hill(glow, far, [126.0, 178.0, 164.0]);
+        let color = with_hill(sky_with_sun, far, [126.0, 178.0, 164.0]);
         let color = with_hill(color, middle, [92.0, 160.0, 96.0]);
         let color = with_hill(color, near, [58.0, 122.0, 62.0]);
         Rgb(color.map(|channel| channel as u8))

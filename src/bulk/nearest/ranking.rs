@@ -108,6 +108,7 @@ impl Ranking {
     pub(in crate::bulk) fn offer(&mut self, cosine: f64, row: u64, label: &mut Option<String>) {
         let mut hit = Hit { cosine, row, label: None };
         let is_full = self.nearest.len() == self.count;
+        // `peek` of a full heap returns `None` only if `count` is 0.
         if is_full && self.nearest.peek().is_none_or(|Reverse(least)| hit <= *least) {
             return;
         }
