@@ -209,13 +209,13 @@ async fn the_files_of_a_batch_are_removed_after_its_client_has_disconnected() {
         _ = app.batch(&body) => panic!("the batch must not be answered before NVIDIA's last reply"),
         () = app.wait_for_saved_count(10) => {} // dropping the request disconnects the client
     }
-    app.wait_for_saved_count(0).await;
+    app.wait_for_saved_count(0).await; // while the last call still runs
     release.send(true).unwrap();
 }
 
 #[tokio::test]
 async fn finished_pictures_of_a_running_batch_have_no_open_files() {
-    // The fifth and last picture waits for the creation of its asset.
+    // The last of the five assets is created only after `release`. So one picture waits.
     let (release, _) = watch::channel(false);
     let (release_reply, created) = (release.clone(), AtomicUsize::new(0));
     let nvidia = FakeNvidia::healthy_except(move |request| {
@@ -234,10 +234,10 @@ async fn finished_pictures_of_a_running_batch_have_no_open_files() {
         paths.filter(|path| path.to_string_lossy().starts_with(folder)).count()
     };
     let check_files = async {
-        // The last picture waits. So when only one picture is at work, the other four are finished.
+        // One picture waits. So when only one picture is at work, the other four are finished.
         let created = || nvidia.lines().iter().filter(|line| **line == CREATE_ASSET).count();
         app.wait_for(|value| created() == 5 && value("imagesvc_pictures_at_work") == 1.0).await;
-        // The lock of the folder, and the file of the last picture.
+        // The lock of the folder, and the file of the waiting picture.
         assert!(open_files() <= 2, "at most 2 files should be open, not {}", open_files());
         release.send(true).unwrap();
     };
@@ -248,7 +248,7 @@ async fn finished_pictures_of_a_running_batch_have_no_open_files() {
 #[tokio::test]
 async fn a_batch_that_takes_longer_than_its_deadline_progresses_each_time_the_client_repeats_it() {
     const BATCH: usize = 16;
-    const OTHER_PICTURES: usize = 16;
+    const OTHER_PICTURES: usize = 16; // enough for the moving average of call times
     let nvidia = FakeNvidia::scripted(|request, _| {
         embedding_filled_with(picture_number(request)).after(Duration::from_millis(100))
     })

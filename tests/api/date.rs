@@ -22,12 +22,12 @@ async fn the_date_of_answers_follows_a_clock_that_is_set_back() {
         })
         .start()
         .await;
-    for (seconds_back, date) in [
+    for (further_seconds_back, date) in [
         (0, "Sun, 06 Nov 1994 08:49:37 GMT"),
         (3600, "Sun, 06 Nov 1994 07:49:37 GMT"),
         (1, "Sun, 06 Nov 1994 07:49:36 GMT"),
     ] {
-        NOW.fetch_sub(seconds_back, Ordering::Relaxed);
+        NOW.fetch_sub(further_seconds_back, Ordering::Relaxed);
         assert_eq!(app.upload(ROCKET, "a.jpg").await.header("date"), date);
         assert_eq!(app.get("/health").await.header("date"), date);
         assert_eq!(app.get("/nothing").await.header("date"), date);

@@ -139,7 +139,8 @@ async fn the_creation_of_assets_is_tried_again_after_the_pause_for_a_refusal() {
     .await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
-            // Normally, the pause after a refusal is ten minutes.
+            // The creation of the asset is a part of the upload. Normally, the pause after a refused
+            // upload is ten minutes.
             assert_eq!(config.embed.call.refused_upload_pause.as_secs(), 600);
             config.embed.call.refused_upload_pause = Duration::ZERO;
         })
@@ -157,7 +158,7 @@ async fn no_asset_is_created_if_nvidia_large_images_is_set_to_shrink() {
     assert_eq!(app.upload(HUBBLE, "hubble.jpg").await.prepared(), "shrunk");
     assert_eq!(nvidia.lines(), [INFER]);
     let (picture, _) = inline_jpeg(&nvidia.received()[0]);
-    // The original has 1000 × 872 pixels.
+    // Like the original with its 1000 × 872 pixels, the picture is wider than it is high.
     let (width, height) = picture.dimensions();
     assert!(width <= 1000 && width > height, "{width} x {height}");
 }
@@ -225,7 +226,7 @@ async fn a_picture_that_was_shrunk_during_an_outage_is_sent_as_an_asset_after_th
     let (nvidia, is_outage) = nvidia_with_outage().await;
     let app = TestApp::builder(&nvidia)
         .configure(|config| {
-            // Normally, the pause after a failure is a minute.
+            // Normally, the pause after an outage is a minute.
             assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
             config.embed.call.failed_upload_pause = Duration::from_millis(500);
         })
@@ -283,8 +284,7 @@ async fn after_an_outage_the_asset_api_is_tried_again_sooner_than_after_a_refusa
         .await;
         let app = TestApp::builder(&nvidia)
             .configure(|config| {
-                // This is the pause after an outage. The pause after a refusal, `refused_upload_pause`,
-                // stays ten minutes.
+                // Only the pause after an outage changes: `refused_upload_pause` stays ten minutes.
                 assert_eq!(config.embed.call.failed_upload_pause.as_secs(), 60);
                 config.embed.call.failed_upload_pause = Duration::ZERO;
             })
@@ -310,9 +310,9 @@ async fn in_an_outage_a_large_picture_makes_at_most_one_call_more_than_a_small_p
         let calls_before = nvidia.count();
         let answer = app.upload(&variant(HUBBLE, n), "hubble.jpg").await;
         assert_eq!(answer.status, 502);
-        // The service tries three times to create an asset for the first picture, and then sends
-        // the picture inline once. It sends each of the other two pictures inline right away, and
-        // tries that three times, as with a small picture.
+        // The service tries three times to create an asset for the first picture. These attempts count
+        // for the whole picture, so the service then sends it inline only once. It sends each of the
+        // other two pictures inline right away, and tries that three times, as with a small picture.
         assert_eq!(nvidia.count() - calls_before, call_count, "{:?}", nvidia.lines());
     }
 }

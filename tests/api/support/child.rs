@@ -49,8 +49,8 @@ impl ServiceProcess {
         Self::start_command(strace, folder, settings)
     }
 
-    /// Starts the program with a command in a shell. The shell's process must become the program, because
-    /// only the shell's process is killed. So the command must be a single one: for it, bash replaces itself.
+    /// Starts the program with a command in a shell. Only bash's process is killed, so it must become the
+    /// program. It does so only if `command` is a single command: bash then replaces itself with it.
     pub fn start_in_shell(command: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let mut shell = Command::new("bash");
         shell.args(["-c", command]);
