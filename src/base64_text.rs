@@ -153,8 +153,8 @@ pub fn normalize(text: &mut [u8]) -> Result<Range<usize>, Base64Error> {
 /// The blanks that may surround a text, as they are and as JSON escapes them.
 const BLANKS: [(u8, &str); 4] = [(b' ', " "), (b'\t', r"\t"), (b'\r', r"\r"), (b'\n', r"\n")];
 
-/// Removes white space and escaped blanks from the beginning of a JSON string's content. Removes all white
-/// space of Unicode, because a string in a batch may be a copied URL.
+/// Removes white space and escaped blanks from the beginning of a JSON string's content. Any white space of
+/// Unicode counts, because a string in a batch may be a URL that was copied from a web page.
 pub fn trim_json_start(content: &str) -> &str {
     let mut rest = content.trim_start();
     while let Some(trimmed) = BLANKS.iter().find_map(|(_, escape)| rest.strip_prefix(escape)) {

@@ -28,7 +28,8 @@ const MAX_HEADERS: usize = 1000;
 
 /// The number of bytes that are read from a file at once. Each read is a switch to a blocking thread and
 /// back: an upload of 2 MB in pieces of 16 KiB took 1.6 times as much processor time as with this size.
-/// For each upload, hyper buffers pieces until they exceed 400 KiB: four pieces of this size.
+/// For each upload, hyper buffers pieces until they exceed 400 KiB. With this size, these are four pieces, or
+/// 512 KiB.
 const READ_SIZE: usize = 128 * 1024;
 
 /// A picture as the body of a request. A file is streamed, so its bytes are never all in memory.

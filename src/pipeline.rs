@@ -245,7 +245,7 @@ impl Pipeline {
                 }
                 // A bucket fails more often than a disk. NVIDIA must not be paid for a picture that
                 // cannot be saved.
-                when_saved.wait().await;
+                when_saved.wait().await; // also ends if the picture is not to be saved
             }
             self.embedder.embed(job, None).await
         };

@@ -107,7 +107,7 @@ impl Metrics {
             returned_embeddings: counters(
                 &mut registry,
                 "cache_lookups",
-                "Embeddings returned, by provenance; miss and bypass were paid for",
+                "Embeddings returned, by where they came from; bypass means a request with no-cache; miss and bypass needed a call",
                 ["outcome"],
             ),
             shed: counters(

@@ -184,7 +184,7 @@ fn a_meta_box_with_too_many_entries_or_with_an_item_twice_is_damaged() {
     };
     // From item 1, to no other item.
     let reference = |_| boxed(b"thmb", &[0, 1, 0, 0]);
-    // The six bytes are the version, the flags, and a count of items that the parser ignores.
+    // The six bytes are the version, the flags, and the number of items. The parser ignores this number.
     let items = |n| [vec![0; 6], (0..n).flat_map(item).collect()].concat();
     // Whether a `meta` box that contains only a `pitm` box and this box is damaged.
     let is_damaged = |name: &[u8; 4], body: &[u8]| {
