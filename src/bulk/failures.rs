@@ -97,7 +97,7 @@ pub(super) fn row(item: &Item, failure: &Failure, reader: &ItemReader) -> String
     let Failure { code, detail, may_succeed_later } = failure;
     let error = format!(
         "{}:{{\"code\":{},\"detail\":{},\"retryable\":{may_succeed_later}}}",
-        string(&reader.name(ERROR_FIELD)),
+        string(&reader.prefixed_name(ERROR_FIELD)),
         string(code),
         string(detail)
     );

@@ -191,7 +191,7 @@ impl ItemReader {
     /// All members, except the last one if it is the error of an earlier run.
     fn without_error<'m, 'a>(&self, members: &'m [Member<'a>]) -> &'m [Member<'a>] {
         let Some(((name, value), others)) = members.split_last() else { return members };
-        let is_error = *name == self.name(ERROR_FIELD)
+        let is_error = *name == self.prefixed_name(ERROR_FIELD)
             && json_object::members(value.get()).is_ok_and(|members| {
                 members.iter().map(|(name, _)| &**name).eq(["code", "detail", "retryable"])
             });
@@ -200,12 +200,12 @@ impl ItemReader {
 
     /// The name of an added field that the row already has, if there is one.
     fn taken_name(&self, members: &[Member<'_>]) -> Option<String> {
-        let added = ADDED_FIELDS.iter().chain([&ERROR_FIELD]).map(|name| self.name(name));
+        let added = ADDED_FIELDS.iter().chain([&ERROR_FIELD]).map(|name| self.prefixed_name(name));
         added.into_iter().find(|added| members.iter().any(|(name, _)| name == added))
     }
 
     /// The name of an added field in the output, with the prefix.
-    pub(super) fn name(&self, field: &str) -> String {
+    pub(super) fn prefixed_name(&self, field: &str) -> String {
         format!("{}{field}", self.prefix)
     }
 

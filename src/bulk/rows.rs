@@ -106,7 +106,7 @@ impl<'a> Row<'a> {
         let [first_added, .., vector_field] = ADDED_FIELDS;
         let without_end = text.strip_suffix("}\n").filter(|text| text.ends_with(']'));
         let without_end = without_end.ok_or("it does not end with a vector")?;
-        let vector_name = reader.name(vector_field);
+        let vector_name = reader.prefixed_name(vector_field);
         let members = json_object::members_before(text, &vector_name);
         let mut members = members.map_err(|error| error.to_string())?;
         // After the members are a comma, the vector's name, a colon, and the vector.
@@ -115,7 +115,7 @@ impl<'a> Row<'a> {
             let rest = rest.trim_start().strip_prefix(&json_object::string(&vector_name))?;
             Some(rest.trim_start().strip_prefix(':')?.trim_start())
         });
-        let source_count = position(&members, &reader.name(first_added))?;
+        let source_count = position(&members, &reader.prefixed_name(first_added))?;
         let vector = vector.ok_or_else(|| format!("its {vector_name} is not the last field"))?;
         let added = members.split_off(source_count);
         Ok(Self { text, reader, source_members: members, added, vector })
@@ -126,7 +126,7 @@ impl<'a> Row<'a> {
     /// # Errors
     /// The row has no model, or one that is not a text.
     pub(super) fn model(&self) -> Result<String, String> {
-        let name = self.reader.name("model");
+        let name = self.reader.prefixed_name("model");
         let (_, value) = &self.added[position(&self.added, &name)?];
         json_object::as_string(value).ok_or_else(|| format!("its {name} is not a text"))
     }
@@ -141,7 +141,9 @@ impl<'a> Row<'a> {
     /// # Errors
     /// The added fields are not those of [`ADDED_FIELDS`].
     pub(super) fn added_values(&self) -> Result<AddedValues<'a>, String> {
-        let names = ADDED_FIELDS[..ADDED_BEFORE_VECTOR].iter().map(|field| self.reader.name(field));
+        let names = ADDED_FIELDS[..ADDED_BEFORE_VECTOR]
+            .iter()
+            .map(|field| self.reader.prefixed_name(field));
         let values: Vec<_> = self.added.iter().map(|(_, value)| *value).collect();
         match values.try_into() {
             Ok(values) if self.added.iter().map(|(name, _)| &**name).eq(names) => Ok(values),

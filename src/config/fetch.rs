@@ -66,7 +66,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Settings {
             hosts: reader.optional(&HOSTS),
             exceptions: reader.optional(&EXCEPTIONS).unwrap_or_default(),
         },
-        clients: Clients::Many, // `Config::for_own_client` sets `One` for `embed` and `nearest`
+        clients: Clients::Many, // for `embed` and `nearest`, `Config::for_own_client` sets `One`
     }
 }
 

@@ -65,6 +65,6 @@ pub(super) fn resolve(reader: &mut Reader<'_>) -> Limits {
         max_batch: reader.value(&MAX_BATCH),
         request_timeout: reader.value(&REQUEST_TIMEOUT),
         body_timeout: reader.value(&BODY_TIMEOUT),
-        clients: Clients::Many, // `Config::for_own_client` sets `One` for `embed` and `nearest`
+        clients: Clients::Many, // for `embed` and `nearest`, `Config::for_own_client` sets `One`
     }
 }

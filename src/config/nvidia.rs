@@ -98,7 +98,7 @@ pub(super) fn resolve(reader: &mut Reader<'_>, has_valkey: bool) -> Settings {
         attempt_timeout: reader.value(&TIMEOUT),
         call_limit: call_limit(reader, has_valkey),
         pace_window: PACE_WINDOW,
-        clients: Clients::Many, // `Config::for_own_client` replaces this by `One`
+        clients: Clients::Many, // for `embed` and `nearest`, `Config::for_own_client` sets `One`
         retry: RetryPolicy { max_attempts: reader.value(&MAX_ATTEMPTS), ..RetryPolicy::default() },
         poll_interval: POLL_INTERVAL,
     }

@@ -79,7 +79,7 @@ pub(super) fn write(rows: &RowFile<'_>, file: &File) -> Result<u64, ExportError>
 fn schema(columns: &Columns, list_length: i32, reader: &ItemReader) -> SchemaRef {
     let of_source = columns.names.iter().map(|name| Field::new(name, DataType::Utf8, true));
     let [sha256, model, prepared, width, height, vector] =
-        ADDED_FIELDS.map(|field| reader.name(field));
+        ADDED_FIELDS.map(|field| reader.prefixed_name(field));
     let texts = [sha256, model, prepared].map(|name| Field::new(name, DataType::Utf8, false));
     let sizes = [width, height].map(|name| Field::new(name, DataType::Int32, false));
     let list = DataType::FixedSizeList(element(), list_length);
@@ -96,7 +96,7 @@ fn element() -> FieldRef {
 /// How the columns are encoded. Dictionaries help only with repeated values, and the numbers of vectors
 /// and the hashes are hardly ever repeated. Statistics are useless for the numbers of vectors.
 fn properties(reader: &ItemReader) -> WriterProperties {
-    let [sha256, .., vector] = ADDED_FIELDS.map(|field| reader.name(field));
+    let [sha256, .., vector] = ADDED_FIELDS.map(|field| reader.prefixed_name(field));
     let sha256 = ColumnPath::new(vec![sha256]);
     let vector = ColumnPath::new(vec![vector, "list".into(), ELEMENT.into()]);
     WriterProperties::builder()

@@ -62,8 +62,8 @@ impl Parquet {
         let metadata = ParquetMetaDataReader::new().parse_and_finish(&file).map_err(unreadable)?;
         let schema = metadata.file_metadata().schema_descr();
         let columns = schema.root_schema().get_fields().iter().map(|field| field.name());
-        let vector = item_reader.name("vector");
-        let model = item_reader.name("model");
+        let vector = item_reader.prefixed_name("vector");
+        let model = item_reader.prefixed_name("model");
         for needed in [&vector, &model] {
             if !columns.clone().any(|name| name == needed) {
                 return Err(format!("it has no column {needed}"));
@@ -128,13 +128,13 @@ impl Parquet {
             return Err("the file is damaged: it contains an empty batch".into());
         };
         let columns = Columns { batch, at: self.position };
-        row.model = columns.text(&self.item_reader.name("model"));
+        row.model = columns.text(&self.item_reader.prefixed_name("model"));
         if row.model.is_none() {
             return Err("its model is not a text".into());
         }
         let id = self.item_reader.id_field.as_ref().and_then(|id| columns.field(id));
         row.label = id.or_else(|| columns.location(self.item_reader.location_field.as_deref()));
-        columns.read_vector(&self.item_reader.name("vector"), &mut row.vector)?;
+        columns.read_vector(&self.item_reader.prefixed_name("vector"), &mut row.vector)?;
         self.position += 1;
         let rows_left = self.rows_left.checked_sub(1);
         self.rows_left = rows_left.ok_or("it has more rows than its metadata declares")?;

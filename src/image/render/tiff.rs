@@ -41,8 +41,8 @@ struct Chunk {
 pub(super) fn decode(picture: &Picture) -> Result<RgbImage, Error> {
     let tiff = header::read_bounded(picture.format, &picture.content, tiff::read)?;
     let mut reader = picture.content.reader();
-    // The probe read `picture`'s size from the same header. So the sizes differ only if the file was
-    // changed since then.
+    // `image::probe` has read `picture`'s size from the same header. So the sizes differ only if the file
+    // was changed since then.
     if (tiff.width, tiff.height) != (picture.width, picture.height) {
         return Err(broken("its size differs from its header"));
     }

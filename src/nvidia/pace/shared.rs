@@ -33,10 +33,10 @@ const MIN_SETTLE_TIME: Duration = Duration::from_secs(3);
 /// have given turns back. The interval varies, so that replicas do not ask at the same time.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// If the turn for a call was asked for longer ago than this, the call is recorded again just before it is
-/// made. A call that is not recorded again is made at most this long after its time in the Valkey. A call
-/// that is recorded again is made at most one timeout of the Valkey's commands after its new time. The margin
-/// of [`super::WINDOW`] covers either delay.
+/// If the turn for a call was asked for longer ago than this, the Valkey is told the call's time again just
+/// before the call is made. So the call is made at most this long after the time that the Valkey knows, or,
+/// if the Valkey was told again, at most one timeout of its commands. The margin of [`super::WINDOW`] covers
+/// both.
 const MAX_AGE_OF_TURN: Duration = Duration::from_millis(100);
 
 /// The longest timeout of the Valkey's commands that the margin of [`super::WINDOW`] covers. A longer
@@ -117,11 +117,10 @@ impl Sharing {
 
 impl SharedLimit {
     pub(in crate::nvidia) fn new(valkey: Valkey, key: PaceKey) -> Self {
-        // When the Valkey works again, another replica may be in a hanging attempt to connect. It takes
-        // up to three timeouts: two to connect, and one to report. Half a second later, that replica tries
-        // again. This takes up to four timeouts, because it also writes its calls. The other half second is
-        // a margin. A replica that has not noticed yet that its connection failed needs less time: its next
-        // report, within a second, shows the failure.
+        // The slowest other replica has just begun an attempt to connect that hangs, when the Valkey works
+        // again. The attempt takes up to three timeouts: two to connect, and one for the command that
+        // reports the replica. After half a second, the replica tries again, and then writes its calls: up
+        // to four timeouts. These are seven timeouts and half a second; the other half second is a margin.
         let settle_time = MIN_SETTLE_TIME.max(Duration::from_secs(1) + 7 * valkey.timeout());
         Self { valkey, key, settle_time }
     }
@@ -203,7 +202,7 @@ impl Inner {
         let replicas = usize::try_from(replicas).unwrap_or(usize::MAX).max(1);
         let share = (total / replicas).max(1);
         match mode {
-            // No other replica uses this share.
+            // The 1: no other replica makes calls of this share.
             Mode::Alone => state.log.set_limit(share, 1),
             // In `Settling`, `Sharing::must_wait_until` enforces the share. The log gets the whole limit,
             // because `CallLog::expected_time` also predicts waits that end after the settle time.
