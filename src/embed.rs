@@ -224,8 +224,7 @@ impl Embedder {
         self.0.nvidia.largest_reservation(at_most, time)
     }
 
-    /// The most calls per minute that this replica may make now. While the Valkey counts the calls of all
-    /// replicas, this is the whole limit; otherwise, it is the replica's share. `None` means no limit.
+    /// The most calls per minute that this replica may make now: see [`nvidia::Client::call_limit`].
     pub fn call_limit(&self) -> Option<usize> {
         self.0.nvidia.call_limit()
     }

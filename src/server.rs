@@ -168,7 +168,7 @@ impl Server {
         let end = Instant::now() + self.settings.drain_timeout;
         let mut close = pin!(connections.close());
         if timeout_at(end, &mut close).await.is_ok() {
-            if timeout_at(end, self.background.wait()).await.is_ok() {
+            if timeout_at(end + LAST_RESPONSE_WAIT, self.background.wait()).await.is_ok() {
                 tracing::info!("stopped: every request was answered");
             } else {
                 // The tasks, for example calls to NVIDIA, end with the process.

@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     error::BulkError,
-    item::{ItemReader, Picture},
+    item::{Item, ItemReader, Picture},
     output::Existing,
     selection::{Selected, Selection},
     source,
@@ -19,6 +19,10 @@ use crate::nvidia::CallLimit;
 /// Counts the rows of the sources until `row_limit` is reached, and prints the counts. Rows without a picture
 /// count towards `row_limit`, too. Rows in `existing`, which the output contains already, do not. Blocks
 /// the thread.
+///
+/// # Errors
+/// The first source that cannot be read to its end, after the counts of all sources; or the counts cannot be
+/// printed.
 pub(super) fn count(
     sources: &[PathBuf],
     reader: &ItemReader,
@@ -28,8 +32,8 @@ pub(super) fn count(
 ) -> Result<(), BulkError> {
     let mut selection = Selection::new(existing, row_limit);
     let (mut files, mut urls, mut invalid, mut skipped) = (0_u64, 0_u64, 0_u64, 0_u64);
-    // The closure returns whether to read another row.
-    source::read(sources, reader, &mut |item| {
+    // Returns whether to read another row.
+    let mut sink = |item: Item| {
         match selection.select(item.identity) {
             Selected::Skip => {
                 skipped += 1;
@@ -44,7 +48,15 @@ pub(super) fn count(
             Err(_) => invalid += 1,
         }
         selection.wants_more()
-    })?;
+    };
+    let mut first_error = None;
+    for path in sources {
+        match source::read_one(path, reader, &mut sink) {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => first_error = first_error.or(Some(error)),
+        }
+    }
     let calls = files + urls;
     let mut text = format!(
         "{calls} pictures to send: {files} files and {urls} URLs\n\
@@ -54,7 +66,8 @@ pub(super) fn count(
     if let Some(call_limit) = call_limit {
         text.push_str(&line_with_longest_time(calls, call_limit));
     }
-    io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)
+    io::stdout().write_all(text.as_bytes()).map_err(BulkError::Write)?;
+    first_error.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// A line that says how long `call_limit` makes this number of calls wait.

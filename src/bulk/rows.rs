@@ -10,12 +10,14 @@ use serde_json::value::RawValue;
 use super::{
     item::{ADDED_FIELDS, ItemReader},
     json_object::{self, Member},
+    source::MAX_ROW_BYTES,
 };
 
 /// The most bytes of a line, with its line break. A line contains the JSON object of a row of the source,
-/// and a vector of about 30 KB. In the source, the row has at most about 4 MiB. As JSON, it may be six times
-/// as long, because a control character takes six bytes.
-const MAX_LINE: usize = 32 << 20;
+/// and a vector of about 30 KB. In a `.csv` source, the values of a row and the names of the columns have at
+/// most about 4 MiB each. As JSON, they may be six times as long, because a control character takes six bytes.
+const MAX_LINE: usize = 64 << 20;
+const _: () = assert!(MAX_LINE as u64 > 12 * MAX_ROW_BYTES + (1 << 20));
 /// [`MAX_LINE`] as the type that `Read::take` needs.
 const MAX_LINE_U64: u64 = MAX_LINE as u64;
 

@@ -97,8 +97,8 @@ impl Run {
     /// Sends all rows, and prints the summary.
     ///
     /// # Errors
-    /// The first row already has a field that `embed` adds, a source breaks before the feeder has passed
-    /// on a row, or the output cannot be written.
+    /// The first row already has a field that `embed` adds, a source breaks and no source has a row, or the
+    /// output cannot be written.
     pub(super) async fn send_all(
         mut self,
         feeder: Feeder,
@@ -122,7 +122,7 @@ impl Run {
     ) -> Result<bool, BulkError> {
         // Whether the feeder may send further events.
         let mut has_more = true;
-        let mut is_interrupted = false;
+        let (mut is_interrupted, mut broken) = (false, None);
         let mut ticker = interval(self.progress.interval());
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -142,14 +142,10 @@ impl Run {
                     match event {
                         Some(SourceEvent::Row(item)) => self.queue(*item).await?,
                         Some(SourceEvent::Broken(reason)) => {
-                            // Nothing was sent, so the command ends as if it could not start.
-                            if self.received == 0 {
-                                return Err(BulkError::Source(reason));
-                            }
                             let detail = "the rest of this source was not read";
                             let failure = Failure::permanent("unreadable_source", detail);
-                            let label = reason; // it contains the source's name
-                            self.tally.add_failure(&label, &failure);
+                            self.tally.add_failure(&reason, &failure); // it names the source
+                            broken.get_or_insert(reason);
                         }
                         None => has_more = false,
                     }
@@ -177,7 +173,13 @@ impl Run {
             }
         }
         self.tally.skipped = feeder.skipped();
-        Ok(is_interrupted)
+        match broken {
+            // There was no row, so the command ends as if it could not start.
+            Some(reason) if self.received + self.tally.skipped == 0 => {
+                Err(BulkError::Source(reason))
+            }
+            _ => Ok(is_interrupted),
+        }
     }
 
     /// Shows the counts. `has_more` is whether the feeder may send further rows.

@@ -8,6 +8,8 @@ use std::{
 
 use super::item::{Item, ItemReader, Picture};
 
+pub(super) use limited::MAX_ROW_BYTES;
+
 mod delimited;
 mod folder;
 mod json;

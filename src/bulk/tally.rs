@@ -52,7 +52,7 @@ impl Tally {
         *count += 1;
     }
 
-    /// The rows that were embedded or failed in this run.
+    /// The rows that were embedded or failed in this run, and the sources that cannot be read to their end.
     pub(super) fn processed(&self) -> u64 {
         self.embedded + self.failed
     }

@@ -14,11 +14,11 @@ pub enum Error {
     /// or `another replica's call to NVIDIA`.
     #[error("the deadline passed while waiting for {0}")]
     QueueTimeout(&'static str),
-    /// The queue for permits is so long that the deadline would probably pass before the call ends.
+    /// The queue for permits is so long that the deadline would probably pass before the picture gets a
+    /// permit or, for a batch, before all its calls end.
     #[error("the queue for calls to NVIDIA is too long")]
     QueueTooLong,
-    /// Uploads do not work or are off, and even the smallest JPEG of the picture is too large to be sent
-    /// inline.
+    /// The picture must be shrunk, and even its smallest JPEG is too large to be sent inline.
     #[error("the picture cannot be made small enough")]
     CannotShrinkEnough,
     /// The picture could not be decoded.

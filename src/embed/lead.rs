@@ -69,8 +69,8 @@ impl Inner {
         key: &CacheKey,
         mut reservation: Option<Reservation>,
     ) -> Result<(Embedding, Option<Lease>), Arc<Error>> {
-        // Another call may have ended since the request looked in the cache. So this looks in the cache
-        // again, in memory and on disk.
+        // Another call may have ended since the request looked in memory. So this looks there again, and
+        // also on disk, where the request of a single picture has not looked if there is no bucket.
         if let Some(found) = self.look_up_locally(key, job.cache_mode).await {
             return Ok((found, None));
         }

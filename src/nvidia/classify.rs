@@ -25,7 +25,7 @@ pub enum Operation {
 }
 
 /// The alert `ImagesvcKeyRefused` in docs/operating.md counts responses with these statuses. It counts them
-/// for every operation, whatever [`Operation::classify`] returns.
+/// for every operation except `UploadAsset`, which sends no key, whatever [`Operation::classify`] returns.
 pub(super) const ALERTING_STATUSES: [u16; 3] = [401, 402, 403];
 
 /// The state of a call that has not failed.

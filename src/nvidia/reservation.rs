@@ -62,9 +62,9 @@ impl Client {
         pace.map_or(at_most, |pace| pace.largest_reservation(at_most, period))
     }
 
-    /// The most calls per minute that this replica may make now. `None` means no limit. If replicas share the
-    /// limit, this is the replica's share while the Valkey cannot be used, and shortly after that. Otherwise,
-    /// it is the whole limit.
+    /// The most calls per minute that this replica may make now. `None` means no limit. Without a
+    /// Valkey, this is always the replica's part. With one, it is the whole limit, but the replica's share
+    /// while the Valkey cannot be used, and shortly after that.
     pub fn call_limit(&self) -> Option<usize> {
         self.0.pace.as_ref().map(PaceLimiter::limit)
     }

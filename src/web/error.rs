@@ -243,7 +243,8 @@ impl Error {
         }
     }
 
-    /// How many inference calls were made for the picture. None of them succeeded. `None` if the error is not from `nvidia`.
+    /// How many inference calls were made for the picture. None of them succeeded. `None` if the error is not
+    /// from `nvidia`.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Pipeline(pipeline::Error::Embed { error, .. }) => error.attempts(),

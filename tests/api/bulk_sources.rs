@@ -137,6 +137,11 @@ async fn after_a_list_that_cannot_be_read_to_its_end_the_other_sources_are_still
     bulk.write_pictures(3);
     bulk.write("torn.json", "[{\"path\": \"photos/0.png\"}, {\"path\": \"photos/1.png\"");
     bulk.write("list.txt", "photos/2.png\n");
+    let dry_run = bulk.run("torn.json list.txt --dry-run").expect_exit_code(2);
+    assert!(dry_run.stdout.starts_with("2 pictures to send"), "{}", dry_run.stdout);
+    assert!(dry_run.stderr.contains("torn.json: "), "{}", dry_run.stderr);
+    bulk.run("torn.json --out vectors.jsonl").expect_exit_code(1);
+    // The row of the first list is skipped now.
     let run = bulk.run("torn.json list.txt --out vectors.jsonl").expect_exit_code(1);
     let rows = bulk.rows("vectors.jsonl");
     let paths: BTreeSet<_> = rows.iter().map(|row| row["path"].as_str().unwrap()).collect();

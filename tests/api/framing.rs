@@ -20,7 +20,7 @@ async fn a_request_that_is_refused_for_its_head_is_logged_and_counted() {
     ] {
         let headers = format!("x-request-id: {id}\r\nconnection: close\r\n{framing}");
         let mut request = request_head("POST /vectorize-image HTTP/1.1", hosts, &headers);
-        // An empty chunked body, as `chunks` needs it. The other two are refused whatever follows the head.
+        // An empty chunked body, which completes the last request. All three are refused for their head.
         request.extend(b"0\r\n\r\n");
         let answer = parse_answer(&exchange(service.address, &request).await);
         assert_eq!(answer.header("x-request-id"), id);

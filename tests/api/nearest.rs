@@ -142,9 +142,14 @@ fn the_label_of_a_row_is_its_path_unless_an_option_selects_another_field() {
 #[test]
 fn nearest_needs_the_prefix_that_embed_was_run_with() {
     let bulk = photographs();
-    bulk.run("photos/cat.png --sandbox --prefix p_ --out list-vectors.jsonl").expect_exit_code(0);
+    bulk.write("list.jsonl", "{\"id\": 7, \"path\": \"photos/cat.png\"}\n");
+    bulk.run("list.jsonl --sandbox --prefix p_ --out list-vectors.jsonl").expect_exit_code(0);
     let nearest = "photos/cat.png --in list-vectors.jsonl --sandbox";
-    bulk.nearest(&format!("{nearest} --prefix p_")).expect_exit_code(0);
+    // The fields of labels are those of the list, so their names have no prefix.
+    for (option, row) in [("", "1.0000  photos/cat.png\n"), ("--id id", "1.0000  7\n")] {
+        let run = bulk.nearest(&format!("{nearest} --prefix p_ {option}")).expect_exit_code(0);
+        assert_eq!(run.stdout, row);
+    }
     let run = bulk.nearest(nearest).expect_exit_code(2);
     assert!(run.stderr.contains("list-vectors.jsonl, line 1: "), "{}", run.stderr);
 }

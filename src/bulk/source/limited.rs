@@ -7,7 +7,7 @@ use std::{
 };
 
 /// The most bytes of a row. [`Limited`] also accepts slightly longer rows.
-pub(super) const MAX_ROW_BYTES: u64 = 4 << 20;
+pub(in crate::bulk) const MAX_ROW_BYTES: u64 = 4 << 20;
 
 /// How many bytes may be read for a row. A parser also reads what separates two rows, and reads ahead,
 /// so this is more than [`MAX_ROW_BYTES`].

@@ -128,8 +128,8 @@ fn an_incomplete_last_line_is_ignored_wherever_it_ends() {
 #[test]
 fn the_error_of_a_line_that_embed_has_not_written_contains_the_line_number() {
     let good = line(r#"{"path":"a"}"#, "1,2");
-    // A line of 17 MiB. The limit is 16 MiB.
-    let long = format!("{{\"path\":\"{}\"}}\n", "x".repeat(33 << 20));
+    // A line of 65 MiB. The limit is 64 MiB.
+    let long = format!("{{\"path\":\"{}\"}}\n", "x".repeat(65 << 20));
     for (bad, reason) in [
         ("\n".into(), "does not end with a vector"),
         ("{}\n".into(), "does not end with a vector"),

@@ -38,7 +38,7 @@ pub(super) struct Readiness {
     #[serde(skip_serializing_if = "Option::is_none")]
     bucket: Option<BucketState>,
     /// Only with a Valkey: whether it can be used, and how many instances use it. An instance whose Valkey
-    /// fails is still ready, and no longer shares calls and their limit with other instances.
+    /// fails is still ready, and no longer shares calls, their limit and the clients' rate limits with others.
     #[serde(skip_serializing_if = "Option::is_none")]
     valkey: Option<ValkeyState>,
 }
@@ -61,7 +61,7 @@ struct ValkeyState {
 
 /// Can this instance serve pictures?
 ///
-/// Answers with `503` and one or more reasons if the downloads folder cannot be used or the service is
+/// Answers with `503` and one or more reasons if the downloads folder cannot take pictures or the service is
 /// stopping. It checks the disk at most once per second. A refused key does not cause a `503`.
 #[utoipa::path(
     get, path = "/ready", tag = "operation",

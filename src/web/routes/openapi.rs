@@ -81,7 +81,11 @@ fn describe_headers(operation: &mut Operation) {
                 "Always `identity`; only with `unsupported_content_encoding`.",
             ),
             "401" => add_header(response, "www-authenticate", Type::String, "Always `Bearer`."),
-            "429" | "503" if is_problem(response) => {
+            "429" if is_problem(response) => {
+                let description = "Seconds to wait before another attempt.";
+                add_header(response, "retry-after", Type::Integer, description);
+            }
+            "503" if is_problem(response) => {
                 let description =
                     "Seconds to wait before another attempt; not with `embedding_exhausted`.";
                 add_header(response, "retry-after", Type::Integer, description);

@@ -50,7 +50,7 @@ impl ServiceProcess {
     }
 
     /// Starts the program with a command in a shell. Only bash's process is killed, so it must become the
-    /// program. It does so only if `command` is a single command: bash then replaces itself with it.
+    /// program. With a single command it does: bash replaces itself with it.
     pub fn start_in_shell(command: &str, folder: &Path, settings: &[(&str, &str)]) -> Self {
         let mut shell = Command::new("bash");
         shell.args(["-c", command]);
