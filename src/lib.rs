@@ -16,12 +16,12 @@
 //!
 //! 1. **[`server`]** accepts a connection if the limits allow it, and finds the client's address.
 //! 2. **[`web`]** gives the request an id, checks the request's key, origin and other headers, and
-//!    calls the route. All routes call the same pipeline.
-//! 3. **[`pipeline`]** *admits* the request before its body is read. It refuses the request if
-//!    the disk is full, or if there is not enough time or memory for the picture. Then the
-//!    route turns the request into a file name and a stream of the picture's bytes. The upload
-//!    route reads a form. The Base64 route reads JSON. The URL route calls [`fetch`], which
-//!    connects to public addresses only.
+//!    calls the route.
+//! 3. Before it reads the body, each route asks the **[`pipeline`]** to *admit* the request. The
+//!    pipeline refuses the request if the disk is full, or if there is not enough time or memory
+//!    for the picture. Then the route passes a file name and a stream of the picture's bytes to the
+//!    pipeline. The upload route reads a form. The Base64 route reads JSON. The URL route calls
+//!    [`fetch`], which connects to public addresses only.
 //! 4. The pipeline *receives* the bytes. [`spool`] counts and hashes them as they arrive, and
 //!    writes them to a file in `downloads/.incoming/`; only small pictures stay in memory.
 //!    [`image`] then reads the picture's header: its format, size and orientation. Nothing is
