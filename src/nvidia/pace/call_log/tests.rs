@@ -1,5 +1,5 @@
-//! Tests of the [`CallLog`] and of the Valkey's scripts. A log computes the replies that are expected from
-//! the scripts: the log's clients stand for the replicas. The time is simulated, also in the scripts.
+//! Tests of the [`CallLog`] and of the Valkey's scripts. The replies that are expected from the scripts come
+//! from a log in which each client stands for a replica. The time is simulated, also in the scripts.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -90,8 +90,7 @@ impl Scripts {
         let (mut script, now) = (self.take.key("calls"), self.now);
         script.key(now / 1_000_000).key(now % 1_000_000);
         script.arg(limit).arg(WINDOW.as_micros() as u64).arg(format!("r{replica}"));
-        // How many calls are searched for calls of other replicas: more than a test has.
-        let max_searched = 1000;
+        let max_searched = 1000; // more calls than a test makes
         script.arg(id).arg(max_searched).invoke(&mut self.connection).unwrap()
     }
 
@@ -133,7 +132,7 @@ fn micros(duration: Duration) -> u64 {
 /// Lets the events happen to the scripts and to the log. Asserts that the scripts give the same replies as
 /// the log.
 fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
-    // `replicas` and `clients` have no effect here, because no call is spread.
+    // `replicas` and `clients` have no effect here, because `is_spread` is false.
     let rule =
         Rule { calls_per_window: limit, window: WINDOW, replicas: 1, clients: Clients::Many };
     let (mut log, start) = (CallLog::new(rule), Instant::now());
@@ -200,6 +199,7 @@ fn compare(scripts: &mut Scripts, limit: usize, events: Vec<Event>) {
                     let expired_call = (u64::MAX, micros(WINDOW));
                     calls_in_window = scripts.record(replica, calls.chain([expired_call]));
                 }
+                // The last replica's script counts the calls of all replicas.
                 assert_eq!(calls_in_window, log.calls.len(), "all calls are recorded");
             }
         }
@@ -240,7 +240,7 @@ fn a_client_may_make_half_of_the_calls_at_once_at_all_replicas_together() {
 }
 
 #[test]
-fn a_call_later_than_the_clock_of_a_new_server_counts_as_made_now() {
+fn a_call_in_the_future_of_a_server_that_takes_over_counts_as_made_now() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let mut scripts = Scripts::new(&server);
     // The limit is one call. The arguments are this limit, the replica and the call's id.
