@@ -211,7 +211,7 @@ async fn test_bucket(bucket: &Bucket) -> Result<(), BuildError> {
         let advice = refusal.advice().unwrap_or_else(|| "see the cause".into());
         return Err(BuildError::Bucket { advice, source: refusal.clone() });
     }
-    // If a write or a read has failed, this starts the tests in the background.
+    // If a write or a read has failed without a refusal, this starts the tests in the background.
     bucket.record_test(&report);
     Ok(())
 }

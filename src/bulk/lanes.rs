@@ -205,7 +205,7 @@ impl Lanes {
         Some((job, failure))
     }
 
-    /// When the next pause of a host ends.
+    /// When the first of the hosts' pauses ends. `None` if no host is paused.
     pub(super) fn next_end_of_pause(&self) -> Option<Instant> {
         self.paused.first().map(|(end, _)| *end)
     }
@@ -273,7 +273,7 @@ mod tests {
         assert_eq!(lanes.rows, 1);
         lanes.job_ended("a:80");
         assert_eq!(take_all(&mut lanes, now), ["http://a/3"]);
-        // The lane of jobs without a host has an empty name.
+        // The lanes of the four jobs that still run. The name is empty for the job without a host.
         for name in ["a:80", "a:80", "b:80", ""] {
             lanes.job_ended(name);
         }
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_host_delays_no_other_and_then_starts_the_job_that_has_run_before() {
+    fn a_paused_host_delays_no_other_and_resumes_with_the_job_that_has_run_before() {
         let now = Instant::now();
         let mut lanes = Lanes::new(1);
         lanes.push(job("http://a/1"));

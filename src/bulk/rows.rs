@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(row.object(), object);
         let source_names = row.source_members.iter().map(|(name, _)| &**name);
         assert!(source_names.eq(["path", "model", "n"]));
-        // The field `model` of the source is not the model that computed the vector.
+        // The added `model` counts, not that of the source. (`embed` refuses such a source without a prefix.)
         assert_eq!(row.model().unwrap(), "m");
         let values = row.added_values().unwrap().map(RawValue::get);
         assert_eq!(values, [r#""ab""#, r#""m""#, r#""jpeg""#, "1", "2"]);

@@ -119,15 +119,16 @@ fn read_color_table(reader: &mut Reader, flags: u8) -> io::Result<Option<Vec<u8>
 /// Reads an extension to its end. Returns the index of the transparent colour, if the extension
 /// contains one.
 ///
-/// An extension is a label and then blocks. Each block begins with its length, and a length of zero
-/// ends the extension. The transparent colour is in the first block of a graphic control extension.
+/// An extension is a label and then sub-blocks. Each sub-block begins with its length, and a length of
+/// zero ends the extension. The transparent colour is in the first sub-block of a graphic control
+/// extension.
 fn read_extension(reader: &mut Reader) -> io::Result<Option<u8>> {
     let label = read_byte(reader)?;
     let mut transparent = None;
-    for block_index in 0.. {
+    for sub_block_index in 0.. {
         match (label, read_byte(reader)?) {
             (_, 0) => break,
-            (GRAPHIC_CONTROL, len @ 4..) if block_index == 0 => {
+            (GRAPHIC_CONTROL, len @ 4..) if sub_block_index == 0 => {
                 let mut control = [0; 4];
                 reader.read_exact(&mut control)?;
                 transparent = (control[0] & HAS_TRANSPARENT != 0).then_some(control[3]);

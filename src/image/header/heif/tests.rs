@@ -72,6 +72,7 @@ fn the_fields_for_the_memory_estimate_are_read() {
     for name in ["depth", "gain-map", "thumbnail"] {
         assert_eq!(heif_of(name).alpha, Alpha::None, "{name}");
     }
+    // `odd-17x33` is cropped to its odd size.
     for name in ["halves-imir0", "halves-irot2", "clap-off-centre", "odd-17x33"] {
         assert!(heif_of(name).is_transformed, "{name}");
     }
@@ -219,8 +220,9 @@ fn a_file_whose_meta_box_is_too_long_is_damaged() {
         read_bytes(bytes)
     };
     assert!(read_with_longer_meta_box(1000).is_ok());
-    let max_len = 1 << 20; // `MAX_META` in `boxes.rs`
-    assert_eq!(read_with_longer_meta_box(max_len), Err(Damaged));
+    // The box also has its original content, so it becomes longer than allowed.
+    let max_content_len = 1 << 20; // `MAX_META` in `boxes.rs`
+    assert_eq!(read_with_longer_meta_box(max_content_len), Err(Damaged));
 }
 
 #[test]
