@@ -197,8 +197,8 @@ async fn equal_pictures_in_one_batch_are_sent_to_nvidia_once_even_without_a_cach
     let app = TestApp::builder(&nvidia)
         .setting("IMAGESVC_CACHE_MEMORY", 0)
         .setting("IMAGESVC_CACHE_DISK", 0)
-        // With one call at a time, an equal picture cannot join the call for the first one, which has ended.
-        // The equal picture can get its embedding only from the batch itself.
+        // With this limit, the batch processes one picture at a time. When it comes to an equal picture, the
+        // call for the first one has ended. Then only the batch itself still has the embedding.
         .setting("NVIDIA_MAX_CONCURRENCY", 1)
         .start()
         .await;
@@ -239,7 +239,7 @@ async fn the_query_and_cache_control_have_the_same_effect_as_on_the_other_routes
     let entry = assert_entries(&answer).remove(0);
     assert!(entry["imagesvc"].get("saved_as").is_none() && entry["imagesvc"].get("path").is_none());
     assert_eq!(app.saved().len(), 0);
-    // Parameters with an invalid value are refused.
+    // Parameters with an invalid value are refused. The other routes have no parameter `errors`.
     assert_problem(&send("?backend=clip", batch_of([1])).await, 422, "validation_failed");
     assert_problem(&send("?errors=some", batch_of([1])).await, 422, "validation_failed");
     let request = app.json_request("/v1/embeddings", &batch_of([1]));

@@ -1,6 +1,6 @@
 //! How pictures are prepared for NVIDIA. JPEG, PNG, WebP and TIFF with an EXIF orientation are turned
 //! upright. If the JPEG made of a picture has too many bytes, its quality is lowered, or the picture is
-//! shrunk. A picture with more pixels on a side than a JPEG can have is shrunk as well.
+//! shrunk. A picture with too many pixels on a side for a JPEG is shrunk as well, if it must become one.
 
 use image_rs::{ImageFormat, Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 
@@ -160,7 +160,7 @@ async fn a_picture_over_the_inline_limit_is_sent_upright_whether_or_not_it_is_sh
     let nvidia = FakeNvidia::healthy().await;
     let app = TestApp::builder(&nvidia).setting("NVIDIA_LARGE_IMAGES", "shrink").start().await;
     let picture = corners(1600, 800);
-    // The orientation 1 is left out: such a JPEG is shrunk without being re-encoded in full size first.
+    // The orientation 1 is left out: an upright JPEG over the limit is always shrunk.
     for orientation in 2..=8 {
         // The default inline limit allows fewer than 200,000 characters of Base64: at most 149,997 bytes.
         // The zeros after the end make this JPEG longer. The JPEG of the turned picture is short enough.

@@ -123,7 +123,7 @@ fn costs_on_the_page() -> Vec<[usize; 2]> {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_picture_costs_the_requests_of_the_table_in_docs_scaling_md() {
     let Some(moto) = MotoServer::start().await else { return };
-    let proxy = FaultProxy::start(moto.address).await;
+    let proxy = FaultProxy::start(moto.address).await; // causes no faults here
     let nvidia = FakeNvidia::healthy().await;
     let settings = moto.settings_through(proxy.address);
     let replica = Replica::start(&nvidia, &settings).await;

@@ -91,10 +91,10 @@ pub fn zlib_zeros(len: u64) -> Vec<u8> {
     for length in [0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 2] {
         bits.put(length, 3);
     }
-    // The lengths of the other codes: two bits for the symbols 0 and 256, one bit for 285 (258 bytes)
-    // and for the distance 1. The symbols in between have no code, which is the length zero. These
-    // lengths are written with the 4 + 14 codes. Each pair is a code and its number of bits. The first
-    // bit of a code is its lowest.
+    // The lengths of the other codes: two bits for the symbols 0 and 256, one bit for 285 (repeat 258
+    // bytes) and for the distance 1. The symbols in between have no code, which is the length zero.
+    // These lengths are written with the 4 + 14 codes. Each pair is a code and its number of bits. The
+    // first bit of a code is its lowest.
     let (length_1, length_2, zeros) = ((0b01, 2), (0b11, 2), (0b0, 1));
     for ((code, code_bits), run) in [
         (length_2, None),
@@ -190,7 +190,7 @@ pub fn anmf(width: u32, height: u32, chunks: &[Vec<u8>]) -> Vec<u8> {
 
 /// The data of a `VP8 ` chunk: a lossy frame whose partitions are all zeros (RFC 6386, 9.1).
 /// `rest_len` is the length of what follows the first partition. The frame decodes to grey pixels
-/// until the zeros end.
+/// until the decoder has read all zeros.
 pub fn vp8(width: u16, height: u16, first_partition_len: u32, rest_len: usize) -> Vec<u8> {
     // The frame tag: a key frame (bit 0 is clear) that is shown (bit 4). Then the start code.
     let mut frame = (first_partition_len << 5 | 1 << 4).to_le_bytes()[..3].to_vec();
