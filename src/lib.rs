@@ -18,8 +18,8 @@
 //! 2. **[`web`]** gives the request an id, checks the request's key, origin and other headers, and
 //!    calls the route.
 //! 3. Before it reads the body, each route asks the **[`pipeline`]** to *admit* the request. The
-//!    pipeline refuses the request if the disk is full, or if there is not enough time or memory
-//!    for the picture. Then the route passes a file name and a stream of the picture's bytes to the
+//!    pipeline refuses the request if the disk is full, if there is not enough memory for the
+//!    picture, or if its call to NVIDIA would come too late. Then the route passes a file name and a stream of the picture's bytes to the
 //!    pipeline. The upload route reads a form. The Base64 route reads JSON. The URL route calls
 //!    [`fetch`], which connects to public addresses only.
 //! 4. The pipeline *receives* the bytes. [`spool`] counts and hashes them as they arrive, and

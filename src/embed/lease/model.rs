@@ -2,10 +2,10 @@
 //! kills, suspensions, lost replies, and outages of the Valkey.
 //!
 //! The model's replicas decide with [`Step`], as the real ones do. A payment is a call to NVIDIA. After a
-//! failed command, a replica does not use the Valkey until it has connected again, as in `Valkey`. Time is
-//! reduced to one event: more time passes than the reserve, `Valkey::lease_reserve`. A lease has at least the
-//! reserve left while its holder runs and reaches the Valkey. So a lease can expire only if this event
-//! happens and nothing renews the lease.
+//! failed command, a replica does not use the Valkey until it has connected again, as in `Valkey`. The
+//! reserve, `Valkey::lease_reserve`, is the least time that a lease has left while its holder runs and reaches
+//! the Valkey. Time is reduced to one event: more time passes than the reserve. So a lease can expire only if
+//! this event happens and nothing renews the lease.
 
 use std::collections::HashMap;
 
@@ -120,14 +120,14 @@ impl World {
         }
     }
 
-    /// Whether the replica is about to pay, or has paid and not ended. It does not ask for the lease again.
+    /// Whether the replica is about to pay, or has paid and not ended: it never asks for the lease again.
     fn relies_on_lease(&self, replica: usize) -> bool {
         let state = self.replicas[replica].state;
         matches!(state, State::AboutToPay(_) | State::Paid(_) | State::Written(_))
     }
 
     /// All worlds that can follow without a fault.
-    fn steps(&self) -> Vec<Self> {
+    fn after_no_fault(&self) -> Vec<Self> {
         let mut next = Vec::new();
         for index in 0..REPLICAS {
             if !self.replicas[index].is_suspended {
@@ -340,9 +340,9 @@ fn search(faults: Faults) -> (usize, usize) {
     while let Some(world) = worlds.get(at).copied() {
         let most = world.most_payments();
         assert!(world.payments <= most, "there must be at most {most} payments: {world:?}");
-        let after_steps = world.steps().into_iter().map(|next| (next, false));
-        let after_faults = world.after_fault().into_iter().map(|next| (next, true));
-        for (next, is_fault) in after_steps.chain(after_faults) {
+        let after_no_fault = world.after_no_fault().into_iter().map(|next| (next, false));
+        let after_fault = world.after_fault().into_iter().map(|next| (next, true));
+        for (next, is_fault) in after_no_fault.chain(after_fault) {
             let index = *indexes.entry(next).or_insert_with(|| {
                 worlds.push(next);
                 predecessors.push(Vec::new());
@@ -380,8 +380,8 @@ fn without_faults_three_replicas_pay_once() {
 #[test]
 fn each_kill_or_suspension_costs_at_most_one_more_payment() {
     let (_, payments) = search(Faults { kills: 2, suspensions: 2, ..NO_FAULTS });
-    // A suspension lets at most one lease expire: see `most_payments`. At worst, each replica pays once.
-    assert_eq!(payments, 3);
+    // A suspension lets at most one lease expire, and `search` checks `most_payments` in each world.
+    assert_eq!(payments, 3, "at worst, each replica should pay once");
 }
 
 #[test]

@@ -313,6 +313,7 @@ async fn record_again(pace: Weak<Inner>, mut generation: watch::Receiver<u64>) {
             let Some(shared) = &pace.shared else { return };
             // After a failure, the next generation repeats this.
             let _: Result<(), Unavailable> = pace.record_own_calls(shared).await;
+            // A new generation changes the mode, so a waiting call may be made earlier.
             pace.changed.notify_waiters();
             shared.limit.settle_time
         };

@@ -202,8 +202,8 @@ async fn half_of_the_calls_are_made_at_once_and_the_others_are_spread_over_the_w
     // One client gets 39 of the 40 calls in a window: one stays free for others.
     let times = calls(&pace(40), FIRST, 39).await;
     assert_eq!(times[..20], [start; 20]);
-    // The other 19 calls divide the window of 60.5 s into 20 gaps of about 3 s. The last gap ends
-    // without a call, so `gaps` does not contain it.
+    // The other 19 calls divide the window of 60.5 s into 20 gaps of about 3 s. The first gap begins with
+    // the calls made at once. The last gap ends without a call, so `gaps` does not contain it.
     let gaps: Vec<f64> =
         times[19..].windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
     assert!(gaps.iter().all(|gap| (3.0..3.1).contains(gap)), "{gaps:?}");
@@ -356,7 +356,7 @@ fn the_largest_reservation_is_the_largest_that_is_not_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_becomes_the_next_one_when_others_expire_is_made_at_that_time() {
+async fn a_waiting_call_that_becomes_the_next_one_when_earlier_calls_expire_is_made_at_that_time() {
     let (pace, start) = (pace(4), Instant::now());
     calls(&pace, SECOND, 2).await;
     sleep(Duration::from_secs(10)).await;

@@ -273,7 +273,7 @@ async fn a_waiting_call_gets_its_permit_when_the_limit_has_settled() {
     first.wait_for_two_replicas().await;
     // The first permit is the replica's share. The second one is granted only after the settle time.
     let _permits = (first.permit().await, first.permit().await);
-    assert_eq!(second.make_calls().await.0, 0);
+    assert_eq!(second.make_calls().await.0, 0, "the first replica has both turns");
 }
 
 #[tokio::test]
