@@ -152,7 +152,7 @@ impl Bench {
         Load { request, is_fresh: true, clients: 16, run_for: self.load_time }
     }
 
-    /// Measures the time of a start, and the memory after it.
+    /// Measures the time of a start, the memory after it, and the size of the program's file.
     fn start(&mut self) {
         let folder = self.folder("start");
         let startup_time = |_| Service::start(&folder, &self.nvidia, &[]).startup_time;

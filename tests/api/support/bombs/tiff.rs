@@ -216,8 +216,8 @@ fn no_data() -> Vec<u8> {
 }
 
 /// A picture of 16 × 16 pixels in a single strip, which is a JPEG. The JPEG's header announces
-/// `side` × `side` pixels, but the JPEG has no pixel data. If it is progressive and `side` is
-/// 16384, a decoder that ignores the size of the strip allocates 2.4 GB.
+/// `side` × `side` pixels, but the JPEG has no pixel data. A decoder that trusts a progressive
+/// header with a `side` of 16,384 allocates 2.4 GB.
 fn strip_of_jpeg(frame: u8, side: u16) -> Vec<u8> {
     let spectrum = if frame == PROGRESSIVE { (0, 0) } else { (0, 63) };
     let jpeg =
