@@ -3,9 +3,9 @@
 //!
 //! The model's replicas decide with [`Step`], as the real ones do. A payment is a call to NVIDIA. After a
 //! failed command, a replica does not use the Valkey until it has connected again, as in `Valkey`. The
-//! reserve, `Valkey::lease_reserve`, is the least time that a lease has left while its holder runs and reaches
-//! the Valkey. Time is reduced to one event: more time passes than the reserve. So a lease can expire only if
-//! this event happens and nothing renews the lease.
+//! reserve, `Valkey::lease_reserve`, is the least time that a lease has left while its holder runs and
+//! reaches the Valkey. Time is reduced to one event: more time passes than the reserve. So a lease can expire
+//! only if this event happens and nothing renews the lease.
 
 use std::collections::HashMap;
 
