@@ -58,7 +58,7 @@ fn run_job(job: Job) -> io::Result<()> {
             write_message(ResultKind::Unreadable, &error.to_string())
         }
         Ok(Err(Error::Broken { reason, .. })) => write_message(ResultKind::Broken, &reason),
-        // `render` returns no other error.
+        // `render` returns another error only if the file was changed after the parent read its header.
         Ok(Err(error)) => write_message(ResultKind::Broken, &error.to_string()),
         Err(payload) => write_message(ResultKind::Panicked, panic_message(&*payload)),
     }

@@ -120,8 +120,8 @@ impl Chunks {
     }
 
     /// Keeps the flag for animation, and clears all others except that for alpha. Some programs
-    /// remove or add a chunk but do not update the flags. The decoder that the service uses refuses flags
-    /// that announce a missing chunk; some other decoders accept them.
+    /// remove or add a chunk but do not update the flags. The decoder that the service uses refuses most
+    /// flags that announce a missing chunk; some other decoders accept all of them.
     ///
     /// An animation keeps its flag for alpha. For lossless pixels, the corrected flag says whether they
     /// use alpha. For lossy pixels, it is cleared if the chunk of alpha is missing, but never set.

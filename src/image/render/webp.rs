@@ -1,5 +1,5 @@
-//! Decodes WebP. The decoder refuses a picture whose flags announce a chunk that is missing, so the
-//! flags are corrected first.
+//! Decodes WebP. The decoder refuses most flags that announce a missing chunk, so the flags are corrected
+//! first.
 
 use image_rs::{DynamicImage, ImageFormat};
 

@@ -59,7 +59,7 @@ fn sync(folder: &Path) -> io::Result<()> {
 fn remove_unsaved(folder: &Folder, path: &Path) {
     if let Err(error) = fs::remove_file(path).and_then(|()| sync(&folder.path)) {
         let name = path.file_name().and_then(|name| name.to_str());
-        tracing::error!(%error, name, "a picture that was reported as not saved could not be removed");
+        tracing::error!(%error, name, "a picture that no client knows of could not be removed");
     }
 }
 
