@@ -2,7 +2,7 @@
 //! computes for a picture, without a thread, a clock or a file.
 //!
 //! To measure the time of a part, the machine would have to be quiet. The number of its instructions
-//! hardly differs between runs.
+//! is the same in each run on a machine.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs, unreachable_pub)]
 

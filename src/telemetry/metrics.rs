@@ -67,7 +67,7 @@ impl Drop for InFlightGuard {
 }
 
 impl Metrics {
-    /// Creates the metrics. Those with labels have no series yet.
+    /// Creates the metrics. Those with labels, except `build`, have no series yet.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix(PREFIX);
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
