@@ -54,7 +54,8 @@ impl Job {
         self.item.object.len() + size_of::<Self>()
     }
 
-    /// The name of the job's lane: the URL's host and port, or empty for a file or an invalid URL.
+    /// The name of the job's lane: the URL's host and port, or empty for a file. An invalid URL has an empty
+    /// host, too: the service refuses it.
     pub(super) fn lane_name(&self) -> String {
         match &self.item.picture {
             Ok(Picture::Url { host, .. }) => host.clone(),

@@ -22,7 +22,8 @@ use crate::support::{
     tiny, try_picture_number, wait_for,
 };
 
-/// The other replicas must answer within this time, even if they wait for [`LEASE`] or [`SUSPENSION`].
+/// The other replicas must answer within this time, even if they wait as long as
+/// [`LEASE`] or [`SUSPENSION`].
 const RECOVERY: Duration = Duration::from_secs(15);
 
 /// How long a lease is valid if nobody renews it.

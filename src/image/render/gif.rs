@@ -162,8 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_without_a_transparent_colour_stray_zeros_and_everything_after_the_frame_are_ignored()
-    {
+    fn stray_zeros_control_blocks_without_transparency_and_all_after_the_frame_are_ignored() {
         let first = encoded_frame([0, 0, 4, 1], &[], &[0, 1, 2, 3]);
         for before in [
             &b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"[..],
