@@ -50,11 +50,10 @@ async fn of_200_pictures_at_20_calls_per_minute_10_are_served_and_the_others_are
         .setting("IMAGESVC_REQUEST_TIMEOUT", "3s")
         // All uploads come from one address. The default for an address is 64 connections.
         .setting("IMAGESVC_MAX_CONNECTIONS_PER_PEER", "300")
-        // One client gets at most three quarters of this limit. That must be enough for 200
-        // pictures.
+        // The only client gets three quarters of this limit. That must be enough for 200 pictures.
         .setting("IMAGESVC_MAX_IN_FLIGHT", "400")
-        // One client also gets at most three quarters of the memory. Each small picture counts as
-        // 512 KiB, so 200 of them exceed three quarters of the default of 128 MiB.
+        // It also gets only three quarters of the memory. Each small picture counts as 512 KiB, so 200 of
+        // them exceed three quarters of the default of 128 MiB.
         .setting("IMAGESVC_MAX_BUFFERED_BYTES", "256MiB")
         .start()
         .await;
@@ -202,7 +201,7 @@ async fn at_ten_times_the_capacity_accepted_pictures_are_served_and_others_refus
     const CALL_DURATION: Duration = Duration::from_millis(100);
     let nvidia = FakeNvidia::replying(vec![embedding().after(CALL_DURATION)]).await;
     // By default, one client may have 192 pictures in progress. To embed them would take 4.8 s, which is
-    // longer than the timeout. So this limit alone is not enough.
+    // longer than the timeout. So the service must refuse pictures long before this limit.
     let max_calls = MAX_CALLS.to_string();
     let settings = [
         ("NVIDIA_MAX_CONCURRENCY", max_calls.as_str()),
