@@ -13,8 +13,9 @@ use crate::support::{
 #[allow(clippy::large_enum_variant, reason = "a test has only one or two of these")]
 enum Bucket {
     Moto(MotoServer),
-    /// A bucket of rclone, and a moto whose S3 client replaces objects in this bucket. rclone would not
-    /// notice a file that is replaced directly on the disk. The moto's own bucket is not used.
+    /// A bucket of rclone, and a moto. The boto3 in the moto's process replaces objects in rclone's bucket,
+    /// because rclone would not notice a file that is replaced directly on the disk. The moto's own bucket is
+    /// not used.
     Rclone(RcloneServer, MotoServer),
 }
 

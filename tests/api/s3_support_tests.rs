@@ -21,7 +21,7 @@ fn with_wrong_secret(credentials: &Credentials) -> Credentials {
 }
 
 #[tokio::test]
-async fn moto_lets_its_user_list_the_bucket_and_use_only_its_prefix_and_deny_forbids_more() {
+async fn the_user_of_moto_may_only_list_the_bucket_and_use_one_prefix_unless_deny_forbids_it() {
     let Some(moto) = MotoServer::start().await else { return };
     for (operation, parameters, expected) in [
         ("put_object", object_with_body("imagesvc/a"), "ok"),
@@ -36,7 +36,7 @@ async fn moto_lets_its_user_list_the_bucket_and_use_only_its_prefix_and_deny_for
         assert_eq!(moto.attempt(operation, &parameters).await, expected, "{operation}");
     }
     moto.deny(&["s3:PutObject"]).await;
-    // `write`, `read`, `keys`, `delete` and `delete_bucket` act as an administrator, not as the user.
+    // `attempt` acts as the user. The other methods here, also `delete_bucket`, act as an administrator.
     moto.write("imagesvc/b", b"b").await;
     let put = object_with_body("imagesvc/c");
     assert_eq!(moto.attempt("put_object", &put).await, "AccessDenied");
@@ -169,9 +169,9 @@ async fn temporary_credentials_come_from_the_metadata_and_can_be_revoked() {
     for endpoint in [metadata.endpoint(), moto.metadata_endpoint()] {
         assert_eq!(attempt(&fetch(&endpoint).await).await, "ok");
     }
-    let without_metadata_token =
+    let role_without_metadata_token =
         client.get(format!("{}/{path}/", metadata.endpoint())).send().await.unwrap();
-    assert_eq!(without_metadata_token.status(), 401);
+    assert_eq!(role_without_metadata_token.status(), 401);
     metadata.rotate(second.clone(), lifetime);
     assert_eq!(fetch(&metadata.endpoint()).await, second);
     assert_eq!(metadata.credential_requests(), 2, "one before and one after the rotation");

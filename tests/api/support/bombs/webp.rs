@@ -23,7 +23,7 @@ pub(super) fn all() -> Vec<Bomb> {
         // 4096 bytes must follow for 64 × 64 pixels without compression.
         ("webp-alpha-short", alpha(&[0; 17], &vp8_grey(64, 64))),
         ("webp-alpha-no-such-compression", alpha(&[3; 5000], &vp8_grey(64, 64))),
-        // With the gradient filter, the sums of these bytes exceed 255.
+        // The first byte selects the gradient filter, which adds up the other bytes to more than 255.
         ("webp-alpha-gradient", alpha(&[0b1100; 4097], &vp8_grey(64, 64))),
         ("webp-exif-4gib", exif_4_gib()),
         ("webp-chunks-4gib", chunks_4_gib()),
@@ -41,8 +41,8 @@ fn lossless(stream: &[u8]) -> Vec<u8> {
 /// 5.2.2: meta prefix codes). The codes for green have `length` bits. A group has ten bytes here. With
 /// codes of 11 bits, a decoder that expands every group needs 52 KiB for each (CVE-2026-46603).
 fn codes(groups: u64, length: usize) -> Vec<u8> {
-    /// The symbols of the length code (see below), in the order in which the stream stores the lengths of
-    /// their codes.
+    /// The symbols of the length code (see below). The stream contains one number for each of them, in this
+    /// order: how long the symbol's code is.
     const LENGTH_CODE_ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
     let mut bits = LowBits::default();
     bits.put(0, 1); // no transform
