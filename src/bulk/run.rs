@@ -142,9 +142,7 @@ impl Run {
                     match event {
                         Some(SourceEvent::Row(item)) => self.queue(*item).await?,
                         Some(SourceEvent::Broken(reason)) => {
-                            let detail = "the rest of this source was not read";
-                            let failure = Failure::permanent("unreadable_source", detail);
-                            self.tally.add_failure(&reason, &failure); // it names the source
+                            self.tally.add_broken_source(&reason);
                             broken.get_or_insert(reason);
                         }
                         None => has_more = false,

@@ -37,6 +37,12 @@ impl Tally {
         Self { embedded, cached, failed, skipped, causes: BTreeMap::new() }
     }
 
+    /// Counts a source that cannot be read to its end. `reason` names the source.
+    pub(super) fn add_broken_source(&mut self, reason: &str) {
+        let detail = "the rest of this source was not read";
+        self.add_failure(reason, &Failure::permanent("unreadable_source", detail));
+    }
+
     /// Counts a failure.
     pub(super) fn add_failure(&mut self, label: &str, failure: &Failure) {
         self.failed += 1;
