@@ -18,7 +18,7 @@ impl Bench {
     }
 
     /// Compares the processor time that the disk adds with that of saving the same bytes without the
-    /// service.
+    /// service. The column `times` is the quotient of both.
     fn cost_of_disk(&mut self) {
         let Some(memory) = self.start_in_memory() else { return };
         let on_disk = self.start_warm("saving");

@@ -118,7 +118,7 @@ fn webp_bytes_per_pixel(reader: &mut Reader) -> Option<u64> {
 
 /// The decoder stores the colour and alpha samples of each pixel with 8 bits, and then converts them
 /// to RGB. Three or more samples are converted in place. For one or two samples, the buffer grows, and
-/// for a moment there are 2 + 3 bytes for each pixel. A TIFF's estimate is never lower.
+/// for a moment there are 2 + 3 bytes for each pixel. No TIFF's estimate is below these 5 bytes.
 ///
 /// For the current row, the decoder has a buffer with the stored samples and one with 8-bit samples.
 /// The floating-point predictor needs two more buffers, as wide as a whole tile. A JPEG strip or tile

@@ -38,11 +38,12 @@ fn lossless(stream: &[u8]) -> Vec<u8> {
 }
 
 /// A bitstream with this number of groups of prefix codes for 8 × 8 pixels (lossless specification,
-/// 5.2.2: meta prefix codes). The codes for green have `length` bits. A group has ten bytes here. With
-/// codes of 11 bits, a decoder that expands every group needs 52 KiB for each (CVE-2026-46603).
+/// 5.2.2: meta prefix codes). The codes for green have `length` bits. In the bitstream, a group takes
+/// about ten bytes. With codes of 11 bits, a decoder that expands every group needs 52 KiB for each
+/// (CVE-2026-46603).
 fn codes(groups: u64, length: usize) -> Vec<u8> {
-    /// The symbols of the length code (see below). The stream contains one number for each of them, in this
-    /// order: how long the symbol's code is.
+    /// The code for green is described by a second code, the length code. For each of these symbols of the
+    /// length code, the stream contains the number of bits of the symbol's code, in this order.
     const LENGTH_CODE_ORDER: [usize; 15] = [17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11];
     let mut bits = LowBits::default();
     bits.put(0, 1); // no transform
